@@ -1,0 +1,13 @@
+"""What comes with shrinkkit: tasks on real data, recipes, studies, and the template of a task of one's own."""
+
+from pathlib import Path
+
+TASKS = {
+    "digits-cnn": "residual CNN with BatchNorm, 1x32x32 images",
+    "digits-lstm": "LSTM, GRU and Linear over the 32 rows of an image",
+    "digits-transformer": "attention over the 64 patches of an image",
+}
+"""The bundled tasks and what each of them is; all classify scikit-learn's handwritten digits."""
+
+TEMPLATE = Path(__file__).with_name("my_task.py")
+"""The file that `shrinkkit new` copies."""

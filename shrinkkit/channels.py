@@ -1,0 +1,356 @@
+"""Which channels of a model hang together.
+
+`prune` decides what goes, this module which layers must lose channels together, `cutting` how.
+A torch-pruning dependency graph proposes the groups; `cutting.disproof` takes none of them on trust.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from shrinkkit.errors import InvalidInput, Unsupported
+
+Example = tuple[Tensor, ...]
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
+"""The layer types whose output channels are pruned and counted."""
+
+# What a model's own forward may raise when a tensor no longer has the shape it expects.
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one layer or parameter loses when channels of its group go."""
+
+    name: str
+    handler: Callable[[Any, list[int]], Any]
+    dim: int
+    out: bool
+    """Output channels (True), or only the input channels that read them."""
+    idxs: tuple[int, ...]
+    roots: tuple[int, ...]
+    """For each of `idxs`, the channel of the group's first layer that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that can only lose channels together."""
+
+    layers: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    units: tuple[tuple[int, ...], ...]
+    """Channels that go or stay as one: one a unit, or one of each convolution group or head."""
+    makes_output: bool
+    refusal: str = ""
+
+    def costs(self) -> list[int]:
+        """Return how many output channels of counted layers go with each unit."""
+        per_root: dict[int, int] = {}
+        for edit in self.edits:
+            if edit.out and edit.name in self.layers:
+                for root in edit.roots:
+                    per_root[root] = per_root.get(root, 0) + 1
+        return [sum(per_root.get(root, 0) for root in unit) for unit in self.units]
+
+
+def counted(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of `model` whose output channels count, by name; a shared one once."""
+    inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inner}
+
+
+def width(layer: nn.Module) -> int:
+    """Return the number of output channels or features of a counted layer."""
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+    for attribute in ("out_channels", "out_features", "embed_dim"):
+        if hasattr(layer, attribute):
+            return int(getattr(layer, attribute))
+    raise InvalidInput(f"`layer` must be a convolution, linear, recurrent or attention layer, got {type(layer)}.")
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """Return the number of output channels of each counted layer of `model`, by name."""
+    return {name: width(layer) for name, layer in counted(model).items()}
+
+
+class _RecurrentPruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """Cuts hidden units out of all layers and directions of an LSTM, GRU or RNN alike."""
+
+    def prune_out_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+        hidden = layer.hidden_size
+        keep = sorted(set(range(hidden)) - {i % hidden for i in idxs})
+        directions = 2 if layer.bidirectional else 1
+        for name in layer._flat_weights_names:
+            weight = getattr(layer, name)
+            gates = weight.shape[0] // hidden
+            rows = [gate * hidden + i for gate in range(gates) for i in keep]
+            weight = self._prune_parameter_and_grad(weight, rows, 0)
+            if name.startswith("weight_hh"):
+                weight = self._prune_parameter_and_grad(weight, keep, 1)
+            elif name.startswith("weight_ih") and not name.removesuffix("_reverse").endswith("_l0"):
+                columns = [d * hidden + i for d in range(directions) for i in keep]
+                weight = self._prune_parameter_and_grad(weight, columns, 1)
+            setattr(layer, name, weight)
+        layer.hidden_size = len(keep)
+        return layer
+
+    def prune_in_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+        keep = sorted(set(range(layer.input_size)) - set(idxs))
+        for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
+            if hasattr(layer, name):
+                setattr(layer, name, self._prune_parameter_and_grad(getattr(layer, name), keep, 1))
+        layer.input_size = len(keep)
+        return layer
+
+    def get_out_channels(self, layer: nn.RNNBase) -> int:
+        return width(layer)
+
+    def get_in_channels(self, layer: nn.RNNBase) -> int:
+        return layer.input_size
+
+    def get_out_channel_groups(self, layer: nn.RNNBase) -> int:
+        return 2 if layer.bidirectional else 1
+
+
+class _OneNode(torch.autograd.Function):
+    """Passes tensors through as the outputs of one autograd node fed by the anchors."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("A traced model is never differentiated.")
+
+
+class _ChannelsSecond(TorchFunctionMode):
+    """Splits and joins sequences of features along their second dimension, the only one that the graph follows."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.chunk, torch.split, torch.cat, torch.concat, Tensor.chunk, Tensor.split):
+            joins = func in (torch.cat, torch.concat)
+            first = args[0] if args else kwargs.get("tensors")
+            at = 1 if joins else 2
+            dim = args[at] if len(args) > at else kwargs.get("dim", 0)
+            if first is not None and (first[0] if joins else first).dim() == 3 and dim in (2, -1):
+                kwargs = {**{k: v for k, v in kwargs.items() if k not in ("dim", "tensors")}, "dim": 1}
+                if joins:
+                    return func([t.transpose(1, 2) for t in first], **kwargs).transpose(1, 2)
+                return tuple(t.transpose(1, 2) for t in func(first.transpose(1, 2), *args[1:2], **kwargs))
+        return func(*args, **kwargs)
+
+
+def _forward(model: nn.Module, example: Example) -> Any:
+    with _ChannelsSecond():
+        return model(*(t.clone() for t in example))
+
+
+def _as_one_node(layer: nn.Module) -> None:
+    # The graph is read off autograd; a layer made of many operations would show its insides there.
+    forward = layer.forward
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            leaves, shape = pytree.tree_flatten(forward(*args, **kwargs))
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+        found = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
+        anchors = [*given, next(layer.parameters())]
+        passed = _OneNode.apply(len(found), *(leaves[i] for i in found), *anchors)  # type: ignore[no-untyped-call]
+        for i, tensor in zip(found, passed, strict=True):
+            leaves[i] = tensor
+        return pytree.tree_unflatten(leaves, shape)
+
+    layer.forward = traced
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return every tensor in a model's output, through tuples, lists, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in tensors(value)]
+    if isinstance(output, (list, tuple)):
+        return [t for value in output for t in tensors(value)]
+    if dataclasses.is_dataclass(output):
+        return [t for field in dataclasses.fields(output) for t in tensors(getattr(output, field.name))]
+    return []
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` without gradients.
+
+    Raises:
+        Unsupported: The model holds something that cannot be copied.
+    """
+    try:
+        result = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise Unsupported(
+            f"`model` cannot be copied, and pruning never changes the model it is given: {error}. "
+            "Detach tensors that are kept as plain attributes, and drop locks, files and generators."
+        ) from error
+    result.zero_grad(set_to_none=True)
+    return result
+
+
+def groups(model: nn.Module, example: Example) -> list[Group]:
+    """Return the groups of layers of `model` that must lose channels together.
+
+    `model` is left unchanged. Runs it once on `example`.
+
+    Raises:
+        Unsupported: The model's forward cannot be traced by autograd.
+    """
+    traced = duplicate(model).eval()
+    for parameter in traced.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    recurrent = {type(m): _RecurrentPruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
+    for module in traced.modules():
+        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            _as_one_node(module)
+    graph = tp.DependencyGraph()
+    try:
+        graph.build_dependency(
+            traced,
+            example_inputs=example,
+            forward_fn=_forward,
+            # The extra multiplication makes a node of its own, which marks where outputs are made.
+            output_transform=lambda out: [t * 1 for t in tensors(out) if t.requires_grad],
+            customized_pruners=recurrent,
+            verbose=False,
+        )
+        for node in graph.module2node.values():
+            # torch-pruning stops following splits after any three-dimensional parameter, such as positions.
+            node.enable_index_mapping |= node.type == tp.ops.OPTYPE.SPLIT
+        return list(_groups(graph, traced))
+    except FORWARD_ERRORS as error:
+        raise Unsupported(
+            f"The layers of `model` cannot be traced: {type(error).__name__}: {error}. Channels can be pruned in "
+            "models whose forward runs on `example` under autograd; `prune.weights` needs no trace."
+        ) from error
+
+
+def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
+    names = {module: name for name, module in model.named_modules()}
+    prunable, heads, sealed = set(counted(model).values()), attention_heads(model), _sealed(model)
+    seen: set[Any] = set()
+    for module in [m for m in graph.module2node if m in prunable]:
+        if module in seen:
+            continue
+        root, cut, size = module, graph.get_pruner_of_module(module).prune_out_channels, width(module)
+        found = graph.get_pruning_group(root, cut, list(range(size)))
+        reader = _reader_of_joint(graph, found, size) if module in heads else None
+        if reader is not None:
+            root, cut, size = *reader, size // 3
+            found = graph.get_pruning_group(root, cut, list(range(size)))
+        edits = tuple(_edits(graph, found, names))
+        seen.add(module)
+        if size == 1:
+            # A single channel scales all channels of what it meets, and so does not shrink with them.
+            yield Group((names[module],), (), ((0,),), False)
+            continue
+        seen.update(dep.target.module for dep, _ in found if _is_out(graph, dep))
+        pieces = max(_pieces(dep.target.module, graph, dep.handler, heads) for dep, _ in found)
+        refusal = next((f"cannot shrink, because `{e.name}` {sealed[e.name]}" for e in edits if e.name in sealed), "")
+        if size % pieces:
+            refusal, pieces = f"has {size} channels, which do not divide into {pieces} groups or heads", 1
+        yield Group(
+            layers=tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits)),
+            edits=edits,
+            units=_units(graph, found, (root, cut), size, pieces),
+            makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep, _ in found),
+            refusal=refusal,
+        )
+
+
+def _is_out(graph: Any, dependency: Any) -> bool:
+    return bool(graph.is_out_channel_pruning_fn(dependency.handler))
+
+
+def _reader_of_joint(graph: Any, found: Any, size: int) -> tuple[nn.Module, Any] | None:
+    # One linear layer makes query, key and value: what reads them tells which three channels go together.
+    for dep, idxs in found:
+        if isinstance(dep.target.module, nn.Linear) and not _is_out(graph, dep) and len(idxs) * 3 == size:
+            return dep.target.module, dep.handler
+    return None
+
+
+def _units(graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int) -> tuple[tuple[int, ...], ...]:
+    piece = size // pieces
+    unit_of = [i % piece for i in range(size)]
+    splitting = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
+    if any(dep.target.type in splitting for dep, _ in found):
+        # Parts of one layer that meet again, as in a gated unit, tie channels of that layer to each other.
+        for i in range(size):
+            for dep, idxs in graph.get_pruning_group(*root, [i]):
+                if dep.target.module is root[0] and dep.handler == found[0].dep.handler:
+                    old, new = {unit_of[k] for k in idxs if k < size}, unit_of[i]
+                    unit_of = [new if unit in old else unit for unit in unit_of]
+    return tuple(tuple(i for i in range(size) if unit_of[i] == unit) for unit in dict.fromkeys(unit_of))
+
+
+def _edits(graph: Any, found: Any, names: Mapping[Any, str]) -> Iterator[Edit]:
+    for i, (dep, idxs) in enumerate(found):
+        target = dep.target.module
+        name = graph._param_to_name.get(target) if isinstance(target, nn.Parameter) else names.get(target)
+        out, roots = _is_out(graph, dep), found[i].root_idxs
+        there = (graph.get_out_channels if out else graph.get_in_channels)(dep.target)
+        # The trace follows channels through sums and broadcasts over them, where there are none any more.
+        if name is not None and None not in roots and there is not None and max(idxs) < there:
+            yield Edit(name, dep.handler, dep.target.pruning_dim, out, tuple(idxs), tuple(roots))
+
+
+def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the layers of `model` whose channels are divided into attention heads, with how many."""
+    found: dict[nn.Module, int] = {}
+    for module in model.modules():
+        count = next((getattr(module, a) for a in ("num_heads", "n_heads", "heads", "n_head") if hasattr(module, a)), 0)
+        if isinstance(count, int) and count > 0:
+            linear = [c for c in module.children() if isinstance(c, nn.Linear)]
+            found |= {c: count for c in linear if c.out_features % count == 0}
+            if isinstance(module, nn.MultiheadAttention):
+                found[module] = count
+    return found
+
+
+def _pieces(module: Any, graph: Any, handler: Any, heads: Mapping[nn.Module, int]) -> int:
+    if isinstance(module, _ConvNd) and module.groups == module.out_channels == module.in_channels:
+        return 1
+    out = graph.is_out_channel_pruning_fn(handler)
+    if out and isinstance(module, nn.Module) and module in heads:
+        return heads[module]
+    pruner = graph.get_pruner_of_module(module)
+    return int(pruner.get_out_channel_groups(module) if out else pruner.get_in_channel_groups(module))
+
+
+def _sealed(model: nn.Module) -> dict[str, str]:
+    found = {}
+    for name, module in model.named_modules():
+        hooked = any(hasattr(hook, "name") for hook in module._forward_pre_hooks.values())
+        if parametrize.is_parametrized(module) or (hooked and hasattr(module, "weight_g")):
+            found[name] = "is parametrized; make its weight plain first, see `torch.nn.utils.parametrize`"
+        elif isinstance(module, nn.RNNBase) and module.proj_size:
+            found[name] = "projects its hidden state (`proj_size`)"
+    return found

@@ -1,0 +1,219 @@
+"""The command line: `shrinkkit run`, `list`, `new`, `report`, `notebooks`. Starts without importing torch."""
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shrinkkit import __version__
+from shrinkkit.errors import InvalidInput, ShrinkkitError
+
+if TYPE_CHECKING:
+    from shrinkkit.recipes import Recipe, Study
+
+EXIT_CODES = """exit status:
+  0    every variant was made and measured wherever it can run
+  1    a step failed, or the report could not be made; the report says which and why
+  2    the command, a recipe, a study or a task is not valid; nothing was started
+  130  interrupted; the same command goes on from there"""
+
+RUN = """Compress a task by recipes, measure every variant fairly on this machine, and write one report.
+
+  shrinkkit run digits-cnn                      a bundled study
+  shrinkkit run study.yaml                      a study of your own
+  shrinkkit run my_task.py                      your task, every built-in recipe
+  shrinkkit run my_task.py --recipe static-int8 --recipe mine.yaml --target cpu/onnxruntime
+
+Steps whose inputs have not changed since the last run are not taken again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.command(arguments)
+    except InvalidInput as error:
+        print(f"shrinkkit: {error}", file=sys.stderr)
+        return 2
+    except ShrinkkitError as error:
+        print(f"shrinkkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nshrinkkit: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shrinkkit",
+        description="Make trained PyTorch models smaller and faster, and know that they are.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"shrinkkit {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, act: object, summary: str, description: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=description or summary,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=act)
+        return sub
+
+    run = command("run", _run, "compress, measure and report", RUN)
+    run.add_argument("study", metavar="STUDY|TASK", help="a study (.yaml), a bundled study, or a task (name or .py)")
+    run.add_argument("--recipe", action="append", metavar="R", help="built-in recipe or .yaml file; may be repeated")
+    run.add_argument(
+        "--target", action="append", metavar="T", help="where to measure, such as cpu/torch; may be repeated"
+    )
+    run.add_argument(
+        "--accuracy-drop", type=float, metavar="D", help="the budget: accuracy that may be given up (0.01)"
+    )
+    run.add_argument("--threads", type=int, metavar="N", help="threads of one call (default: every core)")
+    run.add_argument(
+        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="where run folders go (reports)"
+    )
+    run.add_argument("--force", action="store_true", help="take every step again, changed or not")
+
+    listing = command("list", _list, "what there is: tasks, recipes, or targets")
+    listing.add_argument("kind", choices=("tasks", "recipes", "targets"))
+    new = command("new", _new, "write a commented task file to start from")
+    new.add_argument("file", type=Path, metavar="FILE.py")
+    report = command("report", _report, "make the report of a run folder again")
+    report.add_argument("run", type=Path, metavar="RUN")
+    notebooks = command("notebooks", _notebooks, "copy the step notebooks out, to work in them")
+    notebooks.add_argument("folder", type=Path, metavar="DIR")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from shrinkkit import results, runs, targets
+
+    study = _study(arguments)
+    threads = study.threads or targets.cores()
+    say = _Progress()
+    folder = runs.run(
+        study,
+        reports=arguments.reports,
+        command=shlex.join(["shrinkkit", *sys.argv[1:]]),
+        threads=threads,
+        force=arguments.force,
+        say=say,
+    )
+    found = results.load(folder)
+    print(f"\n{results.table(found)}\n\n{results.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
+    return 1 if results.failures(found) else 0
+
+
+def _study(arguments: argparse.Namespace) -> "Study":
+    from shrinkkit import recipes
+
+    what = arguments.study
+    spelled = arguments.recipe or arguments.target
+    if what.endswith((".yaml", ".yml")) or (what in recipes.builtin_studies() and not spelled):
+        if spelled:
+            raise InvalidInput(
+                "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
+            )
+        study = recipes.read_study(what)
+        changes = {"threads": arguments.threads} if arguments.threads else {}
+        if arguments.accuracy_drop is not None:
+            changes["budget"] = study.budget.model_copy(update={"accuracy_drop": arguments.accuracy_drop})
+        return study.model_copy(update=changes)
+    return recipes.study(
+        what,
+        recipes=arguments.recipe or recipes.BUILT_IN,
+        targets=arguments.target or ("cpu/torch", "cpu/onnxruntime"),
+        accuracy_drop=0.01 if arguments.accuracy_drop is None else arguments.accuracy_drop,
+        threads=arguments.threads,
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from shrinkkit import recipes
+
+    if arguments.kind == "recipes":
+        for name in recipes.BUILT_IN:
+            print(f"{name:26} {_summary(recipes.read_recipe(name))}")
+    elif arguments.kind == "tasks":
+        for name in recipes.TASKS:
+            print(name)
+        print("my_task.py                 your own: `shrinkkit new my_task.py` writes one to start from")
+    else:
+        from shrinkkit import targets
+
+        for name, reason in targets.available().items():
+            print(f"{name:26} {f'not here: {reason}.' if reason else 'can run here'}")
+    return 0
+
+
+def _summary(recipe: "Recipe") -> str:
+    """Return a recipe on one line: its sections with what they ask for."""
+    sections = [recipe.prune, recipe.quantize]
+    return ", then ".join(
+        f"{section.method}" + (f" {section.ratio:.0%} removed" if hasattr(section, "ratio") else "")
+        for section in sections
+        if section
+    )
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    path: Path = arguments.file
+    if path.suffix != ".py":
+        raise InvalidInput(f"A task is a Python file, got {str(path)!r}. Name it like `my_task.py`.")
+    if path.exists():
+        raise InvalidInput(f"{path} exists already. Choose another name; nothing is overwritten.")
+    path.write_text(files("shrinkkit").joinpath("bundled", "my_task.py").read_text("utf-8"), "utf-8")
+    print(f"{path} written; it runs as it is: shrinkkit run {path}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from shrinkkit import runs
+
+    runs.rebuild_report(arguments.run, say=_Progress())
+    print(f"report: {arguments.run / 'report.html'}")
+    return 0
+
+
+def _notebooks(arguments: argparse.Namespace) -> int:
+    from shrinkkit import runs
+
+    folder: Path = arguments.folder
+    sources = sorted(runs.notebooks().glob("*.ipynb"))
+    if existing := [s.name for s in sources if (folder / s.name).exists()]:
+        raise InvalidInput(
+            f"{folder} has {', '.join(existing)} already. Choose another folder; nothing is overwritten."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        shutil.copyfile(source, folder / source.name)
+    print(f"{len(sources)} notebooks copied to {folder}; open them with: jupyter lab {folder}")
+    return 0
+
+
+class _Progress:
+    """Prints progress: one line that changes on a terminal, only final lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = sys.stdout.isatty()
+
+    def __call__(self, line: str, final: bool) -> None:
+        if self.live:
+            print(f"\r\x1b[K{line}", end="\n" if final else "", flush=True)
+        elif final:
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""YAML files whose every key knows its line, and the words in which a mistake in one is told."""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from shrinkkit.errors import InvalidInput
+
+Key = tuple[str | int, ...]
+"""The way to a value: keys of mappings and indices of lists, outermost first."""
+
+_DEEPEST = 12
+
+
+@dataclass(frozen=True)
+class Source:
+    """The settings in a file (or given by other means, without `path`), and where each of them stands."""
+
+    data: Any
+    path: str = ""
+    """As messages name it."""
+    lines: dict[Key, int] = field(default_factory=dict)
+    """The line of each key, from 1."""
+    problems: tuple[str, ...] = ()
+    """Mistakes that leave the file readable, such as a key that stands there twice."""
+
+    def where(self, key: Key = ()) -> str:
+        """Return `file:line` of `key`, or of the closest section around it; '' when there is no file."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return f"{self.path}:{self.lines.get(key, 1)}" if self.path else ""
+
+
+def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
+    """Return what the YAML 1.2 file at `path` says; its lists come as tuples, its keys as text.
+
+    Args:
+        path: A file with one YAML document, in UTF-8.
+        shown: What messages call the file; default `path`.
+
+    Raises:
+        InvalidInput: There is no such file, it is empty, not YAML, or its top level is not a mapping.
+    """
+    shown = shown or os.fspath(path)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInput(f"There is no file {shown}. Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{shown} cannot be read as text: {error}.") from error
+    except YAMLError as error:
+        raise InvalidInput(_not_yaml(shown, error)) from error
+    if root is None:
+        raise InvalidInput(f"{shown} is empty. Copy a built-in one, and change that.")
+    if not isinstance(root, MappingNode):
+        raise InvalidInput(message("A file must be a mapping of keys to values", f"{shown}:1", "Copy a built-in one."))
+    lines: dict[Key, int] = {}
+    problems: list[str] = []
+    data = _plain(root, (), yaml, shown, lines, problems)
+    return Source(data, shown, lines, tuple(problems))
+
+
+def message(text: str, where: str = "", remedy: str = "") -> str:
+    """Return `text (where). remedy` as one line, without the parts that are empty."""
+    return f"{text}{f' ({where})' if where else ''}.{f' {remedy.strip()}' if remedy.strip() else ''}"
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean `x`?' for the entry of `allowed` spelled most like `word`, or '' when none is close."""
+    close = difflib.get_close_matches(word.lower(), list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def options(words: Sequence[str]) -> str:
+    """Return `words` as 'a, b or c'."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "nothing"
+
+
+def shown_value(value: Any) -> str:
+    """Return `value` as whoever wrote the file would recognise it, in at most 80 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return f"a section ({', '.join(value)})"[:80]
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _not_yaml(shown: str, error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{shown}:{mark.line + 1}" if mark else shown
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return message(f"This is not YAML: {problem}", where, "Indent with spaces, and quote text that holds : or #.")
+
+
+def _plain(node: Node, key: Key, yaml: YAML, shown: str, lines: dict[Key, int], problems: list[str]) -> Any:
+    lines.setdefault(key, node.start_mark.line + 1)
+    if len(key) > _DEEPEST:
+        problems.append(message(f"Nothing is nested deeper than {_DEEPEST} levels", f"{shown}:{lines[key]}"))
+        return None
+    if isinstance(node, SequenceNode):
+        return tuple(_plain(n, (*key, i), yaml, shown, lines, problems) for i, n in enumerate(node.value))
+    if isinstance(node, MappingNode):
+        return _mapping(node, key, yaml, shown, lines, problems)
+    try:
+        return yaml.constructor.construct_object(node, deep=True)
+    except (YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        problems.append(message(f"{node.value[:40]!r} cannot be read: {problem}", f"{shown}:{lines[key]}"))
+        return None
+
+
+def _mapping(
+    node: MappingNode, key: Key, yaml: YAML, shown: str, lines: dict[Key, int], problems: list[str]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in node.value:
+        where = f"{shown}:{name.start_mark.line + 1}"
+        if not isinstance(name, ScalarNode):
+            problems.append(message("A key must be a word", where))
+            continue
+        child = (*key, name.value)
+        dotted = ".".join(map(str, child))
+        if name.value in values:
+            first = lines[child]
+            problems.append(message(f"`{dotted}` stands here twice, first on line {first}", where, "Keep one of them."))
+            continue
+        lines[child] = name.start_mark.line + 1
+        values[name.value] = _plain(value, child, yaml, shown, lines, problems)
+    return values

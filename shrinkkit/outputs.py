@@ -1,0 +1,38 @@
+"""What models return: a tensor, or tuples, lists and dicts of tensors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Return the tensors of `output` in a fixed order; values of other types are passed over."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return [t for value in output.values() for t in tensors(value)]
+    if isinstance(output, (tuple, list)):
+        return [t for value in output for t in tensors(value)]
+    return []
+
+
+def convert(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return `output` with `change` applied to each of its tensors, in the same structure."""
+    if isinstance(output, torch.Tensor):
+        return change(output)
+    if isinstance(output, dict):
+        # Hugging Face outputs are dicts whose constructor takes keywords.
+        changed = {key: convert(value, change) for key, value in output.items()}
+        return changed if type(output) is dict else type(output)(**changed)
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(convert(value, change) for value in output))
+    if isinstance(output, (tuple, list)):
+        return type(output)(convert(value, change) for value in output)
+    return output
+
+
+def restore(flat: Sequence[torch.Tensor], like: Any) -> Any:
+    """Return the tensors of `flat`, which a runtime gave as a list, in the structure of `like`."""
+    rest: Iterator[torch.Tensor] = iter(flat)
+    return convert(like, lambda _: next(rest))

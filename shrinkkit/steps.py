@@ -1,0 +1,140 @@
+"""One step of a run, in a process of its own: papermill executes a notebook, and what happened is written down.
+
+`python -m shrinkkit.steps REQUEST.json` is what `runs` starts. The request names the notebook, its parameters and the
+folders; the answer lands beside it, because after a dead kernel the notebook itself says nothing.
+"""
+
+import ast
+import contextlib
+import json
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from shrinkkit.errors import InvalidInput
+from shrinkkit.located import nearest
+
+NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "list": (list,),
+    "dict": (dict,),
+}
+
+
+def parameters(notebook: Path) -> dict[str, tuple[str, Any, str]]:
+    """Return the parameters of a notebook: annotation, default and comment, by name.
+
+    Raises:
+        InvalidInput: The notebook has no cell tagged `parameters`, or a line in it is not `name: type = default  # comment`.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise InvalidInput(f"{notebook.name} must have one cell tagged `parameters`, found {len(tagged)}. Tag it.")
+    source = "".join(tagged[0]["source"])
+    found = {}
+    for line, node in zip(source.splitlines(), ast.parse(source).body, strict=False):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and "#" in line):
+            raise InvalidInput(
+                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite the line."
+            )
+        comment = line.rpartition("#")[2].strip()
+        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
+    return found
+
+
+def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
+    """Raise unless `values` are parameters of the notebook, each of the type that its cell declares.
+
+    Raises:
+        InvalidInput: A name is unknown or a value has another type; all of them are named.
+    """
+    known = parameters(notebook)
+    problems = []
+    for name, value in values.items():
+        if name not in known:
+            problems.append(f"{name!r} is no parameter.{nearest(name, list(known))} There are {', '.join(known)}.")
+            continue
+        annotation = known[name][0]
+        kinds = [kind.strip().partition("[")[0] for kind in annotation.split("|")]
+        allowed = tuple(t for kind in kinds for t in TYPES.get(kind, ()))
+        is_none = value is None and "None" in kinds
+        if not is_none and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
+            problems.append(f"`{name}` must be {annotation}, got {value!r} ({known[name][2]}).")
+    if problems:
+        raise InvalidInput(f"{notebook.name} was not started: " + " ".join(problems))
+
+
+def execute(request: Mapping[str, Any], folder: Path) -> str:
+    """Execute a copy of the requested notebook in `folder` and return why it failed, '' if it did not.
+
+    Args:
+        request: `notebook` (path), `parameters`, `cwd` (working directory of the kernel), `title`.
+        folder: Where the executed notebook goes, as `NOTEBOOK`, saved after every cell.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    shutil.copyfile(request["notebook"], folder / NOTEBOOK)
+    try:
+        # papermill takes braces in a path for a template, so it is given a bare name.
+        with contextlib.chdir(folder):
+            papermill.execute_notebook(
+                NOTEBOOK,
+                NOTEBOOK,
+                parameters=dict(request["parameters"]),
+                kernel_name="python3",
+                cwd=request["cwd"],
+                progress_bar=False,
+                # Kernels on TCP race for ports when several start at once.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+    except PapermillExecutionError as error:
+        return f"{error.ename}: {_plain(error.evalue)} (cell {error.exec_count})"
+    except DeadKernelError:
+        return "the kernel died, as it does when memory runs out or native code crashes"
+    except CellTimeoutError as error:
+        return f"a cell ran out of time: {_plain(str(error))}"
+    except KeyboardInterrupt:
+        return "stopped by the runner"
+    return ""
+
+
+def main(argv: list[str]) -> int:
+    """Execute the request in the file `argv[0]`, write the answer beside it and return the exit status."""
+    # The runner stops a step with SIGTERM; as an exception it lets papermill shut its kernel down.
+    signal.signal(signal.SIGTERM, _interrupt)
+    path = Path(argv[0]).resolve()
+    request = json.loads(path.read_text(encoding="utf-8"))
+    error = execute(request, path.parent)
+    (path.parent / ANSWER).write_text(json.dumps({"error": error}), encoding="utf-8")
+    if (path.parent / NOTEBOOK).is_file():
+        from shrinkkit import report
+
+        report.html(path.parent / NOTEBOOK, path.parent / "notebook.html", title=request["title"])
+    return 1 if error else 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _plain(text: str) -> str:
+    """Return `text` on one line, without terminal colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

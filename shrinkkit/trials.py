@@ -1,0 +1,252 @@
+"""One target's benchmark: every variant's file loaded in one process, proved, judged and timed against the baseline."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shrinkkit import artifacts, benchmark, measure, outputs, records, targets, variants
+from shrinkkit.artifacts import Loaded
+from shrinkkit.errors import ModelFileError, ShrinkkitError
+from shrinkkit.records import Accuracy, Comparison, Conditions, Measurement, TargetRecord
+from shrinkkit.targets import Target
+from shrinkkit.tasks import Example, Task
+
+BASELINE = "baseline"
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant's file on one target, loaded and proved; or the reason why there is none."""
+
+    variant: str
+    error: str
+    path: Path | None = None
+    loaded: Loaded | None = None
+    file_sha256: str = ""
+    load_ms: float | None = None
+    first_call_ms: float | None = None
+
+
+def load(run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int) -> dict[str, Trial]:
+    """Return a trial of each variant in `names` on `target`, by name.
+
+    Each file's hash is compared with its record, and its outputs with those that the model in memory gave.
+
+    Args:
+        run: The run folder.
+        names: Variants, `baseline` among them; empty for all of the run folder. A baseline that is missing is made.
+        target: Where they are to run.
+        task: Whose example the files are called with.
+        threads: Intra-op threads.
+    """
+    torch.set_num_threads(threads)
+    like = variants.output_of(task)
+    folder = run / "variants"
+    if not (folder / BASELINE / variants.RECORD).is_file():
+        variants.write(folder / BASELINE, task, task.model, recipe={}, runtimes=sorted({"torch", target.runtime}))
+    found = sorted(path.parent.name for path in folder.glob(f"*/{variants.RECORD}"))
+    names = [BASELINE, *(name for name in names or found if name != BASELINE)]
+    return {name: _load(run / "variants" / name, target, like, threads) for name in names}
+
+
+def judge(
+    trials: Mapping[str, Trial], task: Task, *, progress: Progress = lambda _: None
+) -> tuple[dict[str, Accuracy], dict[str, str]]:
+    """Return the accuracy on the test split of each trial that was loaded, and the errors of those that could not be judged.
+
+    The baseline comes first: the others are paired with it, example by example.
+    """
+    found: dict[str, Accuracy] = {}
+    errors: dict[str, str] = {}
+    reference = None
+    for name, trial in sorted(trials.items(), key=lambda item: item[0] != BASELINE):
+        if trial.loaded is None:
+            continue
+        progress(f"accuracy of {name}")
+        try:
+            scored = measure.scores(trial.loaded, task, task.test)
+        except (ShrinkkitError, RuntimeError) as error:
+            errors[name] = str(error)
+            continue
+        if name == BASELINE:
+            reference = scored
+        found[name] = measure.accuracy(task, scored, None if name == BASELINE else reference)
+    return found, errors
+
+
+def race(
+    trials: Mapping[str, Trial],
+    target: Target,
+    task: Task,
+    *,
+    threads: int,
+    seed: int,
+    progress: Progress = lambda _: None,
+) -> dict[str, Comparison]:
+    """Return the paired timing of each loaded trial against the baseline on the same target.
+
+    Args:
+        trials: What `load` returned.
+        target: Where they run.
+        task: Whose example is the input of every call.
+        threads: Intra-op threads.
+        seed: Of the order of the blocks.
+        progress: Called with a line as each comparison goes on.
+    """
+    conditions = describe(target, task, threads=threads)
+    baseline = trials[BASELINE]
+    if baseline.path is None:
+        return {}
+    return {
+        name: benchmark.compare(
+            _copies(baseline.path, target, task, threads),
+            _copies(trial.path, target, task, threads),
+            reference=BASELINE,
+            candidate=name,
+            conditions=conditions,
+            candidate_conditions=conditions,
+            seed=seed,
+            progress=progress,
+        )
+        for name, trial in trials.items()
+        if name != BASELINE and trial.path is not None
+    }
+
+
+def race_runtimes(
+    run: Path, trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, seed: int
+) -> Comparison | None:
+    """Return the paired timing of FP32 on `target` against torch FP32 on the same device; None if `target` is torch."""
+    if target.runtime == "torch" or trials[BASELINE].path is None:
+        return None
+    usual = Target(target.device, "torch")
+    path = _file(run / "variants" / BASELINE, "torch")
+    if path is None:
+        return None
+    return benchmark.compare_runtimes(
+        _copies(path, usual, task, threads),
+        _copies(trials[BASELINE].path, target, task, threads),
+        reference=BASELINE,
+        candidate=BASELINE,
+        conditions=describe(usual, task, threads=threads),
+        candidate_conditions=describe(target, task, threads=threads),
+        seed=seed,
+    )
+
+
+def record(
+    task: Task,
+    target: Target,
+    trials: Mapping[str, Trial],
+    accuracies: Mapping[str, Accuracy],
+    errors: Mapping[str, str],
+    latencies: Mapping[str, Comparison],
+    runtime: Comparison | None,
+    *,
+    threads: int,
+) -> TargetRecord:
+    """Return everything that was measured on `target`, one measurement for each trial."""
+    any_latency = next(iter(latencies.values()), None)
+    measurements = []
+    for name, trial in trials.items():
+        compared = latencies.get(name)
+        own = (
+            compared.candidate_ms
+            if compared
+            else any_latency.reference_ms
+            if any_latency and name == BASELINE
+            else None
+        )
+        if name == BASELINE and own is None and runtime is not None:
+            own = runtime.candidate_ms
+        measurements.append(
+            Measurement(
+                variant=name,
+                target=target.name,
+                error=trial.error or errors.get(name, ""),
+                file_sha256=trial.file_sha256,
+                load_ms=trial.load_ms,
+                first_call_ms=trial.first_call_ms,
+                accuracy=accuracies.get(name),
+                latency=compared,
+                latency_ms=own,
+            )
+        )
+    notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.contention})
+    return TargetRecord(
+        task=task.name,
+        target=target.name,
+        environment=targets.environment(threads),
+        measurements=tuple(measurements),
+        runtime=runtime,
+        notes=tuple(notes),
+    )
+
+
+def write(run: Path, found: TargetRecord) -> Path:
+    """Write `found` where the report looks for it and return the path."""
+    path = run / "measurements" / f"{found.target.replace('/', '-')}.json"
+    records.write(path, found)
+    return path
+
+
+def describe(target: Target, task: Task, *, threads: int) -> Conditions:
+    """Return the conditions under which a model of `task` runs on `target`."""
+    digest = sha256()
+    for x in task.example:
+        digest.update(f"{x.dtype}{tuple(x.shape)}{x.stride()}".encode())
+        digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+    return Conditions(
+        device=target.device,
+        hardware=targets.hardware(target),
+        runtime=target.runtime,
+        threads=threads,
+        batch_size=task.example[0].shape[0],
+        inputs_sha256=digest.hexdigest(),
+    )
+
+
+def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
+    name = folder.name
+    if not (folder / variants.RECORD).is_file():
+        return Trial(name, "There is no such variant: the step that makes it did not end well.")
+    variant = variants.read(folder)
+    if reason := variant.refusals.get(target.runtime):
+        return Trial(name, reason)
+    file = next((f for f in variant.files if f.runtime == target.runtime), None)
+    if file is None:
+        return Trial(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
+    path = folder / file.path
+    try:
+        if not path.is_file() or records.sha256(path) != file.sha256:
+            raise ModelFileError(f"{path.name} is not the file that the record describes. Run its step again.")
+        start = time.perf_counter()
+        loaded = artifacts.load(path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+        load_ms = 1e3 * (time.perf_counter() - start)
+        inputs, expected = variants.reference(folder, target.runtime)
+        start = time.perf_counter()
+        found = loaded(*inputs)
+        first_ms = 1e3 * (time.perf_counter() - start)
+        error = artifacts.deviation(expected, outputs.tensors(found))
+        if error > (limit := artifacts.TOLERANCE[file.format] * (1 if target.device == "cpu" else 100)):
+            raise ModelFileError(f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}.")
+    except (ShrinkkitError, RuntimeError, ValueError) as problem:
+        return Trial(name, str(problem))
+    return Trial(name, "", path, loaded, file.sha256, load_ms, first_ms)
+
+
+def _file(folder: Path, runtime: str) -> Path | None:
+    variant = variants.read(folder)
+    return next((folder / f.path for f in variant.files if f.runtime == runtime), None)
+
+
+def _copies(path: Path, target: Target, task: Task, threads: int) -> Callable[[], Callable[[], Any]]:
+    """Return a factory of fresh copies of a model file, each ready to be called on the task's example."""
+    example: Example = tuple(x.cpu() for x in task.example)
+    return lambda: artifacts.load(path, runtime=target.runtime, device=target.device, threads=threads).prepare(example)

@@ -1,0 +1,169 @@
+import json
+import zipfile
+
+import pytest
+import torch
+from tiny import Corner
+from torch import nn
+
+from shrinkkit import artifacts, quantize
+from shrinkkit.errors import ModelFileError, Unsupported
+
+EXAMPLE = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+class Counting(nn.Module):
+    """Control flow that depends on the data, which torch.export cannot take."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while bool(x.abs().sum() > 1):
+            x = x * 0.5
+        return self.fc(x)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Corner().eval()
+
+
+def outputs_of(model, inputs):
+    with torch.inference_mode():
+        return model(*inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_a_pt2_file_gives_the_outputs_of_the_model_at_any_batch(model, tmp_path, batch):
+    path, kind, note = artifacts.write_torch(model, EXAMPLE, tmp_path)
+    inputs = (torch.rand(batch, 1, 8, 8),)
+    assert (kind, note) == ("pt2", "")
+    assert torch.allclose(artifacts.load(path, runtime="torch")(*inputs), outputs_of(model, inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_an_onnx_file_gives_the_outputs_of_the_model_at_any_batch(model, tmp_path, batch):
+    assert artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx") == ""
+    inputs = (torch.rand(batch, 1, 8, 8),)
+    found = artifacts.load(tmp_path / "model.onnx", runtime="onnxruntime")(*inputs)
+    assert torch.allclose(found, outputs_of(model, inputs), atol=1e-4)
+
+
+def test_onnx_weights_carry_the_names_of_their_layers(tmp_path):
+    import onnx
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 6)
+            self.second = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x)))
+
+    artifacts.write_onnx(Tokens().eval(), (torch.rand(2, 3, 4),), tmp_path / "m.onnx")
+    names = {i.name for i in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert {"first.weight", "second.weight"} <= names
+
+
+def test_an_int8_model_is_kept_as_torchscript_with_its_engine(model, tmp_path):
+    made = quantize.static_int8(model, EXAMPLE, [EXAMPLE])
+    path, kind, _ = artifacts.write_torch(made, EXAMPLE, tmp_path)
+    assert kind == "torchscript"
+    with zipfile.ZipFile(path) as archive:
+        engine = next(n for n in archive.namelist() if n.endswith("extra/quantized_engine"))
+        assert archive.read(engine).decode() == quantize.engine_of(made)
+    assert artifacts.deviation(outputs_of(made, EXAMPLE), artifacts.load(path, runtime="torch")(*EXAMPLE)) == 0
+
+
+def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
+    model = Counting().eval()
+    path, kind, note = artifacts.write_torch(model, (torch.ones(2, 4),), tmp_path)
+    assert kind == "torchscript"
+    assert "torch.export cannot take this model" in note
+    inputs = (torch.full((2, 4), 9.0),)
+    assert torch.allclose(artifacts.load(path, runtime="torch")(*inputs), outputs_of(model, inputs))
+
+
+def test_a_model_that_cannot_be_exported_has_no_onnx_and_the_reason_is_given(tmp_path):
+    with pytest.raises(Unsupported, match="cannot export this model.*Use 'cpu/torch'"):
+        artifacts.write_onnx(Counting().eval(), (torch.ones(2, 4),), tmp_path / "m.onnx")
+
+
+def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, a, b):
+            return {"sum": self.fc(a + b), "parts": (a, b)}
+
+    model, inputs = Two().eval(), (torch.rand(3, 4), torch.rand(3, 4))
+    like = outputs_of(model, inputs)
+    artifacts.write_onnx(model, inputs, tmp_path / "m.onnx")
+    path, _, _ = artifacts.write_torch(model, inputs, tmp_path)
+    for found in (
+        artifacts.load(path, runtime="torch")(*inputs),
+        artifacts.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
+    ):
+        assert found.keys() == like.keys()
+        assert artifacts.deviation(like, found) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.torchscript.pt", "model.onnx"])
+def test_a_damaged_file_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not a model")
+    runtime = "onnxruntime" if name.endswith("onnx") else "torch"
+    with pytest.raises(ModelFileError, match=f"{name} cannot be loaded"):
+        artifacts.load(tmp_path / name, runtime=runtime)
+
+
+def test_a_truncated_file_is_refused(model, tmp_path):
+    path, _, _ = artifacts.write_torch(model, EXAMPLE, tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ModelFileError, match="cannot be loaded"):
+        artifacts.load(path, runtime="torch")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ModelFileError, match="there is none"):
+        artifacts.load(tmp_path / "model.pt2", runtime="torch")
+
+
+def test_a_pt2_file_that_names_pickled_tensors_is_refused(model, tmp_path):
+    path, _, _ = artifacts.write_torch(model, EXAMPLE, tmp_path)
+    evil = tmp_path / "evil.pt2"
+    touched = 0
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(evil, "w", zipfile.ZIP_STORED) as target:
+        for item in source.infolist():
+            data = source.read(item)
+            if item.filename.endswith("_config.json") and b"use_pickle" in data:
+                config = json.loads(data)
+                for entry in config["config"].values():
+                    entry["use_pickle"] = True
+                    touched += 1
+                data = json.dumps(config).encode()
+            target.writestr(item, data)
+    assert touched > 0
+    with pytest.raises(ModelFileError, match="names pickled ones"):
+        artifacts.load(evil, runtime="torch")
+
+
+def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():
+    with pytest.raises(ModelFileError, match="shapes"):
+        artifacts.deviation(torch.ones(2), torch.ones(3))
+    with pytest.raises(ModelFileError, match="finite"):
+        artifacts.deviation(torch.ones(2), torch.tensor([1.0, float("nan")]))
+    assert artifacts.deviation(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
+
+
+def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_path):
+    artifacts.write_onnx(model, EXAMPLE, tmp_path / "float.onnx")
+    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[EXAMPLE])
+    assert artifacts.onnx_int8_weights(tmp_path / "float.onnx") == frozenset()
+    assert {n.partition(".")[0] for n in artifacts.onnx_int8_weights(tmp_path / "int8.onnx")} == {"conv1", "conv2", "head"}
+    assert not (tmp_path / "int8.prepared.onnx").exists()

@@ -1,0 +1,163 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shrinkkit import recipes, records, results, runs
+from shrinkkit.errors import InvalidInput
+
+TASK = Path(__file__).with_name("tiny.py")
+RECIPES = """
+name: corner
+task: {task}
+recipes:
+  - name: half
+    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
+  - name: half-int8
+    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
+    quantize: {{method: static-int8, calibration_examples: 32}}
+  - name: hopeless
+    quantize: {{method: dynamic-int8, skip: [head]}}
+targets: [cpu/onnxruntime]
+budget: {{accuracy_drop: 0.05, want: smallest}}
+"""
+
+
+def silent(line, final):
+    pass
+
+
+def states(folder):
+    return {s.name: s.state for s in records.read(folder / "status.json", records.Status).steps}
+
+
+def take(study, folder, say=silent, **options):
+    return runs.run(study, reports=folder, command="shrinkkit run corner.yaml", threads=2, say=say, **options)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "corner.yaml"
+    path.write_text(RECIPES.format(task=TASK))
+    return recipes.read_study(path)
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    """A run of the whole study, in which one recipe must fail."""
+    return take(study, tmp_path_factory.mktemp("reports"))
+
+
+def test_recipes_that_prune_alike_share_the_pruned_variant(study):
+    names = [step.name for step in runs.plan(study, task="t.py", threads=1)]
+    assert names == [
+        "1-baseline",
+        "2-prune-half",
+        "3-quantize-half-int8",
+        "3-quantize-hopeless",
+        "4-benchmark-cpu-onnxruntime",
+        "5-report",
+    ]
+
+
+def test_a_recipe_with_both_sections_leaves_its_pruned_variant_to_be_measured():
+    study = recipes.study("digits-cnn", recipes=["channels-50-static-int8"], targets=["cpu/torch"])
+    steps = {step.name: step for step in runs.plan(study, task="digits-cnn", threads=1)}
+    pruned = "channels-50-static-int8.pruned"
+    assert steps["3-quantize-channels-50-static-int8"].parameters["source"] == pruned
+    assert steps["4-benchmark-cpu-torch"].parameters["variants"] == ["baseline", pruned, "channels-50-static-int8"]
+
+
+def test_the_parameters_of_every_built_in_recipe_fit_their_notebooks():
+    study = recipes.study("digits-cnn", recipes=recipes.BUILT_IN, targets=["cpu/torch"])
+    planned = runs.plan(study, task="digits-cnn", threads=1)
+    assert len(planned) > len(recipes.BUILT_IN)
+    for step in planned:
+        runs.steps.check_parameters(runs.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+
+
+def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):
+    found = states(run)
+    assert found.pop("3-quantize-hopeless") == "failed"
+    assert set(found.values()) == {"done"}
+
+
+def test_the_cause_of_a_failure_stands_in_the_status(run):
+    step = next(s for s in records.read(run / "status.json", records.Status).steps if s.state == "failed")
+    assert "has none outside `skip`" in step.error
+    assert "Possible for this model: static-int8" in step.error
+
+
+def test_the_report_and_every_executed_notebook_are_left(run):
+    assert (run / "report.html").stat().st_size < 1_500_000
+    assert {p.stem for p in (run / "steps").glob("*.html")} >= {s for s in states(run) if s != "5-report"}
+    assert json.loads((run / "results.json").read_text())["schema_version"] == records.SCHEMA_VERSION
+    assert "hopeless" in (run / "report.md").read_text()
+    assert not list(run.glob(".attempt-*"))
+
+
+def test_the_run_folder_tells_nothing_of_where_it_lay(run):
+    own = [p for p in run.rglob("*") if p.suffix in (".json", ".html", ".md", ".ipynb")]
+    assert len(own) > 10
+    assert [p.name for p in own if str(run) in p.read_text()] == []
+
+
+def test_an_unchanged_run_takes_no_step_again_but_the_report(run, study):
+    before = (run / "measurements/cpu-onnxruntime.json").read_text()
+    take(study, run.parent)
+    assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"reused"}
+    assert (run / "measurements/cpu-onnxruntime.json").read_text() == before
+
+
+def test_every_variant_and_target_of_the_study_has_a_row(run):
+    rows = {(row.variant, row.target) for row in results.load(run).rows}
+    assert rows == {(v, "cpu/onnxruntime") for v in ("baseline", "half", "half-int8", "hopeless")}
+
+
+def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(RECIPES.format(task=TASK).replace("[head]", "[hed]"))
+    with pytest.raises(InvalidInput, match="s.yaml:11.*|.*'hed'.*head"):
+        take(recipes.read_study(path), tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, tmp_path):
+    hasty = study.model_copy(update={"timeout_s": 1.0, "name": "hasty"})
+    with pytest.raises(runs.StepFailed, match="longer than 1 s"):
+        take(hasty, tmp_path)
+    found = states(tmp_path / "hasty")
+    assert found["1-baseline"] == "failed"
+    assert found["2-prune-half"] == "skipped"
+
+
+def test_a_run_folder_in_use_is_refused(study, tmp_path):
+    (tmp_path / "corner").mkdir()
+    with runs._alone(tmp_path / "corner"), pytest.raises(InvalidInput, match="in use by another run"):
+        take(study, tmp_path)
+
+
+def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
+    (tmp_path / "s.yaml").write_text(RECIPES.format(task=TASK))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "shrinkkit.cli", "run", "s.yaml"], cwd=tmp_path, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    status = tmp_path / "reports/corner/status.json"
+    while not (status.is_file() and "running" in states(status.parent).values()):
+        assert child.poll() is None
+        time.sleep(0.1)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.wait(timeout=60) == 130
+    assert b"goes on from here" in child.stderr.read()
+    assert states(status.parent)["1-baseline"] == "interrupted"
+
+
+def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="must be a run folder"):
+        runs.rebuild_report(tmp_path, say=silent)

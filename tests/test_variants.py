@@ -1,0 +1,150 @@
+import json
+
+import pytest
+import torch
+from tiny import task as tiny_task
+from torch import nn
+
+from shrinkkit import prune, records, variants
+from shrinkkit.compress import Pruned
+from shrinkkit.errors import ModelFileError, NothingChanged, Unsupported
+
+RUNTIMES = ("torch", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task()
+
+
+@pytest.fixture(scope="module")
+def run(task, tmp_path_factory):
+    """A run folder with a baseline and a pruned variant."""
+    folder = tmp_path_factory.mktemp("run")
+    variants.write(folder / "variants/baseline", task, task.model, recipe={}, runtimes=RUNTIMES)
+    model = prune.channels(task.model, task.example, ratio=0.5, scope="layer", round_to=1)
+    pruned = Pruned(model, 0.5, prune.channel_ratio(task.model, model, task.example), {}, (0.9,))
+    section = {"method": "channels", "ratio": 0.5}
+    variants.write_pruned(folder / "variants/half", task, pruned, section=section, runtimes=RUNTIMES, seed=0)
+    return folder
+
+
+def test_the_baseline_has_a_proved_file_for_each_runtime(run):
+    variant = variants.read(run / "variants/baseline")
+    assert [(f.runtime, f.format) for f in variant.files] == [("torch", "pt2"), ("onnxruntime", "onnx")]
+    for file in variant.files:
+        path = run / "variants/baseline" / file.path
+        assert path.stat().st_size == file.size_bytes
+        assert records.sha256(path) == file.sha256
+        assert 0 < file.compressed_bytes <= file.size_bytes
+        assert file.deviation < 1e-3
+
+
+def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
+    before, after = variants.read(run / "variants/baseline"), variants.read(run / "variants/half")
+    assert after.parameters < before.parameters
+    assert after.macs < before.macs
+    assert after.ratio_reached == pytest.approx(0.5)
+    assert {r.layer: (r.channels_before, r.channels) for r in after.audit}["conv1"] == (16, 8)
+
+
+def test_a_pruned_variant_is_rebuilt_exactly(run, task):
+    model = variants.rebuild(task, run / "variants/half")
+    inputs, expected = variants.reference(run / "variants/half", "torch")
+    with torch.inference_mode():
+        assert torch.equal(model(*inputs), expected[0])
+    assert model.conv1.out_channels == 8
+    assert task.model.conv1.out_channels == 16
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8", "float16", "bfloat16"])
+def test_a_pruned_variant_can_be_quantized(run, task, tmp_path, method):
+    model = variants.source(run, "half", task)
+    section = {"method": method, "skip": [], "calibration_examples": 32}
+    made = variants.write_quantized(
+        run / "variants" / method, task, model, source="half", section=section, runtimes=RUNTIMES, seed=0
+    )
+    assert made.recipe["prune"]["ratio"] == 0.5
+    assert made.recipe["quantize"]["method"] == method
+    assert made.source == "half"
+    assert any(p.runs_as != "float32" for r in made.audit for p in r.precision.values())
+
+
+def test_half_precision_is_refused_for_onnx_runtime_and_kept_for_torch(run, task):
+    section = {"method": "float16", "skip": [], "calibration_examples": 32}
+    made = variants.write_quantized(
+        run / "variants/f16", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+    )
+    assert [f.runtime for f in made.files] == ["torch"]
+    assert "no float16 kernels" in made.refusals["onnxruntime"]
+
+
+def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, tmp_path):
+    with pytest.raises(Unsupported, match="No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"):
+        variants.write(
+            tmp_path / "v", task, task.model, recipe={"quantize": {"method": "bfloat16"}}, runtimes=["onnxruntime"]
+        )
+    assert not (tmp_path / "v" / variants.RECORD).exists()
+
+
+def test_pruning_that_removed_nothing_is_an_error(task, tmp_path):
+    with pytest.raises(NothingChanged, match=r"0\.0 %"):
+        variants.write(tmp_path / "v", task, task.model, recipe={"prune": {"ratio": 0.5}}, runtimes=["torch"], ratio_reached=0.0)
+
+
+def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, run, tmp_path):
+    masked = prune.weights(task.model, ratio=0.8)
+    pruned = Pruned(masked, 0.8, prune.sparsity(masked), {}, ())
+    made = variants.write_pruned(tmp_path / "v", task, pruned, section={"ratio": 0.8}, runtimes=["onnxruntime"], seed=0)
+    before = next(f for f in variants.read(run / "variants/baseline").files if f.runtime == "onnxruntime")
+    assert made.files[0].size_bytes == pytest.approx(before.size_bytes, rel=0.02)
+    assert made.files[0].compressed_bytes < 0.7 * before.compressed_bytes
+    assert made.sparsity > 0.7
+
+
+def test_fidelity_pairs_each_file_with_the_task_s_own_model(run, task):
+    found = variants.fidelity(run / "variants/baseline", task, task.validation)
+    assert set(found) == set(RUNTIMES)
+    assert all(a.agreement == 1.0 and a.difference.value == 0 for a in found.values())
+
+
+def test_the_user_s_model_is_neither_changed_nor_moved(task, tmp_path):
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    variants.write(tmp_path / "v", task, task.model, recipe={"quantize": {"method": "dynamic-int8"}}, runtimes=RUNTIMES)
+    assert all(torch.equal(before[k], v) for k, v in task.model.state_dict().items())
+
+
+def test_a_folder_without_a_pruned_model_is_refused(task, tmp_path):
+    with pytest.raises(ModelFileError, match="must hold a pruned variant"):
+        variants.rebuild(task, tmp_path)
+
+
+def test_a_pruned_model_of_another_task_is_refused(run):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    with pytest.raises(ModelFileError, match="does not fit the model of the task"):
+        variants.rebuild(tiny_task(Other()), run / "variants/half")
+
+
+def test_tied_parameters_stay_tied_when_rebuilt(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+            self.b.weight = self.a.weight
+
+    before, after = Tied(), Tied()
+    after.a.weight = after.b.weight = nn.Parameter(torch.rand(4, 4))
+    after.a.in_features = after.a.out_features = after.b.in_features = after.b.out_features = 4
+    variants.save(tmp_path, before, after)
+    task = type("T", (), {"model": before, "name": "tied"})()
+    rebuilt = variants.rebuild(task, tmp_path)
+    assert rebuilt.a.weight is rebuilt.b.weight
+    assert torch.equal(rebuilt.a.weight, after.a.weight)
+    assert json.loads((tmp_path / variants.STRUCTURE).read_text())["a"] == {"in_features": 4, "out_features": 4}
