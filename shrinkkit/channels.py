@@ -21,8 +21,11 @@ from torch.utils import _pytree as pytree
 from shrinkkit.errors import InvalidInput, Unsupported
 
 Example = tuple[Tensor, ...]
-COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """The layer types whose output channels are pruned and counted."""
+
+HEAD_COUNTS = ("num_heads", "n_heads", "heads", "n_head", "num_attention_heads")
+"""Attributes by which attention says into how many heads its linear layers are divided."""
 
 # What a model's own forward may raise when a tensor no longer has the shape it expects.
 FORWARD_ERRORS = (
@@ -82,7 +85,7 @@ def width(layer: nn.Module) -> int:
     """Return the number of output channels or features of a counted layer."""
     if isinstance(layer, nn.RNNBase):
         return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
-    for attribute in ("out_channels", "out_features", "embed_dim"):
+    for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size"):
         if hasattr(layer, attribute):
             return int(getattr(layer, attribute))
     raise InvalidInput(f"`layer` must be a convolution, linear, recurrent or attention layer, got {type(layer)}.")
@@ -232,23 +235,24 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
             _as_one_node(module)
     graph = tp.DependencyGraph()
     try:
-        graph.build_dependency(
-            traced,
-            example_inputs=example,
-            forward_fn=_forward,
-            # The extra multiplication makes a node of its own, which marks where outputs are made.
-            output_transform=lambda out: [t * 1 for t in tensors(out) if t.requires_grad],
-            customized_pruners=recurrent,
-            verbose=False,
-        )
+        with torch.enable_grad():
+            graph.build_dependency(
+                traced,
+                example_inputs=example,
+                forward_fn=_forward,
+                # The extra multiplication makes a node of its own, which marks where outputs are made.
+                output_transform=lambda out: [t * 1 for t in tensors(out) if t.requires_grad],
+                customized_pruners=recurrent,
+                verbose=False,
+            )
         for node in graph.module2node.values():
             # torch-pruning stops following splits after any three-dimensional parameter, such as positions.
             node.enable_index_mapping |= node.type == tp.ops.OPTYPE.SPLIT
         return list(_groups(graph, traced))
     except FORWARD_ERRORS as error:
         raise Unsupported(
-            f"The layers of `model` cannot be traced: {type(error).__name__}: {error}. Channels can be pruned in "
-            "models whose forward runs on `example` under autograd; `prune.weights` needs no trace."
+            f"The layers of `model` cannot be traced: {type(error).__name__}: {str(error).rstrip('.')}. "
+            "Its forward must run on `example` under autograd; `prune.weights` needs no trace."
         ) from error
 
 
@@ -279,7 +283,7 @@ def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
         yield Group(
             layers=tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits)),
             edits=edits,
-            units=_units(graph, found, (root, cut), size, pieces),
+            units=_units(graph, found, (root, cut), size, pieces, split=reader is None),
             makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep, _ in found),
             refusal=refusal,
         )
@@ -297,18 +301,44 @@ def _reader_of_joint(graph: Any, found: Any, size: int) -> tuple[nn.Module, Any]
     return None
 
 
-def _units(graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int) -> tuple[tuple[int, ...], ...]:
-    piece = size // pieces
-    unit_of = [i % piece for i in range(size)]
+def _units(
+    graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int, split: bool
+) -> tuple[tuple[int, ...], ...]:
+    unit_of = [i % (size // pieces) for i in range(size)]
     splitting = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
-    if any(dep.target.type in splitting for dep, _ in found):
-        # Parts of one layer that meet again, as in a gated unit, tie channels of that layer to each other.
-        for i in range(size):
-            for dep, idxs in graph.get_pruning_group(*root, [i]):
-                if dep.target.module is root[0] and dep.handler == found[0].dep.handler:
-                    old, new = {unit_of[k] for k in idxs if k < size}, unit_of[i]
-                    unit_of = [new if unit in old else unit for unit in unit_of]
-    return tuple(tuple(i for i in range(size) if unit_of[i] == unit) for unit in dict.fromkeys(unit_of))
+    if split and any(dep.target.type in splitting for dep, _ in found):
+        for i, k in _ties_within(graph, root, size):
+            old, new = unit_of[k], unit_of[i]
+            unit_of = [new if unit == old else unit for unit in unit_of] if old != new else unit_of
+    members: dict[int, list[int]] = {}
+    for i, unit in enumerate(unit_of):
+        members.setdefault(unit, []).append(i)
+    return tuple(tuple(unit) for unit in members.values())
+
+
+def _ties_within(graph: Any, root: tuple[Any, Any], size: int) -> list[tuple[int, int]]:
+    """Return the pairs of channels of one layer that are tied, because parts of it meet again as in a gated unit."""
+
+    def reached(idxs: list[int]) -> list[tuple[int, int]]:
+        group = graph.get_pruning_group(*root, idxs)
+        return [(r, i) for k, (_, part) in enumerate(group) for i, r in _pairs(group, k, part, root)]
+
+    # Asking for each channel by itself takes minutes on a wide layer; equal parts are what models split into.
+    for parts in (2, 3, 4):
+        if size % parts == 0:
+            first = reached(list(range(size // parts)))
+            if len({i for _, i in first}) == size:
+                return first
+    half = size // 2
+    sides = reached(list(range(half))), reached(list(range(half, size)))
+    if all(len({i for _, i in side}) == count for side, count in zip(sides, (half, size - half), strict=True)):
+        return []
+    return [pair for i in range(size) for pair in reached([i])]
+
+
+def _pairs(group: Any, k: int, idxs: list[int], root: tuple[Any, Any]) -> list[tuple[int, int]]:
+    same = group[k].dep.target.module is root[0] and group[k].dep.handler == group[0].dep.handler
+    return list(zip(idxs, group[k].root_idxs, strict=True)) if same else []
 
 
 def _edits(graph: Any, found: Any, names: Mapping[Any, str]) -> Iterator[Edit]:
@@ -326,7 +356,7 @@ def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
     """Return the layers of `model` whose channels are divided into attention heads, with how many."""
     found: dict[nn.Module, int] = {}
     for module in model.modules():
-        count = next((getattr(module, a) for a in ("num_heads", "n_heads", "heads", "n_head") if hasattr(module, a)), 0)
+        count = next((getattr(module, a) for a in HEAD_COUNTS if hasattr(module, a)), 0)
         if isinstance(count, int) and count > 0:
             linear = [c for c in module.children() if isinstance(c, nn.Linear)]
             found |= {c: count for c in linear if c.out_features % count == 0}

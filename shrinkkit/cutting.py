@@ -56,6 +56,10 @@ def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
                 raise ValueError(f"`{first}` and `{name}` share one weight but would lose different parts of it")
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, kept)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            # cuDNN wants the weights of a recurrent layer side by side in memory; elsewhere this does nothing.
+            module.flatten_parameters()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(trained[name])
     return model
@@ -74,6 +78,7 @@ def _ties(model: nn.Module) -> list[list[str]]:
 
 
 HEAD_SIZES = ("head_dim", "dim_head", "head_size", "attention_head_size")
+INNER_SIZES = ("all_head_size", "inner_dim")
 
 
 def _head_sizes(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, int, int]]:
@@ -90,6 +95,10 @@ def _resize_heads(module: nn.Module, before: int, after: int, rescale: bool) -> 
         for attribute in HEAD_SIZES:
             if getattr(module, attribute, None) == before:
                 setattr(module, attribute, after)
+        for attribute in INNER_SIZES:
+            inner = getattr(module, attribute, None)
+            if isinstance(inner, int) and inner % before == 0:
+                setattr(module, attribute, inner // before * after)
     elif rescale:
         weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
         with torch.no_grad():
@@ -161,7 +170,7 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
     for name, parameter in masked.named_parameters():
         keep = torch.zeros(parameter.numel(), dtype=torch.bool)
         keep[survivors[name].detach().reshape(-1).long().cpu()] = True
-        parameter.data = parameter.data * keep.reshape(parameter.shape).to(parameter.device)
+        parameter.data.masked_fill_(~keep.reshape(parameter.shape).to(parameter.device), 0)
     if not _same(masked, pruned, example):
         return "cut, the model does not compute what it computes with the same weights set to zero"
     return ""

@@ -96,7 +96,7 @@ def decide(model: nn.Module, example: Example, request: Request, progress: Progr
         if not cut or not cutting.disproof(model, cut, example):
             break
         progress.refused |= _blame(model, example, chosen)
-    why = {n: "is not reached from the model's outputs when it runs on `example`" for n in counted(model)}
+    why = {name: _unreached(layer) for name, layer in counted(model).items()}
     for group in found:
         why |= dict.fromkeys(group.layers, "ranks above all that goes")
         why |= {n: _kept(group.layers, request, progress, unranked) or why[n] for n in group.layers}
@@ -107,6 +107,12 @@ def decide(model: nn.Module, example: Example, request: Request, progress: Progr
                 group.layers, f"has {count} channels, of which `round_to={request.round_to}` lets none go"
             )
     return Decision(cut, why)
+
+
+def _unreached(layer: nn.Module) -> str:
+    if isinstance(layer, nn.RNNCellBase):
+        return "is a recurrent cell, whose hidden state lives in the model's own code"
+    return "is not reached from the model's outputs when it runs on `example`"
 
 
 def _check_structure(model: nn.Module, example: Example, group: Group, progress: Progress) -> None:

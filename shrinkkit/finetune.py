@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from shrinkkit import prune, tasks
-from shrinkkit.channels import duplicate
+from shrinkkit.channels import Example, duplicate
 from shrinkkit.errors import InvalidInput
 
 LARGEST_GRADIENT = 1.0
@@ -25,6 +25,7 @@ class Finetuned:
     scores: tuple[float, ...]
 
 
+@torch.inference_mode(False)
 def run(
     model: nn.Module,
     task: tasks.Task,
@@ -60,25 +61,20 @@ def run(
     """
     _check(model, epochs, learning_rate, batch_size)
     result = duplicate(model).eval()
+    device = next(result.parameters()).device
     zeros = prune.masks(result) if keep_zeros else {}
     optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=learning_rate)
     size = len(task.train)  # type: ignore[arg-type]
-    steps = max(1, epochs * -(-size // batch_size))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * -(-size // batch_size)))
     generator = torch.Generator().manual_seed(seed)
     scores: list[float] = []
-    device = _device(result)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             result.train()
             for number, (inputs, target) in enumerate(_shuffled(task, batch_size, generator, device), start=1):
                 loss = task.loss(result(*inputs), target)
-                if not torch.isfinite(loss).all():
-                    raise InvalidInput(
-                        f"The loss must stay finite, got {float(loss)} in epoch {epoch}, batch {number}. "
-                        f"Lower `learning_rate`, which is {learning_rate:g}."
-                    )
+                _check_loss(loss, epoch, number, learning_rate)
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
             result.eval()
@@ -87,6 +83,14 @@ def run(
                 progress(epoch, epochs, scores[-1])
     result.zero_grad(set_to_none=True)
     return Finetuned(result, tuple(scores))
+
+
+def _check_loss(loss: Tensor, epoch: int, number: int, learning_rate: float) -> None:
+    if not torch.isfinite(loss).all():
+        raise InvalidInput(
+            f"The loss must stay finite, got {loss.detach().tolist()} in epoch {epoch}, batch {number}. "
+            f"Lower `learning_rate`, which is {learning_rate:g}."
+        )
 
 
 def _check(model: nn.Module, epochs: int, learning_rate: float, batch_size: int) -> None:
@@ -109,13 +113,9 @@ def _check(model: nn.Module, epochs: int, learning_rate: float, batch_size: int)
         )
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def _shuffled(
     task: tasks.Task, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[tasks.Example, Any]]:
+) -> Iterator[tuple[Example, Any]]:
     order = torch.randperm(len(task.train), generator=generator).tolist()  # type: ignore[arg-type]
     if len(order) % batch_size == 1 and len(order) > 1:
         order.pop()

@@ -35,6 +35,7 @@ class LayerPlan:
     why: str
 
 
+@torch.inference_mode(False)
 def channels(
     model: nn.Module,
     example: Example,
@@ -108,6 +109,7 @@ def channels(
     return result
 
 
+@torch.inference_mode(False)
 def plan(
     model: nn.Module,
     example: Example,
@@ -138,6 +140,7 @@ def plan(
     )
 
 
+@torch.inference_mode(False)
 def channel_ratio(before: nn.Module, after: nn.Module, example: Example, *, skip: Iterable[str] = ()) -> float:
     """Return the share of output channels of `before` that `after` no longer has, in [0, 1).
 
@@ -223,7 +226,7 @@ def _moved(example: Example, model: nn.Module) -> Example:
     if not isinstance(example, tuple) or not all(isinstance(t, Tensor) for t in example):
         raise InvalidInput(f"`example` must be a tuple of tensors, got {type(example).__name__}. Pass `(inputs,)`.")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return tuple(t.detach().to(device) for t in example)
+    return tuple(t.detach().to(device).clone() for t in example)
 
 
 def _continued(returned: object, given: nn.Module) -> nn.Module:
@@ -239,6 +242,7 @@ PRUNABLE = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
 """The layer types whose weights `weights` prunes."""
 
 
+@torch.inference_mode(False)
 def weights(
     model: nn.Module,
     *,
@@ -355,6 +359,5 @@ def _zero(share: float, values: Mapping[str, Tensor], parameters: Mapping[str, n
     keep[joined.argsort(stable=True)[:count]] = False
     for name, mask in zip(values, torch.split(keep, [v.numel() for v in values.values()]), strict=True):
         parameter = parameters[name]
-        kept = mask.reshape(parameter.shape).to(parameter.device)
-        parameter.data = torch.where(kept, parameter.data, torch.zeros_like(parameter.data))
+        parameter.data.masked_fill_(~mask.reshape(parameter.shape).to(parameter.device), 0)
     return count

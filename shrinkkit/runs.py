@@ -27,6 +27,7 @@ from shrinkkit.recipes import TASKS, Recipe, Study, check_patterns, layer_patter
 from shrinkkit.records import Status, Step
 
 PACKAGE = Path(__file__).parent
+REPORT_TIMEOUT_S = 600.0
 PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy", "papermill", "nbconvert")
 
 
@@ -154,7 +155,7 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
         raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
     step = Planned("5-report", "5-report", "", {"run": "."}, (), "")
     with _alone(folder):
-        error = _execute(step, folder, timeout_s=600, threads=1, tick=lambda s: say(f"5-report · {s:.0f} s", False))
+        error = _execute(step, folder, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=lambda s: say(f"5-report · {s:.0f} s", False))
     if error:
         raise StepFailed(f"The report could not be made: {error} See {folder / 'run.log'}.")
 
@@ -218,7 +219,9 @@ def _take(
     if step.leaves:
         (folder / step.leaves).unlink(missing_ok=True)
     start = time.monotonic()
-    error = _execute(step, folder, timeout_s=timeout_s, threads=threads, tick=lambda s: journal.tick(step.name, s))
+    # However little time a step is given, a run ends in a report.
+    limit_s = timeout_s if step.leaves else max(timeout_s, REPORT_TIMEOUT_S)
+    error = _execute(step, folder, timeout_s=limit_s, threads=threads, tick=lambda s: journal.tick(step.name, s))
     if not error and step.leaves and not (folder / step.leaves).is_file():
         error = f"The notebook ended without leaving {step.leaves}."
     state = "failed" if error else "done"

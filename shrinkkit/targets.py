@@ -123,6 +123,20 @@ def cores() -> int:
     return max(1, min(allowed, math.floor(quota)) if math.isfinite(quota) else allowed)
 
 
+def use_threads(threads: int) -> int:
+    """Make this process compute with `threads` threads and return their number; 0 stands for `cores()`.
+
+    Raises:
+        InvalidInput: `threads` < 0.
+    """
+    if threads < 0:
+        raise InvalidInput(f"`threads` must be >= 0, got {threads}. Pass 0 for every core that this process may use.")
+    import torch
+
+    torch.set_num_threads(threads or cores())
+    return threads or cores()
+
+
 def _missing(package: str) -> str:
     return "" if find_spec(package) else f"{package} is not installed. Install it: pip install {package}"
 

@@ -24,7 +24,8 @@ from shrinkkit import bundled, outputs, usermodel
 from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError
 from shrinkkit.located import nearest
 from shrinkkit.usercode import blaming, call, sources_of
-from shrinkkit.usermodel import Example, raw_bytes
+from shrinkkit.usermodel import Example as Example
+from shrinkkit.usermodel import raw_bytes
 
 BUNDLED = tuple(bundled.TASKS)
 """Names that `load` knows."""
@@ -191,6 +192,11 @@ def _check_splits(task: Task) -> None:
     owner: dict[bytes, str] = {}
     overlaps: dict[tuple[str, str], int] = {}
     for split in SPLITS:
+        if split != "train" and next(_digests(task, split)) != next(_digests(task, split)):
+            raise InvalidTask(
+                f"`{split}` must give the same example each time, but `{split}[0]` differs when read twice. "
+                "Augment at random in `train` only."
+            )
         for digest in set(_digests(task, split)):
             first = owner.setdefault(digest, split)
             if first != split:

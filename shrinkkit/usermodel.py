@@ -34,11 +34,10 @@ def check(model: nn.Module, example: Example) -> None:
             "The model must leave its inputs unchanged, but it wrote to `example`. Use no in-place step on an input."
         )
     size = len(example[0])
-    shapes = [tuple(t.shape) for t in output]
-    if not output or any(not shape or shape[0] != size for shape in shapes):
+    if not output or output[0].shape[:1] != (size,):
         raise InvalidTask(
-            f"The model must return tensors with the batch first: `example` holds {size} examples, "
-            f"the shapes of the output are {', '.join(map(str, shapes)) or 'nothing'}. "
+            f"The model must return a tensor with the batch first: `example` holds {size} examples, the output "
+            f"{f'has the shape {tuple(output[0].shape)}' if output else 'holds no tensor'}. "
             "Use `batch_first=True` or move the batch dimension to the front."
         )
     if not all(torch.isfinite(t).all() for t in output):
@@ -55,7 +54,7 @@ def check(model: nn.Module, example: Example) -> None:
         torch.inference_mode(),
     ):
         alone = outputs.tensors(model(*(x[:1] for x in example)))
-    if any(a.shape[:1] != (1,) for a in alone) or not _close(alone, [t[:1] for t in output]):
+    if not _close(alone[:1], [output[0][:1]]):
         raise InvalidTask(
             "The output for an example must not depend on the rest of its batch, but the first of `example` alone "
             "gives another output. Use `batch_first=True` in recurrent layers, and no statistics over the batch."

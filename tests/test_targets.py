@@ -125,3 +125,19 @@ def test_the_quota_is_the_smallest_of_the_control_groups_around_the_process(tmp_
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert targets._quota(tmp_path, groups) == expected
+
+
+def test_use_threads_sets_torch_s_threads_and_returns_them():
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert targets.use_threads(1) == 1 == torch.get_num_threads()
+        assert targets.use_threads(0) == targets.cores() == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_use_threads_refuses_less_than_none():
+    with pytest.raises(InvalidInput, match="must be >= 0, got -1"):
+        targets.use_threads(-1)

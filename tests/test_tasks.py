@@ -39,6 +39,14 @@ def a_task(**changes):
     return dataclasses.replace(good, **changes)
 
 
+class Jittered(TensorDataset):
+    """Data that is augmented at random."""
+
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return inputs + torch.rand(()), target
+
+
 class Function(nn.Module):
     """A model that computes what it is given."""
 
@@ -74,6 +82,19 @@ def test_a_task_of_two_inputs_passes():
     )
 
 
+def test_a_task_with_random_augmentation_and_a_second_output_of_another_order_passes():
+    lstm = nn.LSTM(4, 3, num_layers=2, batch_first=True).eval()
+    model = Function(lambda x: (lstm(x.unsqueeze(1))[0][:, 0], lstm(x.unsqueeze(1))[1]))
+    tasks.check(
+        a_task(
+            model=model,
+            train=Jittered(*data(12, seed=1).tensors),
+            score=lambda output, target: -functional.cross_entropy(output[0], target, reduction="none"),
+            loss=lambda output, target: functional.cross_entropy(output[0], target),
+        )
+    )
+
+
 def test_check_leaves_the_weights_and_the_random_state_unchanged():
     task = a_task()
     before = {k: v.clone() for k, v in task.model.state_dict().items()}
@@ -94,9 +115,9 @@ def test_check_leaves_the_weights_and_the_random_state_unchanged():
         ({"example": (torch.randn(5, 4), torch.randn(4, 4))}, r"one batch size.*\(5, 4\), \(4, 4\)"),
         ({"example": (torch.randn(5, 9),)}, "must accept `example`, but .* raised RuntimeError: mat1 and mat2"),
         ({"example": (torch.randn(5, 4, device="meta"),)}, "on the CPU, found meta"),
-        ({"model": Function(lambda x: x.sum())}, r"batch first: `example` holds 5 examples.*\(\)"),
+        ({"model": Function(lambda x: x.sum())}, r"batch first: `example` holds 5 examples.*shape \(\)"),
         ({"model": Function(lambda x: x[:3])}, r"batch first.*\(3, 4\)"),
-        ({"model": Function(lambda x: "no")}, "the shapes of the output are nothing"),
+        ({"model": Function(lambda x: "no")}, "the output holds no tensor"),
         ({"model": Function(lambda x: x / 0)}, "outputs must be finite, but on `example`"),
         ({"model": Function(lambda x: x * torch.rand(()))}, "same outputs for the same inputs"),
         ({"model": Function(lambda x: x - x.mean(0))}, "must not depend on the rest of its batch"),
@@ -106,6 +127,7 @@ def test_check_leaves_the_weights_and_the_random_state_unchanged():
         ({"validation": iter(())}, "`validation` must be a map-style dataset"),
         ({"train": [1, 2]}, r"`train\[0\]` must give \(inputs, target\)"),
         ({"train": [("text", 1)]}, r"inputs of `train\[0\]` must be a tensor"),
+        ({"test": Jittered(*data(6).tensors)}, r"`test\[0\]` differs when read twice"),
         ({"calibration": data(6, features=5)}, r"`calibration\[0\]` has \[\(\(5,\), torch.float32\)\]"),
         ({"score": lambda output, target: output.mean()}, r"shape \(5,\) for batch 0 of `train`, got shape \(\)"),
         ({"score": lambda output, target: 0.5}, "got float"),

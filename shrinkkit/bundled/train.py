@@ -20,7 +20,7 @@ from shrinkkit.tasks import batches
 
 SEED = 0
 BATCH_SIZE = 64
-EPOCHS = {"digits-cnn": 30, "digits-lstm": 120, "digits-transformer": 60}
+EPOCHS = {"digits-cnn": 30, "digits-lstm": 120, "digits-transformer": 100}
 LEARNING_RATE = {"digits-cnn": 3e-3, "digits-lstm": 3e-3, "digits-transformer": 1e-3}
 
 

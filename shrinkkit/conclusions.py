@@ -1,0 +1,245 @@
+"""What the rows of a run amount to: the verdict in one sentence, and where the speed comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shrinkkit import formats, intervals, records
+from shrinkkit.errors import UnfairComparison
+from shrinkkit.recipes import BASELINE
+from shrinkkit.records import Comparison, Estimate
+from shrinkkit.rows import Results, Row
+
+TRUSTED = ("faster", "slower", "same")
+"""Verdicts of a timing that may be quoted."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a report, and the row that it stands on."""
+
+    headline: str
+    """One sentence."""
+    remarks: tuple[str, ...]
+    """Sentences that a reader of the headline must know: what the runtime alone gives, what failed."""
+    kind: str
+    """`within budget`, `cannot tell`, `over budget`, or `none`."""
+    row: Row | None
+
+    @property
+    def sentence(self) -> str:
+        """The headline and the remarks, as one text."""
+        return " ".join([self.headline, *self.remarks])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Why a variant on a target is as fast as it is: factors whose product is its speed-up against torch FP32.
+
+    A factor is None where the variant has no such part.
+    """
+
+    variant: str
+    target: str
+    runtime: Estimate | None
+    pruning: Estimate | None
+    quantization: Estimate | None
+    compression: Estimate | None
+    """Pruning and quantization together, where the pruned model alone was not measured."""
+    total: Estimate
+    trusted: bool
+    """Whether every timing behind it got a verdict."""
+
+
+def verdict(results: Results) -> Verdict:
+    """Return which variant is worth it under the study's budget, or the honest opposite.
+
+    Only rows whose timing got a verdict are considered, and only a paired difference of accuracy whose whole
+    interval keeps the budget counts as within it.
+    """
+    rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
+    remarks = (*_runtime_remark(results, rows), *_failure_remark(results))
+    if not rows:
+        return Verdict(_nothing(results), remarks, "none", None)
+    better = [row for row in rows if _gain(row, results) > 1]
+    for kind in ("within budget", "cannot tell", "over budget"):
+        found = [row for row in better if row.accuracy_verdict == kind]
+        if found and kind == "within budget":
+            best = max(found, key=lambda row: _gain(row, results))
+            return Verdict(f"{_claim(best, results)}: within the budget of {_budget(results)}.", remarks, kind, best)
+        if found:
+            best = max(found, key=lambda row: (row.difference.low if row.difference else 0.0, _gain(row, results)))
+            return Verdict(_closest(best, kind, results), remarks, kind, best)
+    wanted = "faster" if results.budget.want == "fastest" else "smaller"
+    return Verdict(f"No variant is {wanted} than the model it came from; keep the baseline.", remarks, "none", None)
+
+
+def factors(results: Results) -> tuple[Factors, ...]:
+    """Return the factors of every variant that was measured, the baseline on other runtimes than torch included."""
+    found = []
+    for row in results.rows:
+        if row.state != "measured" or row.speedup_torch is None or row.intermediate:
+            continue
+        runtime = results.measured[row.target].runtime
+        pruning, quantization, compression = _parts(results, row)
+        found.append(
+            Factors(
+                variant=row.variant,
+                target=row.target,
+                runtime=runtime.speedup if runtime else None,
+                pruning=pruning,
+                quantization=quantization,
+                compression=compression,
+                total=row.speedup_torch,
+                trusted=row.timing in (*TRUSTED, "") and row.timing_torch in TRUSTED,
+            )
+        )
+    return tuple(found)
+
+
+def _parts(results: Results, row: Row) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+    """Return what pruning, quantization, and both together gave on the row's target."""
+    variant = results.variants[row.variant]
+    if not variant.recipe.get("quantize"):
+        return row.speedup, None, None
+    if not variant.recipe.get("prune"):
+        return None, row.speedup, None
+    own = _comparison(results, row.variant, row.target)
+    source = _comparison(results, variant.source or "", row.target)
+    if own is None or source is None or "too noisy" in (own.verdict, source.verdict):
+        return None, None, row.speedup
+    try:
+        records.speedup(source, own)
+    except UnfairComparison:
+        return None, None, row.speedup
+    inverse = Estimate(1 / source.speedup.value, 1 / source.speedup.high, 1 / source.speedup.low)
+    return source.speedup, intervals.product(own.speedup, inverse), None
+
+
+def _comparison(results: Results, variant: str, target: str) -> Comparison | None:
+    if not any(r.variant == variant and r.target == target and r.state == "measured" for r in results.rows):
+        return None
+    return next(m.latency for m in results.measured[target].measurements if m.variant == variant)
+
+
+def _eligible(row: Row, results: Results) -> bool:
+    measured = row.state == "measured" and row.difference is not None and row.size_bytes is not None
+    here = results.budget.target in (None, row.target)
+    if results.budget.want == "smallest":
+        return measured and here
+    return measured and here and _trusted(row)
+
+
+def _trusted(row: Row) -> bool:
+    # The comparison of runtimes may end undecided near 1; what must be sure is the compression's own.
+    return row.timing in TRUSTED and row.timing_torch not in ("", "too noisy")
+
+
+def _gain(row: Row, results: Results) -> float:
+    """Return how many times better than the baseline a row is in what the budget wants; 1 if not surely better."""
+    if results.budget.want == "smallest":
+        smaller = _smaller(row, results)
+        return smaller if smaller > 1.01 else 1.0
+    if results.budget.target:
+        return row.speedup.value if row.speedup and row.timing == "faster" else 1.0
+    return row.speedup_torch.value if row.speedup_torch and row.timing_torch == "faster" else 1.0
+
+
+def _smaller(row: Row, results: Results) -> float:
+    before = results.row(BASELINE, row.target).size_bytes
+    return before / row.size_bytes if before and row.size_bytes else 1.0
+
+
+def _claim(row: Row, results: Results) -> str:
+    """Return which variant, how much smaller, how much faster where, and what it cost, without a full stop."""
+    return f"{row.variant} is {_size_text(row, results)} and {_speed_text(row)} on {row.target}, {_cost(row, results)}"
+
+
+def _size_text(row: Row, results: Results) -> str:
+    smaller = _smaller(row, results)
+    if 0.99 < smaller < 1.01:
+        return "as large on disk"
+    before = results.row(BASELINE, row.target).size_bytes or 0
+    sizes = f"({formats.size(before)} to {formats.size(row.size_bytes or 0)})"
+    return (
+        f"{formats.times(smaller)} smaller {sizes}"
+        if smaller > 1
+        else f"{formats.times(1 / smaller)} as large on disk {sizes}"
+    )
+
+
+def _speed_text(row: Row) -> str:
+    if not _trusted(row) or row.speedup_torch is None:
+        return "of a speed that the timing cannot tell"
+    speed = row.speedup_torch
+    if row.timing_torch == "same":
+        return "as fast as torch FP32"
+    if row.timing_torch == "undecided":
+        return f"nearly as fast as torch FP32 ({formats.times(speed.value)} {formats.between(speed)})"
+    if row.timing_torch == "slower":
+        return f"{formats.times(1 / speed.value)} slower than torch FP32"
+    return f"{formats.times(speed.value)} {formats.between(speed)} faster than torch FP32"
+
+
+def _cost(row: Row, results: Results) -> str:
+    difference = row.difference
+    if difference is None:
+        return f"at an unknown cost in {results.metric}"
+    value = formats.change(difference.value, in_shares=results.in_shares)
+    return f"with {value} of {results.metric} {formats.between(difference, in_shares=results.in_shares)}"
+
+
+def _budget(results: Results) -> str:
+    drop = results.budget.accuracy_drop
+    return formats.points(drop) if results.in_shares else f"{drop:g}"
+
+
+def _closest(row: Row, kind: str, results: Results) -> str:
+    if kind == "cannot tell":
+        return (
+            f"No variant is surely within the budget of {_budget(results)}. The closest: {_claim(row, results)}; "
+            "the interval reaches beyond the budget, and more test examples would narrow it."
+        )
+    return f"No variant is within the budget of {_budget(results)}. The closest: {_claim(row, results)}."
+
+
+def _nothing(results: Results) -> str:
+    measured = [row for row in results.rows if row.state == "measured" and row.variant != BASELINE]
+    if not measured:
+        return "There is no verdict: no variant was measured."
+    where = f" on {results.budget.target}" if results.budget.target else ""
+    return f"There is no verdict: no timing{where} was steady enough to trust. Run again on a quieter machine."
+
+
+def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return a sentence where changing the runtime alone beats every compression, so that nobody credits the latter."""
+    if results.budget.want != "fastest" or results.budget.target:
+        return ()
+    plain = [r for r in results.rows if r.variant == BASELINE and r.timing_torch == "faster" and r.speedup_torch]
+    speeds = {row.target: row.speedup_torch.value for row in plain if row.speedup_torch}
+    kept = [r.speedup_torch.value for r in rows if r.speedup_torch and r.accuracy_verdict != "over budget"]
+    if not speeds or max(speeds.values()) <= max(kept, default=1.0):
+        return ()
+    target = max(speeds, key=lambda name: speeds[name])
+    return (f"The unchanged model on {target} is faster still: {formats.times(speeds[target])} torch FP32.",)
+
+
+def _failure_remark(results: Results) -> tuple[str, ...]:
+    names = [name for name in results.names if name != BASELINE]
+    said = []
+    for state, verb in (("failed", "failed"), ("not run", "not measured")):
+        rows = [row for row in results.rows if row.state == state and row.variant != BASELINE and not row.intermediate]
+        causes: dict[str, list[Row]] = {}
+        for row in rows:
+            causes.setdefault(row.variant, []).append(row)
+        if causes:
+            listed = "; ".join(_one_failure(results, name, rows) for name, rows in causes.items())
+            asked = [name for name in names if not results.row(name, results.targets[0]).intermediate]
+            was = "was " if state == "not run" and len(causes) == 1 else "were " if state == "not run" else ""
+            said.append(f"{len(causes)} of {formats.counted(len(asked), 'variant')} {was}{verb}: {listed}.")
+    return tuple(said)
+
+
+def _one_failure(results: Results, name: str, rows: Sequence[Row]) -> str:
+    where = "" if len(rows) == len(results.targets) else f" on {', '.join(row.target for row in rows)}"
+    cause = rows[0].reason.strip().splitlines()[0].rstrip(".")
+    return f"{name}{where} ({cause if len(cause) <= 160 else cause[:157] + '...'})"

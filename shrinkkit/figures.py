@@ -1,0 +1,359 @@
+"""Pictures as inline SVG with alt text: where speed comes from, what it costs, and the raw times behind it.
+
+Colours are CSS variables with a fallback, so that a page can give a dark mode its own.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from shrinkkit import formats
+from shrinkkit.recipes import BASELINE
+from shrinkkit.records import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from shrinkkit.results import Factors, Results, Row
+
+INK, FAINT = "#010203", "#040506"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
+"""Okabe and Ito's, told apart by readers who are colour-blind; the last one is ours, for want of an eighth that shows on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SHOWN = 200
+"""Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
+
+_VARIABLES = {
+    INK: "var(--sk-ink, currentColor)",
+    FAINT: "var(--sk-faint, #8886)",
+    **{colour: f"var(--sk-c{i}, {colour})" for i, colour in enumerate(COLOURS)},
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Picture:
+    """An SVG with the text that stands in for it, and a caption."""
+
+    svg: str
+    alt: str
+    caption: str
+
+    def __repr__(self) -> str:
+        return f"[picture: {self.alt}]"
+
+    def _repr_markdown_(self) -> str:
+        return f"*Picture, in words:* {self.alt}\n\n{self.caption}\n"
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<figure class="sk-figure" role="group"><div class="sk-scroll" tabindex="0" role="region" '
+            f'aria-label="{escape(self.caption)}">{self.svg}</div>'
+            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
+        )
+
+
+def training(scores: Sequence[float], *, metric: str) -> Picture:
+    """Return the mean validation score after each epoch of fine-tuning, as a line; `scores` holds at least one."""
+    with _canvas(6.2, 2.4) as figure:
+        axes = figure.subplots()
+        epochs = range(1, len(scores) + 1)
+        axes.plot(epochs, scores, color=COLOURS[0], marker="o", markersize=4)
+        axes.set_xticks(list(epochs)[:: max(1, len(scores) // 10)])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation {metric}")
+        alt = f"Validation {metric} by epoch: " + ", ".join(f"{score:.4g}" for score in scores) + "."
+        return _picture(figure, alt, f"Mean {metric} on the validation split after each epoch of fine-tuning.")
+
+
+def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
+    """Return how runtime, pruning and quantization multiply to each variant's speed-up against torch FP32.
+
+    Args:
+        found: Factors of at least one variant.
+        targets: In the order of the panels; those without factors are left out.
+    """
+    panels = [(target, [f for f in found if f.target == target]) for target in targets]
+    panels = [(target, rows) for target, rows in panels if rows]
+    heights = [len(rows) + 0.4 for _, rows in panels]
+    with _canvas(9.2, 0.44 * sum(heights) + 0.75 * len(panels) + 0.6) as figure:
+        column = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (target, rows) in zip(column, panels, strict=True):
+            for y, row in enumerate(rows):
+                _waterfall(axes, y, row)
+            axes.set_title(target, loc="left")
+            axes.set_yticks(range(len(rows)), [row.variant for row in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.axvline(1, color=INK, linewidth=0.8)
+            axes.grid(axis="x", color=FAINT)
+        _speed_axis(column[-1], [end for row in found for end in (*_ends(row), row.total.low, row.total.high)])
+        _legend_of_factors(figure)
+        return _picture(
+            figure,
+            "Speed-up against torch FP32 by variant. " + " ".join(_in_words(row) for row in found),
+            "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
+            "The dot is the whole speed-up with its 95 % interval; a hollow dot stands on a timing that got no verdict.",
+        )
+
+
+def _ends(row: "Factors") -> list[float]:
+    """Return where each of a row's bars ends, as speed-ups against torch FP32."""
+    ends, reached = [], 1.0
+    for factor in (row.runtime, row.pruning, row.quantization, row.compression):
+        reached *= factor.value if factor else 1.0
+        ends.append(reached)
+    return ends
+
+
+def _waterfall(axes: "Axes", y: int, row: "Factors") -> None:
+    start = 1.0
+    parts = (row.runtime, row.pruning, row.quantization, row.compression)
+    for lane, (part, end) in enumerate(zip(parts, _ends(row), strict=True)):
+        if part:
+            height = y + 0.2 * (min(lane, 2) - 1)
+            axes.barh(height, end - start, left=start, height=0.19, color=COLOURS[lane], linewidth=0)
+            start = end
+    dot = {"color": INK, "markerfacecolor": INK if row.trusted else "none", "markersize": 4.5, "linewidth": 1}
+    spread = [[row.total.value - row.total.low], [row.total.high - row.total.value]]
+    axes.errorbar([row.total.value], [y], xerr=spread, fmt="o", **dot)
+    axes.annotate(
+        formats.times(row.total.value),
+        (max(row.total.high, *_ends(row)), y),
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+    )
+
+
+def _legend_of_factors(figure: "Figure") -> None:
+    from matplotlib.patches import Patch
+
+    names = ("runtime", "pruning", "quantization", "pruning and quantization, not told apart")
+    drawn = {patch.get_facecolor() for axes in figure.axes for patch in axes.patches}
+    patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(names)]
+    shown = [patch for patch in patches if patch.get_facecolor() in drawn]
+    if shown:
+        figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
+
+
+def _in_words(row: "Factors") -> str:
+    named = (
+        ("runtime", row.runtime),
+        ("pruning", row.pruning),
+        ("quantization", row.quantization),
+        ("pruning with quantization", row.compression),
+    )
+    parts = " by ".join(f"{name} {formats.times(part.value)}" for name, part in named if part)
+    return f"{row.variant} on {row.target}: {formats.times(row.total.value)}" + (f" ({parts})." if parts else ".")
+
+
+def tradeoff(results: "Results") -> Picture | None:
+    """Return speed-up against torch FP32, change of accuracy and size of each measured variant; None without any."""
+    rows = [r for r in results.rows if r.speedup_torch and r.difference and r.size_bytes and not r.intermediate]
+    targets = [target for target in results.targets if any(row.target == target for row in rows)]
+    if not rows:
+        return None
+    names = [name for name in results.names if any(row.variant == name for row in rows)]
+    largest = max(row.size_bytes or 0 for row in rows)
+    scale = 100 if results.in_shares else 1
+    with _canvas(9.2, 4.1) as figure:
+        panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, target in zip(panels, targets, strict=True):
+            for row in rows:
+                if row.target == target:
+                    _point(axes, row, names.index(row.variant), largest, scale)
+            axes.set_title(target, loc="left")
+            axes.axvline(1, color=INK, linewidth=0.8)
+            axes.axhline(0, color=INK, linewidth=0.8)
+            axes.axhline(-scale * results.budget.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.grid(color=FAINT)
+        unit = ", points" if results.in_shares else ""
+        panels[0].set_ylabel(f"change of {results.metric}{unit}")
+        _speed_axis(panels[0], [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)])
+        for axes in panels[1:]:
+            axes.set_xlabel(panels[0].get_xlabel())
+        _legend_of_variants(figure, names)
+        return _picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
+
+
+_TRADEOFF = (
+    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars are 95 % "
+    "intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale mark stands "
+    "on a timing that got no verdict."
+)
+
+
+def _point(axes: "Axes", row: "Row", index: int, largest: int, scale: float) -> None:
+    speed, change = row.speedup_torch, row.difference
+    if speed is None or change is None:
+        return
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+    spread = {
+        "xerr": [[speed.value - speed.low], [speed.high - speed.value]],
+        "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
+    }
+    axes.errorbar([speed.value], [scale * change.value], fmt="none", ecolor=colour, elinewidth=1, **spread)
+    area = 25 + 300 * (row.size_bytes or 0) / largest
+    trusted = row.timing_torch not in ("too noisy", "undecided")
+    axes.scatter(
+        [speed.value], [scale * change.value], s=area, marker=marker, color=colour, alpha=0.85 if trusted else 0.35
+    )
+
+
+def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            label=name,
+        )
+        for i, name in enumerate(names)
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=min(4, len(marks)))
+
+
+def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
+    said = [
+        f"{row.variant} on {row.target}: {formats.times(row.speedup_torch.value)}, "
+        f"{formats.change(row.difference.value, in_shares=results.in_shares)}, {formats.size(row.size_bytes or 0)}."
+        for row in rows
+        if row.speedup_torch and row.difference
+    ]
+    return f"Speed-up against torch FP32, change of {results.metric} and size. " + " ".join(said)
+
+
+def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Picture | None:
+    """Return the fastest call of every slot, baseline and variant, in the order in which they ran; None without any.
+
+    Args:
+        compared: Comparisons by variant.
+        title: What was compared, for the caption; such as a target.
+    """
+    columns = min(3, len(compared))
+    if not compared:
+        return None
+    lines = -(-len(compared) // columns)
+    with _canvas(9.2, 1.9 * lines + 0.5) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(compared) :]:
+            axes.set_axis_off()
+        for axes, (name, comparison) in zip(grid.flat, compared.items(), strict=False):
+            _slots(axes, name, comparison)
+        words = " ".join(
+            f"{name}: {_middle(c.candidate_samples_ms)}, {_reference(c)} beside it: {_middle(c.reference_samples_ms)}."
+            for name, c in compared.items()
+        )
+        most = max(len(c.candidate_samples_ms) for c in compared.values())
+        thinned = f" {SHOWN} of up to {most} slots are drawn, evenly spaced." if most > SHOWN else ""
+        return _picture(
+            figure,
+            f"Times of single calls, slot by slot. {words}",
+            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on the left to the "
+            f"last on the right. Grey dots are the baseline, coloured ones the variant, lines their medians.{thinned}",
+        )
+
+
+def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
+    import numpy as np
+
+    highest = 0.0
+    drawn = ((comparison.reference_samples_ms, INK, 0.5), (comparison.candidate_samples_ms, COLOURS[0], 1.0))
+    for samples, colour, alpha in drawn:
+        times = np.array([min(slot) for slot in samples if slot])
+        if not len(times):
+            continue
+        chosen = np.unique(np.linspace(0, len(times) - 1, min(SHOWN, len(times))).astype(int))
+        x = chosen / max(1, len(times) - 1)
+        # Lines without length and with round ends are dots that weigh a fraction of markers.
+        path = np.full(3 * len(chosen), np.nan), np.full(3 * len(chosen), np.nan)
+        path[0][0::3], path[0][1::3], path[1][0::3], path[1][1::3] = x, x, times[chosen], times[chosen]
+        axes.plot(*path, color=colour, alpha=alpha, linewidth=2.4, solid_capstyle="round")
+        axes.axhline(float(np.median(times)), color=colour, alpha=alpha, linewidth=0.8)
+        highest = max(highest, float(np.quantile(times, 0.99)))
+    axes.set_title(f"{name}: {comparison.verdict}", loc="left", fontsize=9)
+    axes.set_ylim(0, 1.15 * highest or 1.0)
+    axes.set_xticks([])
+    axes.grid(axis="y", color=FAINT)
+
+
+def _reference(comparison: Comparison) -> str:
+    return "FP32" if comparison.reference == BASELINE else comparison.reference
+
+
+def _middle(samples: Sequence[Sequence[float]]) -> str:
+    import numpy as np
+
+    times = [min(slot) for slot in samples if slot]
+    if not times:
+        return "no samples"
+    low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
+    return f"median {formats.milliseconds(middle)}, from {formats.digits(low)} to {formats.digits(high)} in nine of ten slots"
+
+
+def _speed_axis(axes: "Axes", values: Sequence[float]) -> None:
+    low, high = min([1.0, *values]) / 1.12, max([1.0, *values]) * 1.3
+    steps = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks([s for s in steps if low <= s <= high], [f"{s:g} {formats.TIMES}" for s in steps if low <= s <= high])
+    axes.minorticks_off()
+    axes.set_xlabel("speed-up against torch FP32")
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator["Figure"]:
+    """Give a figure of `width` by `height` inches, drawn in colours that `_picture` turns into variables."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: dict[str, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "shrinkkit",
+        "path.simplify": False,
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "grid.linewidth": 0.7,
+    }
+    with matplotlib.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _picture(figure: "Figure", alt: str, caption: str) -> Picture:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sk-font, sans-serif)", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    mark = "sk" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'\bid="', f'id="{mark}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    opening = f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
+    opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return Picture(re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip(), alt, caption)

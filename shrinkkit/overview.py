@@ -1,0 +1,257 @@
+"""The tables of a report: a whole run, from its verdict to the hashes of its files."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shrinkkit import figures, formats, results
+from shrinkkit.conclusions import TRUSTED
+from shrinkkit.recipes import BASELINE
+from shrinkkit.records import Environment
+from shrinkkit.results import Results, Row
+from shrinkkit.tables import Cell, Column, Command, Several, Shown, Statement, Table, Title, facts
+
+if TYPE_CHECKING:
+    from shrinkkit.records import Comparison
+
+_COLUMNS = (
+    Column("variant"),
+    Column("on disk", True),
+    Column("parameters", True),
+    Column("MACs", True),
+    Column("zeros", True),
+    Column("accuracy", True),
+    Column("change", True),
+    Column("latency", True),
+    Column("vs FP32 here", True),
+    Column("vs torch FP32", True),
+)
+_KINDS = {
+    "within budget": ("Verdict: within budget", "good"),
+    "cannot tell": ("Verdict: cannot tell", "doubt"),
+    "over budget": ("Verdict: over budget", "bad"),
+    "none": ("Verdict", "doubt"),
+}
+
+
+def title(found: Results) -> Title:
+    """Return the report's heading: the study's name, and what was compressed where."""
+    made = [row.variant for row in found.rows if row.target == found.targets[0] and not row.intermediate] if found.targets else []
+    count = formats.counted(len([name for name in made if name != BASELINE]), "variant")
+    where = " and ".join(found.targets) or "no target"
+    when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
+    return Title(found.name, f"{count} of {found.task}, on {where}.{when}")
+
+
+def verdict(found: Results) -> Statement:
+    """Return the verdict in large type, with what else must be known."""
+    made = results.verdict(found)
+    label, tone = _KINDS[made.kind]
+    return Statement(made.headline, made.remarks, tone, label)
+
+
+def variants(found: Results) -> Several:
+    """Return the table of variants of each target, failed and refused ones included."""
+    best = results.verdict(found).row
+    tables: list[Shown] = []
+    for target in found.targets:
+        rows = [row for row in found.rows if row.target == target]
+        cells = tuple(_variant(row, found, chosen=row == best) for row in rows)
+        columns = tuple(
+            Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS
+        )
+        tables.append(Table(f"{target}{_runtime(found, target)}", columns, cells, _masked(rows), folded=False))
+    return Several(tuple(tables) or (Statement("No target was measured.", tone="doubt"),))
+
+
+def missing(found: Results) -> Shown:
+    """Return what has no numbers and why: failures first, then refusals, then notes about the folder."""
+    order = ("failed", "not run", "refused")
+    rows = sorted((row for row in found.rows if row.state in order), key=lambda row: order.index(row.state))
+    listed = tuple(
+        (Cell(row.variant), Cell(row.target), Cell(row.state, tone=_TONES[row.state]), Cell(row.reason)) for row in rows
+    )
+    parts: list[Shown] = []
+    if listed:
+        columns = (Column("variant"), Column("target"), Column("state"), Column("why"))
+        parts.append(Table("What has no numbers, and why", columns, listed))
+    parts += [Statement(note, tone="doubt") for note in found.notes]
+    return Several(tuple(parts) or (Statement("Nothing is missing: every variant was measured on every target."),))
+
+
+def factors(found: Results) -> Shown:
+    """Return where the speed of each variant comes from, as a picture."""
+    made = [one for one in results.factors(found) if one.runtime or one.variant != BASELINE]
+    if not made:
+        return Statement("No speed was measured, so there is nothing to take apart.", tone="doubt")
+    return figures.factors(made, found.targets)
+
+
+def tradeoff(found: Results) -> Shown:
+    """Return size, accuracy and speed of every variant in one picture."""
+    return figures.tradeoff(found) or Statement("No variant has both a speed and an accuracy.", tone="doubt")
+
+
+def audits(found: Results) -> Several:
+    """Return the audit of every variant but the baseline, folded below a line that sums it up."""
+    from dataclasses import replace
+
+    from shrinkkit import show
+
+    tables = (replace(show.audit(made), folded=True) for name, made in found.variants.items() if name != BASELINE)
+    return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
+
+
+def timings(found: Results) -> Several:
+    """Return the raw times and the conditions of every comparison, target by target."""
+    from dataclasses import replace
+
+    from shrinkkit import show
+
+    parts: list[Shown] = []
+    for target, record in found.measured.items():
+        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
+        if record.runtime:
+            compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
+        if picture := figures.distributions(compared, title=target):
+            parts.append(picture)
+        table = show.latencies(compared)
+        if isinstance(table, Table):
+            parts.append(replace(table, caption=f"Every comparison on {target}", folded=True))
+    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
+
+
+def environment(found: Results) -> Several:
+    """Return the machine and the software of each target's benchmark; equal ones are shown once."""
+    seen: dict[str, tuple[list[str], Environment]] = {}
+    for target, record in found.measured.items():
+        key = repr((record.environment.cpu, record.environment.gpu, record.environment.versions, record.environment.variables))
+        seen.setdefault(key, ([], record.environment))[0].append(target)
+    parts = [facts(f"Machine and software of {' and '.join(targets)}", _machine(one)) for targets, one in seen.values()]
+    return Several(tuple(parts) or (Statement("No benchmark ended, so no machine is recorded.", tone="doubt"),))
+
+
+def model_files(found: Results) -> Table:
+    """Return every model file with its size and its whole hash, and the seed it was made with."""
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(f"variants/{name}/{file.path}"),
+            Cell(formats.size(file.size_bytes)),
+            Cell(str(made.seed), tone="quiet"),
+            Cell(file.sha256),
+        )
+        for name, made in found.variants.items()
+        for file in made.files
+    )
+    columns = (Column("variant"), Column("file"), Column("size", True), Column("seed", True), Column("SHA-256"))
+    return Table(f"{formats.counted(len(rows), 'model file')} and their hashes", columns, rows)
+
+
+def steps(found: Results) -> Shown:
+    """Return the notebooks that were executed, how they ended, and links to them beside the report."""
+    if found.status is None:
+        return Statement("The notebooks were run by hand; no status was kept.")
+    rows = tuple(
+        (
+            Cell(step.name, href=f"steps/{step.name}.html" if step.state in ("done", "reused", "failed") else ""),
+            Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
+            Cell(f"{step.duration_s:.1f} s"),
+            Cell(step.error),
+        )
+        for step in found.status.steps
+        if step.notebook != "5-report"
+    )
+    columns = (Column("notebook"), Column("state"), Column("took", True), Column("why it failed"))
+    return Table("Executed notebooks", columns, rows, folded=False)
+
+
+def commands(found: Results) -> Shown:
+    """Return the command that reproduces the run."""
+    if found.status is None:
+        return Statement("The notebooks were run by hand, so there is no one command that repeats them.")
+    seed = found.study.seed if found.study else 0
+    return Command(found.status.command, f"The seed is {seed}. The same run again, on any machine:")
+
+
+_TONES = {"failed": "bad", "not run": "bad", "refused": "doubt"}
+
+
+def _variant(row: Row, found: Results, *, chosen: bool) -> tuple[Cell, ...]:
+    aside = "the verdict" if chosen else "on the way to another" if row.intermediate else ""
+    name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
+    if row.state != "measured":
+        return name, Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
+    shares = found.in_shares
+    return (
+        name,
+        Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} zipped"),
+        Cell(formats.count(row.parameters or 0)),
+        Cell(formats.count(row.macs or 0)),
+        Cell(formats.percent(row.sparsity or 0)),
+        Cell(formats.score(row.accuracy.value, in_shares=shares), formats.between(row.accuracy, in_shares=shares))
+        if row.accuracy
+        else Cell(""),
+        _change(row, shares),
+        Cell(formats.milliseconds(row.latency_ms.value), formats.between(row.latency_ms))
+        if row.latency_ms
+        else Cell("not timed", tone="doubt"),
+        _speed(row, torch=False),
+        _speed(row, torch=True),
+    )
+
+
+def _change(row: Row, shares: bool) -> Cell:
+    if row.difference is None:
+        return Cell("reference", tone="quiet")
+    tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "doubt")
+    value = formats.change(row.difference.value, in_shares=shares).removesuffix(" points")
+    return Cell(value, f"{formats.between(row.difference, in_shares=shares)} {row.accuracy_verdict}", tone)
+
+
+def _speed(row: Row, *, torch: bool) -> Cell:
+    speed, timing = (row.speedup_torch, row.timing_torch) if torch else (row.speedup, row.timing)
+    if speed is None:
+        return Cell("reference", tone="quiet") if row.variant == BASELINE else Cell("not timed", tone="doubt")
+    tone = {"faster": "good", "slower": "bad", "same": "quiet"}.get(timing, "doubt")
+    shown = formats.times(speed.value) if timing in (*TRUSTED, "undecided") else "no verdict"
+    return Cell(shown, f"{formats.between(speed)} {timing}", tone)
+
+
+def _runtime(found: Results, target: str) -> str:
+    record = found.measured.get(target)
+    baseline = found.row(BASELINE, target)
+    if record is None or baseline.latency_ms is None:
+        return ""
+    text = f": FP32 takes {formats.milliseconds(baseline.latency_ms.value)} here"
+    compared = record.runtime.conditions if record.runtime else None
+    compared = compared or next((m.latency.conditions for m in record.measurements if m.latency), None)
+    text += f", for a batch of {compared.batch_size} on {formats.counted(compared.threads, 'thread')}" if compared else ""
+    return f"{text}, {formats.times(record.runtime.speedup.value)} torch's speed" if record.runtime else text
+
+
+def _masked(rows: Sequence[Row]) -> str:
+    """Return a sentence about variants full of zeros whose files did not shrink for it; '' if there are none."""
+    before = next((row.size_bytes for row in rows if row.variant == BASELINE), None)
+    said = [
+        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, yet the file is as large as before, because "
+        f"zeros are stored like any other number; compressed it takes {formats.size(row.compressed_bytes or 0)}."
+        for row in rows
+        if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
+    ]
+    return " ".join(said)
+
+
+def _machine(one: Environment) -> list[tuple[str, str]]:
+    return [
+        ("processor", f"{one.cpu}, {formats.counted(one.cores, 'core')}"),
+        ("instructions", ", ".join(one.cpu_flags)),
+        ("accelerator", one.gpu),
+        ("memory", formats.size(one.memory_bytes)),
+        ("threads of one call", str(one.threads)),
+        ("clock governor", one.governor),
+        ("load when it ended", f"{one.load_average:g}"),
+        ("system", one.platform),
+        ("Python", one.python),
+        ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items())),
+        ("variables", ", ".join(f"{name}={value}" for name, value in one.variables.items())),
+    ]

@@ -1,0 +1,342 @@
+"""Records in, tables and pictures out: what the notebooks display. Nothing here measures or decides.
+
+The tables of single steps are here; those of a whole run are in `overview`, the pictures in `figures`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shrinkkit import figures, formats, intervals
+from shrinkkit.figures import Picture
+from shrinkkit.overview import (
+    audits,
+    commands,
+    environment,
+    factors,
+    missing,
+    model_files,
+    steps,
+    timings,
+    title,
+    tradeoff,
+    variants,
+    verdict,
+)
+from shrinkkit.recipes import BASELINE
+from shrinkkit.records import Accuracy, Comparison, LayerAudit, TargetRecord, Variant
+from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table, facts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shrinkkit.tasks import Task
+    from shrinkkit.trials import Trial
+
+__all__ = [
+    "accuracies",
+    "audit",
+    "audits",
+    "commands",
+    "distributions",
+    "environment",
+    "factors",
+    "fidelity",
+    "files",
+    "latencies",
+    "layers",
+    "measurements",
+    "missing",
+    "model_files",
+    "runtime",
+    "score",
+    "steps",
+    "task",
+    "timings",
+    "title",
+    "tradeoff",
+    "training",
+    "trials",
+    "variant",
+    "variants",
+    "verdict",
+]
+
+
+def task(of: "Task") -> Table:
+    """Return what a task consists of: model, inputs, splits and metric."""
+    splits = [(name, getattr(of, name)) for name in ("train", "calibration", "validation", "test")]
+    inputs = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in of.example)
+    pairs = [
+        ("model", type(of.model).__name__),
+        ("parameters", formats.count(sum(p.numel() for p in of.model.parameters()))),
+        ("inputs of one call", inputs),
+        ("examples", ", ".join(f"{len(split):,} {name}" for name, split in splits)),
+        ("metric", of.metric),
+        ("classes", ", ".join(of.class_names)),
+    ]
+    return facts(f"Task {of.name}", pairs)
+
+
+def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
+    """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
+    shares = _in_shares(scores)
+    mean = intervals.mean(scores)
+    value = formats.score(mean.value, in_shares=shares)
+    return Statement(
+        f"{metric.capitalize()} {value} {formats.between(mean, in_shares=shares)} on {len(scores):,} {split} examples."
+    )
+
+
+def layers(model: "nn.Module", layer_macs: Mapping[str, int]) -> Table:
+    """Return the layers of a model with their share of its parameters and of its work.
+
+    Args:
+        model: Whose layers are listed: every module with parameters of its own.
+        layer_macs: MACs by layer; '' holds what no layer of its own computes.
+    """
+    own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
+    kinds = {name: type(m).__name__ for name, m in model.named_modules()}
+    total, work = sum(own.values()) or 1, sum(layer_macs.values()) or 1
+    names = sorted(filter(lambda n: own[n] or layer_macs.get(n), own), key=lambda n: -layer_macs.get(n, 0))
+    rows = tuple(
+        (
+            Cell(name or "(outside any layer)"),
+            Cell(kinds[name]),
+            Cell(formats.count(own[name]), formats.percent(own[name] / total)),
+            Cell(formats.count(layer_macs.get(name, 0)), formats.percent(layer_macs.get(name, 0) / work)),
+        )
+        for name in names
+    )
+    columns = (Column("layer"), Column("kind"), Column("parameters", True), Column("MACs of one example", True))
+    caption = f"{len(rows)} layers, {formats.count(sum(own.values()))} parameters, {formats.count(work)} MACs; most work first"
+    return Table(caption, columns, rows)
+
+
+def training(scores: Sequence[float], *, metric: str) -> Shown:
+    """Return the validation score after each epoch as a picture, or a sentence where nothing was trained."""
+    return figures.training(scores, metric=metric) if scores else Statement("No fine-tuning was asked for.")
+
+
+def files(of: Variant) -> Table:
+    """Return a variant's model files, and why a runtime has none."""
+    rows = [
+        (
+            Cell(file.runtime),
+            Cell(file.path),
+            Cell(formats.size(file.size_bytes)),
+            Cell(formats.size(file.compressed_bytes)),
+            Cell(f"{file.deviation:.1e}" if file.deviation else "0"),
+            Cell(file.sha256[:12]),
+        )
+        for file in of.files
+    ]
+    rows += [(Cell(name), Cell("no file: " + why, tone="doubt", wide=True)) for name, why in of.refusals.items()]
+    columns = (
+        Column("runtime"),
+        Column("file"),
+        Column("on disk", True),
+        Column("compressed", True),
+        Column("deviation", True),
+        Column("SHA-256"),
+    )
+    note = "Deviation: the largest difference between outputs of the file loaded back and of the model in memory, as a share."
+    return Table(f"Model files of {of.name}", columns, tuple(rows), note)
+
+
+def variant(of: Variant) -> Table:
+    """Return what a variant's recipe asked for and what was reached."""
+    asked = [f"{key}: {_settings(section)}" for key, section in of.recipe.items() if section]
+    reached = formats.percent(of.ratio_reached) if of.ratio_reached is not None else ""
+    wanted = f" of {formats.percent(of.ratio_asked)} asked for" if of.ratio_asked is not None else ""
+    pairs = [
+        ("recipe", "; ".join(asked) or "none: this is the model as it was"),
+        ("made from", of.source or ""),
+        ("removed", reached + wanted if reached else ""),
+        ("parameters", formats.count(of.parameters)),
+        ("MACs of one example", formats.count(of.macs)),
+        ("weights that are zero", formats.percent(of.sparsity)),
+        *((f"file for {file.runtime}", formats.size(file.size_bytes)) for file in of.files),
+        *((f"no file for {name}", why) for name, why in of.refusals.items()),
+        ("seed", str(of.seed)),
+        ("notes", " ".join(of.notes)),
+    ]
+    return facts(f"Variant {of.name}", pairs)
+
+
+def audit(of: Variant) -> Table:
+    """Return what happened to each layer of a variant; the caption sums it up."""
+    runtimes = list(dict.fromkeys(name for layer in of.audit for name in layer.precision))
+    rows = tuple(_audited(layer, runtimes) for layer in of.audit)
+    columns = (
+        Column("layer"),
+        Column("kind"),
+        Column("channels", True),
+        Column("parameters", True),
+        Column("zeros", True),
+        *(Column(f"in {runtime}") for runtime in runtimes),
+        Column("why left alone"),
+    )
+    return Table(f"{of.name}: {_summary(of, runtimes)}", columns, rows)
+
+
+def fidelity(found: Mapping[str, Accuracy]) -> Table:
+    """Return how each runtime's file scores, paired with the task's own model; keyed by runtime."""
+    return _accuracy_table("Each file against the task's own model", "runtime", found, {})
+
+
+def accuracies(found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
+    """Return each variant's accuracy, its paired difference to the baseline, and why a variant has none."""
+    return _accuracy_table("Accuracy on the test split", "variant", found, errors)
+
+
+def trials(loaded: Mapping[str, "Trial"]) -> Table:
+    """Return which files were loaded and proved, how long that took, and why a variant has none."""
+    rows = tuple(
+        (Cell(name), Cell(trial.error, tone="bad", wide=True))
+        if trial.error
+        else (
+            Cell(name),
+            Cell(_milliseconds(trial.load_ms)),
+            Cell(_milliseconds(trial.first_call_ms)),
+            Cell(trial.file_sha256[:12]),
+        )
+        for name, trial in loaded.items()
+    )
+    columns = (Column("variant"), Column("load", True), Column("first call", True), Column("SHA-256"))
+    return Table("Files loaded back, each proved to be the one that was made", columns, rows)
+
+
+def latencies(compared: Mapping[str, Comparison]) -> Shown:
+    """Return the paired timings of one target, each with its verdict and what speaks against trusting it."""
+    if not compared:
+        return Statement("There is nothing to time: no variant but the baseline could be loaded.", tone="doubt")
+    rows = tuple((Cell(name), *_timing(c)) for name, c in compared.items())
+    return Table("Latency beside the baseline", (Column("variant"), *_TIMING), rows, _TIMING_NOTE)
+
+
+def distributions(compared: Mapping[str, Comparison]) -> Shown:
+    """Return the raw times of each comparison as small pictures."""
+    return figures.distributions(compared) or Statement("There are no times to show.")
+
+
+def runtime(compared: Comparison | None) -> Shown:
+    """Return what the runtime alone gives, or that there is nothing to compare."""
+    if compared is None:
+        return Statement("This is torch, which the others are compared with; there is no factor of the runtime.")
+    row = (Cell(f"FP32 in {compared.candidate_runtime}"), *_timing(compared))
+    caption = f"FP32 in {compared.candidate_runtime} beside FP32 in {compared.conditions.runtime}"
+    return Table(caption, (Column("model"), *_TIMING), (row,), _TIMING_NOTE)
+
+
+def measurements(record: TargetRecord) -> Several:
+    """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
+    rows = []
+    for one in record.measurements:
+        if one.error:
+            rows.append((Cell(one.variant), Cell(one.error, tone="bad", wide=True)))
+            continue
+        latency = Cell(formats.milliseconds(one.latency_ms.value), formats.between(one.latency_ms)) if one.latency_ms else Cell("")
+        speed = _speed(one.latency) if one.latency else Cell("1" if one.variant == BASELINE else "")
+        accuracy = _change(one.accuracy) if one.accuracy else Cell("")
+        rows.append((Cell(one.variant), latency, speed, accuracy))
+    columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
+    table = Table(f"Measured on {record.target}", columns, tuple(rows), " ".join(record.notes))
+    return Several((table,))
+
+
+_TIMING = (
+    Column("baseline", True),
+    Column("this", True),
+    Column("speed-up", True),
+    Column("control", True),
+    Column("warm-up", True),
+    Column("contention"),
+)
+_TIMING_NOTE = (
+    "Times are medians in ms and ratios have 95 % intervals. The control is a copy of the baseline against the baseline: "
+    "where it strays from 1, no verdict is given. A speed-up is called faster or slower only if its whole interval is more "
+    "than 1 % away from 1, and the same if all of it is nearer."
+)
+
+
+def _timing(c: Comparison) -> tuple[Cell, ...]:
+    return (
+        Cell(formats.milliseconds(c.reference_ms.value), formats.between(c.reference_ms)),
+        Cell(formats.milliseconds(c.candidate_ms.value), formats.between(c.candidate_ms)),
+        _speed(c),
+        Cell(formats.digits(c.null_ratio.value), formats.between(c.null_ratio)),
+        Cell(formats.counted(c.warmup_calls, "call"), "" if c.steady else "not steady", "" if c.steady else "doubt"),
+        Cell("; ".join(c.contention) or "none seen", tone="doubt" if c.contention else "quiet"),
+    )
+
+
+def _speed(c: Comparison) -> Cell:
+    tone = {"faster": "good", "slower": "bad"}.get(c.verdict, "doubt" if c.verdict != "same" else "quiet")
+    return Cell(formats.times(c.speedup.value), f"{formats.between(c.speedup)} {c.verdict}", tone)
+
+
+def _accuracy_table(caption: str, first: str, found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
+    rows = [
+        (Cell(name), _change(accuracy, mean=True), _change(accuracy), Cell(formats.percent(accuracy.agreement)))
+        for name, accuracy in found.items()
+    ]
+    rows += [(Cell(name), Cell(error, tone="bad", wide=True)) for name, error in errors.items()]
+    metric = next((a.metric for a in found.values()), "score")
+    columns = (Column(first), Column(metric, True), Column("change", True), Column("same answers", True))
+    examples = max((len(a.scores) for a in found.values()), default=0)
+    return Table(f"{caption}, {examples:,} examples", columns, tuple(rows), "Intervals are of 95 %.")
+
+
+def _change(accuracy: Accuracy, *, mean: bool = False) -> Cell:
+    """Return the paired difference to the baseline; the mean itself for the baseline, or if asked for."""
+    shares = _in_shares(accuracy.scores)
+    if mean:
+        value = formats.score(accuracy.mean.value, in_shares=shares)
+        return Cell(value, formats.between(accuracy.mean, in_shares=shares))
+    if accuracy.difference is None:
+        return Cell("reference", tone="quiet")
+    value = formats.change(accuracy.difference.value, in_shares=shares)
+    return Cell(value, formats.between(accuracy.difference, in_shares=shares))
+
+
+def _audited(layer: LayerAudit, runtimes: Sequence[str]) -> tuple[Cell, ...]:
+    lost = layer.channels != layer.channels_before
+    arrow = "\N{RIGHTWARDS ARROW}"
+    channels = "" if layer.channels is None else f"{layer.channels_before} {arrow} {layer.channels}" if lost else f"{layer.channels}"
+    why = dict.fromkeys(filter(None, [layer.kept_because, *(layer.precision[r].why for r in runtimes if r in layer.precision)]))
+    runs = (layer.precision[r].runs_as if r in layer.precision else "" for r in runtimes)
+    return (
+        Cell(layer.layer),
+        Cell(layer.kind, tone="quiet"),
+        Cell(channels, tone="" if lost else "quiet"),
+        Cell(formats.count(layer.parameters)),
+        Cell(formats.percent(layer.zeroed), tone="" if layer.zeroed else "quiet"),
+        *(Cell(text, tone="quiet" if text == "float32" else "") for text in runs),
+        Cell("; ".join(why)),
+    )
+
+
+def _summary(of: Variant, runtimes: Sequence[str]) -> str:
+    total = len(of.audit)
+    said = []
+    if lost := sum(layer.channels != layer.channels_before for layer in of.audit):
+        said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
+    if of.sparsity >= 0.001:
+        said.append(f"{formats.percent(of.sparsity)} of the weights are zero")
+    for runtime in runtimes:
+        kinds = [layer.precision[runtime].runs_as for layer in of.audit if runtime in layer.precision]
+        for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
+            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {runtime}")
+    return "; ".join(said) or f"{formats.counted(total, 'layer')}, none changed"
+
+
+def _settings(section: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in section.items() if value not in ([], {}, (), None, False))
+
+
+def _in_shares(scores: Sequence[float]) -> bool:
+    return all(0 <= score <= 1 for score in scores)
+
+
+def _milliseconds(value: float | None) -> str:
+    return formats.milliseconds(value) if value is not None else ""

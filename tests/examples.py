@@ -1,0 +1,230 @@
+"""A synthetic run folder, for tests of what reads one. Every number in it is made up; none was measured."""
+
+import hashlib
+import json
+import math
+import random
+
+from shrinkkit import records
+from shrinkkit.recipes import study
+from shrinkkit.records import (
+    Accuracy,
+    Comparison,
+    Conditions,
+    Environment,
+    Estimate,
+    LayerAudit,
+    LayerPrecision,
+    Measurement,
+    ModelFile,
+    Status,
+    Step,
+    TargetRecord,
+    Variant,
+)
+
+CPU = "Synthetic CPU (made up for tests)"
+TARGETS = ("cpu/torch", "cpu/onnxruntime")
+NARROW = {
+    "name": "narrow-int8",
+    "prune": {"method": "channels", "ratio": 0.7},
+    "quantize": {"method": "static-int8"},
+}
+RECIPES = (
+    "channels-50",
+    "weights-80",
+    "dynamic-int8",
+    "static-int8",
+    "float16",
+    "channels-50-static-int8",
+    NARROW,
+)
+LAYERS = ("stem", *(f"stages.{i}.conv{j}" for i in range(8) for j in (1, 2)), "head")
+
+# name: source, bytes, parameters, MACs, share of zeros, lost examples of 540, speed-up on torch, on ONNX Runtime
+MADE_UP = {
+    "baseline": (None, 1_120_000, 278_000, 24_100_000, 0.0, 0, 1.0, 1.0),
+    "channels-50": ("baseline", 292_000, 71_200, 6_300_000, 0.0, 2, 2.79, 3.31),
+    "weights-80": ("baseline", 1_120_000, 278_000, 24_100_000, 0.797, 1, 1.0, 1.002),
+    "static-int8": ("baseline", 301_000, 278_000, 24_100_000, 0.0, 1, 1.84, 2.16),
+    "float16": ("baseline", 562_000, 278_000, 24_100_000, 0.0, 0, 0.31, None),
+    "channels-50-static-int8": ("channels-50", 84_000, 71_200, 6_300_000, 0.0, 1, 4.97, 4.51),
+    "narrow-int8.pruned": ("baseline", 118_000, 27_400, 2_400_000, 0.0, 19, 4.4, 5.2),
+    "narrow-int8": ("narrow-int8.pruned", 36_000, 27_400, 2_400_000, 0.0, 21, 6.6, 8.1),
+}
+
+ENVIRONMENT = Environment(
+    cpu=CPU,
+    cores=2,
+    cpu_flags=("avx2", "fma"),
+    memory_bytes=8 * 2**30,
+    gpu="",
+    platform="Linux-synthetic",
+    python="3.11.2",
+    versions={"shrinkkit": "0.1.0", "torch": "2.13.0", "onnxruntime": "1.32.0"},
+    threads=2,
+    variables={"OMP_NUM_THREADS": "2"},
+    governor="performance",
+    load_average=0.4,
+)
+
+
+def write_run(folder):
+    """Write a synthetic run of seven recipes on two targets; one recipe failed, one is refused on one target."""
+    settings = study("digits-cnn", recipes=RECIPES, targets=TARGETS, name="synthetic")
+    text = settings.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
+    records.write_text(folder / "study.json", text)
+    recipes = {recipe.name: recipe.settings() for recipe in settings.recipes}
+    recipes["narrow-int8.pruned"] = {"prune": recipes["narrow-int8"]["prune"]}
+    for name in MADE_UP:
+        records.write(folder / "variants" / name / "variant.json", variant(name, recipes.get(name, {})))
+    for target in TARGETS:
+        records.write(folder / "measurements" / f"{target.replace('/', '-')}.json", target_record(target))
+    records.write(folder / "status.json", status())
+    return folder
+
+
+def status():
+    """Return the status of a run in which dynamic-int8 failed."""
+    steps = [Step("1-baseline", "1-baseline", "baseline", "done", 3.0)]
+    for name in MADE_UP:
+        if name != "baseline":
+            kind = "3-quantize" if "8" in name and ".pruned" not in name and name != "weights-80" else "2-prune"
+            steps.append(Step(f"{kind}-{name}", kind, name, "done", 4.2))
+    cause = "Unsupported: `dynamic_int8` found no layer to quantize: the model has one Linear. Use static-int8. (cell 5)"
+    steps.append(Step("3-quantize-dynamic-int8", "3-quantize", "dynamic-int8", "failed", 1.5, cause))
+    for target in TARGETS:
+        steps.append(Step(f"4-benchmark-{target.replace('/', '-')}", "4-benchmark", target, "done", 21.0))
+    steps.append(Step("5-report", "5-report", "", "running"))
+    return Status("shrinkkit run digits-cnn", "2026-01-02T03:04:05+00:00", tuple(steps))
+
+
+def variant(name, recipe):
+    """Return the record of one made-up variant."""
+    source, size, parameters, macs, zeroed, *_ = MADE_UP[name]
+    files = [ModelFile("torch", "model.pt2", "pt2", size, int(size * (1 - 0.7 * zeroed) * 0.93), digest(name, "torch"), 2e-7)]
+    refusals = {}
+    if name == "float16":
+        refusals["onnxruntime"] = "ONNX Runtime has no float16 kernels on the CPU. Possible for float16: the torch runtime."
+    else:
+        onnx = int(size * 0.97)
+        files.append(ModelFile("onnxruntime", "model.onnx", "onnx", onnx, int(onnx * 0.9), digest(name, "onnxruntime"), 3e-6))
+    return Variant(
+        name=name,
+        task="digits-cnn",
+        recipe=recipe,
+        source=source,
+        seed=0,
+        files=tuple(files),
+        refusals=refusals,
+        parameters=parameters,
+        macs=macs,
+        sparsity=zeroed,
+        ratio_asked=recipe.get("prune", {}).get("ratio"),
+        ratio_reached=0.497 if "prune" in recipe else None,
+        audit=tuple(layer(name, i, recipe) for i in range(len(LAYERS))),
+        validation_scores=(0.91, 0.962, 0.975) if "prune" in recipe else (),
+        notes=("torch: the engine x86 was the fastest of those tried here.",) if "quantize" in recipe else (),
+        environment=ENVIRONMENT,
+    )
+
+
+def layer(name, index, recipe):
+    """Return the audit of one made-up layer."""
+    narrow = recipe.get("prune", {}).get("method") == "channels" and 0 < index < len(LAYERS) - 1
+    int8 = recipe.get("quantize", {}).get("method") == "static-int8"
+    head = LAYERS[index] == "head"
+    runs = LayerPrecision("int8") if int8 and not head else LayerPrecision("float32", "in `skip`" if int8 else "")
+    if name == "float16":
+        runs = LayerPrecision("float16")
+    return LayerAudit(
+        layer=LAYERS[index],
+        kind="Linear" if head else "Conv2d",
+        parameters_before=16_000,
+        parameters=4_000 if narrow else 16_000,
+        channels_before=10 if head else 32,
+        channels=16 if narrow else 10 if head else 32,
+        zeroed=MADE_UP[name][4],
+        precision={"torch": runs} if name == "float16" else {"torch": runs, "onnxruntime": runs},
+        kept_because="its outputs are the model's" if head and "prune" in recipe else "",
+    )
+
+
+def digest(*parts):
+    """Return a made-up hash that is the same in every run."""
+    return hashlib.sha256(":".join(parts).encode()).hexdigest()
+
+
+def target_record(target):
+    """Return the benchmark of one target, with a measurement for each variant of the study."""
+    runtime = target.partition("/")[2]
+    onnx = runtime == "onnxruntime"
+    base_ms = 23.3 if onnx else 30.1
+    found = []
+    for name, (_, _, _, _, _, lost, *speeds) in MADE_UP.items():
+        speed = speeds[onnx]
+        if speed is None:
+            found.append(Measurement(name, target, "ONNX Runtime has no float16 kernels on the CPU."))
+            continue
+        compared = None if name == "baseline" else comparison(name, runtime, base_ms, speed)
+        own = compared.candidate_ms if compared else around(base_ms, 0.004)
+        accuracy = judged(lost, None if name == "baseline" else 540)
+        found.append(Measurement(name, target, "", digest(name, runtime), 41.0, 88.0, accuracy, compared, own))
+    found.insert(3, Measurement("dynamic-int8", target, "There is no such variant: the step that makes it did not end well."))
+    between = comparison("baseline", "torch", 30.1, 30.1 / 23.3, candidate_runtime="onnxruntime") if onnx else None
+    notes = ("load average 1.7 on 2 cores",) if onnx else ()
+    return TargetRecord("digits-cnn", target, ENVIRONMENT, tuple(found), between, notes)
+
+
+def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
+    """Return a made-up paired timing, noisy in a reproducible way."""
+    noise = random.Random(f"{name} {runtime}")
+    slow, fast, null = (slots(noise, ms) for ms in (base_ms, base_ms / speed, base_ms))
+    verdict = "same" if abs(speed - 1) < 0.01 else "faster" if speed > 1 else "slower"
+    return Comparison(
+        reference="baseline",
+        candidate=name,
+        conditions=Conditions("cpu", CPU, runtime, 2, 8, digest("inputs")),
+        candidate_runtime=candidate_runtime or runtime,
+        speedup=around(speed, 0.006),
+        experienced=around(speed * 0.99, 0.01),
+        verdict=verdict,
+        reference_ms=around(base_ms, 0.004),
+        candidate_ms=around(base_ms / speed, 0.004),
+        null_ratio=around(1.001, 0.004),
+        reference_samples_ms=slow,
+        candidate_samples_ms=fast,
+        null_samples_ms=null,
+        warmup_calls=15,
+        steady=True,
+        contention=("load average 1.7 on 2 cores",) if runtime == "onnxruntime" and name == "weights-80" else (),
+        duration_s=2.4,
+        seed=0,
+    )
+
+
+def slots(noise, ms, count=60):
+    """Return made-up call times, three a slot, with a slow tail."""
+    return tuple(
+        tuple(round(ms * (1 + abs(noise.gauss(0, 0.01)) + (noise.random() > 0.96) * 0.3), 4) for _ in range(3))
+        for _ in range(count)
+    )
+
+
+def around(value, share):
+    """Return an estimate whose interval is `share` of the value to each side."""
+    return Estimate(value, value * (1 - share), value * (1 + share))
+
+
+def judged(lost, total):
+    """Return made-up scores of 540 examples of which the baseline has 9 wrong and the variant `lost` more."""
+    scores = tuple(float(i >= 9 + lost) for i in range(540))
+    mean = sum(scores) / len(scores)
+    half = 1.96 * math.sqrt(mean * (1 - mean) / 540)
+    difference = Estimate(-lost / 540, -lost / 540 - 0.002 - lost / 5000, -lost / 540 + 0.002 + lost / 5000) if total else None
+    return Accuracy("accuracy", scores, Estimate(mean, mean - half, min(1.0, mean + half)), difference, 1 - lost / 540)
+
+
+def change_json(path, **changes):
+    """Rewrite the top-level keys of a JSON file, to damage or alter a run folder in a test."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
