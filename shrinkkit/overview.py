@@ -1,7 +1,6 @@
 """The tables of a report: a whole run, from its verdict to the hashes of its files."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from shrinkkit import figures, formats, results
 from shrinkkit.conclusions import TRUSTED
@@ -9,9 +8,6 @@ from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Environment
 from shrinkkit.results import Results, Row
 from shrinkkit.tables import Cell, Column, Command, Several, Shown, Statement, Table, Title, facts
-
-if TYPE_CHECKING:
-    from shrinkkit.records import Comparison
 
 _COLUMNS = (
     Column("variant"),
@@ -89,35 +85,6 @@ def factors(found: Results) -> Shown:
 def tradeoff(found: Results) -> Shown:
     """Return size, accuracy and speed of every variant in one picture."""
     return figures.tradeoff(found) or Statement("No variant has both a speed and an accuracy.", tone="doubt")
-
-
-def audits(found: Results) -> Several:
-    """Return the audit of every variant but the baseline, folded below a line that sums it up."""
-    from dataclasses import replace
-
-    from shrinkkit import show
-
-    tables = (replace(show.audit(made), folded=True) for name, made in found.variants.items() if name != BASELINE)
-    return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
-
-
-def timings(found: Results) -> Several:
-    """Return the raw times and the conditions of every comparison, target by target."""
-    from dataclasses import replace
-
-    from shrinkkit import show
-
-    parts: list[Shown] = []
-    for target, record in found.measured.items():
-        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
-        if record.runtime:
-            compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
-        if picture := figures.distributions(compared, title=target):
-            parts.append(picture)
-        table = show.latencies(compared)
-        if isinstance(table, Table):
-            parts.append(replace(table, caption=f"Every comparison on {target}", folded=True))
-    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
 
 
 def environment(found: Results) -> Several:

@@ -4,19 +4,18 @@ The tables of single steps are here; those of a whole run are in `overview`, the
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit import figures, formats, intervals
 from shrinkkit.figures import Picture
 from shrinkkit.overview import (
-    audits,
     commands,
     environment,
     factors,
     missing,
     model_files,
     steps,
-    timings,
     title,
     tradeoff,
     variants,
@@ -24,6 +23,7 @@ from shrinkkit.overview import (
 )
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Accuracy, Comparison, LayerAudit, TargetRecord, Variant
+from shrinkkit.results import Results
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table, facts
 
 if TYPE_CHECKING:
@@ -177,6 +177,27 @@ def audit(of: Variant) -> Table:
         Column("why left alone"),
     )
     return Table(f"{of.name}: {_summary(of, runtimes)}", columns, rows)
+
+
+def audits(found: Results) -> Several:
+    """Return the audit of every variant but the baseline, folded below a line that sums it up."""
+    tables = (replace(audit(made), folded=True) for name, made in found.variants.items() if name != BASELINE)
+    return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
+
+
+def timings(found: Results) -> Several:
+    """Return the raw times and the conditions of every comparison, target by target."""
+    parts: list[Shown] = []
+    for target, record in found.measured.items():
+        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
+        if record.runtime:
+            compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
+        if picture := figures.distributions(compared, title=target):
+            parts.append(picture)
+        table = latencies(compared)
+        if isinstance(table, Table):
+            parts.append(replace(table, caption=f"Every comparison on {target}", folded=True))
+    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
 
 
 def fidelity(found: Mapping[str, Accuracy]) -> Table:

@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 from shrinkkit import artifacts, audit, measure, outputs, quantize, records, targets
 from shrinkkit.compress import Pruned
-from shrinkkit.errors import ModelFileError, NothingChanged, ShrinkkitError, Unsupported
+from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, ShrinkkitError, Unsupported
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches, matching
 
@@ -64,6 +64,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     # An old record beside new files would vouch for what it never saw.
     (folder / RECORD).unlink(missing_ok=True)
+    _same_task(folder.parent / "baseline", task)
     model = copy.deepcopy(model).cpu().eval()
     example = tuple(x.cpu() for x in task.example)
     options = dict(recipe.get("quantize") or {})
@@ -293,6 +294,20 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 Made = tuple[ModelFile, Mapping[str, LayerPrecision], str, Any]
+
+
+def _same_task(baseline: Path, task: Task) -> None:
+    """Raise if the task's model is not the one that the baseline beside a variant was made from."""
+    if not (baseline / RECORD).is_file() or "torch.0" not in load_file(baseline / REFERENCE):
+        return
+    inputs, expected = reference(baseline, "torch")
+    with torch.inference_mode():
+        found = outputs.tensors(copy.deepcopy(task.model).cpu()(*inputs))
+    if artifacts.deviation(expected, found) > artifacts.TOLERANCE["pt2"]:
+        raise InvalidTask(
+            f"The model of the task {task.name!r} must be the same each time the task is loaded, but it answers otherwise than "
+            "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."
+        )
 
 
 def output_of(task: Task) -> Any:

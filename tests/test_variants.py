@@ -7,7 +7,7 @@ from torch import nn
 
 from shrinkkit import prune, records, variants
 from shrinkkit.compress import Pruned
-from shrinkkit.errors import ModelFileError, NothingChanged, Unsupported
+from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 
 RUNTIMES = ("torch", "onnxruntime")
 
@@ -148,3 +148,11 @@ def test_tied_parameters_stay_tied_when_rebuilt(tmp_path):
     assert rebuilt.a.weight is rebuilt.b.weight
     assert torch.equal(rebuilt.a.weight, after.a.weight)
     assert json.loads((tmp_path / variants.STRUCTURE).read_text())["a"] == {"in_features": 4, "out_features": 4}
+
+
+def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
+    other = tiny_task()
+    with torch.no_grad():
+        other.model.head.bias += 1
+    with pytest.raises(InvalidTask, match="must be the same each time the task is loaded"):
+        variants.write(run / "variants/other", other, other.model, recipe={}, runtimes=["torch"])
