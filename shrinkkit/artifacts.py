@@ -4,6 +4,7 @@ Two formats for torch (`.pt2` from torch.export; TorchScript for what cannot be 
 None of them needs the user's class, and loading one runs no Python code from it.
 """
 
+import copy
 import json
 import os
 import tempfile
@@ -56,6 +57,8 @@ class Loaded:
     """From inputs to a call that computes them once and leaves the result on the device."""
     fetch: Callable[[Any], Any]
     """From what the call returned to CPU tensors."""
+    again: Callable[[], "Loaded"]
+    """Returns the same model at another place in memory."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Return the outputs for one batch of CPU tensors, as CPU tensors."""
@@ -283,6 +286,10 @@ def _load_torch(path: Path, device: str) -> Loaded:
             "run the step that makes it again."
         ) from error
 
+    return _on_torch(module, path, device)
+
+
+def _on_torch(module: Any, path: Path, device: str) -> Loaded:
     def prepare(inputs: Example) -> Callable[[], Any]:
         placed = tuple(x.to(device) for x in inputs)
 
@@ -292,7 +299,14 @@ def _load_torch(path: Path, device: str) -> Loaded:
 
         return call
 
-    return Loaded(path, "torch", device, prepare, lambda output: outputs.convert(output, lambda t: t.cpu()))
+    def fetch(output: Any) -> Any:
+        return outputs.convert(output, lambda t: t.cpu())
+
+    def again() -> Loaded:
+        with quiet.libraries():
+            return _on_torch(copy.deepcopy(module), path, device)
+
+    return Loaded(path, "torch", device, prepare, fetch, again)
 
 
 def _load_onnx(path: Path, threads: int, like: Any) -> Loaded:
@@ -331,7 +345,7 @@ def _load_onnx(path: Path, threads: int, like: Any) -> Loaded:
             return outputs.restore(arrays, like)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
-    return Loaded(path, "onnxruntime", "cpu", prepare, fetch)
+    return Loaded(path, "onnxruntime", "cpu", prepare, fetch, lambda: _load_onnx(path, threads, like))
 
 
 def _refuse_pickles(path: Path) -> None:

@@ -151,7 +151,7 @@ def _smaller(row: Row, results: Results) -> float:
 
 def _claim(row: Row, results: Results) -> str:
     """Return which variant, how much smaller, how much faster where, and what it cost, without a full stop."""
-    return f"{row.variant} is {_size_text(row, results)} and {_speed_text(row)} on {row.target}, {_cost(row, results)}"
+    return f"{row.variant} on {row.target} is {_size_text(row, results)} and {_speed_text(row)}, {_cost(row, results)}"
 
 
 def _size_text(row: Row, results: Results) -> str:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 INK, FAINT = "#010203", "#040506"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
-"""Okabe and Ito's, told apart by readers who are colour-blind; the last one is ours, for want of an eighth that shows on white."""
+"""Okabe and Ito's, which colour-blind readers can tell apart, and a brown where theirs would not show on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SHOWN = 200
+SHOWN = 120
 """Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
 
 _VARIABLES = {
@@ -45,6 +45,7 @@ class Picture:
     caption: str
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         return f"[picture: {self.alt}]"
 
     def _repr_markdown_(self) -> str:
@@ -97,7 +98,7 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
             figure,
             "Speed-up against torch FP32 by variant. " + " ".join(_in_words(row) for row in found),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
-            "The dot is the whole speed-up with its 95 % interval; a hollow dot stands on a timing that got no verdict.",
+            "The dot is the whole speed-up with its 95 % interval; a hollow dot means that a timing got no verdict.",
         )
 
 
@@ -118,16 +119,22 @@ def _waterfall(axes: "Axes", y: int, row: "Factors") -> None:
             height = y + 0.2 * (min(lane, 2) - 1)
             axes.barh(height, end - start, left=start, height=0.19, color=COLOURS[lane], linewidth=0)
             start = end
-    dot = {"color": INK, "markerfacecolor": INK if row.trusted else "none", "markersize": 4.5, "linewidth": 1}
+    dot: dict[str, Any] = {
+        "color": INK,
+        "markerfacecolor": INK if row.trusted else "none",
+        "markersize": 4.5,
+        "linewidth": 1,
+    }
     spread = [[row.total.value - row.total.low], [row.total.high - row.total.value]]
     axes.errorbar([row.total.value], [y], xerr=spread, fmt="o", **dot)
-    axes.annotate(
-        formats.times(row.total.value),
-        (max(row.total.high, *_ends(row)), y),
-        xytext=(7, 0),
-        textcoords="offset points",
-        va="center",
-    )
+    slower = row.total.value < 1
+    edge = min(row.total.low, *_ends(row)) if slower else max(row.total.high, *_ends(row))
+    offset: dict[str, Any] = {
+        "xytext": (-7 if slower else 7, 0),
+        "textcoords": "offset points",
+        "ha": "right" if slower else "left",
+    }
+    axes.annotate(formats.times(row.total.value), (edge, y), va="center", **offset)
 
 
 def _legend_of_factors(figure: "Figure") -> None:
@@ -174,7 +181,9 @@ def tradeoff(results: "Results") -> Picture | None:
             axes.grid(color=FAINT)
         unit = ", points" if results.in_shares else ""
         panels[0].set_ylabel(f"change of {results.metric}{unit}")
-        _speed_axis(panels[0], [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)])
+        _speed_axis(
+            panels[0], [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)]
+        )
         for axes in panels[1:]:
             axes.set_xlabel(panels[0].get_xlabel())
         _legend_of_variants(figure, names)
@@ -182,9 +191,9 @@ def tradeoff(results: "Results") -> Picture | None:
 
 
 _TRADEOFF = (
-    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars are 95 % "
-    "intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale mark stands "
-    "on a timing that got no verdict."
+    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars are "
+    "95 % intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale mark "
+    "means that a timing got no verdict."
 )
 
 
@@ -193,7 +202,7 @@ def _point(axes: "Axes", row: "Row", index: int, largest: int, scale: float) -> 
     if speed is None or change is None:
         return
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
-    spread = {
+    spread: dict[str, Any] = {
         "xerr": [[speed.value - speed.low], [speed.high - speed.value]],
         "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
     }
@@ -243,7 +252,7 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
     if not compared:
         return None
     lines = -(-len(compared) // columns)
-    with _canvas(9.2, 1.9 * lines + 0.5) as figure:
+    with _canvas(9.2, 1.75 * lines + 0.3) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in grid.flat[len(compared) :]:
             axes.set_axis_off()
@@ -258,8 +267,8 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
         return _picture(
             figure,
             f"Times of single calls, slot by slot. {words}",
-            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on the left to the "
-            f"last on the right. Grey dots are the baseline, coloured ones the variant, lines their medians.{thinned}",
+            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on the "
+            f"left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their medians.{thinned}",
         )
 
 
@@ -283,6 +292,7 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
     axes.set_title(f"{name}: {comparison.verdict}", loc="left", fontsize=9)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])
+    axes.set_ylabel("ms")
     axes.grid(axis="y", color=FAINT)
 
 
@@ -297,15 +307,18 @@ def _middle(samples: Sequence[Sequence[float]]) -> str:
     if not times:
         return "no samples"
     low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
-    return f"median {formats.milliseconds(middle)}, from {formats.digits(low)} to {formats.digits(high)} in nine of ten slots"
+    spread = f"from {formats.digits(low)} to {formats.digits(high)} in nine of ten slots"
+    return f"median {formats.milliseconds(middle)}, {spread}"
 
 
 def _speed_axis(axes: "Axes", values: Sequence[float]) -> None:
-    low, high = min([1.0, *values]) / 1.12, max([1.0, *values]) * 1.3
-    steps = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+    low, high = min([1.0, *values]) / 1.5, max([1.0, *values]) * 1.5
+    steps = [2.0**power for power in range(-7, 8)]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_xticks([s for s in steps if low <= s <= high], [f"{s:g} {formats.TIMES}" for s in steps if low <= s <= high])
+    axes.set_xticks(
+        [s for s in steps if low <= s <= high], [f"{s:g} {formats.TIMES}" for s in steps if low <= s <= high]
+    )
     axes.minorticks_off()
     axes.set_xlabel("speed-up against torch FP32")
 
@@ -316,7 +329,7 @@ def _canvas(width: float, height: float) -> Iterator["Figure"]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "shrinkkit",
         "path.simplify": False,
@@ -354,6 +367,10 @@ def _picture(figure: "Figure", alt: str, caption: str) -> Picture:
     svg = re.sub(r'\bid="', f'id="{mark}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
-    opening = f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
+    opening = (
+        f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
+    )
     opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return Picture(re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip(), alt, caption)
+    return Picture(
+        re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip(), alt, caption
+    )

@@ -33,7 +33,7 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
     """Return the multiply-accumulates of one example by layer; '' holds what no layer of its own computes."""
     counter = FlopCounterMode(display=False)
     # Fused recurrent and attention kernels are opaque to the counter; their plain forms are not.
-    with torch.backends.mkldnn.flags(enabled=False), plain_attention(), quiet.libraries(), torch.no_grad(), counter:
+    with quiet.libraries(), torch.backends.mkldnn.flags(enabled=False), plain_attention(), torch.no_grad(), counter:
         model(*example)
     root, counts, batch = type(model).__name__, counter.get_flop_counts(), example[0].shape[0]
     totals = {

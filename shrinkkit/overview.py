@@ -31,7 +31,11 @@ _KINDS = {
 
 def title(found: Results) -> Title:
     """Return the report's heading: the study's name, and what was compressed where."""
-    made = [row.variant for row in found.rows if row.target == found.targets[0] and not row.intermediate] if found.targets else []
+    made = (
+        [row.variant for row in found.rows if row.target == found.targets[0] and not row.intermediate]
+        if found.targets
+        else []
+    )
     count = formats.counted(len([name for name in made if name != BASELINE]), "variant")
     where = " and ".join(found.targets) or "no target"
     when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
@@ -52,24 +56,25 @@ def variants(found: Results) -> Several:
     for target in found.targets:
         rows = [row for row in found.rows if row.target == target]
         cells = tuple(_variant(row, found, chosen=row == best) for row in rows)
-        columns = tuple(
-            Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS
-        )
+        columns = tuple(Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS)
         tables.append(Table(f"{target}{_runtime(found, target)}", columns, cells, _masked(rows), folded=False))
     return Several(tuple(tables) or (Statement("No target was measured.", tone="doubt"),))
 
 
 def missing(found: Results) -> Shown:
     """Return what has no numbers and why: failures first, then refusals, then notes about the folder."""
-    order = ("failed", "not run", "refused")
-    rows = sorted((row for row in found.rows if row.state in order), key=lambda row: order.index(row.state))
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for state in _TONES:
+        for row in (row for row in found.rows if row.state == state):
+            alike.setdefault((row.variant, state, row.reason), []).append(row.target)
     listed = tuple(
-        (Cell(row.variant), Cell(row.target), Cell(row.state, tone=_TONES[row.state]), Cell(row.reason)) for row in rows
+        (Cell(name), Cell(", ".join(targets)), Cell(state, tone=_TONES[state]), Cell(reason))
+        for (name, state, reason), targets in alike.items()
     )
     parts: list[Shown] = []
     if listed:
-        columns = (Column("variant"), Column("target"), Column("state"), Column("why"))
-        parts.append(Table("What has no numbers, and why", columns, listed))
+        columns = (Column("variant"), Column("targets"), Column("state"), Column("why"))
+        parts.append(Table(f"{formats.counted(len(listed), 'gap')}, with the reason", columns, listed))
     parts += [Statement(note, tone="doubt") for note in found.notes]
     return Several(tuple(parts) or (Statement("Nothing is missing: every variant was measured on every target."),))
 
@@ -91,7 +96,9 @@ def environment(found: Results) -> Several:
     """Return the machine and the software of each target's benchmark; equal ones are shown once."""
     seen: dict[str, tuple[list[str], Environment]] = {}
     for target, record in found.measured.items():
-        key = repr((record.environment.cpu, record.environment.gpu, record.environment.versions, record.environment.variables))
+        key = repr(
+            (record.environment.cpu, record.environment.gpu, record.environment.versions, record.environment.variables)
+        )
         seen.setdefault(key, ([], record.environment))[0].append(target)
     parts = [facts(f"Machine and software of {' and '.join(targets)}", _machine(one)) for targets, one in seen.values()]
     return Several(tuple(parts) or (Statement("No benchmark ended, so no machine is recorded.", tone="doubt"),))
@@ -172,7 +179,7 @@ def _change(row: Row, shares: bool) -> Cell:
         return Cell("reference", tone="quiet")
     tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "doubt")
     value = formats.change(row.difference.value, in_shares=shares).removesuffix(" points")
-    return Cell(value, f"{formats.between(row.difference, in_shares=shares)} {row.accuracy_verdict}", tone)
+    return Cell(value, f"{formats.between(row.difference, in_shares=shares)}\n{row.accuracy_verdict}", tone)
 
 
 def _speed(row: Row, *, torch: bool) -> Cell:
@@ -181,7 +188,7 @@ def _speed(row: Row, *, torch: bool) -> Cell:
         return Cell("reference", tone="quiet") if row.variant == BASELINE else Cell("not timed", tone="doubt")
     tone = {"faster": "good", "slower": "bad", "same": "quiet"}.get(timing, "doubt")
     shown = formats.times(speed.value) if timing in (*TRUSTED, "undecided") else "no verdict"
-    return Cell(shown, f"{formats.between(speed)} {timing}", tone)
+    return Cell(shown, f"{formats.between(speed)}\n{timing}", tone)
 
 
 def _runtime(found: Results, target: str) -> str:
@@ -192,7 +199,9 @@ def _runtime(found: Results, target: str) -> str:
     text = f": FP32 takes {formats.milliseconds(baseline.latency_ms.value)} here"
     compared = record.runtime.conditions if record.runtime else None
     compared = compared or next((m.latency.conditions for m in record.measurements if m.latency), None)
-    text += f", for a batch of {compared.batch_size} on {formats.counted(compared.threads, 'thread')}" if compared else ""
+    text += (
+        f", for a batch of {compared.batch_size} on {formats.counted(compared.threads, 'thread')}" if compared else ""
+    )
     return f"{text}, {formats.times(record.runtime.speedup.value)} torch's speed" if record.runtime else text
 
 
@@ -200,8 +209,8 @@ def _masked(rows: Sequence[Row]) -> str:
     """Return a sentence about variants full of zeros whose files did not shrink for it; '' if there are none."""
     before = next((row.size_bytes for row in rows if row.variant == BASELINE), None)
     said = [
-        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, yet the file is as large as before, because "
-        f"zeros are stored like any other number; compressed it takes {formats.size(row.compressed_bytes or 0)}."
+        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, yet the file is as large as before, "
+        f"because zeros are stored like any other number; compressed it takes {formats.size(row.compressed_bytes or 0)}."
         for row in rows
         if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
     ]

@@ -252,8 +252,10 @@ def is_int8(module: nn.Module) -> bool:
     """Return whether `module` is one of torch's layers that computes with int8 weights."""
     quantized = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
     # A quantized Linear keeps its weight in a module of its own, which is no layer.
-    return quantized and type(module).__name__ != "LinearPackedParams" and bool(
-        hasattr(module, "_packed_params") or hasattr(module, "_all_weight_values")
+    return (
+        quantized
+        and type(module).__name__ != "LinearPackedParams"
+        and bool(hasattr(module, "_packed_params") or hasattr(module, "_all_weight_values"))
     )
 
 

@@ -38,9 +38,7 @@ def table(results: Results) -> str:
             text += textwrap.wrap(
                 f"{row.state}: {row.reason}", WIDTH, initial_indent="    ", subsequent_indent="    ", max_lines=4
             )
-    drop = (
-        formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
-    )
+    drop = formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
     legend = (
         f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
         f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs torch: against torch "

@@ -148,7 +148,7 @@ def accuracy_verdict(difference: Estimate | None, drop: float) -> str:
 
 
 def timing_verdict(speedup: Estimate) -> str:
-    """Return `faster`, `slower` or `same` where the interval is clear of, or inside, the margin around 1; else `undecided`."""
+    """Return `faster` or `slower` where the whole interval is beyond the margin around 1, `same` inside, else `undecided`."""
     if speedup.low > 1 + MARGIN:
         return "faster"
     if speedup.high < 1 - MARGIN:

@@ -155,7 +155,9 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
         raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
     step = Planned("5-report", "5-report", "", {"run": "."}, (), "")
     with _alone(folder):
-        error = _execute(step, folder, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=lambda s: say(f"5-report · {s:.0f} s", False))
+        error = _execute(
+            step, folder, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=lambda s: say(f"5-report · {s:.0f} s", False)
+        )
     if error:
         raise StepFailed(f"The report could not be made: {error} See {folder / 'run.log'}.")
 
@@ -301,14 +303,18 @@ def _environment(threads: int, runtime: Path, *, timed: bool) -> dict[str, str]:
     count = str(threads)
     # Threads that spin while they wait make a shared machine many times slower; where time is measured, they stay as users have them.
     patience = {} if timed else {"OMP_WAIT_POLICY": "passive"}
-    return os.environ | patience | {
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "JUPYTER_RUNTIME_DIR": str(runtime),
-        "IPYTHONDIR": str(runtime / "ipython"),
-        "MPLBACKEND": "Agg",
-    }
+    return (
+        os.environ
+        | patience
+        | {
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": count,
+            "JUPYTER_RUNTIME_DIR": str(runtime),
+            "IPYTHONDIR": str(runtime / "ipython"),
+            "MPLBACKEND": "Agg",
+        }
+    )
 
 
 @contextmanager

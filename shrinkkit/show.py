@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit import figures, formats, intervals
-from shrinkkit.figures import Picture
 from shrinkkit.overview import (
     commands,
     environment,
@@ -108,7 +107,8 @@ def layers(model: "nn.Module", layer_macs: Mapping[str, int]) -> Table:
         for name in names
     )
     columns = (Column("layer"), Column("kind"), Column("parameters", True), Column("MACs of one example", True))
-    caption = f"{len(rows)} layers, {formats.count(sum(own.values()))} parameters, {formats.count(work)} MACs; most work first"
+    sums = f"{formats.count(sum(own.values()))} parameters, {formats.count(work)} MACs"
+    caption = f"{formats.counted(len(rows), 'layer')}, {sums}; most work first"
     return Table(caption, columns, rows)
 
 
@@ -119,7 +119,7 @@ def training(scores: Sequence[float], *, metric: str) -> Shown:
 
 def files(of: Variant) -> Table:
     """Return a variant's model files, and why a runtime has none."""
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             Cell(file.runtime),
             Cell(file.path),
@@ -139,7 +139,9 @@ def files(of: Variant) -> Table:
         Column("deviation", True),
         Column("SHA-256"),
     )
-    note = "Deviation: the largest difference between outputs of the file loaded back and of the model in memory, as a share."
+    note = (
+        "Deviation: how far outputs of the file loaded back are from the model's in memory, as a share of the largest."
+    )
     return Table(f"Model files of {of.name}", columns, tuple(rows), note)
 
 
@@ -251,12 +253,16 @@ def runtime(compared: Comparison | None) -> Shown:
 
 def measurements(record: TargetRecord) -> Several:
     """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for one in record.measurements:
         if one.error:
             rows.append((Cell(one.variant), Cell(one.error, tone="bad", wide=True)))
             continue
-        latency = Cell(formats.milliseconds(one.latency_ms.value), formats.between(one.latency_ms)) if one.latency_ms else Cell("")
+        latency = (
+            Cell(formats.milliseconds(one.latency_ms.value), formats.between(one.latency_ms))
+            if one.latency_ms
+            else Cell("")
+        )
         speed = _speed(one.latency) if one.latency else Cell("1" if one.variant == BASELINE else "")
         accuracy = _change(one.accuracy) if one.accuracy else Cell("")
         rows.append((Cell(one.variant), latency, speed, accuracy))
@@ -274,9 +280,9 @@ _TIMING = (
     Column("contention"),
 )
 _TIMING_NOTE = (
-    "Times are medians in ms and ratios have 95 % intervals. The control is a copy of the baseline against the baseline: "
-    "where it strays from 1, no verdict is given. A speed-up is called faster or slower only if its whole interval is more "
-    "than 1 % away from 1, and the same if all of it is nearer."
+    "Times are medians, and brackets are 95 % intervals. The control is a copy of the baseline against the baseline: "
+    "where it strays from 1, no verdict is given. A speed-up is called faster or slower only if its whole interval is "
+    "more than 1 % away from 1, and the same if all of it is nearer."
 )
 
 
@@ -293,11 +299,11 @@ def _timing(c: Comparison) -> tuple[Cell, ...]:
 
 def _speed(c: Comparison) -> Cell:
     tone = {"faster": "good", "slower": "bad"}.get(c.verdict, "doubt" if c.verdict != "same" else "quiet")
-    return Cell(formats.times(c.speedup.value), f"{formats.between(c.speedup)} {c.verdict}", tone)
+    return Cell(formats.times(c.speedup.value), f"{formats.between(c.speedup)}\n{c.verdict}", tone)
 
 
 def _accuracy_table(caption: str, first: str, found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (Cell(name), _change(accuracy, mean=True), _change(accuracy), Cell(formats.percent(accuracy.agreement)))
         for name, accuracy in found.items()
     ]
@@ -323,8 +329,16 @@ def _change(accuracy: Accuracy, *, mean: bool = False) -> Cell:
 def _audited(layer: LayerAudit, runtimes: Sequence[str]) -> tuple[Cell, ...]:
     lost = layer.channels != layer.channels_before
     arrow = "\N{RIGHTWARDS ARROW}"
-    channels = "" if layer.channels is None else f"{layer.channels_before} {arrow} {layer.channels}" if lost else f"{layer.channels}"
-    why = dict.fromkeys(filter(None, [layer.kept_because, *(layer.precision[r].why for r in runtimes if r in layer.precision)]))
+    channels = (
+        ""
+        if layer.channels is None
+        else f"{layer.channels_before} {arrow} {layer.channels}"
+        if lost
+        else f"{layer.channels}"
+    )
+    why = dict.fromkeys(
+        filter(None, [layer.kept_because, *(layer.precision[r].why for r in runtimes if r in layer.precision)])
+    )
     runs = (layer.precision[r].runs_as if r in layer.precision else "" for r in runtimes)
     return (
         Cell(layer.layer),

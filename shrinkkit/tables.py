@@ -1,5 +1,6 @@
 """Tables and statements that show themselves as HTML in a notebook, as Markdown, and as plain text."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Table:
     """None folds a table of more than `FOLD` rows."""
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         rows = [[column.title for column in self.columns], *(_plain(row) for row in self.rows)]
         widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(len(self.columns))]
         # A remark that takes the rest of its row would stretch one column for all of them.
@@ -107,6 +109,7 @@ class Statement:
     """A word or two above the sentence."""
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         return "\n".join([f"{self.label}: {self.text}" if self.label else self.text, *self.remarks])
 
     def _repr_markdown_(self) -> str:
@@ -117,7 +120,9 @@ class Statement:
         label = f'<p class="sk-label">{escape(self.label)}</p>' if self.label else ""
         remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self.remarks)
         tone = f" sk-{self.tone}" if self.tone else ""
-        return f'<div class="sk-statement{tone}">{label}<p class="sk-headline">{escape(self.text)}</p>{remarks}</div>'
+        text = re.sub(r"\[[^\]]*\d[^\]]*\]", r'<span class="sk-interval">\g<0></span>', escape(self.text))
+        text = re.sub(r"(?<=\d) (?=(?:[GMk]B|bytes|ms|points?|%|\N{MULTIPLICATION SIGN})(?!\w))", "&nbsp;", text)
+        return f'<div class="sk-statement{tone}">{label}<p class="sk-headline">{text}</p>{remarks}</div>'
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,6 +133,7 @@ class Title:
     line: str
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         return f"{self.text}\n{self.line}"
 
     def _repr_markdown_(self) -> str:
@@ -145,6 +151,7 @@ class Command:
     line: str
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         return f"{self.line}\n  {self.text}"
 
     def _repr_markdown_(self) -> str:
@@ -161,6 +168,7 @@ class Several:
     parts: tuple[Shown, ...]
 
     def __repr__(self) -> str:
+        """Return it as plain text."""
         return "\n\n".join(repr(part) for part in self.parts)
 
     def _repr_markdown_(self) -> str:
@@ -177,7 +185,7 @@ def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
 
 
 def _plain(row: Sequence[Cell]) -> list[str]:
-    return [f"{cell.text} {cell.aside}".strip() for cell in row]
+    return [" ".join(f"{cell.text} {cell.aside}".split()) for cell in row]
 
 
 def _markdown(cell: Cell) -> str:

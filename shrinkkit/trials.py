@@ -26,7 +26,6 @@ class Trial:
 
     variant: str
     error: str
-    path: Path | None = None
     loaded: Loaded | None = None
     file_sha256: str = ""
     load_ms: float | None = None
@@ -101,12 +100,12 @@ def race(
     """
     conditions = describe(target, task, threads=threads)
     baseline = trials[BASELINE]
-    if baseline.path is None:
+    if baseline.loaded is None:
         return {}
     return {
         name: benchmark.compare(
-            _copies(baseline.path, target, task, threads),
-            _copies(trial.path, target, task, threads),
+            _copies(baseline.loaded, task),
+            _copies(trial.loaded, task),
             reference=BASELINE,
             candidate=name,
             conditions=conditions,
@@ -115,7 +114,7 @@ def race(
             progress=progress,
         )
         for name, trial in trials.items()
-        if name != BASELINE and trial.path is not None
+        if name != BASELINE and trial.loaded is not None
     }
 
 
@@ -123,15 +122,16 @@ def race_runtimes(
     run: Path, trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, seed: int
 ) -> Comparison | None:
     """Return the paired timing of FP32 on `target` against torch FP32 on the same device; None if `target` is torch."""
-    if target.runtime == "torch" or trials[BASELINE].path is None:
+    own = trials[BASELINE].loaded
+    if target.runtime == "torch" or own is None:
         return None
     usual = Target(target.device, "torch")
-    path = _file(run / "variants" / BASELINE, "torch")
-    if path is None:
+    plain = _load(run / "variants" / BASELINE, usual, variants.output_of(task), threads).loaded
+    if plain is None:
         return None
     return benchmark.compare_runtimes(
-        _copies(path, usual, task, threads),
-        _copies(trials[BASELINE].path, target, task, threads),
+        _copies(plain, task),
+        _copies(own, task),
         reference=BASELINE,
         candidate=BASELINE,
         conditions=describe(usual, task, threads=threads),
@@ -238,15 +238,10 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
             raise ModelFileError(f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}.")
     except (ShrinkkitError, RuntimeError, ValueError) as problem:
         return Trial(name, str(problem))
-    return Trial(name, "", path, loaded, file.sha256, load_ms, first_ms)
+    return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
 
 
-def _file(folder: Path, runtime: str) -> Path | None:
-    variant = variants.read(folder)
-    return next((folder / f.path for f in variant.files if f.runtime == runtime), None)
-
-
-def _copies(path: Path, target: Target, task: Task, threads: int) -> Callable[[], Callable[[], Any]]:
-    """Return a factory of fresh copies of a model file, each ready to be called on the task's example."""
+def _copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
+    """Return a factory of fresh copies of a loaded file, each ready to be called on the task's example."""
     example: Example = tuple(x.cpu() for x in task.example)
-    return lambda: artifacts.load(path, runtime=target.runtime, device=target.device, threads=threads).prepare(example)
+    return lambda: loaded.again().prepare(example)

@@ -91,7 +91,9 @@ def status():
         if name != "baseline":
             kind = "3-quantize" if "8" in name and ".pruned" not in name and name != "weights-80" else "2-prune"
             steps.append(Step(f"{kind}-{name}", kind, name, "done", 4.2))
-    cause = "Unsupported: `dynamic_int8` found no layer to quantize: the model has one Linear. Use static-int8. (cell 5)"
+    cause = (
+        "Unsupported: `dynamic_int8` found no layer to quantize: the model has one Linear. Use static-int8. (cell 5)"
+    )
     steps.append(Step("3-quantize-dynamic-int8", "3-quantize", "dynamic-int8", "failed", 1.5, cause))
     for target in TARGETS:
         steps.append(Step(f"4-benchmark-{target.replace('/', '-')}", "4-benchmark", target, "done", 21.0))
@@ -102,13 +104,19 @@ def status():
 def variant(name, recipe):
     """Return the record of one made-up variant."""
     source, size, parameters, macs, zeroed, *_ = MADE_UP[name]
-    files = [ModelFile("torch", "model.pt2", "pt2", size, int(size * (1 - 0.7 * zeroed) * 0.93), digest(name, "torch"), 2e-7)]
+    files = [
+        ModelFile("torch", "model.pt2", "pt2", size, int(size * (1 - 0.7 * zeroed) * 0.93), digest(name, "torch"), 2e-7)
+    ]
     refusals = {}
     if name == "float16":
-        refusals["onnxruntime"] = "ONNX Runtime has no float16 kernels on the CPU. Possible for float16: the torch runtime."
+        refusals["onnxruntime"] = (
+            "ONNX Runtime has no float16 kernels on the CPU. Possible for float16: the torch runtime."
+        )
     else:
         onnx = int(size * 0.97)
-        files.append(ModelFile("onnxruntime", "model.onnx", "onnx", onnx, int(onnx * 0.9), digest(name, "onnxruntime"), 3e-6))
+        files.append(
+            ModelFile("onnxruntime", "model.onnx", "onnx", onnx, int(onnx * 0.9), digest(name, "onnxruntime"), 3e-6)
+        )
     return Variant(
         name=name,
         task="digits-cnn",
@@ -170,7 +178,9 @@ def target_record(target):
         own = compared.candidate_ms if compared else around(base_ms, 0.004)
         accuracy = judged(lost, None if name == "baseline" else 540)
         found.append(Measurement(name, target, "", digest(name, runtime), 41.0, 88.0, accuracy, compared, own))
-    found.insert(3, Measurement("dynamic-int8", target, "There is no such variant: the step that makes it did not end well."))
+    found.insert(
+        3, Measurement("dynamic-int8", target, "There is no such variant: the step that makes it did not end well.")
+    )
     between = comparison("baseline", "torch", 30.1, 30.1 / 23.3, candidate_runtime="onnxruntime") if onnx else None
     notes = ("load average 1.7 on 2 cores",) if onnx else ()
     return TargetRecord("digits-cnn", target, ENVIRONMENT, tuple(found), between, notes)
@@ -221,7 +231,9 @@ def judged(lost, total):
     scores = tuple(float(i >= 9 + lost) for i in range(540))
     mean = sum(scores) / len(scores)
     half = 1.96 * math.sqrt(mean * (1 - mean) / 540)
-    difference = Estimate(-lost / 540, -lost / 540 - 0.002 - lost / 5000, -lost / 540 + 0.002 + lost / 5000) if total else None
+    difference = (
+        Estimate(-lost / 540, -lost / 540 - 0.002 - lost / 5000, -lost / 540 + 0.002 + lost / 5000) if total else None
+    )
     return Accuracy("accuracy", scores, Estimate(mean, mean - half, min(1.0, mean + half)), difference, 1 - lost / 540)
 
 

@@ -165,5 +165,9 @@ def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_
     artifacts.write_onnx(model, EXAMPLE, tmp_path / "float.onnx")
     quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[EXAMPLE])
     assert artifacts.onnx_int8_weights(tmp_path / "float.onnx") == frozenset()
-    assert {n.partition(".")[0] for n in artifacts.onnx_int8_weights(tmp_path / "int8.onnx")} == {"conv1", "conv2", "head"}
+    assert {n.partition(".")[0] for n in artifacts.onnx_int8_weights(tmp_path / "int8.onnx")} == {
+        "conv1",
+        "conv2",
+        "head",
+    }
     assert not (tmp_path / "int8.prepared.onnx").exists()

@@ -50,7 +50,9 @@ def test_the_engine_is_chosen_among_those_that_were_timed():
 
 def test_a_named_engine_is_the_one_that_is_used():
     engine = next(e for e in torch.backends.quantized.supported_engines if e != "none")
-    assert quantize.engine_of(quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),), engine=engine)) == engine
+    assert (
+        quantize.engine_of(quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),), engine=engine)) == engine
+    )
 
 
 def test_an_unknown_engine_is_refused_with_those_that_there_are():

@@ -80,7 +80,9 @@ def test_half_precision_is_refused_for_onnx_runtime_and_kept_for_torch(run, task
 
 
 def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, tmp_path):
-    with pytest.raises(Unsupported, match="No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"):
+    with pytest.raises(
+        Unsupported, match="No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"
+    ):
         variants.write(
             tmp_path / "v", task, task.model, recipe={"quantize": {"method": "bfloat16"}}, runtimes=["onnxruntime"]
         )
@@ -89,7 +91,9 @@ def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, 
 
 def test_pruning_that_removed_nothing_is_an_error(task, tmp_path):
     with pytest.raises(NothingChanged, match=r"0\.0 %"):
-        variants.write(tmp_path / "v", task, task.model, recipe={"prune": {"ratio": 0.5}}, runtimes=["torch"], ratio_reached=0.0)
+        variants.write(
+            tmp_path / "v", task, task.model, recipe={"prune": {"ratio": 0.5}}, runtimes=["torch"], ratio_reached=0.0
+        )
 
 
 def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, run, tmp_path):

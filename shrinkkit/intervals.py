@@ -1,0 +1,165 @@
+"""95 % intervals: of a mean, of a paired difference, of a ratio of times. Each is an `Estimate`."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shrinkkit.errors import InvalidInput
+from shrinkkit.records import Estimate
+
+Z = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
+RESAMPLES = 1000
+
+
+def mean(scores: Sequence[float]) -> Estimate:
+    """Return the mean of `scores`: with Wilson's interval if they are all 0 or 1, else with Student's.
+
+    Args:
+        scores: One number per example, at least one.
+
+    Raises:
+        InvalidInput: There are none, or one is not finite.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    values = _checked(scores)
+    n, centre = len(values), float(values.mean())
+    if not _binary(values):
+        half = _student_half_width(values)
+        return Estimate(centre, centre - half, centre + half)
+    middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
+    return Estimate(centre, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
+    """Return the mean of variant minus baseline over the same examples, with an interval that uses the pairing.
+
+    Scores that are all 0 or 1 get Tango's score interval, which stays honest when no example changed; others Student's.
+
+    Args:
+        baseline: One score per example.
+        variant: The scores of the same examples, in the same order.
+
+    Raises:
+        InvalidInput: The two differ in length, are empty, or hold a number that is not finite.
+
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 1998.
+    """
+    before, after = _checked(baseline), _checked(variant)
+    if len(before) != len(after):
+        raise InvalidInput(
+            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)}. Score one split."
+        )
+    difference = after - before
+    centre = float(difference.mean())
+    if _binary(before) and _binary(after):
+        low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
+        return Estimate(centre, low, high)
+    half = _student_half_width(difference)
+    if half == 0.0:
+        # Equal differences say nothing of the examples not seen; widen as the score interval would.
+        spread = float(np.ptp(np.concatenate([before, after])))
+        half = spread * Z**2 / (len(before) + Z**2)
+    return Estimate(centre, centre - half, centre + half)
+
+
+def median_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
+    """Return the median ratio over blocks, with the union of a bootstrap interval and one over clusters in time.
+
+    The bootstrap alone is too narrow where neighbouring blocks resemble each other; the clusters alone are too few.
+
+    Args:
+        log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2.
+        clusters: Number of runs of neighbouring blocks.
+        seed: Of the bootstrap.
+
+    Raises:
+        InvalidInput: There are fewer than 2 blocks, or one is not finite.
+    """
+    values = _checked(log_ratios)
+    if len(values) < 2:
+        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Measure longer.")
+    centre = float(np.median(values))
+    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(values[picks], axis=1), [0.025, 0.975])
+    medians = np.array([np.median(part) for part in np.array_split(values, min(clusters, len(values)))])
+    half = _student_half_width(medians)
+    low, high = min(low, medians.mean() - half, centre), max(high, medians.mean() + half, centre)
+    return Estimate(math.exp(centre), math.exp(low), math.exp(high))
+
+
+def median(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Return the median of `values` with a bootstrap interval.
+
+    Args:
+        values: At least one finite number.
+        seed: Of the bootstrap.
+
+    Raises:
+        InvalidInput: There are none, or one is not finite.
+    """
+    found = _checked(values)
+    picks = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
+    low, high = np.quantile(np.median(found[picks], axis=1), [0.025, 0.975])
+    return Estimate(float(np.median(found)), float(low), float(high))
+
+
+def product(*ratios: Estimate) -> Estimate:
+    """Return the product of independent positive ratios; their half-widths add in quadrature in logarithms.
+
+    Args:
+        ratios: At least one, each above 0 with its interval.
+    """
+    value = math.prod(r.value for r in ratios)
+    below = math.hypot(*(math.log(r.value / r.low) for r in ratios))
+    above = math.hypot(*(math.log(r.high / r.value) for r in ratios))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
+def _checked(values: Sequence[float]) -> NDArray[np.float64]:
+    found = np.asarray(values, dtype=np.float64)
+    if found.size == 0 or not np.isfinite(found).all():
+        raise InvalidInput(f"An interval needs finite numbers, at least one; got {found.size}, not all of them finite.")
+    return found
+
+
+def _binary(values: NDArray[np.float64]) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _student_half_width(values: NDArray[np.float64]) -> float:
+    if len(values) < 2:
+        return 0.0
+    from scipy.special import stdtrit
+
+    return float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Return the interval of the difference in proportions when `gained` and `lost` of `n` pairs are discordant."""
+
+    def score(d: float) -> float:
+        b = -(gained + lost) + (2 * n - gained + lost) * d
+        c = -lost * d * (1 - d)
+        q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        variance = n * (2 * q + d * (1 - d))
+        distance = gained - lost - n * d
+        return (
+            distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
+        )
+
+    centre = (gained - lost) / n
+    return _root(lambda d: score(d) - Z, -1.0, centre), _root(lambda d: score(d) + Z, centre, 1.0)
+
+
+def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    """Return where the decreasing `f` crosses zero between `low` and `high`."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if f(middle) > 0 else (low, middle)
+    return (low + high) / 2
