@@ -64,7 +64,7 @@ def verdict(results: Results) -> Verdict:
     for kind in ("within budget", "cannot tell", "over budget"):
         found = [row for row in better if row.accuracy_verdict == kind]
         if found and kind == "within budget":
-            best = max(found, key=lambda row: _gain(row, results))
+            best = max(found, key=lambda row: _rank(row, results))
             return Verdict(f"{_claim(best, results)}: within the budget of {_budget(results)}.", remarks, kind, best)
         if found:
             best = max(found, key=lambda row: (row.difference.low if row.difference else 0.0, _gain(row, results)))
@@ -142,6 +142,12 @@ def _gain(row: Row, results: Results) -> float:
     if results.budget.target:
         return row.speedup.value if row.speedup and row.timing == "faster" else 1.0
     return row.speedup_torch.value if row.speedup_torch and row.timing_torch == "faster" else 1.0
+
+
+def _rank(row: Row, results: Results) -> tuple[float, float]:
+    """Return what the best of the better rows has most of; speed decides between files of one size."""
+    speed = row.speedup_torch.value if row.speedup_torch else 0.0
+    return (-float(row.size_bytes or 0), speed) if results.budget.want == "smallest" else (_gain(row, results), speed)
 
 
 def _smaller(row: Row, results: Results) -> float:

@@ -191,9 +191,9 @@ def tradeoff(results: "Results") -> Picture | None:
 
 
 _TRADEOFF = (
-    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars are "
-    "95 % intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale mark "
-    "means that a timing got no verdict."
+    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars "
+    "are 95 % intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale "
+    "mark means that a timing got no verdict."
 )
 
 
@@ -267,8 +267,9 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
         return _picture(
             figure,
             f"Times of single calls, slot by slot. {words}",
-            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on the "
-            f"left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their medians.{thinned}",
+            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on "
+            f"the left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their "
+            f"medians.{thinned}",
         )
 
 

@@ -209,8 +209,8 @@ def _masked(rows: Sequence[Row]) -> str:
     """Return a sentence about variants full of zeros whose files did not shrink for it; '' if there are none."""
     before = next((row.size_bytes for row in rows if row.variant == BASELINE), None)
     said = [
-        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, yet the file is as large as before, "
-        f"because zeros are stored like any other number; compressed it takes {formats.size(row.compressed_bytes or 0)}."
+        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, yet the file is no smaller, "
+        f"because zeros are stored like any other number; zipped it takes {formats.size(row.compressed_bytes or 0)}."
         for row in rows
         if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
     ]

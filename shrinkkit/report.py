@@ -43,7 +43,7 @@ def html(
     """
     from nbconvert import HTMLExporter
 
-    exporter: Any = HTMLExporter(**_options("index.html.j2"), exclude_anchor_links=True)
+    exporter = HTMLExporter(**_options("index.html.j2"), exclude_anchor_links=True)  # type: ignore[no-untyped-call]
     body, _ = exporter.from_notebook_node(_read(notebook_path), resources={"title": title, "home": home})
     records.write_text(out_path, _with_contents(body))
 
@@ -61,7 +61,7 @@ def markdown(notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[
 
     options = _options("index.md.j2")
     options["config"]["NbConvertBase"]["display_data_priority"] = ["text/markdown", "text/plain"]
-    exporter: Any = MarkdownExporter(**options)
+    exporter = MarkdownExporter(**options)  # type: ignore[no-untyped-call]
     body, _ = exporter.from_notebook_node(_read(notebook_path))
     records.write_text(out_path, re.sub(r"\n{3,}", "\n\n", body).strip() + "\n")
 
@@ -125,7 +125,7 @@ def _options(template_file: str) -> dict[str, Any]:
 def _read(path: str | os.PathLike[str]) -> Any:
     import nbformat
 
-    return nbformat.read(Path(path), as_version=4)
+    return nbformat.read(Path(path), as_version=4)  # type: ignore[no-untyped-call]
 
 
 def _with_contents(page: str) -> str:

@@ -148,7 +148,7 @@ def accuracy_verdict(difference: Estimate | None, drop: float) -> str:
 
 
 def timing_verdict(speedup: Estimate) -> str:
-    """Return `faster` or `slower` where the whole interval is beyond the margin around 1, `same` inside, else `undecided`."""
+    """Return `faster`, `slower` or `same` if the whole interval is above, below or within the margin around 1."""
     if speedup.low > 1 + MARGIN:
         return "faster"
     if speedup.high < 1 - MARGIN:

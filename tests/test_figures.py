@@ -1,0 +1,74 @@
+"""Pictures: words that carry the numbers, colours that follow the page, the same bytes every time."""
+
+import re
+from xml.etree import ElementTree
+
+import examples
+import pytest
+
+from shrinkkit import figures, results
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def pictures(found):
+    latencies = {m.variant: m.latency for m in found.measured["cpu/torch"].measurements if m.latency}
+    return {
+        "factors": figures.factors(results.factors(found), found.targets),
+        "tradeoff": figures.tradeoff(found),
+        "distributions": figures.distributions(latencies, title="cpu/torch"),
+        "training": figures.training((0.9, 0.95), metric="accuracy"),
+    }
+
+
+def test_every_picture_is_sound_xml_with_a_text_that_stands_in_for_it(pictures):
+    for picture in pictures.values():
+        root = ElementTree.fromstring(picture.svg)
+        assert root.get("role") == "img"
+        assert root.get("aria-label") == picture.alt
+        assert root.get("width") is None
+
+
+def test_the_words_hold_the_numbers(pictures):
+    assert "channels-50 on cpu/onnxruntime: 4.28" in pictures["factors"].alt
+    assert "81.5 kB" in pictures["tradeoff"].alt
+    assert "static-int8: median 16." in pictures["distributions"].alt
+    assert "0.9, 0.95" in pictures["training"].alt
+
+
+def test_ink_is_a_variable_of_the_page(pictures):
+    for picture in pictures.values():
+        assert "var(--sk-ink" in picture.svg
+        assert figures.INK not in picture.svg
+        assert "#000000" not in picture.svg
+
+
+def test_no_two_pictures_share_an_id(pictures):
+    ids = [i for picture in pictures.values() for i in re.findall(r'\bid="([^"]+)"', picture.svg)]
+    assert len(ids) == len(set(ids))
+    for picture in pictures.values():
+        for used in re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg):
+            assert f'id="{used}"' in picture.svg
+
+
+def test_the_same_data_gives_the_same_bytes(pictures, found):
+    assert figures.tradeoff(found).svg == pictures["tradeoff"].svg
+
+
+def test_a_picture_of_many_slots_stays_light_and_says_so(found):
+    one = next(m.latency for m in found.measured["cpu/torch"].measurements if m.latency)
+    many = one.candidate_samples_ms * 50
+    long = one.__class__(**{**vars(one), "candidate_samples_ms": many, "reference_samples_ms": many})
+    picture = figures.distributions({"long": long})
+    assert f"{figures.SHOWN} of up to {len(many)} slots" in picture.caption
+    assert len(picture.svg) < 40_000
+
+
+def test_nothing_to_draw_is_no_picture(found):
+    empty = found.__class__(**{**vars(found), "rows": ()})
+    assert figures.tradeoff(empty) is None
+    assert figures.distributions({}) is None

@@ -1,0 +1,141 @@
+"""A run folder as rows: whatever is missing from it, no variant and no target is left out."""
+
+import examples
+import pytest
+
+from shrinkkit import records, rows
+from shrinkkit.errors import InvalidInput
+from shrinkkit.records import Estimate
+
+
+@pytest.fixture
+def run(tmp_path):
+    return examples.write_run(tmp_path / "run")
+
+
+def states(found, variant):
+    return {row.target: row.state for row in found.rows if row.variant == variant}
+
+
+def test_every_variant_has_a_row_on_every_target(run):
+    found = rows.load(run)
+    assert [(r.variant, r.target) for r in found.rows] == [(n, t) for n in found.names for t in examples.TARGETS]
+    assert found.names[0] == "baseline"
+    assert found.notes == ()
+
+
+def test_a_failed_step_gives_failed_rows_with_the_cause(run):
+    row = rows.load(run).row("dynamic-int8", "cpu/torch")
+    assert row.state == "failed"
+    assert "found no layer to quantize" in row.reason
+
+
+def test_a_refusal_is_no_failure(run):
+    found = rows.load(run)
+    assert states(found, "float16") == {"cpu/torch": "measured", "cpu/onnxruntime": "refused"}
+    assert {row.variant for row in rows.failures(found)} == {"dynamic-int8"}
+
+
+def test_a_pruned_intermediate_is_marked(run):
+    assert {row.variant for row in rows.load(run).rows if row.intermediate} == {"narrow-int8.pruned"}
+
+
+def test_a_step_skipped_for_another_names_the_cause_of_that_one(run):
+    steps = list(examples.status().steps)
+    at = {step.name: i for i, step in enumerate(steps)}
+    broken, skipped = at["2-prune-narrow-int8.pruned"], at["3-quantize-narrow-int8"]
+    steps[broken] = records.Step(
+        "2-prune-narrow-int8.pruned", "2-prune", "narrow-int8.pruned", "failed", error="no room"
+    )
+    why = "It needs 2-prune-narrow-int8.pruned, which failed."
+    steps[skipped] = records.Step("3-quantize-narrow-int8", "3-quantize", "narrow-int8", "skipped", error=why)
+    records.write(run / "status.json", records.Status("", "", tuple(steps)))
+    assert rows.load(run).row("narrow-int8", "cpu/torch").reason.endswith("failed: no room")
+
+
+def test_a_target_without_a_record_is_not_run_and_keeps_the_sizes(run):
+    (run / "measurements" / "cpu-torch.json").unlink()
+    found = rows.load(run)
+    row = found.row("channels-50", "cpu/torch")
+    assert (row.state, row.size_bytes, row.latency_ms) == ("not run", 292_000, None)
+    assert found.row("channels-50", "cpu/onnxruntime").state == "measured"
+
+
+def test_a_damaged_record_is_a_row_with_a_reason_and_a_note(run):
+    (run / "variants" / "static-int8" / "variant.json").write_text("{")
+    found = rows.load(run)
+    assert set(states(found, "static-int8").values()) == {"failed"}
+    assert "static-int8/variant.json" in found.notes[0]
+    assert str(run) not in found.notes[0]
+
+
+def test_a_file_that_changed_since_it_was_measured_has_no_numbers(run):
+    path = run / "variants" / "channels-50" / "variant.json"
+    changed = records.read(path, records.Variant)
+    files = [dict(vars(file), sha256="0" * 64) for file in changed.files]
+    examples.change_json(path, files=files)
+    row = rows.load(run).row("channels-50", "cpu/torch")
+    assert row.state == "not run"
+    assert "has changed" in row.reason
+
+
+def test_an_interrupted_run_says_that_it_can_go_on(run):
+    steps = [records.Step("3-quantize-static-int8", "3-quantize", "static-int8", "interrupted")]
+    records.write(run / "status.json", records.Status("", "", tuple(steps)))
+    (run / "variants" / "static-int8" / "variant.json").unlink()
+    assert "goes on from there" in rows.load(run).row("static-int8", "cpu/torch").reason
+
+
+def test_a_variant_that_the_study_does_not_name_is_noted(run):
+    records.write(run / "variants" / "old" / "variant.json", examples.variant("weights-80", {}))
+    found = rows.load(run)
+    assert "old" not in found.names
+    assert any("old" in note for note in found.notes)
+
+
+def test_a_folder_filled_by_hand_has_rows_for_what_it_holds(run):
+    (run / "study.json").unlink()
+    (run / "status.json").unlink()
+    found = rows.load(run)
+    assert set(found.targets) == set(examples.TARGETS)
+    assert found.row("channels-50", "cpu/torch").state == "measured"
+    assert "filled by hand" in found.notes[0]
+
+
+def test_a_study_that_never_ran_is_all_rows_not_run(run):
+    for path in [*run.glob("variants/*/variant.json"), *run.glob("measurements/*"), run / "status.json"]:
+        path.unlink()
+    found = rows.load(run)
+    assert {row.state for row in found.rows} == {"not run", "refused"}
+
+
+def test_a_folder_without_a_run_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InvalidInput, match="shrinkkit run digits-cnn"):
+        rows.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.009, 0.0, "within budget"),
+        (-0.03, -0.011, "over budget"),
+        (-0.02, 0.0, "cannot tell"),
+        (-0.01, 0.0, "within budget"),
+    ],
+)
+def test_accuracy_is_within_budget_only_if_the_whole_interval_is(low, high, verdict):
+    assert rows.accuracy_verdict(Estimate((low + high) / 2, low, high), 0.01) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(1.02, 1.1, "faster"), (0.9, 0.98, "slower"), (0.995, 1.005, "same"), (1.0, 1.02, "undecided")],
+)
+def test_a_speed_gets_a_verdict_only_if_the_whole_interval_allows_it(low, high, verdict):
+    assert rows.timing_verdict(Estimate((low + high) / 2, low, high)) == verdict
+
+
+def test_speed_against_torch_is_the_product_with_the_runtime(run):
+    row = rows.load(run).row("channels-50", "cpu/onnxruntime")
+    assert row.speedup_torch.value == pytest.approx(3.31 * 30.1 / 23.3)
+    assert row.timing_torch == "faster"
