@@ -79,12 +79,14 @@ def compare(
         candidate_conditions: Under which the candidate runs.
         width: Half-width of the interval, as a share, at which measuring stops.
         cap_s: Seconds after which it stops in any case, once there are 20 blocks; slow models get up to three times that.
-        layouts: Most fresh copies, so that where a model lies in memory is not part of the result.
+        layouts: Most fresh copies of each model in 20 blocks, so that where a model lies in memory is not part of the
+            result; fewer where making them would take more than a quarter of the time.
         slot_ms: Milliseconds for which one model runs before the next takes its turn, at least one call.
         seed: Of the order within blocks and of the bootstrap.
-        progress: Called with a line now and then.
+        progress: Called with a line at most once a second, between blocks.
 
     Raises:
+        InvalidInput: `width`, `cap_s`, `layouts` or `slot_ms` is not above 0.
         UnfairComparison: The conditions differ; `compare_runtimes` is for two runtimes.
     """
     _refuse(conditions, candidate_conditions, allowed=frozenset())
@@ -112,6 +114,7 @@ def compare_runtimes(
     """Return the paired timing of one model on two runtimes of a device; arguments are those of `compare`.
 
     Raises:
+        InvalidInput: `width`, `cap_s`, `layouts` or `slot_ms` is not above 0.
         UnfairComparison: The conditions differ in more than the runtime.
     """
     _refuse(conditions, candidate_conditions, allowed=frozenset({"runtime"}))
@@ -146,6 +149,12 @@ class _Protocol:
     rest: bool
     """Whether each turn begins with a call that is not recorded, because another runtime's threads may still spin."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured with."""
+        for name in ("width", "cap_s", "layouts", "slot_ms"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"`{name}` must be above 0, got {getattr(self, name)}. Leave it out for the default.")
+
 
 def _compare(
     make_reference: Make,
@@ -161,14 +170,13 @@ def _compare(
 
     timer = _cuda_times if conditions.device == "cuda" else _times
     start = contention.snapshot()
-    calls, copy_s = _fresh((make_reference, make_candidate, make_reference))
-    warmup, steady, call_ms = _warm_up(calls, timer)
-    # Copying may take a quarter of the time at most.
-    layouts = max(2, min(protocol.layouts, int(protocol.cap_s / 4 / max(copy_s, 1e-9))))
     makers = (make_reference, make_candidate, make_reference)
-    blocks = Blocks()
-    with _no_collection():
-        for _ in _turns(blocks, calls, makers, layouts, call_ms, protocol, timer):
+    calls, copy_s = _fresh(makers)
+    warmup, steady, call_ms = _warm_up(calls, timer)
+    blocks, told = Blocks(), time.perf_counter()
+    for _ in _turns(blocks, makers, calls, copy_s, call_ms, protocol, timer):
+        if time.perf_counter() - told > 1:
+            told = time.perf_counter()
             progress(f"{candidate}: {len(blocks)} blocks")
     signs, withheld = contention.signs(start, end := contention.snapshot(), threads=conditions.threads, cores=cores())
     found = conclude(blocks, withheld=withheld, seed=protocol.seed)
@@ -196,9 +204,9 @@ def _compare(
 
 def _turns(
     blocks: Blocks,
-    calls: Sequence[Call],
     makers: Sequence[Make],
-    layouts: int,
+    calls: Sequence[Call],
+    copy_s: float,
     call_ms: Sequence[float],
     protocol: _Protocol,
     timer: Callable[[Call, int], tuple[float, ...]],
@@ -207,17 +215,22 @@ def _turns(
     arms = (blocks.reference, blocks.candidate, blocks.null)
     # The same number of calls for all, because the fastest of many is faster than the fastest of few.
     count = max(1, min(MOST_CALLS, round(protocol.slot_ms / math.sqrt(call_ms[0] * call_ms[1]))))
-    renewals, every = layouts - 1, max(2, FEWEST_BLOCKS // layouts)
-    random, start = Random(protocol.seed), time.perf_counter()
-    while not _enough(blocks, protocol, time.perf_counter() - start):
-        if renewals and len(blocks) and len(blocks) % every == 0:
-            calls, _ = _fresh(makers)
-            renewals -= 1
+    random, start, copying_s = Random(protocol.seed), time.perf_counter(), 0.0
+    age, old = 0, max(1, FEWEST_BLOCKS // protocol.layouts)
+    while not _enough(blocks, protocol, elapsed_s := time.perf_counter() - start):
+        # At least one renewal, in the middle of the fewest blocks, however slow.
+        if age >= old and (copying_s + copy_s <= elapsed_s / 4 or len(blocks) == FEWEST_BLOCKS // 2):
+            # The old copies live until the new ones stand, so that these cannot take their place in memory.
+            calls, copy_s = _fresh(makers)
+            copying_s += copy_s
+            age = 0
         order = random.sample(range(3), 3)
-        for arm in (*order, *reversed(order)):
-            if protocol.rest:
-                calls[arm]()
-            arms[arm].append(timer(calls[arm], count))
+        with _no_collection():
+            for arm in (*order, *reversed(order)):
+                if protocol.rest:
+                    calls[arm]()
+                arms[arm].append(timer(calls[arm], count))
+        age += 1
         yield
 
 
@@ -260,8 +273,8 @@ def _fresh(makers: Sequence[Make]) -> tuple[list[Call], float]:
 def _warm_up(
     calls: Sequence[Call], timer: Callable[[Call, int], tuple[float, ...]]
 ) -> tuple[int, bool, tuple[float, ...]]:
-    """Call each model until two windows agree; return the calls made, whether all became steady, and their ms."""
-    total, all_steady, times = 0, True, []
+    """Call each model until two windows agree; return the calls of new copies, whether all became steady, and their ms."""
+    total, all_steady, times = FRESH_CALLS * len(calls), True, []
     for call in calls:
         start, previous, steady = time.perf_counter(), math.inf, False
         while not steady:

@@ -46,8 +46,8 @@ class Factors:
     compression: Estimate | None
     """Pruning and quantization together, where the pruned model alone was not measured."""
     total: Estimate
-    trusted: bool
-    """Whether every timing behind it got a verdict."""
+    timing: str
+    """Verdict on `total`: `faster`, `slower`, `same`, `undecided`, or `too noisy`."""
 
 
 def verdict(results: Results) -> Verdict:
@@ -57,7 +57,7 @@ def verdict(results: Results) -> Verdict:
     interval keeps the budget counts as within it.
     """
     rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
-    remarks = (*_runtime_remark(results, rows), *_failure_remark(results))
+    remarks = (*_runtime_remark(results, rows), *_noise_remark(results), *_failure_remark(results))
     if not rows:
         return Verdict(_nothing(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -90,7 +90,7 @@ def factors(results: Results) -> tuple[Factors, ...]:
                 quantization=quantization,
                 compression=compression,
                 total=row.speedup_torch,
-                trusted=row.timing in (*TRUSTED, "") and row.timing_torch in TRUSTED,
+                timing=row.timing_torch,
             )
         )
     return tuple(found)
@@ -191,7 +191,7 @@ def _cost(row: Row, results: Results) -> str:
     if difference is None:
         return f"at an unknown cost in {results.metric}"
     value = formats.change(difference.value, in_shares=results.in_shares)
-    return f"with {value} of {results.metric} {formats.between(difference, in_shares=results.in_shares)}"
+    return f"at a change in {results.metric} of {value} {formats.between(difference, in_shares=results.in_shares)}"
 
 
 def _budget(results: Results) -> str:
@@ -227,6 +227,20 @@ def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
     target = max(speeds, key=lambda name: speeds[name])
     return (f"The unchanged model on {target} is faster still: {formats.times(speeds[target])} torch FP32.",)
+
+
+def _noise_remark(results: Results) -> tuple[str, ...]:
+    """Return a sentence about variants that were passed over because nothing can be said of their speed."""
+    noisy = [
+        f"{row.variant} on {row.target}"
+        for row in results.rows
+        if row.timing_torch == "too noisy" and row.accuracy_verdict == "within budget" and not row.intermediate
+        if results.budget.target in (None, row.target)
+    ]
+    if not noisy or results.budget.want == "smallest":
+        return ()
+    listed = ", ".join(noisy)
+    return (f"Passed over, because the machine was too noisy to time them: {listed}. Run again when it is quiet.",)
 
 
 def _failure_remark(results: Results) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit import formats
+from shrinkkit.conclusions import TRUSTED
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Comparison
 
@@ -98,7 +99,7 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
             figure,
             "Speed-up against torch FP32 by variant. " + " ".join(_in_words(row) for row in found),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
-            "The dot is the whole speed-up with its 95 % interval; a hollow dot means that a timing got no verdict.",
+            "The dot is the whole speed-up with its 95 % interval; a hollow dot means that it got no verdict.",
         )
 
 
@@ -117,38 +118,45 @@ def _waterfall(axes: "Axes", y: int, row: "Factors") -> None:
     for lane, (part, end) in enumerate(zip(parts, _ends(row), strict=True)):
         if part:
             height = y + 0.2 * (min(lane, 2) - 1)
-            axes.barh(height, end - start, left=start, height=0.19, color=COLOURS[lane], linewidth=0)
+            shade = 0.3 if row.timing == "too noisy" else 1.0
+            axes.barh(height, end - start, left=start, height=0.19, color=COLOURS[lane], alpha=shade, linewidth=0)
             start = end
     dot: dict[str, Any] = {
         "color": INK,
-        "markerfacecolor": INK if row.trusted else "none",
+        "markerfacecolor": INK if row.timing in TRUSTED else "none",
         "markersize": 4.5,
         "linewidth": 1,
     }
     spread = [[row.total.value - row.total.low], [row.total.high - row.total.value]]
     axes.errorbar([row.total.value], [y], xerr=spread, fmt="o", **dot)
-    slower = row.total.value < 1
+    slower = row.total.value < 1 and row.timing != "too noisy"
     edge = min(row.total.low, *_ends(row)) if slower else max(row.total.high, *_ends(row))
     offset: dict[str, Any] = {
         "xytext": (-7 if slower else 7, 0),
         "textcoords": "offset points",
         "ha": "right" if slower else "left",
     }
-    axes.annotate(formats.times(row.total.value), (edge, y), va="center", **offset)
+    axes.annotate(_quoted(row), (edge, y), va="center", **offset)
+
+
+def _quoted(row: "Factors") -> str:
+    return "too noisy" if row.timing == "too noisy" else formats.times(row.total.value)
 
 
 def _legend_of_factors(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     names = ("runtime", "pruning", "quantization", "pruning and quantization, not told apart")
-    drawn = {patch.get_facecolor() for axes in figure.axes for patch in axes.patches}
+    drawn = {patch.get_facecolor()[:3] for axes in figure.axes for patch in axes.patches}
     patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(names)]
-    shown = [patch for patch in patches if patch.get_facecolor() in drawn]
+    shown = [patch for patch in patches if patch.get_facecolor()[:3] in drawn]
     if shown:
         figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
 
 
 def _in_words(row: "Factors") -> str:
+    if row.timing == "too noisy":
+        return f"{row.variant} on {row.target}: too noisy to tell."
     named = (
         ("runtime", row.runtime),
         ("pruning", row.pruning),
@@ -233,7 +241,8 @@ def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
 
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     said = [
-        f"{row.variant} on {row.target}: {formats.times(row.speedup_torch.value)}, "
+        f"{row.variant} on {row.target}: "
+        f"{'too noisy to tell' if row.timing_torch == 'too noisy' else formats.times(row.speedup_torch.value)}, "
         f"{formats.change(row.difference.value, in_shares=results.in_shares)}, {formats.size(row.size_bytes or 0)}."
         for row in rows
         if row.speedup_torch and row.difference
@@ -267,8 +276,8 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
         return _picture(
             figure,
             f"Times of single calls, slot by slot. {words}",
-            f"{title + ': ' if title else ''}each dot is the fastest call of one slot, in ms, from the first slot on "
-            f"the left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their "
+            f"{f'{title}: each' if title else 'Each'} dot is the fastest call of one slot, in ms, from the first slot "
+            f"on the left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their "
             f"medians.{thinned}",
         )
 
@@ -360,7 +369,8 @@ def _picture(figure: "Figure", alt: str, caption: str) -> Picture:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)
+    # Hundredths of a point are enough for coordinates; the numbers in texts stay as they are.
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag.group()), svg)
     svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sk-font, sans-serif)", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)

@@ -28,11 +28,11 @@ def mean(scores: Sequence[float]) -> Estimate:
     values = _checked(scores)
     n, centre = len(values), float(values.mean())
     if not _binary(values):
-        half = _student_half_width(values)
+        half = _score_half_width(values, values)
         return Estimate(centre, centre - half, centre + half)
     middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
-    return Estimate(centre, max(0.0, middle - half), min(1.0, middle + half))
+    return Estimate(centre, max(0.0, min(centre, middle - half)), min(1.0, max(centre, middle + half)))
 
 
 def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
@@ -60,11 +60,7 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
     if _binary(before) and _binary(after):
         low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
         return Estimate(centre, low, high)
-    half = _student_half_width(difference)
-    if half == 0.0:
-        # Equal differences say nothing of the examples not seen; widen as the score interval would.
-        spread = float(np.ptp(np.concatenate([before, after])))
-        half = spread * Z**2 / (len(before) + Z**2)
+    half = _score_half_width(difference, np.concatenate([before, after]))
     return Estimate(centre, centre - half, centre + half)
 
 
@@ -113,8 +109,16 @@ def product(*ratios: Estimate) -> Estimate:
     """Return the product of independent positive ratios; their half-widths add in quadrature in logarithms.
 
     Args:
-        ratios: At least one, each above 0 with its interval.
+        ratios: At least one, each above 0 with its whole interval.
+
+    Raises:
+        InvalidInput: There are none, or an interval does not lie above 0 around its value.
     """
+    if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):
+        raise InvalidInput(
+            f"`ratios` must each satisfy 0 < low <= value <= high, at least one; got {list(ratios)}. "
+            "Pass ratios, not differences."
+        )
     value = math.prod(r.value for r in ratios)
     below = math.hypot(*(math.log(r.value / r.low) for r in ratios))
     above = math.hypot(*(math.log(r.high / r.value) for r in ratios))
@@ -130,6 +134,15 @@ def _checked(values: Sequence[float]) -> NDArray[np.float64]:
 
 def _binary(values: NDArray[np.float64]) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _score_half_width(values: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """Return Student's half-width of the mean of `values`; if they are all equal, one on the scale of `scores`."""
+    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
+    if np.ptp(values) > 1e-12 * scale:
+        return _student_half_width(values)
+    # Equal values say nothing of the examples not seen: widen as the score interval would.
+    return scale * Z**2 / (len(values) + Z**2)
 
 
 def _student_half_width(values: NDArray[np.float64]) -> float:

@@ -57,7 +57,15 @@ def variants(found: Results) -> Several:
         rows = [row for row in found.rows if row.target == target]
         cells = tuple(_variant(row, found, chosen=row == best) for row in rows)
         columns = tuple(Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS)
-        tables.append(Table(f"{target}{_runtime(found, target)}", columns, cells, _masked(rows), folded=False))
+        tables.append(
+            Table(
+                f"{target}{_runtime(found, target)}",
+                columns,
+                cells,
+                " ".join([_masked(rows), _contention(found, target)]).strip(),
+                folded=False,
+            )
+        )
     return Several(tuple(tables) or (Statement("No target was measured.", tone="doubt"),))
 
 
@@ -215,6 +223,11 @@ def _masked(rows: Sequence[Row]) -> str:
         if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
     ]
     return " ".join(said)
+
+
+def _contention(found: Results, target: str) -> str:
+    signs = found.measured[target].notes if target in found.measured else ()
+    return f"Signs of contention while it was measured: {'; '.join(signs)}." if signs else ""
 
 
 def _machine(one: Environment) -> list[tuple[str, str]]:

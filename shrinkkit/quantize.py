@@ -207,7 +207,9 @@ def onnx_int8(
         with quiet.libraries():
             quant_pre_process(str(source), str(prepared))
             graph = onnx.load(str(prepared)).graph
-            excluded = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
+            left = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
+            # The dynamic quantizer turns a Gemm into a MatMul of another name before it looks at the exclusions.
+            excluded = left + [f"{name}_MatMul" for name in left]
             if method == "dynamic-int8":
                 quantize_dynamic(
                     str(prepared),

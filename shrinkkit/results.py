@@ -42,7 +42,7 @@ def table(results: Results) -> str:
     legend = (
         f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
         f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs torch: against torch "
-        "FP32 on the same device."
+        "FP32 on the same device; ? undecided."
     )
     return "\n".join([*text, "", *textwrap.wrap(legend, WIDTH)])
 
@@ -79,21 +79,6 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
     records.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-def speed_text(row: Row, *, torch: bool) -> str:
-    """Return a row's speed-up as its verdict allows it to be quoted, '' where there is none.
-
-    Args:
-        row: Whose speed-up it is.
-        torch: Against torch FP32 on the same device, instead of FP32 on the same target.
-    """
-    speed, timing = (row.speedup_torch, row.timing_torch) if torch else (row.speedup, row.timing)
-    if speed is None:
-        return "1 (reference)" if row.variant == BASELINE and row.state == "measured" else ""
-    if timing == "too noisy":
-        return "too noisy"
-    return "same" if timing == "same" else formats.times(speed.value) + ("?" if timing == "undecided" else "")
-
-
 def _cells(row: Row, results: Results) -> tuple[str, ...]:
     mark = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}[row.accuracy_verdict]
     shares = results.in_shares
@@ -108,9 +93,20 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
         formats.score(row.accuracy.value, in_shares=shares) if row.accuracy else "",
         change,
         formats.milliseconds(row.latency_ms.value) if row.latency_ms else "",
-        speed_text(row, torch=False).removesuffix(" (reference)"),
-        speed_text(row, torch=True).removesuffix(" (reference)"),
+        _speed_text(row, torch=False),
+        _speed_text(row, torch=True),
     )
+
+
+def _speed_text(row: Row, *, torch: bool) -> str:
+    """Return a row's speed-up as far as its verdict allows it to be quoted, '' where there is none."""
+    speed, timing = (row.speedup_torch, row.timing_torch) if torch else (row.speedup, row.timing)
+    if speed is None:
+        return "1" if row.variant == BASELINE and row.state == "measured" else ""
+    if timing == "too noisy":
+        return "noisy"
+    text = formats.digits(speed.value) + formats.TIMES
+    return "same" if timing == "same" else text + ("?" if timing == "undecided" else "")
 
 
 def _line(cells: tuple[str, ...], widths: list[int], gap: str) -> str:

@@ -239,7 +239,8 @@ def _execute(step: Planned, folder: Path, *, timeout_s: float, threads: int, tic
             "notebook": str(notebooks() / f"{step.notebook}.ipynb"),
             "parameters": dict(step.parameters),
             "cwd": str(folder.resolve()),
-            "title": f"{step.name} · {folder.name}",
+            "title": f"{step.name} · {folder.name}" if step.leaves else folder.name,
+            "home": "../report.html" if step.leaves else "",
         }
         (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (attempt / "stderr.txt").open("w+", encoding="utf-8") as stderr:
@@ -255,7 +256,8 @@ def _execute(step: Planned, folder: Path, *, timeout_s: float, threads: int, tic
             timed_out = _wait(child, timeout_s, tick)
             stderr.seek(0)
             log(folder, stderr.read())
-        for suffix in (".ipynb", ".html"):
+        # Of a step, the page is enough; the report is also there to be pasted.
+        for suffix in (".ipynb", ".html") if step.leaves else (".ipynb", ".html", ".md"):
             if (attempt / f"notebook{suffix}").is_file():
                 (attempt / f"notebook{suffix}").replace(folder / "steps" / f"{step.name}{suffix}")
         if step.notebook == "5-report":
@@ -293,9 +295,10 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, tick: Callable[[floa
 
 def _publish_report(folder: Path) -> None:
     """Put the report where people look for it; its links to the steps are relative to the run folder."""
-    made = folder / "steps" / "5-report.html"
-    if made.is_file():
-        made.replace(folder / "report.html")
+    for suffix in (".html", ".md"):
+        made = folder / "steps" / f"5-report{suffix}"
+        if made.is_file():
+            made.replace(folder / f"report{suffix}")
 
 
 def _environment(threads: int, runtime: Path, *, timed: bool) -> dict[str, str]:

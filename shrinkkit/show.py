@@ -267,7 +267,7 @@ def measurements(record: TargetRecord) -> Several:
         accuracy = _change(one.accuracy) if one.accuracy else Cell("")
         rows.append((Cell(one.variant), latency, speed, accuracy))
     columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
-    table = Table(f"Measured on {record.target}", columns, tuple(rows), " ".join(record.notes))
+    table = Table(f"Measured on {record.target}", columns, tuple(rows), "; ".join(record.notes))
     return Several((table,))
 
 

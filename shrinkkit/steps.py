@@ -79,7 +79,8 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
     """Execute a copy of the requested notebook in `folder` and return why it failed, '' if it did not.
 
     Args:
-        request: `notebook` (path), `parameters`, `cwd` (working directory of the kernel), `title`.
+        request: `notebook` (path), `parameters`, `cwd` (working directory of the kernel), `title`, and `home`
+                (address of the report, for the page of a step).
         folder: Where the executed notebook goes, as `NOTEBOOK`, saved after every cell.
     """
     import papermill
@@ -96,6 +97,7 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
                 NOTEBOOK,
                 parameters=dict(request["parameters"]),
                 kernel_name="python3",
+                language="python",
                 cwd=request["cwd"],
                 progress_bar=False,
                 # Kernels on TCP race for ports when several start at once.
@@ -123,7 +125,8 @@ def main(argv: list[str]) -> int:
     if (path.parent / NOTEBOOK).is_file():
         from shrinkkit import report
 
-        report.html(path.parent / NOTEBOOK, path.parent / "notebook.html", title=request["title"])
+        report.html(path.parent / NOTEBOOK, path.parent / "notebook.html", title=request["title"], home=request["home"])
+        report.markdown(path.parent / NOTEBOOK, path.parent / "notebook.md")
     return 1 if error else 0
 
 

@@ -80,7 +80,7 @@ class Table:
         caption = escape(self.caption)
         table = (
             f'<div class="sk-scroll" role="region" tabindex="0" aria-label="{caption}"><table class="sk-table">'
-            f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
         note = f'<p class="sk-note">{escape(self.note)}</p>' if self.note else ""
         if len(self.rows) > FOLD if self.folded is None else self.folded:

@@ -369,6 +369,9 @@ def _onnxruntime(folder: Path, task: Task, model: nn.Module, example: Example, o
             + "; ".join(sorted({p.why for p in found.values() if p.why}))
             + ". Possible: the torch runtime, or another method."
         )
+    if ignored := [name for name in skipped if name in found and found[name].runs_as == "int8"]:
+        path.unlink()
+        raise Unsupported(f"ONNX Runtime quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime.")
     # The graph exists only as a file; what it gives here is what it must give wherever it is loaded.
     expected = artifacts.load(path, runtime="onnxruntime")(*example)
     return _prove(path, folder, "onnxruntime", "onnx", expected, example), found, note, expected

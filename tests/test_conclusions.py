@@ -65,6 +65,16 @@ def test_a_noisy_timing_never_wins(found):
     assert "quieter machine" in made.headline
 
 
+def test_variants_that_were_too_noisy_are_named(found):
+    changed = [
+        dataclasses.replace(row, timing="too noisy", timing_torch="too noisy") if row.variant == "channels-50" else row
+        for row in found.rows
+    ]
+    text = conclusions.verdict(dataclasses.replace(found, rows=tuple(changed))).sentence
+    assert "Passed over" in text
+    assert "channels-50 on cpu/torch, channels-50 on cpu/onnxruntime" in text
+
+
 def test_slower_variants_leave_the_baseline(found):
     half = Estimate(0.5, 0.49, 0.51)
     made = conclusions.verdict(

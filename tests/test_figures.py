@@ -40,6 +40,18 @@ def test_the_words_hold_the_numbers(pictures):
     assert "0.9, 0.95" in pictures["training"].alt
 
 
+def test_labels_keep_every_digit(found):
+    made = results.factors(found)
+    assert ">0.310 " in figures.factors(made, found.targets).svg
+
+
+def test_a_speed_that_nothing_can_be_said_of_is_not_quoted(found):
+    noisy = [one.__class__(**{**vars(one), "timing": "too noisy"}) for one in results.factors(found)]
+    picture = figures.factors(noisy, found.targets)
+    assert "4.28" not in picture.svg
+    assert "too noisy to tell" in picture.alt
+
+
 def test_ink_is_a_variable_of_the_page(pictures):
     for picture in pictures.values():
         assert "var(--sk-ink" in picture.svg

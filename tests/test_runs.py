@@ -89,8 +89,8 @@ def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):
 
 def test_the_cause_of_a_failure_stands_in_the_status(run):
     step = next(s for s in records.read(run / "status.json", records.Status).steps if s.state == "failed")
-    assert "has none outside `skip`" in step.error
-    assert "Possible for this model: static-int8" in step.error
+    assert "would run every layer of this model in float after dynamic-int8" in step.error
+    assert "in `skip`" in step.error
 
 
 def test_the_report_and_every_executed_notebook_are_left(run):

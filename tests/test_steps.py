@@ -15,7 +15,7 @@ def notebook(path, *sources, parameters="ratio: float = 0.5  # share to remove")
 
 
 def request(path, **changes):
-    return {"notebook": str(path), "parameters": {}, "cwd": str(path.parent), "title": "a step"} | changes
+    return {"notebook": str(path), "parameters": {}, "cwd": str(path.parent), "title": "a step", "home": ""} | changes
 
 
 def test_parameters_are_read_with_type_default_and_comment(tmp_path):

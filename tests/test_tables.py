@@ -14,7 +14,7 @@ def table(rows=1, **options):
 
 def test_a_table_has_a_caption_and_scopes():
     text = table()._repr_html_()
-    assert "<caption>Latencies</caption>" in text
+    assert "<caption><span>Latencies</span></caption>" in text
     assert '<th scope="col">variant</th>' in text
     assert '<th scope="row">v0</th>' in text
 

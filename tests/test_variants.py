@@ -160,3 +160,22 @@ def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
         other.model.head.bias += 1
     with pytest.raises(InvalidTask, match="must be the same each time the task is loaded"):
         variants.write(run / "variants/other", other, other.model, recipe={}, runtimes=["torch"])
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
+def test_skip_is_honoured_by_every_runtime(task, tmp_path, method):
+    section = {"method": method, "skip": ["conv1" if method == "static-int8" else "conv2"], "calibration_examples": 32}
+    made = variants.write_quantized(
+        tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+    )
+    found = {row.layer: row.precision for row in made.audit}[section["skip"][0]]
+    assert [p.why for p in found.values()] == ["in `skip`", "in `skip`"]
+    assert any(p.runs_as == "int8" for row in made.audit for p in row.precision.values())
+
+
+def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task, tmp_path):
+    section = {"method": "dynamic-int8", "skip": ["head"], "calibration_examples": 32}
+    with pytest.raises(Unsupported, match="torch: .*has none outside `skip`.*onnxruntime: .*in float"):
+        variants.write_quantized(
+            tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+        )
