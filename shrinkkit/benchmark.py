@@ -1,7 +1,7 @@
 """Paired timing: is one model faster than another, here and now, and by how much?
 
-Blocks in which reference, candidate and a copy of the reference take turns; a verdict only where the interval allows one.
-Why this way and not another is measured by `tests/benchmarks/timing.py`.
+Blocks in which reference, candidate and a copy of the reference take turns; a verdict only where the interval
+allows one. Why this way and not another is measured by `tests/benchmarks/timing.py`.
 """
 
 import gc
@@ -78,7 +78,8 @@ def compare(
         conditions: Under which the reference runs.
         candidate_conditions: Under which the candidate runs.
         width: Half-width of the interval, as a share, at which measuring stops.
-        cap_s: Seconds after which it stops in any case, once there are 20 blocks; slow models get up to three times that.
+        cap_s: Seconds after which it stops in any case, once there are 20 blocks; slow models get three times that, and
+            then 6 blocks are enough.
         layouts: Most fresh copies of each model in 20 blocks, so that where a model lies in memory is not part of the
             result; fewer where making them would take more than a quarter of the time.
         slot_ms: Milliseconds for which one model runs before the next takes its turn, at least one call.
@@ -153,7 +154,7 @@ class _Protocol:
         """Refuse what cannot be measured with."""
         for name in ("width", "cap_s", "layouts", "slot_ms"):
             if not getattr(self, name) > 0:
-                raise InvalidInput(f"`{name}` must be above 0, got {getattr(self, name)}. Leave it out for the default.")
+                raise InvalidInput(f"`{name}` must be above 0, got {getattr(self, name)}. Leave it out.")
 
 
 def _compare(
@@ -218,8 +219,8 @@ def _turns(
     random, start, copying_s = Random(protocol.seed), time.perf_counter(), 0.0
     age, old = 0, max(1, FEWEST_BLOCKS // protocol.layouts)
     while not _enough(blocks, protocol, elapsed_s := time.perf_counter() - start):
-        # At least one renewal, in the middle of the fewest blocks, however slow.
-        if age >= old and (copying_s + copy_s <= elapsed_s / 4 or len(blocks) == FEWEST_BLOCKS // 2):
+        # One renewal at least, in the middle of the fewest blocks that slow models get.
+        if age >= old and (copying_s + copy_s <= elapsed_s / 4 or len(blocks) == FEWEST_SLOW_BLOCKS // 2):
             # The old copies live until the new ones stand, so that these cannot take their place in memory.
             calls, copy_s = _fresh(makers)
             copying_s += copy_s
@@ -255,7 +256,7 @@ def _refuse(a: Conditions, b: Conditions, *, allowed: frozenset[str]) -> None:
     ]
     if unequal:
         raise UnfairComparison(
-            f"Models may be timed against each other only under equal conditions; these differ in {', '.join(unequal)}. "
+            f"Models may be timed only under equal conditions; these differ in {', '.join(unequal)}. "
             "Load both on the same target, with the same threads and inputs."
         )
 
@@ -273,7 +274,7 @@ def _fresh(makers: Sequence[Make]) -> tuple[list[Call], float]:
 def _warm_up(
     calls: Sequence[Call], timer: Callable[[Call, int], tuple[float, ...]]
 ) -> tuple[int, bool, tuple[float, ...]]:
-    """Call each model until two windows agree; return the calls of new copies, whether all became steady, and their ms."""
+    """Call each model until two windows agree; return all calls so far, whether each became steady, and its ms."""
     total, all_steady, times = FRESH_CALLS * len(calls), True, []
     for call in calls:
         start, previous, steady = time.perf_counter(), math.inf, False

@@ -42,7 +42,7 @@ def snapshot() -> Snapshot:
 def signs(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> tuple[tuple[str, ...], bool]:
     """Return what disturbed the time between two snapshots, in sentences, and whether verdicts must be withheld.
 
-    They must be where threads had to wait for a core, since threads that spin for each other then burn whole time slices.
+    They must be where threads had to wait for a core: those that spin for each other then burn whole time slices.
 
     Args:
         before: At the start.

@@ -53,7 +53,8 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
     before, after = _checked(baseline), _checked(variant)
     if len(before) != len(after):
         raise InvalidInput(
-            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)}. Score one split."
+            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
+            "Score one split."
         )
     difference = after - before
     centre = float(difference.mean())

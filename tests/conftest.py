@@ -1,0 +1,17 @@
+"""Marks that skip with their reason, and settings that every test shares."""
+
+import shutil
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    reasons = {
+        "gpu": "" if torch.cuda.is_available() else "torch sees no GPU",
+        "browser": "" if shutil.which("chromium") else "Chromium is not installed",
+    }
+    for item in items:
+        for mark, reason in reasons.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))

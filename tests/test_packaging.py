@@ -1,0 +1,91 @@
+"""The wheel: what it carries, and that it runs in an empty folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+STUDY = """
+task: digits-lstm
+recipes: [dynamic-int8]
+targets: [cpu/torch]
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_wheel_carries_everything_that_a_run_needs(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    kinds = ("notebooks/*.ipynb", "shrinkkit/template/*", "shrinkkit/bundled/**/*.yaml", "shrinkkit/bundled/weights/*")
+    needed = [path for kind in kinds for path in ROOT.glob(kind)] + [ROOT / "shrinkkit/bundled/my_task.py"]
+    assert len(needed) > 20
+    inside = {("shrinkkit" / p.relative_to(ROOT)) if p.suffix == ".ipynb" else p.relative_to(ROOT) for p in needed}
+    assert {p.as_posix() for p in inside} - names == set()
+
+
+def test_the_wheel_runs_in_an_empty_folder(wheel, tmp_path):
+    place, folder = tmp_path / "venv", tmp_path / "empty"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    python = place / "bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
+    # The dependencies come from here, so that they need not be downloaded; shrinkkit itself comes from the wheel.
+    site = next((place / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["JUPYTER_PATH"] = str(Path(sysconfig.get_path("data"), "share/jupyter"))
+    where = subprocess.run(
+        [python, "-c", "import shrinkkit; print(shrinkkit.__file__)"], cwd=folder, env=environment, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert Path(where.stdout.strip()).is_relative_to(place)
+    (folder / "study.yaml").write_text(STUDY)
+    ran = subprocess.run(
+        [place / "bin/shrinkkit", "run", "study.yaml"], cwd=folder, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "report: reports/study/report.html" in ran.stdout
+    assert (folder / "reports/study/report.html").is_file()
+
+
+def test_conda_s_environment_and_pyproject_say_the_same(project):
+    found = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
+    assert found["name"] == project["name"]
+    python = next(d for d in found["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    assert project["requires-python"] == f">={python.removeprefix('python=')}"
+    pip = next(d["pip"] for d in found["dependencies"] if isinstance(d, dict))
+    assert pip == ["-e .[dev]"]
+    assert "dev" in project["optional-dependencies"]
+
+
+def test_the_lock_pins_every_dependency_and_names_no_place(project):
+    lines = (ROOT / "requirements.lock").read_text().split()
+    locked = {line.partition("==")[0].lower().replace("_", "-").replace(".", "-") for line in lines}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {w.partition(">")[0].lower().replace(".", "-") for w in wanted} <= locked
+    assert "torch==2.13.0" in lines
+    assert all("==" in line and "/" not in line and "+" not in line for line in lines)
+
+
+def test_the_documents_of_a_package_are_there():
+    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", ".pre-commit-config.yaml", "environment.yml"):
+        assert (ROOT / name).stat().st_size > 100
