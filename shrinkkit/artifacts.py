@@ -248,7 +248,9 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
                     "Rewrite the control flow in its forward."
                 ) from error
         try:
-            traced: torch.jit.ScriptModule = torch.jit.trace(model, example, check_trace=False, strict=False)
+            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
+                model, example, check_trace=False, strict=False
+            )
         except (RuntimeError, TypeError) as error:
             raise Unsupported(f"torch cannot trace the quantized model: {brief(error)}.") from error
         halved = tuple(x[: max(1, x.shape[0] // 2)].flip(0) for x in example)
@@ -272,13 +274,13 @@ def _load_torch(path: Path, device: str) -> Loaded:
                 module: Any = program.module()
             else:
                 extra = {"quantized_engine": ""}
-                module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+                module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
                 engine = extra["quantized_engine"]
                 engine = engine.decode() if isinstance(engine, bytes) else engine
                 if engine:
                     # Packed weights are repacked for the engine in force when the file is read.
                     with quantize.using_engine(engine):
-                        module = torch.jit.load(str(path), map_location="cpu")
+                        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
                 module = module.to(device).eval()
     except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
         raise ModelFileError(

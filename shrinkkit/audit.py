@@ -35,7 +35,7 @@ def compare(
     Args:
         before: The task's model.
         after: The float model that the files were made from, pruned or not; its layers have the names of `before`'s.
-        precision: How each runtime runs each layer, by runtime and layer; a layer that is absent runs as `after` has it.
+        precision: How each runtime runs each layer, by runtime and layer; an absent layer runs as `after` has it.
         kept_because: Why a layer kept all its channels although the recipe asked for some, by layer.
     """
     changed = layers(after)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -306,7 +307,8 @@ def _cuda_times(call: Call, count: int) -> tuple[float, ...]:
     """Return the ms of each of `count` calls between events on the device, waited for once at the end."""
     import torch
 
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+    event = partial(torch.cuda.Event, enable_timing=True)
+    pairs = [(event(), event()) for _ in range(count)]
     torch.cuda.synchronize()
     for before, after in pairs:
         before.record()

@@ -5,7 +5,6 @@ A torch-pruning dependency graph proposes the groups; `cutting.disproof` takes n
 """
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shrinkkit import outputs
 from shrinkkit.errors import InvalidInput, Unsupported
 
 Example = tuple[Tensor, ...]
@@ -188,19 +188,6 @@ def _as_one_node(layer: nn.Module) -> None:
     layer.forward = traced
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """Return every tensor in a model's output, through tuples, lists, mappings and dataclasses."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors(value)]
-    if isinstance(output, (list, tuple)):
-        return [t for value in output for t in tensors(value)]
-    if dataclasses.is_dataclass(output):
-        return [t for field in dataclasses.fields(output) for t in tensors(getattr(output, field.name))]
-    return []
-
-
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a copy of `model` without gradients.
 
@@ -241,7 +228,7 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
                 example_inputs=example,
                 forward_fn=_forward,
                 # The extra multiplication makes a node of its own, which marks where outputs are made.
-                output_transform=lambda out: [t * 1 for t in tensors(out) if t.requires_grad],
+                output_transform=lambda out: [t * 1 for t in outputs.tensors(out) if t.requires_grad],
                 customized_pruners=recurrent,
                 verbose=False,
             )

@@ -55,7 +55,7 @@ def prune_channels(
         scores.extend(tuned.scores)
         return tuned.model
 
-    shared = {
+    shared: dict[str, Any] = {
         "criterion": criterion,
         "scope": scope,
         "skip": skip,

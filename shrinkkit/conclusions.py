@@ -1,6 +1,6 @@
 """What the rows of a run amount to: the verdict in one sentence, and where the speed comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shrinkkit import formats, intervals, records
@@ -248,18 +248,23 @@ def _failure_remark(results: Results) -> tuple[str, ...]:
     said = []
     for state, verb in (("failed", "failed"), ("not run", "not measured")):
         rows = [row for row in results.rows if row.state == state and row.variant != BASELINE and not row.intermediate]
-        causes: dict[str, list[Row]] = {}
+        failed: dict[str, list[Row]] = {}
         for row in rows:
-            causes.setdefault(row.variant, []).append(row)
-        if causes:
-            listed = "; ".join(_one_failure(results, name, rows) for name, rows in causes.items())
+            failed.setdefault(row.variant, []).append(row)
+        if failed:
             asked = [name for name in names if not results.row(name, results.targets[0]).intermediate]
-            was = "was " if state == "not run" and len(causes) == 1 else "were " if state == "not run" else ""
-            said.append(f"{len(causes)} of {formats.counted(len(asked), 'variant')} {was}{verb}: {listed}.")
+            was = "was " if state == "not run" and len(failed) == 1 else "were " if state == "not run" else ""
+            listed = "; ".join(_by_cause(results, failed))
+            said.append(f"{len(failed)} of {formats.counted(len(asked), 'variant')} {was}{verb}: {listed}.")
     return tuple(said)
 
 
-def _one_failure(results: Results, name: str, rows: Sequence[Row]) -> str:
-    where = "" if len(rows) == len(results.targets) else f" on {', '.join(row.target for row in rows)}"
-    cause = rows[0].reason.strip().splitlines()[0].rstrip(".")
-    return f"{name}{where} ({cause if len(cause) <= 160 else cause[:157] + '...'})"
+def _by_cause(results: Results, failed: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Yield each cause once, behind the variants that it stopped."""
+    causes: dict[str, list[str]] = {}
+    for name, rows in failed.items():
+        where = "" if len(rows) == len(results.targets) else f" on {', '.join(row.target for row in rows)}"
+        cause = rows[0].reason.strip().splitlines()[0].rstrip(".")
+        causes.setdefault(cause, []).append(f"{name}{where}")
+    for cause, names in causes.items():
+        yield f"{', '.join(names)} ({cause if len(cause) <= 160 else cause[:157] + '...'})"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from shrinkkit.channels import FORWARD_ERRORS, Edit, Example, Group, attention_heads, duplicate, tensors, width
+from shrinkkit import outputs
+from shrinkkit.channels import FORWARD_ERRORS, Edit, Example, Group, attention_heads, duplicate, width
 
 Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
 """What each layer loses, by its name and the side that is cut."""
@@ -145,7 +146,7 @@ def run(model: nn.Module, example: Example) -> list[Tensor]:
     """Return the output tensors of one call, without gradients and with the generator's state put back."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return tensors(model(*(t.clone() for t in example)))
+        return outputs.tensors(model(*(t.clone() for t in example)))
 
 
 def disproof(model: nn.Module, cut: Cut, example: Example) -> str:

@@ -34,9 +34,9 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
     """Return the multiply-accumulates of one example by layer; '' holds what no layer of its own computes."""
     counter = FlopCounterMode(display=False)
     # Fused recurrent and attention kernels are opaque to the counter; their plain forms are not.
-    with quiet.libraries(), torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), plain_attention():
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            model(*example)
+    plain = torch.backends.mkldnn.flags(enabled=False)
+    with quiet.libraries(), torch.no_grad(), plain, plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(*example)
     root, counts, batch = type(model).__name__, counter.get_flop_counts(), example[0].shape[0]
     totals = {
         "" if name == "Global" else name.removeprefix(f"{root}."): sum(by_operator.values()) // (2 * batch)

@@ -1,6 +1,7 @@
-"""What models return: a tensor, or tuples, lists and dicts of tensors."""
+"""What models return: a tensor, or tuples, lists, mappings and dataclasses of tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ def tensors(output: Any) -> list[torch.Tensor]:
     """Return the tensors of `output` in a fixed order; values of other types are passed over."""
     if isinstance(output, torch.Tensor):
         return [output]
-    if isinstance(output, dict):
+    if isinstance(output, Mapping):
         return [t for value in output.values() for t in tensors(value)]
     if isinstance(output, (tuple, list)):
         return [t for value in output for t in tensors(value)]
+    if dataclasses.is_dataclass(output):
+        return [t for field in dataclasses.fields(output) for t in tensors(getattr(output, field.name))]
     return []
 
 

@@ -9,17 +9,18 @@ from shrinkkit.records import Environment
 from shrinkkit.results import Results, Row
 from shrinkkit.tables import Cell, Column, Command, Several, Shown, Statement, Table, Title, facts
 
+# What decides comes first: a phone shows four columns before it scrolls.
 _COLUMNS = (
     Column("variant"),
     Column("on disk", True),
+    Column("vs torch FP32", True),
+    Column("vs FP32 here", True),
+    Column("change", True),
+    Column("accuracy", True),
+    Column("latency", True),
+    Column("zeros", True),
     Column("parameters", True),
     Column("MACs", True),
-    Column("zeros", True),
-    Column("accuracy", True),
-    Column("change", True),
-    Column("latency", True),
-    Column("vs FP32 here", True),
-    Column("vs torch FP32", True),
 )
 _KINDS = {
     "within budget": ("Verdict: within budget", "good"),
@@ -167,18 +168,18 @@ def _variant(row: Row, found: Results, *, chosen: bool) -> tuple[Cell, ...]:
     return (
         name,
         Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} zipped"),
-        Cell(formats.count(row.parameters or 0)),
-        Cell(formats.count(row.macs or 0)),
-        Cell(formats.percent(row.sparsity or 0)),
+        _speed(row, torch=True),
+        _speed(row, torch=False),
+        _change(row, shares),
         Cell(formats.score(row.accuracy.value, in_shares=shares), formats.between(row.accuracy, in_shares=shares))
         if row.accuracy
         else Cell(""),
-        _change(row, shares),
         Cell(formats.milliseconds(row.latency_ms.value), formats.between(row.latency_ms))
         if row.latency_ms
         else Cell("not timed", tone="doubt"),
-        _speed(row, torch=False),
-        _speed(row, torch=True),
+        Cell(formats.percent(row.sparsity or 0)),
+        Cell(formats.count(row.parameters or 0)),
+        Cell(formats.count(row.macs or 0)),
     )
 
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from shrinkkit import cutting, tasks
 from shrinkkit.channels import Example, counted, duplicate, widths
 from shrinkkit.deciding import Gradients, Progress, Request, decide, reached
 from shrinkkit.errors import InvalidInput, NothingToPrune
+from shrinkkit.located import nearest, options
 
 CHANNEL_CRITERIA = ("magnitude", "batchnorm", "geometric-median", "lamp", "taylor", "random")
 """How `channels` ranks channels."""
@@ -217,9 +217,7 @@ def check_ratio(name: str, ratio: float, *, zero: bool) -> None:
 
 def _known(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}. {hint}".rstrip())
+        raise InvalidInput(f"`{name}` must be {options(allowed)}, got {value!r}.{nearest(str(value), allowed)}")
 
 
 def _moved(example: Example, model: nn.Module) -> Example:

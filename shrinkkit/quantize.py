@@ -193,13 +193,6 @@ def onnx_int8(
         Unsupported: The quantizer rejects the model.
     """
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = path.with_suffix(".prepared.onnx")
@@ -208,46 +201,57 @@ def onnx_int8(
             quant_pre_process(str(source), str(prepared))
             graph = onnx.load(str(prepared)).graph
             left = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
-            # The dynamic quantizer turns a Gemm into a MatMul of another name before it looks at the exclusions.
-            excluded = left + [f"{name}_MatMul" for name in left]
             if method == "dynamic-int8":
-                quantize_dynamic(
-                    str(prepared),
-                    str(path),
-                    op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
-                    per_channel=True,
-                    weight_type=QuantType.QInt8,
-                    nodes_to_exclude=excluded,
-                )
-                return
-            names = [i.name for i in graph.input]
-
-            class Reader(CalibrationDataReader):  # type: ignore[misc]
-                def __init__(self) -> None:
-                    self.batches = iter(calibration)
-
-                def get_next(self) -> dict[str, Any] | None:
-                    batch = next(self.batches, None)
-                    if batch is None:
-                        return None
-                    return {name: x.cpu().numpy() for name, x in zip(names, batch, strict=True)}
-
-            quantize_static(
-                str(prepared),
-                str(path),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                # int8 activations leave the QDQ pattern unfused and run slower than float in ONNX Runtime 1.32.
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=_static_operators(),
-                nodes_to_exclude=excluded,
-            )
+                _onnx_dynamic(prepared, path, left)
+            else:
+                _onnx_static(prepared, path, left, [i.name for i in graph.input], calibration)
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {method}: {brief(error)}.") from error
     finally:
         prepared.unlink(missing_ok=True)
+
+
+def _onnx_dynamic(prepared: Path, path: Path, left: Sequence[str]) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(prepared),
+        str(path),
+        op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        # It turns a Gemm into a MatMul of another name before it looks at what to exclude.
+        nodes_to_exclude=[*left, *(f"{name}_MatMul" for name in left)],
+    )
+
+
+def _onnx_static(
+    prepared: Path, path: Path, left: Sequence[str], inputs: Sequence[str], calibration: Iterable[Example]
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            if batch is None:
+                return None
+            return {name: x.cpu().numpy() for name, x in zip(inputs, batch, strict=True)}
+
+    quantize_static(
+        str(prepared),
+        str(path),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        # int8 activations leave the QDQ pattern unfused and run slower than float in ONNX Runtime 1.32.
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=_static_operators(),
+        nodes_to_exclude=list(left),
+    )
 
 
 def is_int8(module: nn.Module) -> bool:

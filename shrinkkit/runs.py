@@ -1,7 +1,7 @@
 """A study from its first notebook to its report: which steps, in which order, and what became of them.
 
-Each step is a notebook in a process of its own. A step whose inputs have not changed is not run again, a step that fails
-stops only what needs it, and every run ends in a report.
+Each step is a notebook in a process of its own. A step whose inputs have not changed is not run again, a step that
+fails stops only what needs it, and every run ends in a report.
 """
 
 import fcntl
@@ -304,7 +304,7 @@ def _publish_report(folder: Path) -> None:
 def _environment(threads: int, runtime: Path, *, timed: bool) -> dict[str, str]:
     """Return the environment of a step: equal threads everywhere, and no start-up files of the user's."""
     count = str(threads)
-    # Threads that spin while they wait make a shared machine many times slower; where time is measured, they stay as users have them.
+    # Threads that spin while they wait slow a shared machine; where time counts, they stay as users have them.
     patience = {} if timed else {"OMP_WAIT_POLICY": "passive"}
     return (
         os.environ

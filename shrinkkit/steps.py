@@ -35,7 +35,7 @@ def parameters(notebook: Path) -> dict[str, tuple[str, Any, str]]:
     """Return the parameters of a notebook: annotation, default and comment, by name.
 
     Raises:
-        InvalidInput: The notebook has no cell tagged `parameters`, or a line in it is not `name: type = default  # comment`.
+        InvalidInput: The notebook has no cell tagged `parameters`, or a line of it has another form.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
@@ -46,7 +46,7 @@ def parameters(notebook: Path) -> dict[str, tuple[str, Any, str]]:
     for line, node in zip(source.splitlines(), ast.parse(source).body, strict=False):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and "#" in line):
             raise InvalidInput(
-                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite the line."
+                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite it."
             )
         comment = line.rpartition("#")[2].strip()
         found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value), comment)

@@ -1,11 +1,9 @@
 """Variants on disk: the model files of one recipe, proved, with the audit of what happened.
 
-A pruned variant is also kept as plain weights and changed layer attributes, so that a later step can rebuild
-it from the task's own model and quantize it.
+A pruned variant is also kept in the form of `structure`, so that a later step can rebuild and quantize it.
 """
 
 import copy
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +11,17 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit import artifacts, audit, measure, outputs, quantize, records, targets
+from shrinkkit import artifacts, audit, measure, outputs, quantize, records, structure, targets
 from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, ShrinkkitError, Unsupported
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches, matching
 
-RECORD, REFERENCE, WEIGHTS, STRUCTURE = "variant.json", "reference.safetensors", "weights.safetensors", "structure.json"
+RECORD, REFERENCE = "variant.json", "reference.safetensors"
 
 
 def write(
@@ -93,7 +91,7 @@ def write(
         raise Unsupported("No runtime can have this variant. " + " ".join(f"{r}: {why}" for r, why in refusals.items()))
     save_file(reference, folder / REFERENCE)
     if recipe.get("prune") and not options:
-        save(folder, task.model, model)
+        structure.save(folder, task.model, model)
 
     record = Variant(
         name=folder.name,
@@ -193,7 +191,7 @@ def source(run: Path, name: str, task: Task) -> nn.Module:
     Raises:
         ModelFileError: There is no such pruned variant, or it does not fit the task.
     """
-    return task.model if name == "baseline" else rebuild(task, run / "variants" / name)
+    return task.model if name == "baseline" else structure.rebuild(task, run / "variants" / name)
 
 
 def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
@@ -226,73 +224,6 @@ def read(folder: Path) -> Variant:
     return records.read(folder / RECORD, Variant)
 
 
-def save(folder: Path, before: nn.Module, after: nn.Module) -> None:
-    """Write what `rebuild` needs to turn `before` into `after`: weights, and layer attributes that differ."""
-    old = dict(before.named_modules())
-    structure = {
-        name: changed
-        for name, module in after.named_modules()
-        if (changed := {k: v for k, v in _plain(module).items() if _plain(old[name]).get(k) != v})
-    }
-    save_model(after, str(folder / WEIGHTS))
-    records.write_text(folder / STRUCTURE, json.dumps(structure, indent=1) + "\n")
-
-
-def rebuild(task: Task, folder: Path) -> nn.Module:
-    """Return the float model that was saved in `folder`, rebuilt from a copy of the task's own model on the CPU.
-
-    Raises:
-        ModelFileError: The folder holds no such model, or it does not fit the task's.
-    """
-    if not (folder / STRUCTURE).is_file():
-        raise ModelFileError(
-            f"{folder} must hold a pruned variant, with {STRUCTURE} and {WEIGHTS}. Run its prune step."
-        )
-    model = copy.deepcopy(task.model).cpu()
-    modules = dict(model.named_modules())
-    try:
-        for name, attributes in json.loads((folder / STRUCTURE).read_text()).items():
-            for key, value in attributes.items():
-                old = getattr(modules[name], key)
-                setattr(modules[name], key, tuple(value) if isinstance(old, tuple) else value)
-        _resize(model, load_file(folder / WEIGHTS))
-        load_model(model, folder / WEIGHTS)
-    except (KeyError, AttributeError, RuntimeError, OSError, ValueError) as error:
-        raise ModelFileError(
-            f"{folder} does not fit the model of the task {task.name!r}: {error}. Prune again; the task has changed."
-        ) from error
-    return model.eval()
-
-
-def _resize(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
-    """Give each parameter and buffer the shape of its saved tensor; tied parameters stay tied."""
-    resized: dict[int, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            tensor = saved.get(f"{prefix}.{name}" if prefix else name)
-            if id(parameter) not in resized and tensor is not None and tensor.shape != parameter.shape:
-                resized[id(parameter)] = nn.Parameter(torch.empty_like(tensor), parameter.requires_grad)
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            tensor = saved.get(f"{prefix}.{name}" if prefix else name)
-            if tensor is not None and tensor.shape != buffer.shape:
-                setattr(module, name, torch.empty_like(tensor))
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) in resized:
-                setattr(module, name, resized[id(parameter)])
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of `module` that are numbers, or tuples or lists of numbers."""
-    number = (bool, int, float)
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in vars(module).items()
-        if isinstance(value, number)
-        or (isinstance(value, (tuple, list)) and value and all(isinstance(v, number) for v in value))
-    }
-
-
 Made = tuple[ModelFile, Mapping[str, LayerPrecision], str, Any]
 
 
@@ -305,13 +236,13 @@ def _same_task(baseline: Path, task: Task) -> None:
         found = outputs.tensors(copy.deepcopy(task.model).cpu()(*inputs))
     if artifacts.deviation(expected, found) > artifacts.TOLERANCE["pt2"]:
         raise InvalidTask(
-            f"The model of the task {task.name!r} must be the same each time the task is loaded, but it answers otherwise than "
+            f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."
         )
 
 
 def output_of(task: Task) -> Any:
-    """Return the outputs of the task's own model for its example, on the CPU; runtimes that give a flat list are put into their structure."""
+    """Return the outputs of the task's own model for its example, on the CPU: the structure that every runtime gives."""
     with torch.inference_mode():
         return outputs.convert(task.model(*task.example), lambda t: t.cpu())
 
@@ -371,7 +302,9 @@ def _onnxruntime(folder: Path, task: Task, model: nn.Module, example: Example, o
         )
     if ignored := [name for name in skipped if name in found and found[name].runs_as == "int8"]:
         path.unlink()
-        raise Unsupported(f"ONNX Runtime quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime.")
+        raise Unsupported(
+            f"ONNX Runtime quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime."
+        )
     # The graph exists only as a file; what it gives here is what it must give wherever it is loaded.
     expected = artifacts.load(path, runtime="onnxruntime")(*example)
     return _prove(path, folder, "onnxruntime", "onnx", expected, example), found, note, expected
@@ -396,7 +329,7 @@ def _prove(path: Path, folder: Path, runtime: str, format: str, expected: Any, e
     if error > artifacts.TOLERANCE[format]:
         path.unlink()
         raise ModelFileError(
-            f"{path.name} loaded back must give the outputs of the model in memory within {artifacts.TOLERANCE[format]:g} "
+            f"{path.name} loaded back must give the outputs of the model in memory, to {artifacts.TOLERANCE[format]:g} "
             f"of their size, but is {error:.2g} away. It is not kept; use another runtime."
         )
     return artifacts.describe(path, folder, runtime=runtime, format=format, deviation=error)

@@ -17,7 +17,7 @@ ORDER = (
     "schema recipes targets rows conclusions results "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention benchmark measure artifacts audit compress variants trials "
+    "contention benchmark measure artifacts audit compress structure variants trials "
     "tables figures overview show "
     "report steps runs cli"
 ).split()

@@ -89,7 +89,7 @@ def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
 
 
 def test_a_model_that_cannot_be_exported_has_no_onnx_and_the_reason_is_given(tmp_path):
-    with pytest.raises(Unsupported, match="cannot export this model.*Use 'cpu/torch'"):
+    with pytest.raises(Unsupported, match=r"cannot export this model.*Use 'cpu/torch'"):
         artifacts.write_onnx(Counting().eval(), (torch.ones(2, 4),), tmp_path / "m.onnx")
 
 
@@ -125,12 +125,12 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, name):
 def test_a_truncated_file_is_refused(model, tmp_path):
     path, _, _ = artifacts.write_torch(model, EXAMPLE, tmp_path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ModelFileError, match="cannot be loaded"):
+    with pytest.raises(ModelFileError, match=r"cannot be loaded"):
         artifacts.load(path, runtime="torch")
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ModelFileError, match="there is none"):
+    with pytest.raises(ModelFileError, match=r"there is none"):
         artifacts.load(tmp_path / "model.pt2", runtime="torch")
 
 
@@ -149,14 +149,14 @@ def test_a_pt2_file_that_names_pickled_tensors_is_refused(model, tmp_path):
                 data = json.dumps(config).encode()
             target.writestr(item, data)
     assert touched > 0
-    with pytest.raises(ModelFileError, match="names pickled ones"):
+    with pytest.raises(ModelFileError, match=r"names pickled ones"):
         artifacts.load(evil, runtime="torch")
 
 
 def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():
-    with pytest.raises(ModelFileError, match="shapes"):
+    with pytest.raises(ModelFileError, match=r"shapes"):
         artifacts.deviation(torch.ones(2), torch.ones(3))
-    with pytest.raises(ModelFileError, match="finite"):
+    with pytest.raises(ModelFileError, match=r"finite"):
         artifacts.deviation(torch.ones(2), torch.tensor([1.0, float("nan")]))
     assert artifacts.deviation(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
 

@@ -302,7 +302,7 @@ def test_slow_models_get_fewer_blocks_and_never_too_few(clock):
 
 def test_models_too_slow_for_the_cap_still_get_the_fewest_blocks(clock):
     random = Random(0)
-    slow = clock.models(lambda: random.uniform(60.0, 120.0))
+    slow = clock.models(lambda: random.uniform(30.0, 60.0))
     assert blocks_in(compare(slow, slow)) == FEWEST_BLOCKS
 
 

@@ -53,12 +53,12 @@ def test_weights_stay_zero_through_fine_tuning(task):
     ("method", "section", "foreign"), [("channels", CHANNELS, {"biases": True}), ("weights", WEIGHTS, {"steps": 3})]
 )
 def test_a_key_of_the_other_method_is_not_passed_over(task, method, section, foreign):
-    with pytest.raises(InvalidInput, match="has no meaning for the method"):
+    with pytest.raises(InvalidInput, match=r"has no meaning for the method"):
         compress.prune_task(task, method=method, **section | foreign)
 
 
 def test_an_unknown_method_is_refused(task):
-    with pytest.raises(InvalidInput, match="must be 'channels' or 'weights', got 'blocks'"):
+    with pytest.raises(InvalidInput, match=r"must be 'channels' or 'weights', got 'blocks'"):
         compress.prune_task(task, method="blocks", **CHANNELS)
 
 

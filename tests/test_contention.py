@@ -66,7 +66,9 @@ def test_a_machine_without_counters_is_read_without_error(monkeypatch, tmp_path,
 
 
 def test_only_the_cores_of_this_process_are_counted(monkeypatch, tmp_path):
-    (tmp_path / "stat").write_text("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 500 7 0 0 50 0 0\ncpu1 900 0 0 0 0 0 0 0 0 0\n")
+    (tmp_path / "stat").write_text(
+        "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 500 7 0 0 50 0 0\ncpu1 900 0 0 0 0 0 0 0 0\n"
+    )
     monkeypatch.setattr(contention, "Path", lambda _: tmp_path / "stat")
     monkeypatch.setattr(contention.os, "sched_getaffinity", lambda _: {0}, raising=False)
     monkeypatch.setattr(contention.os, "sysconf", lambda _: 100)

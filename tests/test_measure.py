@@ -65,7 +65,7 @@ def test_scores_judge_every_example_in_order_whatever_the_batch():
 def test_scores_that_are_not_finite_are_refused_with_the_batch():
     task = tiny_task()
     broken = type(task)(**{**vars(task), "score": lambda output, target: torch.full((len(target),), math.nan)})
-    with pytest.raises(InvalidTask, match="one finite number per example; for batch 0"):
+    with pytest.raises(InvalidTask, match=r"one finite number per example; for batch 0"):
         measure.scores(broken.model, broken, broken.test)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from shrinkkit import outputs
 
-Pair = namedtuple("Pair", "a b")  # noqa: PYI024  (what users write)
+Pair = namedtuple("Pair", "a b")
 
 
 def test_tensors_are_found_in_nested_structures_in_order():

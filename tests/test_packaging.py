@@ -87,5 +87,12 @@ def test_the_lock_pins_every_dependency_and_names_no_place(project):
 
 
 def test_the_documents_of_a_package_are_there():
-    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", ".pre-commit-config.yaml", "environment.yml"):
+    for name in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        ".pre-commit-config.yaml",
+        "environment.yml",
+    ):
         assert (ROOT / name).stat().st_size > 100

@@ -56,7 +56,7 @@ def test_a_named_engine_is_the_one_that_is_used():
 
 
 def test_an_unknown_engine_is_refused_with_those_that_there_are():
-    with pytest.raises(Unsupported, match="must be one of .* got 'gpu'"):
+    with pytest.raises(Unsupported, match=r"must be one of .* got 'gpu'"):
         quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),), engine="gpu")
 
 
@@ -73,13 +73,13 @@ def test_skip_leaves_a_layer_in_float():
 
 
 def test_skip_that_matches_nothing_is_refused():
-    with pytest.raises(InvalidInput, match="heads"):
+    with pytest.raises(InvalidInput, match=r"heads"):
         quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),), skip=["heads"])
 
 
 def test_dynamic_int8_of_a_model_without_such_layers_lists_what_is_possible():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
-    with pytest.raises(Unsupported, match="has none.*Possible for this model: static-int8, float16, bfloat16"):
+    with pytest.raises(Unsupported, match=r"has none.*Possible for this model: static-int8, float16, bfloat16"):
         quantize.dynamic_int8(model, IMAGES)
 
 
@@ -93,7 +93,7 @@ def test_static_int8_quantizes_convolutions_and_linear_layers():
 
 
 def test_static_int8_without_calibration_data_is_refused():
-    with pytest.raises(Unsupported, match="yields no batch"):
+    with pytest.raises(Unsupported, match=r"yields no batch"):
         quantize.static_int8(CONVOLUTIONAL, IMAGES, [])
 
 
@@ -106,7 +106,7 @@ def test_static_int8_of_control_flow_that_depends_on_data_is_refused_with_the_ca
         def forward(self, x):
             return self.fc(x) if x.sum() > 0 else x
 
-    with pytest.raises(Unsupported, match="torch.fx can trace.*Possible for this model: dynamic-int8"):
+    with pytest.raises(Unsupported, match=r"torch.fx can trace.*Possible for this model: dynamic-int8"):
         quantize.static_int8(Branching().eval(), (torch.ones(2, 4),), [(torch.ones(2, 4),)])
 
 
@@ -121,7 +121,7 @@ def test_half_takes_and_returns_float32_and_stores_16_bits(dtype):
 
 @pytest.mark.parametrize("dtype", ["int3", "float8", "float32"])
 def test_half_refuses_other_widths(dtype):
-    with pytest.raises(Unsupported, match="must be 'float16' or 'bfloat16'"):
+    with pytest.raises(Unsupported, match=r"must be 'float16' or 'bfloat16'"):
         quantize.half(CONVOLUTIONAL, IMAGES, dtype=dtype)
 
 

@@ -12,12 +12,12 @@ def test_libraries_are_silent_inside_and_heard_after(caplog):
         logging.getLogger("library").warning("inside")
     logging.getLogger("library").warning("after")
     assert [record.message for record in caplog.records] == ["after"]
-    with pytest.warns(UserWarning, match="after"):
+    with pytest.warns(UserWarning, match=r"after"):
         warnings.warn("after", UserWarning, stacklevel=1)
 
 
 def test_exceptions_pass_and_the_silence_ends():
     before = logging.root.manager.disable
-    with pytest.raises(ValueError, match="through"), quiet.libraries():
+    with pytest.raises(ValueError, match=r"through"), quiet.libraries():
         raise ValueError("through")
     assert logging.root.manager.disable == before

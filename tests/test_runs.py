@@ -122,7 +122,7 @@ def test_every_variant_and_target_of_the_study_has_a_row(run):
 def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(RECIPES.format(task=TASK).replace("[head]", "[hed]"))
-    with pytest.raises(InvalidInput, match="s.yaml:11.*|.*'hed'.*head"):
+    with pytest.raises(InvalidInput, match=r"s.yaml:11.*|.*'hed'.*head"):
         take(recipes.read_study(path), tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
 
@@ -138,7 +138,7 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
 
 def test_a_run_folder_in_use_is_refused(study, tmp_path):
     (tmp_path / "corner").mkdir()
-    with runs._alone(tmp_path / "corner"), pytest.raises(InvalidInput, match="in use by another run"):
+    with runs._alone(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
         take(study, tmp_path)
 
 
@@ -159,5 +159,5 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
 
 
 def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
-    with pytest.raises(InvalidInput, match="must be a run folder"):
+    with pytest.raises(InvalidInput, match=r"must be a run folder"):
         runs.rebuild_report(tmp_path, say=silent)

@@ -24,13 +24,13 @@ def test_parameters_are_read_with_type_default_and_comment(tmp_path):
 
 
 def test_a_parameter_of_another_form_is_refused(tmp_path):
-    with pytest.raises(InvalidInput, match="must read `name: type = default"):
+    with pytest.raises(InvalidInput, match=r"must read `name: type = default"):
         steps.parameters(notebook(tmp_path / "n.ipynb", parameters="ratio = 0.5"))
 
 
 def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "n.ipynb")
-    with pytest.raises(InvalidInput, match="must have one cell tagged"):
+    with pytest.raises(InvalidInput, match=r"must have one cell tagged"):
         steps.parameters(tmp_path / "n.ipynb")
 
 
@@ -44,7 +44,7 @@ def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
     ],
 )
 def test_an_unknown_or_badly_typed_parameter_is_refused(tmp_path, value, message):
-    with pytest.raises(InvalidInput, match="was not started") as caught:
+    with pytest.raises(InvalidInput, match=r"was not started") as caught:
         steps.check_parameters(notebook(tmp_path / "n.ipynb"), value)
     assert message in str(caught.value)
 

@@ -97,7 +97,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
 def test_speed_ups_of_different_targets_are_refused(run, task):
     on_torch = trials.race(trials.load(run, ["int8"], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
     on_onnx = trials.race(trials.load(run, ["int8"], ONNX, task, threads=1), ONNX, task, threads=1, seed=0)
-    with pytest.raises(UnfairComparison, match="runtime"):
+    with pytest.raises(UnfairComparison, match=r"runtime"):
         records.speedup(on_torch["int8"], on_onnx["int8"])
     assert records.speedup(on_torch["int8"], on_torch["int8"]) == 1.0
 

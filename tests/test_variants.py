@@ -1,13 +1,10 @@
-import json
-
 import pytest
 import torch
 from tiny import task as tiny_task
-from torch import nn
 
 from shrinkkit import prune, records, variants
 from shrinkkit.compress import Pruned
-from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
+from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 
 RUNTIMES = ("torch", "onnxruntime")
 
@@ -48,15 +45,6 @@ def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
     assert {r.layer: (r.channels_before, r.channels) for r in after.audit}["conv1"] == (16, 8)
 
 
-def test_a_pruned_variant_is_rebuilt_exactly(run, task):
-    model = variants.rebuild(task, run / "variants/half")
-    inputs, expected = variants.reference(run / "variants/half", "torch")
-    with torch.inference_mode():
-        assert torch.equal(model(*inputs), expected[0])
-    assert model.conv1.out_channels == 8
-    assert task.model.conv1.out_channels == 16
-
-
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8", "float16", "bfloat16"])
 def test_a_pruned_variant_can_be_quantized(run, task, tmp_path, method):
     model = variants.source(run, "half", task)
@@ -81,7 +69,7 @@ def test_half_precision_is_refused_for_onnx_runtime_and_kept_for_torch(run, task
 
 def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, tmp_path):
     with pytest.raises(
-        Unsupported, match="No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"
+        Unsupported, match=r"No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"
     ):
         variants.write(
             tmp_path / "v", task, task.model, recipe={"quantize": {"method": "bfloat16"}}, runtimes=["onnxruntime"]
@@ -118,47 +106,11 @@ def test_the_user_s_model_is_neither_changed_nor_moved(task, tmp_path):
     assert all(torch.equal(before[k], v) for k, v in task.model.state_dict().items())
 
 
-def test_a_folder_without_a_pruned_model_is_refused(task, tmp_path):
-    with pytest.raises(ModelFileError, match="must hold a pruned variant"):
-        variants.rebuild(task, tmp_path)
-
-
-def test_a_pruned_model_of_another_task_is_refused(run):
-    class Other(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(64, 4)
-
-        def forward(self, x):
-            return self.fc(x.flatten(1))
-
-    with pytest.raises(ModelFileError, match="does not fit the model of the task"):
-        variants.rebuild(tiny_task(Other()), run / "variants/half")
-
-
-def test_tied_parameters_stay_tied_when_rebuilt(tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
-            self.b.weight = self.a.weight
-
-    before, after = Tied(), Tied()
-    after.a.weight = after.b.weight = nn.Parameter(torch.rand(4, 4))
-    after.a.in_features = after.a.out_features = after.b.in_features = after.b.out_features = 4
-    variants.save(tmp_path, before, after)
-    task = type("T", (), {"model": before, "name": "tied"})()
-    rebuilt = variants.rebuild(task, tmp_path)
-    assert rebuilt.a.weight is rebuilt.b.weight
-    assert torch.equal(rebuilt.a.weight, after.a.weight)
-    assert json.loads((tmp_path / variants.STRUCTURE).read_text())["a"] == {"in_features": 4, "out_features": 4}
-
-
 def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
     other = tiny_task()
     with torch.no_grad():
         other.model.head.bias += 1
-    with pytest.raises(InvalidTask, match="must be the same each time the task is loaded"):
+    with pytest.raises(InvalidTask, match=r"must be the same each time it is loaded"):
         variants.write(run / "variants/other", other, other.model, recipe={}, runtimes=["torch"])
 
 
@@ -175,7 +127,7 @@ def test_skip_is_honoured_by_every_runtime(task, tmp_path, method):
 
 def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task, tmp_path):
     section = {"method": "dynamic-int8", "skip": ["head"], "calibration_examples": 32}
-    with pytest.raises(Unsupported, match="torch: .*has none outside `skip`.*onnxruntime: .*in float"):
+    with pytest.raises(Unsupported, match=r"torch: .*has none outside `skip`.*onnxruntime: .*in float"):
         variants.write_quantized(
             tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
         )
