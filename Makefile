@@ -1,6 +1,9 @@
-PYTHON ?= python3
+# The first Python that is new enough; `make PYTHON=...` takes another.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
 STAMP = .venv/.installed
+PIP = -m pip --quiet --disable-pip-version-check
 
 .PHONY: report test lab check lock clean help
 
@@ -16,9 +19,15 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# To be run with the oldest Python that is served, Debian 12's 3.11.2: some packages' newest releases want 3.11.5.
+# torch pins its CUDA packages itself. Left out here, the lock serves machines with and without a GPU.
 lock:  ## write requirements.lock anew from pyproject.toml
-	@rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet torch==2.13.0 && $(BIN)/pip install --quiet -e ".[dev]"
-	@$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/ @ .*//' > requirements.lock
+	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/python" $(PIP) install torch==2.13.0 -e ".[dev]"; \
+	"$$fresh/bin/python" $(PIP) freeze --exclude-editable > "$$fresh/frozen"; \
+	if grep ' @ ' "$$fresh/frozen"; then echo "installed from a file, so without a version to pin"; exit 1; fi; \
+	sed -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' "$$fresh/frozen" > requirements.lock
 
 clean:  ## remove the environment, caches and runs
 	@rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis && git clean -fdqX reports
@@ -26,9 +35,13 @@ clean:  ## remove the environment, caches and runs
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t12
 
+# Debian's python3 has venv but not ensurepip, which would put pip into it; the pip outside can do that.
 $(STAMP): pyproject.toml requirements.lock
-	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing. On Debian: apt install python3-venv"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "shrinkkit needs Python 3.11 or later. On Debian: apt install python3"; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
+	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) $(PIP) --python $(BIN)/python install pip; fi \
+	|| { echo "Python cannot make an environment. On Debian: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv (once, a minute or two)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python $(PIP) install -r requirements.lock
+	@$(BIN)/python $(PIP) install --no-deps -e .
 	@touch $@

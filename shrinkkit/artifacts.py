@@ -90,6 +90,8 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError) as error:
             note = f"torch.export cannot take this model ({brief(error)}), so its file is TorchScript"
         else:
+            # The example would be kept in the file, as a pickle and with everything that it is a view of.
+            program._example_inputs = None
             path = folder / "model.pt2"
             with quiet.libraries():
                 torch.export.save(program, path)

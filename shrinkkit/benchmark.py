@@ -176,7 +176,9 @@ def _compare(
     calls, copy_s = _fresh(makers)
     warmup, steady, call_ms = _warm_up(calls, timer)
     blocks, told = Blocks(), time.perf_counter()
-    for _ in _turns(blocks, makers, calls, copy_s, call_ms, protocol, timer):
+    turns = _turns(blocks, makers, calls, copy_s, call_ms, protocol, timer)
+    del calls  # or the first copies would take memory to the end
+    for _ in turns:
         if time.perf_counter() - told > 1:
             told = time.perf_counter()
             progress(f"{candidate}: {len(blocks)} blocks")
@@ -218,7 +220,7 @@ def _turns(
     # The same number of calls for all, because the fastest of many is faster than the fastest of few.
     count = max(1, min(MOST_CALLS, round(protocol.slot_ms / math.sqrt(call_ms[0] * call_ms[1]))))
     random, start, copying_s = Random(protocol.seed), time.perf_counter(), 0.0
-    age, old = 0, max(1, FEWEST_BLOCKS // protocol.layouts)
+    age, old = 0, math.ceil(FEWEST_BLOCKS / protocol.layouts)
     while not _enough(blocks, protocol, elapsed_s := time.perf_counter() - start):
         # One renewal at least, in the middle of the fewest blocks that slow models get.
         if age >= old and (copying_s + copy_s <= elapsed_s / 4 or len(blocks) == FEWEST_SLOW_BLOCKS // 2):

@@ -18,6 +18,7 @@ from shrinkkit.errors import Unsupported, brief
 from shrinkkit.tasks import Example, matching
 
 RECURRENT = (nn.LSTM, nn.GRU)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -93,9 +94,10 @@ def static_int8(
         InvalidInput: A pattern in `skip` matches no layer.
         Unsupported: torch.fx cannot trace the model, or nothing in it can be quantized.
     """
-    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization import HistogramObserver, QConfig, default_weight_observer, get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+    per_tensor = QConfig(HistogramObserver.with_args(reduce_range=True), default_weight_observer)
     left = _skipped(model, skip)
     batches = [tuple(x.cpu() for x in batch) for batch in calibration]
     if not batches:
@@ -104,6 +106,9 @@ def static_int8(
 
     def convert(engine: str) -> nn.Module:
         mapping = get_default_qconfig_mapping(engine)
+        for kind in TRANSPOSED:
+            # Per-channel weights, the default, are not implemented for these.
+            mapping.set_object_type(kind, per_tensor)
         for name in left:
             mapping.set_module_name(name, None)
         with using_engine(engine), quiet.libraries(), torch.inference_mode():
@@ -255,14 +260,11 @@ def _onnx_static(
 
 
 def is_int8(module: nn.Module) -> bool:
-    """Return whether `module` is one of torch's layers that computes with int8 weights."""
-    quantized = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
-    # A quantized Linear keeps its weight in a module of its own, which is no layer.
-    return (
-        quantized
-        and type(module).__name__ != "LinearPackedParams"
-        and bool(hasattr(module, "_packed_params") or hasattr(module, "_all_weight_values"))
-    )
+    """Return whether `module` is one of torch's layers that compute in int8."""
+    kind = type(module)
+    integer = kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+    # The borders of the integer part, and what a quantized Linear keeps its weight in, are no layers.
+    return integer and kind.__name__ not in {"Quantize", "DeQuantize", "LinearPackedParams", "QFunctional"}
 
 
 def engine_of(model: nn.Module) -> str:
@@ -289,7 +291,7 @@ def _fastest(convert: Any, example: Example, engine: str | None, verb: str) -> n
                 try:
                     candidate = convert(name)
                     candidate(*inputs)
-                except (RuntimeError, AttributeError, TypeError) as error:
+                except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
                     failures[name] = brief(error)
                 else:
                     candidates[name] = candidate

@@ -64,7 +64,8 @@ def write(
     (folder / RECORD).unlink(missing_ok=True)
     _same_task(folder.parent / "baseline", task)
     model = copy.deepcopy(model).cpu().eval()
-    example = tuple(x.cpu() for x in task.example)
+    # A view would take the whole tensor behind it into the file.
+    example = tuple(x.cpu().clone() for x in task.example)
     options = dict(recipe.get("quantize") or {})
     if recipe.get("prune") and not ratio_reached:
         raise NothingChanged(
@@ -298,7 +299,7 @@ def _onnxruntime(folder: Path, task: Task, model: nn.Module, example: Example, o
         raise Unsupported(
             f"ONNX Runtime would run every layer of this model in float after {method}: "
             + "; ".join(sorted({p.why for p in found.values() if p.why}))
-            + ". Possible: the torch runtime, or another method."
+            + "."
         )
     if ignored := [name for name in skipped if name in found and found[name].runs_as == "int8"]:
         path.unlink()

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,8 @@ def imports(module):
                 found |= {alias.name for alias in node.names} & set(MODULES)
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shrinkkit."):
                 found.add(node.module.split(".")[1])
+            elif isinstance(node, ast.Import):
+                found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("shrinkkit.")}
     return found - {module}
 
 
@@ -68,6 +72,21 @@ def test_imports_run_downward(module):
 @pytest.mark.parametrize("module", sorted(DRIVER))
 def test_the_driver_knows_nothing_of_models(module):
     assert imports(module) <= DRIVER_MAY
+
+
+def test_nothing_that_the_driver_may_import_loads_torch():
+    modules = ", ".join(f"shrinkkit.{name}" for name in sorted(DRIVER_MAY))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", [[], ["run"]])
+def test_help_is_shown_without_loading_torch(command):
+    asked = [sys.executable, "-X", "importtime", "-m", "shrinkkit.cli", *command, "--help"]
+    shown = subprocess.run(asked, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert loaded & {"torch", "papermill", "nbconvert", "matplotlib"} == set()
 
 
 def test_architecture_md_names_every_module():
@@ -105,13 +124,18 @@ class TestNotebook:
         assert cells[0]["cell_type"] == "markdown"
         assert re.match(r"# .+\?\n", first)
 
-    def test_parameters_are_annotated_and_commented(self, name):
-        assert len(steps.parameters(NOTEBOOKS / f"{name}.ipynb")) >= 2
+    def test_parameters_are_annotated_and_commented(self, name, cells):
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+        lines = "".join("".join(c["source"]) for c in tagged).splitlines()
+        assert [line for line in lines if not re.fullmatch(r"\w+: [\w \[\]|]+ = .+  # \S.*", line)] == []
+        assert len(steps.parameters(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
 
     def test_is_stored_without_outputs_and_with_ids(self, cells):
         code = [c for c in cells if c["cell_type"] == "code"]
         assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
         assert len({c["id"] for c in cells}) == len(cells)
+        # An id is a word: a random one would change whenever a notebook is written anew.
+        assert [c["id"] for c in cells if not re.fullmatch(r"[a-z]+(-[a-z]+)*", c["id"])] == []
 
     def test_reads_like_an_article(self, cells):
         code = [c for c in cells if c["cell_type"] == "code"]

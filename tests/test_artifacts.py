@@ -171,3 +171,12 @@ def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_
         "head",
     }
     assert not (tmp_path / "int8.prepared.onnx").exists()
+
+
+def test_a_pt2_file_does_not_hold_the_example_nor_what_it_is_a_view_of(model, tmp_path):
+    few = torch.rand(5000, 1, 8, 8)[:4]
+    path, _, _ = artifacts.write_torch(model, (few,), tmp_path)
+    assert path.stat().st_size < few.untyped_storage().nbytes() / 4
+    with zipfile.ZipFile(path) as archive:
+        pickled = [n for n in archive.namelist() if archive.read(n)[:1] in (b"\x80", b"P") and "model.pt" in n]
+    assert pickled == []

@@ -310,8 +310,8 @@ def test_channels_refuses_a_model_that_cannot_be_traced():
         ({"ratio": 50}, r"`ratio` must be in \[0, 1\), got 50\. To remove half, pass 0\.5"),
         ({"ratio": 0}, "removes nothing"),
         ({"ratio": float("nan")}, "`ratio` must be"),
-        ({"ratio": 0.5, "criterion": "magnitud"}, "Did you mean 'magnitude'"),
-        ({"ratio": 0.5, "scope": "globl"}, "Did you mean 'global'"),
+        ({"ratio": 0.5, "criterion": "magnitud"}, "Did you mean `magnitude`"),
+        ({"ratio": 0.5, "scope": "globl"}, "Did you mean `global`"),
         ({"ratio": 0.5, "round_to": 0}, "`round_to` must be"),
         ({"ratio": 0.5, "steps": 0}, "`steps` must be"),
         ({"ratio": 0.5, "skip": ["nothing*"]}, "nothing"),
@@ -421,7 +421,7 @@ def test_weights_refuses_what_would_zero_nothing():
         prune.weights(nn.BatchNorm2d(4), ratio=0.5)
     with pytest.raises(NothingToPrune, match="Raise `ratio`"):
         prune.weights(nn.Linear(4, 1), ratio=0.01)
-    with pytest.raises(InvalidInput, match="Did you mean 'magnitude'"):
+    with pytest.raises(InvalidInput, match="Did you mean `magnitude`"):
         prune.weights(nn.Linear(4, 1), ratio=0.5, criterion="magnitute")
     with pytest.raises(InvalidInput, match="must be finite"):
         prune.weights(nn.Linear(4, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(float("nan"))), ratio=0.5)

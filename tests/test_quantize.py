@@ -131,3 +131,11 @@ def test_attention_of_torch_is_quantized_without_breaking_it():
     made = quantize.dynamic_int8(model, (torch.randn(2, 5, 16),))
     assert {"layers.0.linear1", "layers.0.linear2"} <= quantized_layers(made)
     assert "layers.0.self_attn.out_proj" not in quantized_layers(made)
+
+
+def test_transposed_convolutions_are_quantized_too():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
+    made = quantize.static_int8(model, IMAGES, [IMAGES])
+    assert {"0", "2"} <= quantized_layers(made)
+    with torch.inference_mode():
+        assert made(*IMAGES).shape == model(*IMAGES).shape

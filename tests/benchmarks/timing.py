@@ -1,8 +1,8 @@
 """A benchmark of the benchmark: how often does each way of timing two models tell the truth?
 
 Compares models with their own copies, and with copies that a known share of extra work makes slower, in three ways:
-shrinkkit's paired timing, the mean of 100 calls and then of another 100, and torch's own `blocked_autorange` on one model
-and then on the other, with as much time as the first. Run it on a machine that does nothing else:
+shrinkkit's paired timing, the mean of 100 calls and then of another 100, and torch's own `blocked_autorange` on one
+model and then on the other, with as much time as the first. Run it on a machine that does nothing else:
 
     python tests/benchmarks/timing.py                 # quiet
     python tests/benchmarks/timing.py --loaded        # beside a process that keeps one core busy
@@ -207,9 +207,9 @@ def table(rows: list[Row]) -> str:
 
 
 def spin() -> None:
-    """Keep one core busy until killed."""
-    while True:
-        sum(range(10_000))
+    """Keep one core busy for as long as the process that started this one lives."""
+    while (parent := multiprocessing.parent_process()) and parent.is_alive():
+        sum(range(1_000_000))
 
 
 @contextmanager
