@@ -83,7 +83,8 @@ def compare(
             then 6 blocks are enough.
         layouts: Most fresh copies of each model in 20 blocks, so that where a model lies in memory is not part of the
             result; fewer where making them would take more than a quarter of the time.
-        slot_ms: Milliseconds for which one model runs before the next takes its turn, at least one call.
+        slot_ms: Milliseconds for which one model runs before the next takes its turn, at least one call;
+            one more comes first and is not recorded.
         seed: Of the order within blocks and of the bootstrap.
         progress: Called with a line at most once a second, between blocks.
 
@@ -94,7 +95,7 @@ def compare(
     _refuse(conditions, candidate_conditions, allowed=frozenset())
     return _compare(
         make_reference, make_candidate, reference, candidate, conditions, candidate_conditions,
-        _Protocol(width, cap_s, layouts, slot_ms, seed, rest=False), progress,
+        _Protocol(width, cap_s, layouts, slot_ms, seed), progress,
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def compare_runtimes(
     _refuse(conditions, candidate_conditions, allowed=frozenset({"runtime"}))
     return _compare(
         make_reference, make_candidate, reference, candidate, conditions, candidate_conditions,
-        _Protocol(width, cap_s, layouts, slot_ms, seed, rest=True), progress,
+        _Protocol(width, cap_s, layouts, slot_ms, seed), progress,
     )  # fmt: skip
 
 
@@ -148,8 +149,6 @@ class _Protocol:
     layouts: int
     slot_ms: float
     seed: int
-    rest: bool
-    """Whether each turn begins with a call that is not recorded, because another runtime's threads may still spin."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured with."""
@@ -231,8 +230,8 @@ def _turns(
         order = random.sample(range(3), 3)
         with _no_collection():
             for arm in (*order, *reversed(order)):
-                if protocol.rest:
-                    calls[arm]()
+                # Not recorded: it meets the caches and the spinning threads that the model before it left.
+                calls[arm]()
                 arms[arm].append(timer(calls[arm], count))
         age += 1
         yield

@@ -97,7 +97,9 @@ def static_int8(
     from torch.ao.quantization import HistogramObserver, QConfig, default_weight_observer, get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-    per_tensor = QConfig(HistogramObserver.with_args(reduce_range=True), default_weight_observer)
+    per_tensor = QConfig(  # type: ignore[no-untyped-call]
+        HistogramObserver.with_args(reduce_range=True), default_weight_observer
+    )
     left = _skipped(model, skip)
     batches = [tuple(x.cpu() for x in batch) for batch in calibration]
     if not batches:

@@ -243,7 +243,7 @@ def _same_task(baseline: Path, task: Task) -> None:
 
 
 def output_of(task: Task) -> Any:
-    """Return the outputs of the task's own model for its example, on the CPU: the structure that every runtime gives."""
+    """Return what the task's own model returns for its example, on the CPU: the structure that every runtime gives."""
     with torch.inference_mode():
         return outputs.convert(task.model(*task.example), lambda t: t.cpu())
 
