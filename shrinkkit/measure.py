@@ -34,7 +34,8 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
     """Return the multiply-accumulates of one example by layer; '' holds what no layer of its own computes."""
     counter = FlopCounterMode(display=False)
     # Fused recurrent and attention kernels are opaque to the counter; their plain forms are not.
-    plain = torch.backends.mkldnn.flags(enabled=False)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    plain = torch.backends.mkldnn.flags(enabled=not recurrent)
     with quiet.libraries(), torch.no_grad(), plain, plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
         model(*example)
     root, counts, batch = type(model).__name__, counter.get_flop_counts(), example[0].shape[0]

@@ -246,7 +246,7 @@ def _execute(step: Planned, folder: Path, *, timeout_s: float, threads: int, tic
         with (attempt / "stderr.txt").open("w+", encoding="utf-8") as stderr:
             child = subprocess.Popen(
                 [sys.executable, "-m", "shrinkkit.steps", str(attempt.resolve() / "request.json")],
-                env=_environment(threads, runtime, timed=step.notebook == "4-benchmark"),
+                env=_environment(threads, runtime, training=step.notebook == "2-prune"),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -301,11 +301,12 @@ def _publish_report(folder: Path) -> None:
             made.replace(folder / f"report{suffix}")
 
 
-def _environment(threads: int, runtime: Path, *, timed: bool) -> dict[str, str]:
+def _environment(threads: int, runtime: Path, *, training: bool) -> dict[str, str]:
     """Return the environment of a step: equal threads everywhere, and no start-up files of the user's."""
     count = str(threads)
-    # Threads that spin while they wait slow a shared machine; where time counts, they stay as users have them.
-    patience = {} if timed else {"OMP_WAIT_POLICY": "passive"}
+    # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
+    # timed, an engine or a variant, they stay as users have them.
+    patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
     return (
         os.environ
         | patience
@@ -316,6 +317,8 @@ def _environment(threads: int, runtime: Path, *, timed: bool) -> dict[str, str]:
             "JUPYTER_RUNTIME_DIR": str(runtime),
             "IPYTHONDIR": str(runtime / "ipython"),
             "MPLBACKEND": "Agg",
+            # Notices of deprecation from inside torch would stand in the middle of a page.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
     )
 

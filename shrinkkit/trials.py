@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -233,8 +234,11 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
     try:
         if not path.is_file() or records.sha256(path) != file.sha256:
             raise ModelFileError(f"{path.name} is not the file that the record describes. Run its step again.")
+        load = partial(artifacts.load, path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+        # The first load of a process also imports parts of the runtime, which is no property of the file.
+        load()
         start = time.perf_counter()
-        loaded = artifacts.load(path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+        loaded = load()
         load_ms = 1e3 * (time.perf_counter() - start)
         inputs, expected = variants.reference(folder, target.runtime)
         start = time.perf_counter()

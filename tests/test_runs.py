@@ -153,8 +153,9 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
         assert child.poll() is None
         time.sleep(0.1)
     os.kill(child.pid, signal.SIGINT)
-    assert child.wait(timeout=60) == 130
-    assert b"goes on from here" in child.stderr.read()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"goes on from here" in said
     assert states(status.parent)["1-baseline"] == "interrupted"
 
 
