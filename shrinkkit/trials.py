@@ -245,7 +245,9 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         found = loaded(*inputs)
         first_ms = 1e3 * (time.perf_counter() - start)
         error = artifacts.deviation(expected, outputs.tensors(found))
-        if error > (limit := artifacts.TOLERANCE[file.format] * (1 if target.device == "cpu" else 100)):
+        # A GPU rounds the products of float32 matrices more than the CPU on which the reference was made.
+        low = variant.recipe.get("quantize") or target.device != "cpu"
+        if error > (limit := artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]):
             raise ModelFileError(f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}.")
     except (ShrinkkitError, RuntimeError, ValueError) as problem:
         return Trial(name, str(problem))

@@ -307,7 +307,7 @@ def _onnxruntime(folder: Path, task: Task, model: nn.Module, example: Example, o
             f"ONNX Runtime quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime."
         )
     # The graph exists only as a file; what it gives here is what it must give wherever it is loaded.
-    expected = artifacts.load(path, runtime="onnxruntime")(*example)
+    expected = artifacts.load(path, runtime="onnxruntime", threads=torch.get_num_threads())(*example)
     return _prove(path, folder, "onnxruntime", "onnx", expected, example), found, note, expected
 
 
@@ -325,7 +325,7 @@ def _names(model: nn.Module, skip: Sequence[str]) -> frozenset[str]:
 
 def _prove(path: Path, folder: Path, runtime: str, format: str, expected: Any, example: Example) -> ModelFile:
     """Load the file back, compare its outputs with `expected`, and return its record."""
-    found = artifacts.load(path, runtime=runtime)(*example)
+    found = artifacts.load(path, runtime=runtime, threads=torch.get_num_threads())(*example)
     error = artifacts.deviation(expected, found)
     if error > artifacts.TOLERANCE[format]:
         path.unlink()

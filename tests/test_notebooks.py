@@ -1,0 +1,68 @@
+"""Each notebook run with its defaults, in the order and the places in which a reader would run them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from shrinkkit import records, runs, steps
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the notebooks copied out, as `shrinkkit notebooks` leaves them."""
+    folder = tmp_path_factory.mktemp("place") / "notebooks"
+    shutil.copytree(runs.notebooks(), folder)
+    return folder
+
+
+def execute(place, name, **parameters):
+    attempt = place.parent / "executed" / name
+    attempt.mkdir(parents=True)
+    request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place)}
+    error = steps.execute(request, attempt)
+    return error, nbformat.read(attempt / steps.NOTEBOOK, as_version=4)
+
+
+def shown(notebook):
+    """Return the last output of each code cell that has one, as text."""
+    outputs = [c.outputs[-1] for c in notebook.cells if c.cell_type == "code" and c.outputs]
+    return [o.data.get("text/plain", "") for o in outputs if "data" in o]
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("1-baseline", "variants/baseline/variant.json"),
+        ("2-prune", "variants/channels-50/variant.json"),
+        ("3-quantize", "variants/static-int8/variant.json"),
+        ("4-benchmark", "measurements/cpu-onnxruntime.json"),
+        ("5-report", "results.json"),
+    ],
+)
+def test_a_notebook_runs_with_its_defaults_and_leaves_its_record(place, name, made):
+    error, notebook = execute(place, name)
+    assert error == ""
+    assert (place.parent / "reports/by-hand" / made).is_file()
+    own = [c for c in notebook.cells if c.cell_type == "code"]
+    assert len(shown(notebook)) >= 0.5 * len(own)
+    assert all(not (o.output_type == "stream" and o.name == "stderr") for c in own for o in c.outputs)
+
+
+def test_what_was_made_by_hand_can_be_concluded_from(place):
+    found = json.loads((place.parent / "reports/by-hand/results.json").read_text())
+    assert found["schema_version"] == records.SCHEMA_VERSION
+    assert {row["variant"] for row in found["rows"]} == {"baseline", "channels-50", "static-int8"}
+
+
+def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
+    error, _ = execute(place, "5-report", run=str(Path("nowhere")))
+    assert "shrinkkit run" in error
+
+
+def test_pruning_that_is_asked_for_too_much_says_so_and_not_forty_lines(tmp_path, place):
+    shutil.rmtree(place.parent / "executed/2-prune", ignore_errors=True)
+    error, _ = execute(place, "2-prune", ratio=50.0, variant="too-much")
+    assert "`ratio` must be in [0, 1), got 50.0. To remove half, pass 0.5." in error
