@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -19,8 +20,7 @@ def place(tmp_path_factory):
 
 
 def execute(place, name, **parameters):
-    attempt = place.parent / "executed" / name
-    attempt.mkdir(parents=True)
+    attempt = Path(tempfile.mkdtemp(dir=place.parent))
     request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place)}
     error = steps.execute(request, attempt)
     return error, nbformat.read(attempt / steps.NOTEBOOK, as_version=4)
@@ -58,11 +58,10 @@ def test_what_was_made_by_hand_can_be_concluded_from(place):
 
 
 def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
-    error, _ = execute(place, "5-report", run=str(Path("nowhere")))
+    error, _ = execute(place, "5-report", run="nowhere")
     assert "shrinkkit run" in error
 
 
-def test_pruning_that_is_asked_for_too_much_says_so_and_not_forty_lines(tmp_path, place):
-    shutil.rmtree(place.parent / "executed/2-prune", ignore_errors=True)
+def test_pruning_that_is_asked_for_too_much_says_so(place):
     error, _ = execute(place, "2-prune", ratio=50.0, variant="too-much")
     assert "`ratio` must be in [0, 1), got 50.0. To remove half, pass 0.5." in error
