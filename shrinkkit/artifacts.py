@@ -35,17 +35,8 @@ that saturate are far beyond this.
 """
 
 INT8_OPERATORS = frozenset(
-    {
-        "QLinearConv",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "QLinearMatMul",
-        "QGemm",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QAttention",
-    }
+    "QLinearConv ConvInteger MatMulInteger MatMulIntegerToFloat QLinearMatMul QGemm DynamicQuantizeMatMul "
+    "DynamicQuantizeLSTM QAttention".split()
 )
 """Operators with which ONNX Runtime computes in integers; a weight that is dequantized before use is not among them."""
 

@@ -138,14 +138,14 @@ def _study(arguments: argparse.Namespace) -> "Study":
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from shrinkkit import recipes
+    from shrinkkit import bundled, recipes
 
     if arguments.kind == "recipes":
         for name in recipes.BUILT_IN:
             print(f"{name:26} {_summary(recipes.read_recipe(name))}")
     elif arguments.kind == "tasks":
-        for name in recipes.TASKS:
-            print(name)
+        for name, what in bundled.TASKS.items():
+            print(f"{name:26} {what}")
         print("my_task.py                 your own: `shrinkkit new my_task.py` writes one to start from")
     else:
         from shrinkkit import targets
@@ -157,23 +157,24 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _summary(recipe: "Recipe") -> str:
     """Return a recipe on one line: its sections with what they ask for."""
-    sections = [recipe.prune, recipe.quantize]
-    return ", then ".join(
-        f"{section.method}" + (f" {section.ratio:.0%} removed" if hasattr(section, "ratio") else "")
-        for section in sections
-        if section
-    )
+    said = []
+    if recipe.prune:
+        done = "of the channels removed" if recipe.prune.method == "channels" else "of the weights set to zero"
+        said.append(f"{recipe.prune.ratio:.0%} {done}, {recipe.prune.epochs} epochs of fine-tuning")
+    if recipe.quantize:
+        said.append(recipe.quantize.method)
+    return ", then ".join(said)
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from importlib.resources import files
+    from shrinkkit import bundled
 
     path: Path = arguments.file
     if path.suffix != ".py":
         raise InvalidInput(f"A task is a Python file, got {str(path)!r}. Name it like `my_task.py`.")
     if path.exists():
         raise InvalidInput(f"{path} exists already. Choose another name; nothing is overwritten.")
-    path.write_text(files("shrinkkit").joinpath("bundled", "my_task.py").read_text("utf-8"), "utf-8")
+    shutil.copyfile(bundled.TEMPLATE, path)
     print(f"{path} written; it runs as it is: shrinkkit run {path}")
     return 0
 

@@ -6,6 +6,7 @@ A pruned variant is also kept in the form of `structure`, so that a later step c
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,25 +73,11 @@ def write(
             "The prune section removed nothing: 0.0 % of what it may prune. Raise `ratio` or drop `skip`."
         )
 
-    files: list[ModelFile] = []
-    refusals: dict[str, str] = {}
-    precision: dict[str, Mapping[str, LayerPrecision]] = {}
-    notes: list[str] = []
-    reference = {f"input.{i}": x.contiguous() for i, x in enumerate(example)}
-    makers = {"torch": _torch, "onnxruntime": _onnxruntime}
-    for runtime in runtimes:
-        try:
-            file, found, note, output = makers[runtime](folder, task, model, example, options)
-        except (Unsupported, ModelFileError) as error:
-            refusals[runtime] = str(error)
-            continue
-        files.append(file)
-        precision[runtime] = found
-        reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in enumerate(outputs.tensors(output))}
-        notes += [f"{runtime}: {note}."] if note else []
-    if not files:
-        raise Unsupported("No runtime can have this variant. " + " ".join(f"{r}: {why}" for r, why in refusals.items()))
-    save_file(reference, folder / REFERENCE)
+    made = _files(folder, task, model, example, options, runtimes)
+    if not made.files:
+        reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
+        raise Unsupported(f"No runtime can have this variant. {reasons}")
+    save_file(made.reference, folder / REFERENCE)
     if recipe.get("prune") and not options:
         structure.save(folder, task.model, model)
 
@@ -100,16 +87,16 @@ def write(
         recipe=dict(recipe),
         source=source,
         seed=seed,
-        files=tuple(files),
-        refusals=refusals,
+        files=tuple(made.files),
+        refusals=made.refusals,
         parameters=measure.parameters(model),
         macs=measure.macs(model, example),
         sparsity=audit.share_zero(model),
         ratio_asked=ratio_asked,
         ratio_reached=ratio_reached,
-        audit=audit.compare(task.model, model, precision, kept_because),
+        audit=audit.compare(task.model, model, made.precision, kept_because),
         validation_scores=tuple(validation_scores),
-        notes=tuple(notes),
+        notes=tuple(made.notes),
         environment=targets.environment(torch.get_num_threads()),
     )
     records.write(folder / RECORD, record)
@@ -223,6 +210,41 @@ def read(folder: Path) -> Variant:
         InvalidInput: There is none, or it is not readable.
     """
     return records.read(folder / RECORD, Variant)
+
+
+@dataclass
+class _Files:
+    """The model files of a variant, or why a runtime has none, and what belongs beside them."""
+
+    reference: dict[str, torch.Tensor]
+    files: list[ModelFile] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+    precision: dict[str, Mapping[str, LayerPrecision]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def _files(
+    folder: Path,
+    task: Task,
+    model: nn.Module,
+    example: Example,
+    options: Mapping[str, Any],
+    runtimes: Sequence[str],
+) -> _Files:
+    """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
+    made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
+    makers = {"torch": _torch, "onnxruntime": _onnxruntime}
+    for runtime in runtimes:
+        try:
+            file, found, note, output = makers[runtime](folder, task, model, example, options)
+        except (Unsupported, ModelFileError) as error:
+            made.refusals[runtime] = str(error)
+            continue
+        made.files.append(file)
+        made.precision[runtime] = found
+        made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in enumerate(outputs.tensors(output))}
+        made.notes += [f"{runtime}: {note}."] if note else []
+    return made
 
 
 Made = tuple[ModelFile, Mapping[str, LayerPrecision], str, Any]

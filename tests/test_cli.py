@@ -21,7 +21,7 @@ def test_help_names_the_exit_statuses(command, capsys):
 
 def test_list_recipes_says_what_each_does(capsys):
     assert cli.main(["list", "recipes"]) == 0
-    assert "channels 50% removed, then static-int8" in capsys.readouterr().out
+    assert "50% of the channels removed, 8 epochs of fine-tuning, then static-int8" in capsys.readouterr().out
 
 
 def test_list_targets_says_why_one_cannot_run_here(capsys):

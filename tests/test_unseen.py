@@ -12,8 +12,8 @@ from shrinkkit.tasks import Task, check
 
 RUNTIMES = ("torch", "onnxruntime")
 PRUNE = {
-    "ratio": 0.5, "criterion": "magnitude", "scope": "layer", "skip": [], "layers": {}, "round_to": 4, "steps": 1, "epochs": 1,
-    "learning_rate": 1e-3, "seed": 0,
+    "ratio": 0.5, "criterion": "magnitude", "scope": "layer", "skip": [], "layers": {}, "round_to": 4, "steps": 1,
+    "epochs": 1, "learning_rate": 1e-3, "seed": 0,
 }  # fmt: skip
 
 
