@@ -360,7 +360,7 @@ def _look_at(task: str) -> tuple[str, tuple[str, ...]]:
     if found.returncode:
         raise InvalidInput(found.stderr.strip() or f"The task {task!r} could not be loaded.")
     answer = json.loads(found.stdout.splitlines()[-1])
-    return answer["source_sha256"], tuple(answer["layers"])
+    return answer["fingerprint"], tuple(answer["layers"])
 
 
 def _software() -> str:

@@ -32,6 +32,7 @@ BUNDLED = tuple(bundled.TASKS)
 
 SPLITS = ("train", "calibration", "validation", "test")
 
+_EXAMPLES_HASHED = 64
 _EXAMPLES_CHECKED = 2048
 
 
@@ -170,10 +171,11 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in found)
 
 
-def source_sha256(task: Task, name_or_path: str | os.PathLike[str]) -> str:
-    """Return a hash of the code that `load` ran for `task` and of its model's weights, not of its data.
+def fingerprint(task: Task, name_or_path: str | os.PathLike[str]) -> str:
+    """Return a hash that changes when the task does: its code, its model's weights, its example and its data.
 
-    The code is the task's file and the modules imported from its folder.
+    The code is the task's file and the modules imported from its folder. Of the data, the lengths of the splits count,
+    and about 64 examples of each but `train`, which may draw its augmentation anew.
     """
     text = os.fspath(name_or_path)
     folder = Path(bundled.__file__).parent
@@ -185,6 +187,17 @@ def source_sha256(task: Task, name_or_path: str | os.PathLike[str]) -> str:
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
             digest.update(raw_bytes(value))
+    for x in task.example:
+        digest.update(raw_bytes(x))
+    for split in SPLITS:
+        dataset = getattr(task, split)
+        # What is no map-style dataset is for `check` to refuse.
+        size = len(dataset) if hasattr(dataset, "__len__") else 0
+        digest.update(f"{split} {size}".encode())
+        for i in range(0, size if split != "train" else 0, max(1, size // _EXAMPLES_HASHED)):
+            for part in dataset[i]:
+                tensors = outputs.tensors(part)
+                digest.update(b"".join(map(raw_bytes, tensors)) if tensors else repr(part).encode())
     return digest.hexdigest()
 
 
@@ -309,7 +322,7 @@ def _main(arguments: Sequence[str]) -> int:
         # What the user's file prints must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
             task = load(arguments[0])
-        print(json.dumps({"layers": layers(task.model), "source_sha256": source_sha256(task, arguments[0])}))
+        print(json.dumps({"layers": layers(task.model), "fingerprint": fingerprint(task, arguments[0])}))
     except ShrinkkitError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from shrinkkit import tasks
 from shrinkkit.errors import InvalidInput, InvalidTask
@@ -235,7 +235,7 @@ def test_the_cause_of_an_error_in_a_file_is_kept(tmp_path):
 TINY = """
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 from shrinkkit.tasks import Task
 from tiny_network import network
 
@@ -273,7 +273,20 @@ def test_the_module_prints_layers_and_source_as_json(tmp_path):
     )
     changed = subprocess.run(command, capture_output=True, text=True, check=True)
     before, after = json.loads(first.stdout), json.loads(changed.stdout)
-    assert before["source_sha256"] != after["source_sha256"]
+    assert before["fingerprint"] != after["fingerprint"]
+
+
+def test_the_fingerprint_changes_with_the_data_and_the_weights(tmp_path):
+    path = write_tiny(tmp_path)
+    task = tasks.load(path)
+    before = tasks.fingerprint(task, path)
+    assert tasks.fingerprint(tasks.load(path), path) == before
+    assert tasks.fingerprint(dataclasses.replace(task, test=Subset(task.test, range(3))), path) != before
+    other = dataclasses.replace(task, test=[(x + 1, y) for x, y in task.test])
+    assert tasks.fingerprint(other, path) != before
+    with torch.no_grad():
+        next(task.model.parameters()).add_(1)
+    assert tasks.fingerprint(task, path) != before
 
 
 def test_the_module_exits_with_2_and_the_reason():
