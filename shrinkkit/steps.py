@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -90,8 +91,9 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
 
     shutil.copyfile(request["notebook"], folder / NOTEBOOK)
     try:
-        # papermill takes braces in a path for a template, so it is given a bare name.
-        with contextlib.chdir(folder):
+        # papermill takes braces in a path for a template, so it gets a bare name. The path of a socket must be short.
+        with contextlib.chdir(folder), tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as sockets:
+            kernel = {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
             papermill.execute_notebook(
                 NOTEBOOK,
                 NOTEBOOK,
@@ -101,7 +103,7 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
                 cwd=request["cwd"],
                 progress_bar=False,
                 # Kernels on TCP race for ports when several start at once.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": kernel}),
             )
     except PapermillExecutionError as error:
         return f"{error.ename}: {_plain(error.evalue)} (cell {error.exec_count})"

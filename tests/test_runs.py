@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shrinkkit import recipes, records, results, runs
@@ -157,6 +158,9 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
     assert child.returncode == 130
     assert b"goes on from here" in said
     assert states(status.parent)["1-baseline"] == "interrupted"
+    assert {path.name for path in status.parent.iterdir()} <= {".lock", "run.log", "status.json", "steps", "study.json"}
+    kernels = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(status.parent)]
+    assert psutil.wait_procs(kernels, timeout=10)[1] == []
 
 
 def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
