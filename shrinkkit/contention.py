@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from shrinkkit.records import Disturbance
+
 MOST_OF_A_CORE = 0.5
 """Cores that others may use before a run that needs them all counts as disturbed."""
 WORTH_NAMING = 0.15
@@ -39,8 +41,8 @@ def snapshot() -> Snapshot:
     return Snapshot(time.perf_counter(), own.ru_utime + own.ru_stime, len(cores), busy, steal, own.ru_nivcsw, load)
 
 
-def signs(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> tuple[tuple[str, ...], bool]:
-    """Return what disturbed the time between two snapshots, in sentences, and whether verdicts must be withheld.
+def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> tuple[Disturbance, bool]:
+    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld.
 
     They must be where threads had to wait for a core: those that spin for each other then burn whole time slices.
 
@@ -51,25 +53,27 @@ def signs(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> tup
         cores: Cores' worth of time that this process may use, at most `before.cores`.
     """
     wall = max(after.wall_s - before.wall_s, 1e-9)
-    found: list[str] = []
+    own = (after.own_s - before.own_s) / wall
+    others = stolen = None
+    signs: list[str] = []
     withheld = threads > cores
     if withheld:
-        found.append(f"{threads} threads shared {cores} {'core' if cores == 1 else 'cores'}")
+        signs.append(f"{threads} threads shared {cores} {'core' if cores == 1 else 'cores'}")
     if before.busy_s is not None and after.busy_s is not None:
-        others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / wall
+        others = max(0.0, (after.busy_s - before.busy_s) / wall - own)
         if others > WORTH_NAMING:
-            found.append(f"other processes used {others:.1f} of {before.cores} cores")
+            signs.append(f"other processes used {others:.1f} of {before.cores} cores")
         withheld |= others > MOST_OF_A_CORE and others + threads > before.cores + WORTH_NAMING
-    elif before.load_average is not None and (others := before.load_average - threads) > MOST_OF_A_CORE:
-        found.append(f"the load average was {before.load_average:.1f} at the start")
+    elif before.load_average is not None and before.load_average - threads > MOST_OF_A_CORE:
+        signs.append(f"the load average was {before.load_average:.1f} at the start")
     if before.steal_s is not None and after.steal_s is not None:
-        share = (after.steal_s - before.steal_s) / (wall * before.cores)
-        if share > STEAL:
-            found.append(f"the hypervisor took {share:.0%} of the processor time")
+        stolen = (after.steal_s - before.steal_s) / (wall * before.cores)
+        if stolen > STEAL:
+            signs.append(f"the hypervisor took {stolen:.0%} of the processor time")
     rate = (after.forced_switches - before.forced_switches) / wall
     if rate > SWITCHES_PER_S:
-        found.append(f"threads were forced off their core {rate:.0f} times a second")
-    return tuple(found), withheld
+        signs.append(f"threads were forced off their core {rate:.0f} times a second")
+    return Disturbance(own, others, stolen, rate, after.load_average, tuple(signs)), withheld
 
 
 def _cores() -> frozenset[int]:

@@ -4,13 +4,16 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of `output` in a fixed order; values of other types are passed over."""
+    """Return the tensors of `output`, and its arrays as tensors, in a fixed order; other values are passed over."""
     if isinstance(output, torch.Tensor):
         return [output]
+    if isinstance(output, np.ndarray):
+        return [torch.from_numpy(output)]
     if isinstance(output, Mapping):
         return [t for value in output.values() for t in tensors(value)]
     if isinstance(output, (tuple, list)):
@@ -39,3 +42,11 @@ def restore(flat: Sequence[torch.Tensor], like: Any) -> Any:
     """Return the tensors of `flat`, which a runtime gave as a list, in the structure of `like`."""
     rest: Iterator[torch.Tensor] = iter(flat)
     return convert(like, lambda _: next(rest))
+
+
+def close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Return whether two outputs agree to a thousandth of the largest value, which another order of sums keeps."""
+    return len(left) == len(right) and all(
+        a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= 1e-3 * b.abs().max()))
+        for a, b in ((x.double(), y.double()) for x, y in zip(left, right, strict=True))
+    )

@@ -238,6 +238,7 @@ def _machine(one: Environment) -> list[tuple[str, str]]:
         ("accelerator", one.gpu),
         ("memory", formats.size(one.memory_bytes)),
         ("threads of one call", str(one.threads)),
+        ("may run on cores", ", ".join(map(str, one.affinity))),
         ("clock governor", one.governor),
         ("load when it ended", f"{one.load_average:g}"),
         ("system", one.platform),

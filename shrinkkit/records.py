@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 
 from shrinkkit.errors import InvalidInput, UnfairComparison
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
+WIDE, SCATTERED = 0.05, 0.25
+"""Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Environment:
 
     cpu: str
     cores: int
+    affinity: tuple[int, ...]
+    """The cores, by number, that the process may run on; empty where the system does not tell."""
     cpu_flags: tuple[str, ...]
     memory_bytes: int
     gpu: str
@@ -131,6 +136,23 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """What else used the machine while models took turns; None where the system does not tell."""
+
+    own_cores: float
+    """Processor time of the measuring process over the time on the wall."""
+    other_cores: float | None
+    """The same of everything else on the cores that the process may use."""
+    stolen: float | None
+    """Share of the cores' time that a hypervisor gave to other machines."""
+    forced_switches_per_s: float
+    load_average: float | None
+    """Over the last minute, at the end."""
+    signs: tuple[str, ...]
+    """What of this is worth a reader's attention, in words; empty on a quiet machine."""
+
+
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Paired timing of `candidate` against `reference`: interleaved, with raw samples.
 
@@ -158,10 +180,70 @@ class Comparison:
     null_samples_ms: tuple[tuple[float, ...], ...]
     warmup_calls: int
     steady: bool
-    contention: tuple[str, ...]
-    """Named signs of contention during the run; empty on a quiet machine."""
+    disturbance: Disturbance
     duration_s: float
     seed: int
+
+    @property
+    def noise_floor(self) -> float:
+        """How far a copy of the reference may be from the reference itself by these data, as a share: the control."""
+        return max(self.null_ratio.high, 1 / self.null_ratio.low) - 1
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against trusting the figures, in words; empty if nothing does."""
+        wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
+        found = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
+        for name, samples in (
+            (self.reference, self.reference_samples_ms),
+            (self.candidate, self.candidate_samples_ms),
+        ):
+            spread = _spread([ms for slot in samples for ms in slot])
+            if spread > SCATTERED:
+                found.append(f"half of the calls of {name} scatter over {spread:.0%} of their median")
+        if not self.steady:
+            found.append("the warm-up ended before times were steady")
+        return (*found, *self.disturbance.signs)
+
+    def __repr__(self) -> str:
+        """Return the verdict with its interval, the control, and a warning where the spread is too wide to trust."""
+        here, c = self.conditions, self.speedup
+        runtimes = here.runtime + (f" and {self.candidate_runtime}" if self.candidate_runtime != here.runtime else "")
+        lines = [
+            f"{self.candidate} is {self.verdict}: {c.value:.3g} [{c.low:.3g}, {c.high:.3g}] times the speed of {self.reference}",
+            f"{self.reference_ms.value:.3g} ms and {self.candidate_ms.value:.3g} ms a call of {here.batch_size} on "
+            f"{here.device} in {runtimes}, {here.threads} threads",
+            f"noise floor {self.noise_floor:.1%}, {len(self.null_samples_ms) // 2} blocks in {self.duration_s:.1f} s",
+        ]
+        return "\n".join(lines + [f"WARNING: {'; '.join(self.doubts)}"] * bool(self.doubts))
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The score on the test examples of one class."""
+
+    name: str
+    examples: int
+    mean: Estimate
+    difference: Estimate | None
+    """Variant minus baseline, on the same examples; None for the baseline."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A test example that the baseline answered better than the variant."""
+
+    index: int
+    """In the test split."""
+    wanted: str
+    """The right answer; empty where answers are no classes, as are the next two."""
+    before: str
+    """The baseline's answer."""
+    after: str
+    score_before: float
+    score_after: float
+    png: str = ""
+    """The input as a PNG in base64, where it is an image."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +255,73 @@ class Accuracy:
     mean: Estimate
     difference: Estimate | None
     """Variant minus baseline, on the same examples and target; None for the baseline."""
-    agreement: float
-    """Share of examples with the baseline's top-1 answer; for outputs that are no classes, NaN-free cosine."""
+    agreement: float | None
+    """Share of examples with the baseline's top-1 answer; None for outputs that are no classes."""
+    cosine: float
+    """Mean over examples of the cosine between the variant's first output and the baseline's."""
+    divergence: float | None
+    """Mean Kullback-Leibler divergence of the variant's class probabilities from the baseline's, in nats."""
+    classes: tuple[ClassScore, ...]
+    """One for each class of the test split; empty for outputs that are no classes."""
+    lost: tuple[Lost, ...]
+    """The worst of them, at most as many as a page can show."""
+    lost_count: int
+    gained_count: int
+    """Examples that the variant answered better than the baseline."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a process of its own that loads one model file and calls it, in bytes."""
+
+    runtime_bytes: int
+    """What the process held once the runtime was imported and before the file was opened."""
+    load_bytes: int
+    """Peak above that while the file was loaded."""
+    peak_bytes: int
+    """Peak above that of loading and calling: what a deployment must have free."""
+    method: str
+    """`resident` (the system's count of resident pages) or `allocator` (CUDA's own)."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one operator of a layer in one call, as the runtime's own profiler or a stepped run gives it."""
+
+    layer: str
+    """Empty for what belongs to no layer."""
+    operator: str
+    """The runtime's name for it, such as `conv2d` or `QuantizeLinear`."""
+    ms: float
+    """Median over calls."""
+    converts: bool = False
+    """Whether it only changes the number format: quantizes, dequantizes, casts, or reorders memory."""
+
+
+@dataclass(frozen=True)
+class IntegerCheck:
+    """What integer kernels computed here beside the same integers computed in float: saturation shows."""
+
+    deviation: float
+    """Largest absolute difference of the outputs, as a share of the largest absolute output."""
+    layers: dict[str, float]
+    """By layer, fed with the same integers: the largest difference, as a share of its largest absolute output."""
+    saturated: tuple[str, ...]
+    """Layers whose kernels gave other numbers than rounding explains."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant at another batch size or number of threads than the rest of the benchmark."""
+
+    variant: str
+    batch_size: int
+    threads: int
+    error: str = ""
+    """Why there is no timing; empty when there is one."""
+    latency: Comparison | None = None
+    """Against FP32 on the same target, at this batch size and these threads. The baseline's own is None."""
+    latency_ms: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +339,14 @@ class Measurement:
     latency: Comparison | None = None
     """Against FP32 on the same target. The baseline's own is None."""
     latency_ms: Estimate | None = None
+    memory: Memory | None = None
+    layers: tuple[LayerTime, ...] = ()
+    denormals: int = 0
+    """Numbers too small for full precision among the weights and the layers' outputs; some processors are slow at them."""
+    integers: IntegerCheck | None = None
+    """None for files that compute in float, and where a runtime cannot tell."""
+    notes: tuple[str, ...] = ()
+    """Why one of these could not be measured."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +359,8 @@ class TargetRecord:
     measurements: tuple[Measurement, ...]
     runtime: Comparison | None
     """FP32 on this target against torch FP32 on the same device; None on the torch target."""
+    sweep: tuple[Point, ...]
+    """Other batch sizes and numbers of threads."""
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
 
@@ -238,6 +395,14 @@ class Status:
 
 
 R = TypeVar("R")
+
+
+def _spread(values: list[float]) -> float:
+    """Return the range of the middle half of `values` as a share of their median; 0 for fewer than four."""
+    if len(values) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / middle
 
 
 def speedup(reference: Comparison, candidate: Comparison) -> float:

@@ -13,9 +13,6 @@ from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.recipes import BASELINE, Budget, Recipe, Study, impossible
 from shrinkkit.records import Comparison, Estimate, Measurement, Status, Step, TargetRecord, Variant
 
-MARGIN = 0.01
-"""Speed-ups within this share of 1 count as the same speed, as in the benchmark's own verdicts."""
-
 _Record = TypeVar("_Record")
 
 
@@ -147,15 +144,6 @@ def accuracy_verdict(difference: Estimate | None, drop: float) -> str:
     return "over budget" if difference.high < -drop else "cannot tell"
 
 
-def timing_verdict(speedup: Estimate) -> str:
-    """Return `faster`, `slower` or `same` if the whole interval is above, below or within the margin around 1."""
-    if speedup.low > 1 + MARGIN:
-        return "faster"
-    if speedup.high < 1 - MARGIN:
-        return "slower"
-    return "same" if speedup.low >= 1 - MARGIN and speedup.high <= 1 + MARGIN else "undecided"
-
-
 @dataclass(frozen=True)
 class _Folder:
     study: Study | None
@@ -264,7 +252,7 @@ def _numbers(found: Measurement, runtime: Comparison | None, drop: float) -> dic
             noisy = any(c.verdict == "too noisy" for c in chain)
             known["speedup_torch"] = together
             known["timing_torch"] = (
-                "too noisy" if noisy else chain[0].verdict if len(chain) == 1 else timing_verdict(together)
+                "too noisy" if noisy else chain[0].verdict if len(chain) == 1 else intervals.verdict(together)
             )
     return known
 

@@ -293,7 +293,7 @@ def _timing(c: Comparison) -> tuple[Cell, ...]:
         _speed(c),
         Cell(formats.digits(c.null_ratio.value), formats.between(c.null_ratio)),
         Cell(formats.counted(c.warmup_calls, "call"), "" if c.steady else "not steady", "" if c.steady else "doubt"),
-        Cell("; ".join(c.contention) or "none seen", tone="doubt" if c.contention else "quiet"),
+        Cell("; ".join(c.disturbance.signs) or "none seen", tone="doubt" if c.disturbance.signs else "quiet"),
     )
 
 

@@ -103,6 +103,7 @@ def environment(threads: int) -> Environment:
     return Environment(
         cpu=hardware(Target("cpu", "torch")),
         cores=cores(),
+        affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
         cpu_flags=_relevant(_cpuinfo("flags", "Features").split()),
         memory_bytes=psutil.virtual_memory().total,
         gpu=", ".join(_gpus()),

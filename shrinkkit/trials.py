@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +136,14 @@ def race_runtimes(
     plain = _load(run / "variants" / BASELINE, usual, variants.output_of(task), threads).loaded
     if plain is None:
         return None
-    return benchmark.compare_runtimes(
+    return benchmark.compare(
         _copies(plain, task),
         _copies(own, task),
         reference=BASELINE,
         candidate=BASELINE,
         conditions=describe(usual, task, threads=threads),
         candidate_conditions=describe(target, task, threads=threads),
+        across_runtimes=True,
         seed=seed,
     )
 
@@ -186,7 +186,7 @@ def record(
                 latency_ms=own,
             )
         )
-    notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.contention})
+    notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
     return TargetRecord(
         task=task.name,
         target=target.name,
@@ -206,17 +206,13 @@ def write(run: Path, found: TargetRecord) -> Path:
 
 def describe(target: Target, task: Task, *, threads: int) -> Conditions:
     """Return the conditions under which a model of `task` runs on `target`."""
-    digest = sha256()
-    for x in task.example:
-        digest.update(f"{x.dtype}{tuple(x.shape)}{x.stride()}".encode())
-        digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return Conditions(
         device=target.device,
         hardware=targets.hardware(target),
         runtime=target.runtime,
         threads=threads,
         batch_size=task.example[0].shape[0],
-        inputs_sha256=digest.hexdigest(),
+        inputs_sha256=benchmark.inputs_sha256(task.example),
     )
 
 

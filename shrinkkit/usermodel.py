@@ -1,7 +1,5 @@
 """What every step relies on in a user's model: eval mode, batch first, finite and repeatable outputs."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -44,7 +42,7 @@ def check(model: nn.Module, example: Example) -> None:
         raise InvalidTask(
             "The model's outputs must be finite, but on `example` some are not. Check its weights and `example`."
         )
-    if not _close(output, again):
+    if not outputs.close(output, again):
         raise InvalidTask(
             "The model must give the same outputs for the same inputs, but two calls on `example` differ. "
             "Leave out what is random in eval mode, and state kept from one call to the next."
@@ -54,7 +52,7 @@ def check(model: nn.Module, example: Example) -> None:
         torch.inference_mode(),
     ):
         alone = outputs.tensors(model(*(x[:1] for x in example)))
-    if not _close(alone[:1], [output[0][:1]]):
+    if not outputs.close(alone[:1], [output[0][:1]]):
         raise InvalidTask(
             "The output for an example must not depend on the rest of its batch, but the first of `example` alone "
             "gives another output. Use `batch_first=True` in recurrent layers, and no statistics over the batch."
@@ -94,11 +92,3 @@ def _check_types(model: nn.Module, example: Example) -> None:
             f"`model` and `example` must be on the CPU, found {', '.join(sorted(elsewhere))}. "
             "Call `.cpu()`; a target names the device."
         )
-
-
-def _close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
-    """Return if the two agree to a thousandth of the largest value, which kernels for other batch sizes keep."""
-    return len(left) == len(right) and all(
-        a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= 1e-3 * b.abs().max()))
-        for a, b in ((x.double(), y.double()) for x, y in zip(left, right, strict=True))
-    )

@@ -1,5 +1,6 @@
 """A synthetic run folder, for tests of what reads one. Every number in it is made up; none was measured."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,14 +10,20 @@ from shrinkkit import records
 from shrinkkit.recipes import study
 from shrinkkit.records import (
     Accuracy,
+    ClassScore,
     Comparison,
     Conditions,
+    Disturbance,
     Environment,
     Estimate,
     LayerAudit,
     LayerPrecision,
+    LayerTime,
+    Lost,
     Measurement,
+    Memory,
     ModelFile,
+    Point,
     Status,
     Step,
     TargetRecord,
@@ -56,6 +63,7 @@ MADE_UP = {
 ENVIRONMENT = Environment(
     cpu=CPU,
     cores=2,
+    affinity=(0, 1),
     cpu_flags=("avx2", "fma"),
     memory_bytes=8 * 2**30,
     gpu="",
@@ -177,13 +185,48 @@ def target_record(target):
         compared = None if name == "baseline" else comparison(name, runtime, base_ms, speed)
         own = compared.candidate_ms if compared else around(base_ms, 0.004)
         accuracy = judged(lost, None if name == "baseline" else 540)
-        found.append(Measurement(name, target, "", digest(name, runtime), 41.0, 88.0, accuracy, compared, own))
+        found.append(
+            Measurement(
+                variant=name,
+                target=target,
+                error="",
+                file_sha256=digest(name, runtime),
+                load_ms=41.0,
+                first_call_ms=88.0,
+                accuracy=accuracy,
+                latency=compared,
+                latency_ms=own,
+                memory=Memory(190_000_000, round(9e6 / speed), round(14e6 / speed), "resident"),
+                layers=layer_times(name, base_ms / speed),
+            )
+        )
     found.insert(
         3, Measurement("dynamic-int8", target, "There is no such variant: the step that makes it did not end well.")
     )
     between = comparison("baseline", "torch", 30.1, 30.1 / 23.3, candidate_runtime="onnxruntime") if onnx else None
     notes = ("load average 1.7 on 2 cores",) if onnx else ()
-    return TargetRecord("digits-cnn", target, ENVIRONMENT, tuple(found), between, notes)
+    return TargetRecord("digits-cnn", target, ENVIRONMENT, tuple(found), between, sweep(runtime, base_ms), notes)
+
+
+def layer_times(name, total_ms):
+    """Return made-up times of the layers; an int8 variant also spends a tenth on conversions."""
+    shares = [0.05, *(0.85 / 16 for _ in range(16)), 0.02]
+    times = [LayerTime(layer, "conv2d", share * total_ms) for layer, share in zip(LAYERS, shares, strict=True)]
+    if "int8" in name:
+        times.append(LayerTime("", "QuantizeLinear", 0.1 * total_ms, converts=True))
+    return (*times, LayerTime("", "add", 0.03 * total_ms))
+
+
+def sweep(runtime, base_ms):
+    """Return made-up timings at a batch of 1 and of 32, and on one thread; one point has no timing."""
+    found = []
+    for batch, threads, share in ((1, 2, 0.2), (32, 2, 3.6), (8, 1, 1.8)):
+        found.append(Point("baseline", batch, threads, latency_ms=around(base_ms * share, 0.01)))
+        compared = comparison("static-int8", runtime, base_ms * share, 1.9)
+        conditions = Conditions("cpu", CPU, runtime, threads, batch, digest("inputs", str(batch)))
+        compared = dataclasses.replace(compared, conditions=conditions)
+        found.append(Point("static-int8", batch, threads, latency=compared, latency_ms=compared.candidate_ms))
+    return (*found, Point("channels-50", 32, 2, error="The batch is fixed at 8: tracing recorded it."))
 
 
 def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
@@ -191,6 +234,7 @@ def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
     noise = random.Random(f"{name} {runtime}")
     slow, fast, null = (slots(noise, ms) for ms in (base_ms, base_ms / speed, base_ms))
     verdict = "same" if abs(speed - 1) < 0.01 else "faster" if speed > 1 else "slower"
+    signs = ("load average 1.7 on 2 cores",) if runtime == "onnxruntime" and name == "weights-80" else ()
     return Comparison(
         reference="baseline",
         candidate=name,
@@ -207,7 +251,7 @@ def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
         null_samples_ms=null,
         warmup_calls=15,
         steady=True,
-        contention=("load average 1.7 on 2 cores",) if runtime == "onnxruntime" and name == "weights-80" else (),
+        disturbance=Disturbance(1.9, 0.1, 0.0, 12.0, 1.7, signs),
         duration_s=2.4,
         seed=0,
     )
@@ -234,7 +278,29 @@ def judged(lost, total):
     difference = (
         Estimate(-lost / 540, -lost / 540 - 0.002 - lost / 5000, -lost / 540 + 0.002 + lost / 5000) if total else None
     )
-    return Accuracy("accuracy", scores, Estimate(mean, mean - half, min(1.0, mean + half)), difference, 1 - lost / 540)
+    worst = tuple(Lost(9 + i, "three", "three", "eight", 1.0, 0.0, PIXELS) for i in range(min(12, lost)))
+    change = Estimate(-lost / 54, -lost / 54 - 0.03, -lost / 54 + 0.03) if total else None
+    classes = (ClassScore("three", 54, around(0.97, 0.02), change), ClassScore("eight", 486, around(0.99, 0.01), None))
+    return Accuracy(
+        metric="accuracy",
+        scores=scores,
+        mean=Estimate(mean, mean - half, min(1.0, mean + half)),
+        difference=difference,
+        agreement=1 - lost / 540,
+        cosine=1 - lost / 9000,
+        divergence=lost / 4000,
+        classes=classes,
+        lost=worst,
+        lost_count=lost,
+        gained_count=0,
+    )
+
+
+PIXELS = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAHklEQVR42mP4r3A/Yf+C+Q8YGN47nG9Yf6CfgSwRAHsTJuEf2jD6"
+    "AAAAAElFTkSuQmCC"
+)
+"""A made-up PNG of 8 x 8 pixels."""
 
 
 def change_json(path, **changes):

@@ -16,11 +16,12 @@ PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
     "errors quiet records located intervals formats "
-    "schema recipes targets rows conclusions results "
+    "schema recipes targets rows conclusions explain results "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention benchmark measure artifacts audit compress structure variants trials "
-    "tables figures overview show "
+    "contention blocks turns benchmark pictures measure artifacts layertimes emulation memory "
+    "audit compress structure variants trials sweep "
+    "tables figures answers costs hotspots overview show "
     "report steps runs cli"
 ).split()
 """A module imports only from modules before it."""

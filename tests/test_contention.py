@@ -11,7 +11,8 @@ QUIET = dataclasses.replace(START, wall_s=10.0, own_s=20.0, busy_s=20.0)
 
 
 def signs(*, threads=2, cores=2, start=START, **changes):
-    return contention.signs(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
+    found, withheld = contention.disturbance(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
+    return found.signs, withheld
 
 
 def test_a_quiet_machine_shows_no_sign():
@@ -53,6 +54,17 @@ def test_forced_switches_are_named():
 def test_where_the_machine_hides_its_counters_the_load_average_is_named():
     hidden = dataclasses.replace(START, busy_s=None, steal_s=None, load_average=3.5)
     assert signs(start=hidden, busy_s=None, steal_s=None) == (("the load average was 3.5 at the start",), False)
+
+
+def test_what_was_counted_is_kept_beside_its_names():
+    found, _ = contention.disturbance(
+        START,
+        dataclasses.replace(QUIET, own_s=15.0, steal_s=0.8, forced_switches=5000, load_average=2.5),
+        threads=2,
+        cores=2,
+    )
+    assert (found.own_cores, found.other_cores, found.stolen) == pytest.approx((1.5, 0.5, 0.04))
+    assert (found.forced_switches_per_s, found.load_average) == (500, 2.5)
 
 
 @pytest.mark.parametrize("text", [None, "intr 1 2 3\n"])

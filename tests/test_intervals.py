@@ -99,7 +99,7 @@ def test_scores_of_different_examples_are_refused():
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
-@pytest.mark.parametrize("of", [intervals.mean, intervals.median, intervals.median_ratio])
+@pytest.mark.parametrize("of", [intervals.mean, intervals.median, intervals.block_ratio])
 def test_nothing_and_not_finite_numbers_are_refused(of, values):
     with pytest.raises(InvalidInput, match="finite"):
         of(values)
@@ -107,7 +107,7 @@ def test_nothing_and_not_finite_numbers_are_refused(of, values):
 
 def test_one_block_is_no_interval():
     with pytest.raises(InvalidInput, match="at least 2 blocks, got 1"):
-        intervals.median_ratio([0.1])
+        intervals.block_ratio([0.1])
 
 
 @given(st.lists(binary, min_size=1, max_size=40))
@@ -132,29 +132,37 @@ def test_a_median_lies_in_its_interval(values):
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))
 def test_turning_a_ratio_around_inverts_its_value(logs):
-    one, other = intervals.median_ratio(logs), intervals.median_ratio([-x for x in logs])
+    one, other = intervals.block_ratio(logs), intervals.block_ratio([-x for x in logs])
     assert one.low <= one.value <= one.high
     assert one.value == pytest.approx(1 / other.value)
 
 
 def test_the_same_seed_gives_the_same_interval():
     logs = list(np.random.default_rng(0).normal(0, 0.1, 30))
-    assert intervals.median_ratio(logs, seed=3) == intervals.median_ratio(logs, seed=3)
+    assert intervals.block_ratio(logs, seed=3) == intervals.block_ratio(logs, seed=3)
 
 
 def test_a_drift_in_time_widens_the_interval_of_a_ratio():
     logs = np.random.default_rng(0).normal(0, 0.01, 100)
-    still = intervals.median_ratio(logs)
-    drifting = intervals.median_ratio(np.repeat(logs[:10], 10))
+    still = intervals.block_ratio(logs)
+    drifting = intervals.block_ratio(np.repeat(logs[:10], 10))
     assert drifting.high - drifting.low > still.high - still.low
 
 
 def test_few_wild_blocks_do_not_move_the_ratio():
     logs = np.random.default_rng(0).normal(math.log(2), 0.01, 60)
     logs[::10] += 3
-    found = intervals.median_ratio(logs)
+    found = intervals.block_ratio(logs)
     assert found.low < 2 < found.high
     assert found.high - found.low < 0.05
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(1.02, 1.1, "faster"), (0.9, 0.98, "slower"), (0.995, 1.005, "same"), (1.0, 1.02, "undecided")],
+)
+def test_a_ratio_gets_a_verdict_only_if_the_whole_interval_allows_it(low, high, verdict):
+    assert intervals.verdict(Estimate((low + high) / 2, low, high)) == verdict
 
 
 @given(ratios)
@@ -196,12 +204,12 @@ def test_intervals_of_a_paired_difference_cover_the_truth():
     assert 0.92 <= share_that_holds(found, -0.01) <= 0.985
 
 
-def test_intervals_of_a_median_ratio_cover_the_truth_of_skewed_blocks_that_resemble_their_neighbours():
+def test_intervals_of_a_block_ratio_cover_the_truth_of_skewed_blocks_that_resemble_their_neighbours():
     random = np.random.default_rng(3)
     found = []
     for _ in range(150):
         drift = np.repeat(random.normal(0, 0.01, 10), 4)
-        found.append(intervals.median_ratio(0.5 + drift + random.laplace(0, 0.02, 40)))
+        found.append(intervals.block_ratio(0.5 + drift + random.laplace(0, 0.02, 40)))
     assert share_that_holds(found, math.exp(0.5)) >= 0.92
 
 

@@ -13,6 +13,7 @@ from shrinkkit import records
 from shrinkkit.errors import InvalidInput, UnfairComparison
 
 STORED = (records.Variant, records.TargetRecord, records.Status)
+QUIET = records.Disturbance(1.9, 0.0, 0.0, 3.0, 0.4, ())
 CONDITIONS = records.Conditions("cpu", "a cpu", "torch", 2, 8, "0" * 64)
 
 
@@ -35,7 +36,7 @@ def comparison(speedup=2.0, conditions=CONDITIONS, **changes):
         null_samples_ms=((1.0,), (1.0,)),
         warmup_calls=10,
         steady=True,
-        contention=(),
+        disturbance=QUIET,
         duration_s=1.5,
         seed=0,
     )
@@ -167,3 +168,26 @@ def test_write_text_that_fails_leaves_the_old_file_and_no_others(tmp_path):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"weights")
     assert records.sha256(tmp_path / "x") == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_comparison_says_its_verdict_interval_and_noise_floor():
+    said = repr(comparison(null_ratio=records.Estimate(1.0, 0.992, 1.003)))
+    assert said.startswith("half is faster: 2 [1.98, 2.02] times the speed of baseline")
+    assert "noise floor 0.8%" in said
+    assert "WARNING" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"speedup": records.Estimate(2.0, 1.7, 2.3)}, "the interval is \N{PLUS-MINUS SIGN}16% wide"),
+        ({"candidate_samples_ms": ((1.0, 2.0, 3.0, 4.0, 5.0),)}, "half of the calls of half scatter over 100%"),
+        ({"steady": False}, "the warm-up ended before times were steady"),
+        (
+            {"disturbance": dataclasses.replace(QUIET, signs=("other processes used 0.9 of 2 cores",))},
+            "other processes",
+        ),
+    ],
+)
+def test_a_comparison_warns_of_what_makes_it_doubtful(changes, warning):
+    assert f"WARNING: {warning}" in repr(dataclasses.replace(comparison(), **changes))

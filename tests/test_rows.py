@@ -127,14 +127,6 @@ def test_accuracy_is_within_budget_only_if_the_whole_interval_is(low, high, verd
     assert rows.accuracy_verdict(Estimate((low + high) / 2, low, high), 0.01) == verdict
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(1.02, 1.1, "faster"), (0.9, 0.98, "slower"), (0.995, 1.005, "same"), (1.0, 1.02, "undecided")],
-)
-def test_a_speed_gets_a_verdict_only_if_the_whole_interval_allows_it(low, high, verdict):
-    assert rows.timing_verdict(Estimate((low + high) / 2, low, high)) == verdict
-
-
 def test_speed_against_torch_is_the_product_with_the_runtime(run):
     row = rows.load(run).row("channels-50", "cpu/onnxruntime")
     assert row.speedup_torch.value == pytest.approx(3.31 * 30.1 / 23.3)
