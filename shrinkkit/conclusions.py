@@ -1,5 +1,6 @@
 """What the rows of a run amount to: the verdict in one sentence, and where the speed comes from."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,12 @@ def verdict(results: Results) -> Verdict:
     interval keeps the budget counts as within it.
     """
     rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
-    remarks = (*_runtime_remark(results, rows), *_noise_remark(results), *_failure_remark(results))
+    remarks = (
+        *_saturation_remark(results),
+        *_runtime_remark(results, rows),
+        *_noise_remark(results),
+        *_failure_remark(results),
+    )
     if not rows:
         return Verdict(_nothing(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -203,9 +209,21 @@ def _closest(row: Row, kind: str, results: Results) -> str:
     if kind == "cannot tell":
         return (
             f"No variant is surely within the budget of {_budget(results)}. The closest: {_claim(row, results)}; "
-            "the interval reaches beyond the budget, and more test examples would narrow it."
+            f"the interval reaches beyond the budget, because the test set is too small for it. {_needed(row, results)}"
         )
     return f"No variant is within the budget of {_budget(results)}. The closest: {_claim(row, results)}."
+
+
+def _needed(row: Row, results: Results) -> str:
+    """Return how many test examples would tell whether `row` keeps the budget, were its change to stay as it is."""
+    record = results.measured[row.target]
+    examples = next(len(m.accuracy.scores) for m in record.measurements if m.variant == row.variant and m.accuracy)
+    difference = row.difference
+    if difference is None or difference.value <= -results.budget.accuracy_drop:
+        return "More test examples would narrow it."
+    # Intervals narrow with the square root of the number of examples.
+    ratio = (difference.value - difference.low) / (difference.value + results.budget.accuracy_drop)
+    return f"About {math.ceil(examples * ratio**2 / 100) * 100:,} examples would tell; it has {examples:,}."
 
 
 def _nothing(results: Results) -> str:
@@ -214,6 +232,17 @@ def _nothing(results: Results) -> str:
         return "There is no verdict: no variant was measured."
     where = f" on {results.budget.target}" if results.budget.target else ""
     return f"There is no verdict: no timing{where} was steady enough to trust. Run again on a quieter machine."
+
+
+def _saturation_remark(results: Results) -> tuple[str, ...]:
+    """Return a sentence for each variant whose integer kernels compute something else than its integers."""
+    return tuple(
+        f"Integer kernels of {target} saturate on this processor in {m.variant} ({', '.join(m.integers.saturated)}): it "
+        "answers otherwise than its integers say, and otherwise than on other processors."
+        for target, record in results.measured.items()
+        for m in record.measurements
+        if m.integers and m.integers.saturated
+    )
 
 
 def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -1,19 +1,11 @@
-"""Pictures as inline SVG with alt text: where speed comes from, what it costs, and the raw times behind it.
+"""The pictures of a report: where speed comes from, what it costs, and the raw times behind it."""
 
-Colours are CSS variables with a fallback, so that a page can give a dark mode its own.
-"""
-
-import hashlib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit import formats
 from shrinkkit.conclusions import TRUSTED
+from shrinkkit.drawing import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Comparison
 
@@ -23,46 +15,14 @@ if TYPE_CHECKING:
 
     from shrinkkit.results import Factors, Results, Row
 
-INK, FAINT = "#010203", "#040506"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
-"""Okabe and Ito's, which colour-blind readers can tell apart, and a brown where theirs would not show on white."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_canvas, _picture = canvas, picture
 SHOWN = 120
 """Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
-
-_VARIABLES = {
-    INK: "var(--sk-ink, currentColor)",
-    FAINT: "var(--sk-faint, #8886)",
-    **{colour: f"var(--sk-c{i}, {colour})" for i, colour in enumerate(COLOURS)},
-}
-
-
-@dataclass(frozen=True, repr=False)
-class Picture:
-    """An SVG with the text that stands in for it, and a caption."""
-
-    svg: str
-    alt: str
-    caption: str
-
-    def __repr__(self) -> str:
-        """Return it as plain text."""
-        return f"[picture: {self.alt}]"
-
-    def _repr_markdown_(self) -> str:
-        return f"*Picture, in words:* {self.alt}\n\n{self.caption}\n"
-
-    def _repr_html_(self) -> str:
-        return (
-            f'<figure class="sk-figure" role="group"><div class="sk-scroll" tabindex="0" role="region" '
-            f'aria-label="{escape(self.caption)}">{self.svg}</div>'
-            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
-        )
 
 
 def training(scores: Sequence[float], *, metric: str) -> Picture:
     """Return the mean validation score after each epoch of fine-tuning, as a line; `scores` holds at least one."""
-    with _canvas(6.2, 2.4) as figure:
+    with canvas(6.2, 2.4) as figure:
         axes = figure.subplots()
         epochs = range(1, len(scores) + 1)
         axes.plot(epochs, scores, color=COLOURS[0], marker="o", markersize=4)
@@ -70,7 +30,7 @@ def training(scores: Sequence[float], *, metric: str) -> Picture:
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"validation {metric}")
         alt = f"Validation {metric} by epoch: " + ", ".join(f"{score:.4g}" for score in scores) + "."
-        return _picture(figure, alt, f"Mean {metric} on the validation split after each epoch of fine-tuning.")
+        return picture(figure, alt, f"Mean {metric} on the validation split after each epoch of fine-tuning.")
 
 
 def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
@@ -83,7 +43,7 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
     panels = [(target, [f for f in found if f.target == target]) for target in targets]
     panels = [(target, rows) for target, rows in panels if rows]
     heights = [len(rows) + 0.4 for _, rows in panels]
-    with _canvas(9.2, 0.44 * sum(heights) + 0.75 * len(panels) + 0.6) as figure:
+    with canvas(9.2, 0.44 * sum(heights) + 0.75 * len(panels) + 0.6) as figure:
         column = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (target, rows) in zip(column, panels, strict=True):
             for y, row in enumerate(rows):
@@ -95,7 +55,7 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
             axes.grid(axis="x", color=FAINT)
         _speed_axis(column[-1], [end for row in found for end in (*_ends(row), row.total.low, row.total.high)])
         _legend_of_factors(figure)
-        return _picture(
+        return picture(
             figure,
             "Speed-up against torch FP32 by variant. " + " ".join(_in_words(row) for row in found),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
@@ -176,7 +136,7 @@ def tradeoff(results: "Results") -> Picture | None:
     names = [name for name in results.names if any(row.variant == name for row in rows)]
     largest = max(row.size_bytes or 0 for row in rows)
     scale = 100 if results.in_shares else 1
-    with _canvas(9.2, 4.1) as figure:
+    with canvas(9.2, 4.1) as figure:
         panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
             for row in rows:
@@ -195,7 +155,7 @@ def tradeoff(results: "Results") -> Picture | None:
         for axes in panels[1:]:
             axes.set_xlabel(panels[0].get_xlabel())
         _legend_of_variants(figure, names)
-        return _picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
+        return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
 
 
 _TRADEOFF = (
@@ -261,7 +221,7 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
     if not compared:
         return None
     lines = -(-len(compared) // columns)
-    with _canvas(9.2, 1.75 * lines + 0.3) as figure:
+    with canvas(9.2, 1.95 * lines + 0.3) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in grid.flat[len(compared) :]:
             axes.set_axis_off()
@@ -273,12 +233,13 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
         )
         most = max(len(c.candidate_samples_ms) for c in compared.values())
         thinned = f" {SHOWN} of up to {most} slots are drawn, evenly spaced." if most > SHOWN else ""
-        return _picture(
+        return picture(
             figure,
             f"Times of single calls, slot by slot. {words}",
             f"{f'{title}: each' if title else 'Each'} dot is the fastest call of one slot, in ms, from the first slot "
             f"on the left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their "
-            f"medians.{thinned}",
+            f"medians. Above stand the speed-up with its 95 % interval, and how far a copy of the baseline may be from "
+            f"the baseline itself.{thinned}",
         )
 
 
@@ -299,7 +260,9 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
         axes.plot(*path, color=colour, alpha=alpha, linewidth=2.4, solid_capstyle="round")
         axes.axhline(float(np.median(times)), color=colour, alpha=alpha, linewidth=0.8)
         highest = max(highest, float(np.quantile(times, 0.99)))
-    axes.set_title(f"{name}: {comparison.verdict}", loc="left", fontsize=9)
+    floor = f"noise floor \N{PLUS-MINUS SIGN}{formats.percent(comparison.noise_floor)}"
+    speed = f"{formats.times(comparison.speedup.value)} {formats.between(comparison.speedup)}"
+    axes.set_title(f"{name}: {comparison.verdict}\n{speed}, {floor}", loc="left", fontsize=8)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])
     axes.set_ylabel("ms")
@@ -331,57 +294,3 @@ def _speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     )
     axes.minorticks_off()
     axes.set_xlabel("speed-up against torch FP32")
-
-
-@contextmanager
-def _canvas(width: float, height: float) -> Iterator["Figure"]:
-    """Give a figure of `width` by `height` inches, drawn in colours that `_picture` turns into variables."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "shrinkkit",
-        "path.simplify": False,
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "axes.titlecolor": INK,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "grid.linewidth": 0.7,
-    }
-    with matplotlib.rc_context(style):
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _picture(figure: "Figure", alt: str, caption: str) -> Picture:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # Hundredths of a point are enough for coordinates; the numbers in texts stay as they are.
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag.group()), svg)
-    svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sk-font, sans-serif)", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    mark = "sk" + hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'\bid="', f'id="{mark}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    opening = (
-        f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
-    )
-    opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return Picture(
-        re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip(), alt, caption
-    )

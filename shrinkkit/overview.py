@@ -188,7 +188,8 @@ def _change(row: Row, shares: bool) -> Cell:
         return Cell("reference", tone="quiet")
     tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "doubt")
     value = formats.change(row.difference.value, in_shares=shares).removesuffix(" points")
-    return Cell(value, f"{formats.between(row.difference, in_shares=shares)}\n{row.accuracy_verdict}", tone)
+    verdict = "cannot tell: too few examples" if row.accuracy_verdict == "cannot tell" else row.accuracy_verdict
+    return Cell(value, f"{formats.between(row.difference, in_shares=shares)}\n{verdict}", tone)
 
 
 def _speed(row: Row, *, torch: bool) -> Cell:
@@ -240,6 +241,7 @@ def _machine(one: Environment) -> list[tuple[str, str]]:
         ("threads of one call", str(one.threads)),
         ("may run on cores", ", ".join(map(str, one.affinity))),
         ("clock governor", one.governor),
+        ("clock when it ended", f"{one.clock_mhz:.0f} MHz" if one.clock_mhz else ""),
         ("load when it ended", f"{one.load_average:g}"),
         ("system", one.platform),
         ("Python", one.python),

@@ -48,6 +48,8 @@ class Environment:
     threads: int
     variables: dict[str, str]
     governor: str
+    clock_mhz: float | None
+    """Of the first core at that moment; None where the system does not tell."""
     load_average: float
 
 
@@ -210,7 +212,8 @@ class Comparison:
         here, c = self.conditions, self.speedup
         runtimes = here.runtime + (f" and {self.candidate_runtime}" if self.candidate_runtime != here.runtime else "")
         lines = [
-            f"{self.candidate} is {self.verdict}: {c.value:.3g} [{c.low:.3g}, {c.high:.3g}] times the speed of {self.reference}",
+            f"{self.candidate} is {self.verdict}: {c.value:.3g} [{c.low:.3g}, {c.high:.3g}] times the speed of "
+            f"{self.reference}",
             f"{self.reference_ms.value:.3g} ms and {self.candidate_ms.value:.3g} ms a call of {here.batch_size} on "
             f"{here.device} in {runtimes}, {here.threads} threads",
             f"noise floor {self.noise_floor:.1%}, {len(self.null_samples_ms) // 2} blocks in {self.duration_s:.1f} s",
@@ -342,7 +345,7 @@ class Measurement:
     memory: Memory | None = None
     layers: tuple[LayerTime, ...] = ()
     denormals: int = 0
-    """Numbers too small for full precision among the weights and the layers' outputs; some processors are slow at them."""
+    """Numbers too small for full precision among weights and layers' outputs; some processors are slow at them."""
     integers: IntegerCheck | None = None
     """None for files that compute in float, and where a runtime cannot tell."""
     notes: tuple[str, ...] = ()

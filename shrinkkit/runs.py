@@ -86,7 +86,8 @@ def plan(study: Study, *, task: str, threads: int) -> tuple[Planned, ...]:
         if recipe.quantize:
             add("3-quantize", recipe.name, source, _section(recipe.quantize))
     for target in study.targets:
-        parameters = {**common, "target": target, "variants": list(variants)}
+        sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
+        parameters = {**common, "target": target, "variants": list(variants), **sizes}
         name = f"4-benchmark-{target.replace('/', '-')}"
         leaves = f"measurements/{target.replace('/', '-')}.json"
         steps_.append(Planned(name, "4-benchmark", target, parameters, ("1-baseline",), leaves))

@@ -147,6 +147,9 @@ class Recipe(_Section):
         return self.model_dump(mode="json", include={"prune", "quantize"}, exclude_none=True)
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
 class Budget(_Section):
     """The most accuracy that may be given up, and what for."""
 
@@ -171,6 +174,10 @@ class Study(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     """None takes every core that this process may use."""
+    batch_sizes: Annotated[tuple[_Count, ...], Field(strict=False)] = (1, 32)
+    """Batches to time every variant on besides that of the task's example."""
+    thread_counts: Annotated[tuple[_Count, ...], Field(strict=False)] = (1,)
+    """Numbers of threads to time every variant with besides `threads`."""
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that one step may take."""
 
@@ -210,6 +217,10 @@ RULES = {
     "budget.accuracy_drop": "a share in [0, 1]",
     "seed": "a whole number in [0, 4294967296)",
     "threads": "a whole number >= 1",
+    "batch_sizes": "a list of whole numbers >= 1",
+    "batch_sizes.*": "a whole number >= 1",
+    "thread_counts": "a list of whole numbers >= 1",
+    "thread_counts.*": "a whole number >= 1",
     "timeout_s": "a number of seconds > 0",
 }
 """What a setting must be, by its key; `*` stands for each entry of a list or mapping."""

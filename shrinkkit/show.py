@@ -21,9 +21,10 @@ from shrinkkit.overview import (
     verdict,
 )
 from shrinkkit.recipes import BASELINE
-from shrinkkit.records import Accuracy, Comparison, LayerAudit, TargetRecord, Variant
+from shrinkkit.records import Accuracy, LayerAudit, TargetRecord, Variant
 from shrinkkit.results import Results
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table, facts
+from shrinkkit.timings import distributions, latencies, runtime, speed, timings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,21 +188,6 @@ def audits(found: Results) -> Several:
     return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
 
 
-def timings(found: Results) -> Several:
-    """Return the raw times and the conditions of every comparison, target by target."""
-    parts: list[Shown] = []
-    for target, record in found.measured.items():
-        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
-        if record.runtime:
-            compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
-        if picture := figures.distributions(compared, title=target):
-            parts.append(picture)
-        table = latencies(compared)
-        if isinstance(table, Table):
-            parts.append(replace(table, caption=f"Every comparison on {target}", folded=True))
-    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
-
-
 def fidelity(found: Mapping[str, Accuracy]) -> Table:
     """Return how each runtime's file scores, paired with the task's own model; keyed by runtime."""
     return _accuracy_table("Each file against the task's own model", "runtime", found, {})
@@ -229,28 +215,6 @@ def trials(loaded: Mapping[str, "Trial"]) -> Table:
     return Table("Files loaded back, each proved to be the one that was made", columns, rows)
 
 
-def latencies(compared: Mapping[str, Comparison]) -> Shown:
-    """Return the paired timings of one target, each with its verdict and what speaks against trusting it."""
-    if not compared:
-        return Statement("There is nothing to time: no variant but the baseline could be loaded.", tone="doubt")
-    rows = tuple((Cell(name), *_timing(c)) for name, c in compared.items())
-    return Table("Latency beside the baseline", (Column("variant"), *_TIMING), rows, _TIMING_NOTE)
-
-
-def distributions(compared: Mapping[str, Comparison]) -> Shown:
-    """Return the raw times of each comparison as small pictures."""
-    return figures.distributions(compared) or Statement("There are no times to show.")
-
-
-def runtime(compared: Comparison | None) -> Shown:
-    """Return what the runtime alone gives, or that there is nothing to compare."""
-    if compared is None:
-        return Statement("This is torch, which the others are compared with; there is no factor of the runtime.")
-    row = (Cell(f"FP32 in {compared.candidate_runtime}"), *_timing(compared))
-    caption = f"FP32 in {compared.candidate_runtime} beside FP32 in {compared.conditions.runtime}"
-    return Table(caption, (Column("model"), *_TIMING), (row,), _TIMING_NOTE)
-
-
 def measurements(record: TargetRecord) -> Several:
     """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
     rows: list[tuple[Cell, ...]] = []
@@ -263,43 +227,12 @@ def measurements(record: TargetRecord) -> Several:
             if one.latency_ms
             else Cell("")
         )
-        speed = _speed(one.latency) if one.latency else Cell("1" if one.variant == BASELINE else "")
+        ratio = speed(one.latency) if one.latency else Cell("1" if one.variant == BASELINE else "")
         accuracy = _change(one.accuracy) if one.accuracy else Cell("")
-        rows.append((Cell(one.variant), latency, speed, accuracy))
+        rows.append((Cell(one.variant), latency, ratio, accuracy))
     columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
     table = Table(f"Measured on {record.target}", columns, tuple(rows), "; ".join(record.notes))
     return Several((table,))
-
-
-_TIMING = (
-    Column("baseline", True),
-    Column("this", True),
-    Column("speed-up", True),
-    Column("control", True),
-    Column("warm-up", True),
-    Column("contention"),
-)
-_TIMING_NOTE = (
-    "Times are medians, and brackets are 95 % intervals. The control is a copy of the baseline against the baseline: "
-    "where it strays from 1, no verdict is given. A speed-up is called faster or slower only if its whole interval is "
-    "more than 1 % away from 1, and the same if all of it is nearer."
-)
-
-
-def _timing(c: Comparison) -> tuple[Cell, ...]:
-    return (
-        Cell(formats.milliseconds(c.reference_ms.value), formats.between(c.reference_ms)),
-        Cell(formats.milliseconds(c.candidate_ms.value), formats.between(c.candidate_ms)),
-        _speed(c),
-        Cell(formats.digits(c.null_ratio.value), formats.between(c.null_ratio)),
-        Cell(formats.counted(c.warmup_calls, "call"), "" if c.steady else "not steady", "" if c.steady else "doubt"),
-        Cell("; ".join(c.disturbance.signs) or "none seen", tone="doubt" if c.disturbance.signs else "quiet"),
-    )
-
-
-def _speed(c: Comparison) -> Cell:
-    tone = {"faster": "good", "slower": "bad"}.get(c.verdict, "doubt" if c.verdict != "same" else "quiet")
-    return Cell(formats.times(c.speedup.value), f"{formats.between(c.speedup)}\n{c.verdict}", tone)
 
 
 def _accuracy_table(caption: str, first: str, found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
@@ -358,10 +291,10 @@ def _summary(of: Variant, runtimes: Sequence[str]) -> str:
         said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
     if of.sparsity >= 0.001:
         said.append(f"{formats.percent(of.sparsity)} of the weights are zero")
-    for runtime in runtimes:
-        kinds = [layer.precision[runtime].runs_as for layer in of.audit if runtime in layer.precision]
+    for name in runtimes:
+        kinds = [layer.precision[name].runs_as for layer in of.audit if name in layer.precision]
         for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
-            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {runtime}")
+            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
     return "; ".join(said) or f"{formats.counted(total, 'layer')}, none changed"
 
 

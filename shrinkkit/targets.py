@@ -113,6 +113,7 @@ def environment(threads: int) -> Environment:
         threads=threads,
         variables=_variables(os.environ),
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
+        clock_mhz=float(mhz) if (mhz := _cpuinfo("cpu MHz")) else None,
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
     )
 

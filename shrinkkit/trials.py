@@ -11,7 +11,7 @@ import torch
 
 from shrinkkit import artifacts, benchmark, measure, outputs, records, targets, variants
 from shrinkkit.artifacts import Loaded
-from shrinkkit.errors import ModelFileError, ShrinkkitError
+from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
 from shrinkkit.records import Accuracy, Comparison, Conditions, Measurement, TargetRecord
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
@@ -87,8 +87,8 @@ def race(
     threads: int,
     seed: int,
     progress: Progress = lambda _: None,
-) -> dict[str, Comparison]:
-    """Return the paired timing of each loaded trial against the baseline on the same target.
+) -> tuple[dict[str, Comparison], dict[str, str]]:
+    """Return the paired timing of each loaded trial against the baseline on the same target, and why one has none.
 
     One that the machine was too noisy for is tried once more at the end.
 
@@ -103,26 +103,38 @@ def race(
     conditions = describe(target, task, threads=threads)
     baseline = trials[BASELINE]
     if baseline.loaded is None:
-        return {}
+        return {}, {}
     usual = _copies(baseline.loaded, task)
+    found: dict[str, Comparison] = {}
+    errors: dict[str, str] = {}
 
-    def compare(name: str, loaded: Loaded) -> Comparison:
-        return benchmark.compare(
-            usual,
-            _copies(loaded, task),
-            reference=BASELINE,
-            candidate=name,
-            conditions=conditions,
-            candidate_conditions=conditions,
-            seed=seed,
-            progress=progress,
-        )
+    def compare(name: str, loaded: Loaded) -> None:
+        try:
+            compared = benchmark.compare(
+                usual,
+                _copies(loaded, task),
+                reference=BASELINE,
+                candidate=name,
+                conditions=conditions,
+                candidate_conditions=conditions,
+                seed=seed,
+                progress=progress,
+            )
+            # A file that writes to its inputs would give the next ones other work.
+            if describe(target, task, threads=threads) != conditions:
+                raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
+        except (ShrinkkitError, RuntimeError) as error:
+            errors[name] = str(error)
+        else:
+            found[name] = compared
 
     racing = {name: trial.loaded for name, trial in trials.items() if name != BASELINE and trial.loaded is not None}
-    found = {name: compare(name, loaded) for name, loaded in racing.items()}
+    for name, loaded in racing.items():
+        compare(name, loaded)
     # What withholds a verdict is the control and the machine, never the candidate, so a second try favours nobody.
-    noisy = [name for name, comparison in found.items() if comparison.verdict == "too noisy"]
-    return found | {name: compare(name, racing[name]) for name in noisy}
+    for name in [name for name, compared in found.items() if compared.verdict == "too noisy"]:
+        compare(name, racing[name])
+    return found, errors
 
 
 def race_runtimes(

@@ -73,6 +73,7 @@ ENVIRONMENT = Environment(
     threads=2,
     variables={"OMP_NUM_THREADS": "2"},
     governor="performance",
+    clock_mhz=2400.0,
     load_average=0.4,
 )
 

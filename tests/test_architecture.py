@@ -21,7 +21,7 @@ ORDER = (
     "channels ranking cutting deciding prune finetune quantize "
     "contention blocks turns benchmark pictures measure artifacts layertimes emulation memory "
     "audit compress structure variants trials sweep "
-    "tables figures answers costs hotspots overview show "
+    "tables drawing figures timings answers costs hotspots overview show "
     "report steps runs cli"
 ).split()
 """A module imports only from modules before it."""

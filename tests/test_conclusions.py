@@ -7,7 +7,7 @@ import pytest
 
 from shrinkkit import conclusions, rows
 from shrinkkit.recipes import Budget
-from shrinkkit.records import Estimate
+from shrinkkit.records import Estimate, IntegerCheck
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,20 @@ def test_a_change_that_straddles_the_budget_is_not_within_it(found):
     made = conclusions.verdict(wide)
     assert made.kind == "cannot tell"
     assert made.headline.startswith("No variant is surely within the budget")
+    # 0.018 must shrink to 0.008, which takes (18 / 8) squared times the 540 examples.
+    assert "too small for it. About 2,800 examples would tell; it has 540." in made.headline
+
+
+def test_integer_kernels_that_saturate_are_named_in_the_verdict(found):
+    record = found.measured["cpu/torch"]
+    check = IntegerCheck(0.31, {"stem": 0.4, "head": 0.001}, ("stem",))
+    measurements = [
+        dataclasses.replace(m, integers=check) if m.variant == "static-int8" else m for m in record.measurements
+    ]
+    measured = found.measured | {"cpu/torch": dataclasses.replace(record, measurements=tuple(measurements))}
+    text = conclusions.verdict(dataclasses.replace(found, measured=measured)).sentence
+    assert "Integer kernels of cpu/torch saturate on this processor in static-int8 (stem)" in text
+    assert "saturate" not in conclusions.verdict(found).sentence
 
 
 def test_when_all_lose_too_much_the_closest_is_named(found):

@@ -213,6 +213,9 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         (STUDY + "threads: 0", "`threads` must be a whole number >= 1, got 0 (my.yaml:4)."),
         (STUDY + "threads: true", "`threads` must be a whole number >= 1, got true (my.yaml:4)."),
         (STUDY + "seed: -1", "`seed` must be a whole number in [0, 4294967296), got -1 (my.yaml:4)."),
+        (STUDY + "batch_sizes: 8", "`batch_sizes` must be a list of whole numbers >= 1, got 8 (my.yaml:4)."),
+        (STUDY + "batch_sizes: [1, 0]", "`batch_sizes.1` must be a whole number >= 1, got 0 (my.yaml:4)."),
+        (STUDY + "thread_counts: [two]", "`thread_counts.0` must be a whole number >= 1, got 'two' (my.yaml:4)."),
         (STUDY + "timeout_s: .inf", "`timeout_s` must be a number of seconds > 0, got inf (my.yaml:4)."),
         (
             STUDY.replace("cpu/torch", "cpu/torhc"),

@@ -1,0 +1,51 @@
+"""Pictures: sound SVG in the page's own colours, the same bytes every time, with words that stand in for them."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from shrinkkit import drawing
+
+
+def drawn(colour=drawing.COLOURS[0]):
+    with drawing.canvas(3, 2) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1.23456789], [1, 0], color=colour, marker="o")
+        axes.set_title("1.23456 ms & more", color=drawing.INK)
+        return drawing.picture(figure, "A line that falls from 1 to 0 & ends.", "It falls.")
+
+
+def test_a_picture_is_sound_xml_whose_label_is_its_text():
+    root = ElementTree.fromstring(drawn().svg)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == "A line that falls from 1 to 0 & ends."
+    assert root.get("width") is None
+
+
+def test_a_picture_is_a_figure_with_its_caption_and_words_elsewhere():
+    made = drawn()
+    assert "<figcaption>It falls.</figcaption>" in made._repr_html_()
+    assert made.alt in made._repr_markdown_()
+    assert repr(made) == f"[picture: {made.alt}]"
+
+
+@pytest.mark.parametrize("index", range(len(drawing.COLOURS)))
+def test_colours_are_variables_of_the_page(index):
+    svg = drawn(drawing.COLOURS[index]).svg
+    assert f"var(--sk-c{index}, {drawing.COLOURS[index]})" in svg
+    assert "var(--sk-ink" in svg
+    assert drawing.INK not in svg
+
+
+def test_coordinates_are_rounded_and_texts_are_not():
+    svg = drawn().svg
+    assert "1.23456 ms" in svg
+    assert not re.search(r'\bd="[^"]*\d\.\d{3}', svg)
+
+
+def test_the_same_drawing_gives_the_same_bytes_and_another_one_other_ids():
+    ids = [set(re.findall(r'\bid="([^"]+)"', drawn(colour).svg)) for colour in drawing.COLOURS[:2]]
+    assert drawn().svg == drawn().svg
+    assert ids[0]
+    assert not ids[0] & ids[1]

@@ -1,0 +1,60 @@
+"""How fast, and how surely: what a reader sees of a comparison."""
+
+import dataclasses
+
+import examples
+import pytest
+
+from shrinkkit import results, timings
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def record(found):
+    return found.measured["cpu/onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def latencies(record):
+    return {m.variant: m.latency for m in record.measurements if m.latency}
+
+
+def test_latencies_show_the_verdict_the_control_and_contention(latencies):
+    text = repr(timings.latencies(latencies))
+    assert "faster" in text
+    assert "load average 1.7 on 2 cores" in text
+    assert "as experienced" in text
+    assert "\N{PLUS-MINUS SIGN}0.5 %" in text
+    assert "nothing to time" in repr(timings.latencies({}))
+
+
+def test_a_machine_that_was_not_steady_is_named(latencies):
+    shaky = dataclasses.replace(latencies["channels-50"], steady=False, verdict="too noisy")
+    text = repr(timings.latencies({"shaky": shaky}))
+    assert "ended before times were steady" in text
+    assert "too noisy" in text
+
+
+def test_distributions_are_pictures_or_a_sentence(latencies):
+    assert "<svg" in timings.distributions(latencies)._repr_html_()
+    assert "no times" in repr(timings.distributions({}))
+
+
+def test_the_factor_of_a_runtime_is_shown_where_there_is_one(record):
+    assert "onnxruntime" in repr(timings.runtime(record.runtime))
+    assert "no factor" in repr(timings.runtime(None))
+
+
+def test_timings_of_a_run_survive_an_empty_one(found):
+    assert len(timings.timings(found).parts) == 2 * len(found.measured)
+    assert "Nothing was timed" in repr(timings.timings(dataclasses.replace(found, measured={})))
+
+
+def test_a_speed_up_is_a_cell_with_interval_and_verdict(latencies):
+    cell = timings.speed(latencies["static-int8"])
+    assert (cell.text, cell.tone) == ("2.16 \N{MULTIPLICATION SIGN}", "good")
+    assert cell.aside.endswith("faster")
