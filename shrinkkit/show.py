@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import figures, formats, intervals
+from shrinkkit import answers, figures, formats, intervals
+from shrinkkit.answers import accuracies, classes, fidelity, lost
 from shrinkkit.overview import (
     commands,
     environment,
@@ -21,7 +22,7 @@ from shrinkkit.overview import (
     verdict,
 )
 from shrinkkit.recipes import BASELINE
-from shrinkkit.records import Accuracy, LayerAudit, TargetRecord, Variant
+from shrinkkit.records import LayerAudit, TargetRecord, Variant
 from shrinkkit.results import Results
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table, facts
 from shrinkkit.timings import distributions, latencies, runtime, speed, timings
@@ -36,6 +37,7 @@ __all__ = [
     "accuracies",
     "audit",
     "audits",
+    "classes",
     "commands",
     "distributions",
     "environment",
@@ -44,6 +46,7 @@ __all__ = [
     "files",
     "latencies",
     "layers",
+    "lost",
     "measurements",
     "missing",
     "model_files",
@@ -79,7 +82,7 @@ def task(of: "Task") -> Table:
 
 def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
     """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
-    shares = _in_shares(scores)
+    shares = answers.in_shares(scores)
     mean = intervals.mean(scores)
     value = formats.score(mean.value, in_shares=shares)
     return Statement(
@@ -188,16 +191,6 @@ def audits(found: Results) -> Several:
     return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
 
 
-def fidelity(found: Mapping[str, Accuracy]) -> Table:
-    """Return how each runtime's file scores, paired with the task's own model; keyed by runtime."""
-    return _accuracy_table("Each file against the task's own model", "runtime", found, {})
-
-
-def accuracies(found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
-    """Return each variant's accuracy, its paired difference to the baseline, and why a variant has none."""
-    return _accuracy_table("Accuracy on the test split", "variant", found, errors)
-
-
 def trials(loaded: Mapping[str, "Trial"]) -> Table:
     """Return which files were loaded and proved, how long that took, and why a variant has none."""
     rows = tuple(
@@ -228,35 +221,11 @@ def measurements(record: TargetRecord) -> Several:
             else Cell("")
         )
         ratio = speed(one.latency) if one.latency else Cell("1" if one.variant == BASELINE else "")
-        accuracy = _change(one.accuracy) if one.accuracy else Cell("")
+        accuracy = answers.change(one.accuracy) if one.accuracy else Cell("")
         rows.append((Cell(one.variant), latency, ratio, accuracy))
     columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
     table = Table(f"Measured on {record.target}", columns, tuple(rows), "; ".join(record.notes))
     return Several((table,))
-
-
-def _accuracy_table(caption: str, first: str, found: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (Cell(name), _change(accuracy, mean=True), _change(accuracy), Cell(formats.percent(accuracy.agreement)))
-        for name, accuracy in found.items()
-    ]
-    rows += [(Cell(name), Cell(error, tone="bad", wide=True)) for name, error in errors.items()]
-    metric = next((a.metric for a in found.values()), "score")
-    columns = (Column(first), Column(metric, True), Column("change", True), Column("same answers", True))
-    examples = max((len(a.scores) for a in found.values()), default=0)
-    return Table(f"{caption}, {examples:,} examples", columns, tuple(rows), "Intervals are of 95 %.")
-
-
-def _change(accuracy: Accuracy, *, mean: bool = False) -> Cell:
-    """Return the paired difference to the baseline; the mean itself for the baseline, or if asked for."""
-    shares = _in_shares(accuracy.scores)
-    if mean:
-        value = formats.score(accuracy.mean.value, in_shares=shares)
-        return Cell(value, formats.between(accuracy.mean, in_shares=shares))
-    if accuracy.difference is None:
-        return Cell("reference", tone="quiet")
-    value = formats.change(accuracy.difference.value, in_shares=shares)
-    return Cell(value, formats.between(accuracy.difference, in_shares=shares))
 
 
 def _audited(layer: LayerAudit, runtimes: Sequence[str]) -> tuple[Cell, ...]:
@@ -300,10 +269,6 @@ def _summary(of: Variant, runtimes: Sequence[str]) -> str:
 
 def _settings(section: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in section.items() if value not in ([], {}, (), None, False))
-
-
-def _in_shares(scores: Sequence[float]) -> bool:
-    return all(0 <= score <= 1 for score in scores)
 
 
 def _milliseconds(value: float | None) -> str:

@@ -75,6 +75,9 @@ def judge(
             continue
         if name == BASELINE:
             reference = scored
+        elif reference is None:
+            errors[name] = "The baseline could not be judged, so there is nothing to pair this with."
+            continue
         found[name] = measure.accuracy(task, scored, None if name == BASELINE else reference)
     return found, errors
 
