@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from shrinkkit import formats
-from shrinkkit.records import Accuracy, ClassScore, Estimate, Lost
+from shrinkkit.records import Accuracy, ClassScore, Estimate, Lost, TargetRecord
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table
 
 ARROW = "\N{RIGHTWARDS ARROW}"
@@ -100,6 +100,34 @@ def lost(found: Mapping[str, Accuracy]) -> Shown:
     if unchanged:
         parts.append(Statement(f"No example was lost by {', '.join(unchanged)}."))
     return Several(tuple(parts))
+
+
+def integers(record: TargetRecord) -> Shown:
+    """Return whether the kernels of each int8 file computed what its integers say, and why one could not be told."""
+    rows: list[tuple[Cell, ...]] = []
+    for one in record.measurements:
+        if check := one.integers:
+            worst = max(check.layers, key=check.layers.__getitem__, default="")
+            named = ", ".join(check.saturated)
+            rows.append(
+                (
+                    Cell(one.variant),
+                    Cell(f"saturate: {named}" if named else "as the integers say", tone="bad" if named else "good"),
+                    Cell(f"{check.deviation:.1e}"),
+                    Cell(f"{len(check.layers)}", f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""),
+                )
+            )
+        rows += [(Cell(one.variant), Cell(note, tone="doubt", wide=True)) for note in one.notes]
+    if not rows:
+        return Statement(f"No variant computes in int8 on {record.target}.")
+    columns = (Column("variant"), Column("kernels"), Column("outputs differ by", True), Column("layers compared", True))
+    return Table("Integer kernels beside the same integers computed in float", columns, tuple(rows), _INTEGERS_NOTE)
+
+
+_INTEGERS_NOTE = (
+    "Processors without instructions made for it add products of 8 bits in 16 and saturate, silently. Differences are "
+    "shares of the largest output; rounding explains a step of the output's own integers."
+)
 
 
 @dataclass(frozen=True, repr=False)

@@ -265,6 +265,8 @@ def is_int8(module: nn.Module) -> bool:
     """Return whether `module` is one of torch's layers that compute in int8."""
     kind = type(module)
     integer = kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+    # What torch could not lower keeps the name and computes in float.
+    integer &= ".reference." not in kind.__module__
     # The borders of the integer part, and what a quantized Linear keeps its weight in, are no layers.
     return integer and kind.__name__ not in {"Quantize", "DeQuantize", "LinearPackedParams", "QFunctional"}
 

@@ -144,6 +144,23 @@ class Title:
 
 
 @dataclass(frozen=True, repr=False)
+class Heading:
+    """The heading of a part of a section, such as a target."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        """Return it as plain text."""
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return f"### {self.text}\n"
+
+    def _repr_html_(self) -> str:
+        return f"<h3>{escape(self.text)}</h3>"
+
+
+@dataclass(frozen=True, repr=False)
 class Command:
     """A command to copy, with a line about it."""
 

@@ -9,10 +9,20 @@ from typing import Any
 
 import torch
 
-from shrinkkit import artifacts, benchmark, measure, outputs, records, targets, variants
+from shrinkkit import artifacts, benchmark, emulation, layertimes, measure, memory, outputs, records, targets, variants
 from shrinkkit.artifacts import Loaded
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
-from shrinkkit.records import Accuracy, Comparison, Conditions, Measurement, TargetRecord
+from shrinkkit.records import (
+    Accuracy,
+    Comparison,
+    Conditions,
+    IntegerCheck,
+    LayerTime,
+    Measurement,
+    Memory,
+    Point,
+    TargetRecord,
+)
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
 
@@ -30,6 +40,17 @@ class Trial:
     file_sha256: str = ""
     load_ms: float | None = None
     first_call_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a look inside one model file gave; `notes` say why something is missing. Fields are `Measurement`'s."""
+
+    memory: Memory | None = None
+    layers: tuple[LayerTime, ...] = ()
+    denormals: int = 0
+    integers: IntegerCheck | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int) -> dict[str, Trial]:
@@ -107,7 +128,7 @@ def race(
     baseline = trials[BASELINE]
     if baseline.loaded is None:
         return {}, {}
-    usual = _copies(baseline.loaded, task)
+    usual = copies(baseline.loaded, task)
     found: dict[str, Comparison] = {}
     errors: dict[str, str] = {}
 
@@ -115,7 +136,7 @@ def race(
         try:
             compared = benchmark.compare(
                 usual,
-                _copies(loaded, task),
+                copies(loaded, task),
                 reference=BASELINE,
                 candidate=name,
                 conditions=conditions,
@@ -152,8 +173,8 @@ def race_runtimes(
     if plain is None:
         return None
     return benchmark.compare(
-        _copies(plain, task),
-        _copies(own, task),
+        copies(plain, task),
+        copies(own, task),
         reference=BASELINE,
         candidate=BASELINE,
         conditions=describe(usual, task, threads=threads),
@@ -161,6 +182,54 @@ def race_runtimes(
         across_runtimes=True,
         seed=seed,
     )
+
+
+def inspect(
+    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, progress: Progress = lambda _: None
+) -> dict[str, Inside]:
+    """Return what each loaded trial's file needs in memory, where its time goes, and what its integer kernels compute.
+
+    Args:
+        trials: What `load` returned.
+        target: Where they run.
+        task: Whose example is the input.
+        threads: Intra-op threads.
+        progress: Called with a line for each file.
+    """
+    inputs = tuple(x.cpu() for x in task.example)
+    paths = {name: trial.loaded.path for name, trial in trials.items() if trial.loaded is not None}
+    progress("peak memory")
+    peaks = memory.measure(paths, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device)
+    found = {}
+    for name, path in paths.items():
+        progress(f"inside {name}")
+        found[name] = _inside(path, peaks[name], target, inputs, threads)
+    return found
+
+
+def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Inside:
+    """Look inside one file; what one look cannot tell keeps nothing from the others."""
+    known: dict[str, Any] = {} if isinstance(peak, str) else {"memory": peak}
+    notes = [f"Peak memory: {peak}"] if isinstance(peak, str) else []
+    looks: dict[str, tuple[str, Callable[[], Any]]] = {
+        "layers": (
+            "Time by layer",
+            lambda: layertimes.measure(
+                path, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device
+            ),
+        ),
+        "denormals": ("Denormals", lambda: layertimes.denormals(path, runtime=target.runtime, inputs=inputs)),
+        "integers": (
+            "Integer kernels",
+            lambda: emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads),
+        ),
+    }
+    for field, (what, look) in looks.items():
+        try:
+            known[field] = look()
+        except (ShrinkkitError, RuntimeError, ValueError) as error:
+            notes.append(f"{what}: {error}")
+    return Inside(**known, notes=tuple(notes))
 
 
 def record(
@@ -171,6 +240,8 @@ def record(
     errors: Mapping[str, str],
     latencies: Mapping[str, Comparison],
     runtime: Comparison | None,
+    inside: Mapping[str, Inside],
+    sweep: Sequence[Point],
     *,
     threads: int,
 ) -> TargetRecord:
@@ -199,6 +270,7 @@ def record(
                 accuracy=accuracies.get(name),
                 latency=compared,
                 latency_ms=own,
+                **vars(inside.get(name, Inside())),
             )
         )
     notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
@@ -208,6 +280,7 @@ def record(
         environment=targets.environment(threads),
         measurements=tuple(measurements),
         runtime=runtime,
+        sweep=tuple(sweep),
         notes=tuple(notes),
     )
 
@@ -265,7 +338,7 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
     return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
 
 
-def _copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
+def copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
     """Return a factory of fresh copies of a loaded file, each ready to be called on the task's example."""
     example: Example = tuple(x.cpu() for x in task.example)
     return lambda: loaded.again().prepare(example)

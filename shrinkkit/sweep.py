@@ -1,0 +1,155 @@
+"""Other batch sizes and numbers of threads: every variant beside the baseline again, each a comparison of its own."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from shrinkkit import artifacts, benchmark, outputs, targets, trials, variants
+from shrinkkit.artifacts import Loaded
+from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
+from shrinkkit.records import Estimate, Point
+from shrinkkit.targets import Target
+from shrinkkit.tasks import Example, Task
+from shrinkkit.trials import BASELINE, Trial
+
+WIDTH, CAP_S, LAYOUTS = 0.02, 0.5, 2
+"""Of each comparison: many wide intervals tell more here than few narrow ones."""
+CALLS = 120
+"""Roughly what the fewest blocks and the warm-up of one comparison take."""
+
+
+def run(
+    loaded: Mapping[str, Trial],
+    target: Target,
+    task: Task,
+    *,
+    batch_sizes: Sequence[int],
+    thread_counts: Sequence[int],
+    threads: int,
+    seed: int = 0,
+    budget_s: float = 60.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Point, ...]:
+    """Return the paired timing of each loaded trial at other batch sizes, and at other numbers of threads.
+
+    One or the other differs from the main benchmark, never both. What has no timing is a point with its reason.
+
+    Args:
+        loaded: What `trials.load` returned, with `threads`.
+        target: Where they run.
+        task: Whose example the batches are cut from, or filled up from with repeats.
+        batch_sizes: At least 1 each; the example's own is left out.
+        thread_counts: At least 1 each; `threads` is left out.
+        threads: Intra-op threads of the main benchmark, also in force afterwards.
+        seed: Of the order of the blocks.
+        budget_s: Seconds after which no further point is begun; a point that would surely take longer is not begun.
+        progress: Called with a line for each point.
+
+    Raises:
+        InvalidInput: A batch size or a number of threads is below 1.
+    """
+    for name, values in (("batch_sizes", batch_sizes), ("thread_counts", thread_counts)):
+        if wrong := [value for value in values if value < 1]:
+            raise InvalidInput(f"`{name}` must be whole numbers >= 1, got {wrong[0]}. Leave it out.")
+    own = task.example[0].shape[0]
+    settings = [(size, threads) for size in dict.fromkeys(batch_sizes) if size != own]
+    settings += [(own, count) for count in dict.fromkeys(thread_counts) if count != threads]
+    names = [name for name, trial in loaded.items() if name != BASELINE and trial.loaded is not None]
+    if loaded[BASELINE].loaded is None or not names:
+        return ()
+    deadline, points = time.perf_counter() + budget_s, []
+    for size, count in settings:
+        progress(f"batch of {size}, {count} threads")
+        with _threads(count, threads):
+            found = list(
+                _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
+            )
+        base = next((p.latency.reference_ms for p in found if p.latency), None)
+        points += [_baseline(size, count, base), *found]
+    return tuple(points)
+
+
+def batch(example: Example, size: int) -> Example:
+    """Return `size` rows of `example`, from the first on, repeated as often as needed."""
+    return tuple(x[torch.arange(size) % x.shape[0]] for x in example)
+
+
+def _points(
+    loaded: Mapping[str, Trial],
+    names: Sequence[str],
+    target: Target,
+    task: Task,
+    threads: int,
+    seed: int,
+    deadline: float,
+) -> Iterator[Point]:
+    """Yield the point of each variant on the task's example with `threads` threads."""
+    size = task.example[0].shape[0]
+    conditions = trials.describe(target, task, threads=threads)
+    like = variants.output_of(task) if target.runtime != "torch" else None
+    for name in names:
+        try:
+            reference, candidate = (_ready(loaded[n], target, task, threads, like) for n in (BASELINE, name))
+            _refuse_long(reference, candidate, task.example, deadline)
+            compared = benchmark.compare(
+                trials.copies(reference, task),
+                trials.copies(candidate, task),
+                reference=BASELINE,
+                candidate=name,
+                conditions=conditions,
+                candidate_conditions=conditions,
+                width=WIDTH,
+                cap_s=CAP_S,
+                layouts=LAYOUTS,
+                seed=seed,
+            )
+        except (ShrinkkitError, RuntimeError, ValueError) as error:
+            yield Point(name, size, threads, error=f"{brief(error)}.")
+        else:
+            yield Point(name, size, threads, latency=compared, latency_ms=compared.candidate_ms)
+
+
+def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object) -> Loaded:
+    """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
+    assert trial.loaded is not None
+    ready = trial.loaded
+    if target.runtime == "onnxruntime":
+        ready = artifacts.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+    size = task.example[0].shape[0]
+    try:
+        found = outputs.tensors(ready(*task.example))
+    except Exception as error:  # runtimes raise errors of their own types
+        raise Unsupported(f"It does not take a batch of {size}: {brief(error)}") from error
+    if not found or found[0].shape[:1] != (size,):
+        raise Unsupported(f"It does not take a batch of {size}: its batch is fixed")
+    return ready
+
+
+def _refuse_long(reference: Loaded, candidate: Loaded, example: Example, deadline: float) -> None:
+    """Raise where the time is used up, or a comparison would surely take more than is left."""
+    start = time.perf_counter()
+    if start < deadline:
+        reference(*example)
+        candidate(*example)
+        if CALLS / 2 * (time.perf_counter() - start) <= max(CAP_S, deadline - start):
+            return
+    raise Unsupported("The time for other batch sizes and threads was used up")
+
+
+def _baseline(size: int, threads: int, latency_ms: Estimate | None) -> Point:
+    if latency_ms is None:
+        return Point(BASELINE, size, threads, error="No variant could be timed beside it here.")
+    return Point(BASELINE, size, threads, latency_ms=latency_ms)
+
+
+@contextmanager
+def _threads(count: int, usual: int) -> Iterator[None]:
+    """Compute with `count` threads while the block runs, and with the usual number afterwards."""
+    targets.use_threads(count)
+    try:
+        yield
+    finally:
+        targets.use_threads(usual)
