@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from shrinkkit import outputs, quantize, quiet
+from shrinkkit import onnxnames, outputs, quantize, quiet
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.records import ModelFile, sha256
 from shrinkkit.tasks import Example
@@ -31,7 +31,7 @@ LOW_PRECISION_TOLERANCE = 0.02
 """The same for files in 8 or 16 bits, which may run elsewhere or on other threads.
 
 ONNX Runtime's dynamic LSTM, for one, takes its ranges from what a thread sees: 0.0014 between 1 and 2 threads. Kernels
-that saturate are far beyond this.
+that saturate were seen at 0.019 and far beyond; `emulation` tells them apart.
 """
 
 INT8_OPERATORS = frozenset(
@@ -132,7 +132,7 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
             f"`cpu/onnxruntime` needs an export to ONNX, and torch cannot export this model: {brief(error)}. "
             "Use 'cpu/torch' for it."
         ) from error
-    _name_weights(onnx.model.graph, frozenset(program.state_dict))
+    onnxnames.name_weights(onnx.model.graph, frozenset(program.state_dict))
     onnx.save(str(path))
     return note
 
@@ -358,35 +358,6 @@ def _refuse_pickles(path: Path) -> None:
                 entries = json.loads(text).get("config", {})
                 if any(entry.get("use_pickle") for entry in entries.values()):
                     raise ModelFileError(f"{path.name} must hold plain tensors, but {name} names pickled ones.")
-
-
-def _name_weights(graph: Any, known: frozenset[str]) -> None:
-    """Rename constants like `val_12` after the layer that multiplies with them, so that audits and people find them.
-
-    A weight that still has its name in the state dict, `known`, keeps it.
-    """
-    taken = {value.name for value in graph.initializers.values()}
-    for node in graph:
-        if node.op_type not in {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"}:
-            continue
-        layer = _layer(node)
-        for position, value in enumerate(node.inputs):
-            if value is None or value.name in known or value.name not in graph.initializers:
-                continue
-            if not layer or len(value.shape or ()) < 2:
-                continue
-            name = f"{layer}.weight" if f"{layer}.weight" not in taken else f"{layer}.weight_{position}_{node.name}"
-            del graph.initializers[value.name]
-            value.name = name
-            taken.add(name)
-            graph.initializers[name] = value
-
-
-def _layer(node: Any) -> str:
-    """Return the name of the module that `node` was exported from, '' for the model itself."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
-    names = json.loads(scopes.replace("'", '"'))[:-1]
-    return str(names[-1]) if names else ""
 
 
 def _compressed_bytes(path: Path) -> int:

@@ -125,6 +125,8 @@ def _why_float(
         return "in `skip`"
     if sealed and (method == "static-int8" or type(module).__name__ == "NonDynamicallyQuantizableLinear"):
         return f"torch does not quantize inside {sealed} by this method"
+    if isinstance(module, quantize.TRANSPOSED) and runtime == "torch" and method == "static-int8":
+        return "torch's integer kernels for transposed convolutions compute wrong numbers"
     convolution = isinstance(module, nn.modules.conv._ConvNd)
     if isinstance(module, quantize.RECURRENT):
         if method == "static-int8":

@@ -332,10 +332,24 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         # A GPU rounds the products of float32 matrices more than the CPU on which the reference was made.
         low = variant.recipe.get("quantize") or target.device != "cpu"
         if error > (limit := artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]):
-            raise ModelFileError(f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}.")
+            raise ModelFileError(
+                f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
+                + _saturating(path, target, inputs, threads)
+            )
     except (ShrinkkitError, RuntimeError, ValueError) as problem:
         return Trial(name, str(problem))
     return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
+
+
+def _saturating(path: Path, target: Target, inputs: Example, threads: int) -> str:
+    """Return a sentence if it is this processor's integer kernels that make a file answer otherwise, '' if not."""
+    try:
+        found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+    except (ShrinkkitError, RuntimeError, ValueError):
+        return ""
+    if found is None or not found.saturated:
+        return ""
+    return f" Integer kernels saturate on this processor in {', '.join(found.saturated)}."
 
 
 def copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:

@@ -19,7 +19,7 @@ ORDER = (
     "schema recipes targets rows conclusions explain results "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention blocks turns benchmark pictures measure artifacts layertimes subgraphs emulation memory "
+    "contention blocks turns benchmark pictures measure onnxnames artifacts layertimes subgraphs emulation memory "
     "audit compress structure variants trials sweep "
     "tables drawing figures timings answers costs hotspots sections overview show "
     "report steps runs cli"
@@ -29,7 +29,7 @@ DRIVER = {"report", "steps", "runs", "cli"}
 DRIVER_MAY = {*DRIVER, "errors", "records", "located", "recipes", "targets", "results", "bundled"}
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation",
+    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
 NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"]

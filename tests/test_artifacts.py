@@ -180,3 +180,20 @@ def test_a_pt2_file_does_not_hold_the_example_nor_what_it_is_a_view_of(model, tm
     with zipfile.ZipFile(path) as archive:
         pickled = [n for n in archive.namelist() if archive.read(n)[:1] in (b"\x80", b"P") and "model.pt" in n]
     assert pickled == []
+
+
+def test_the_matrices_of_a_recurrent_layer_are_found_by_its_name_once_they_are_integers(tmp_path):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, num_layers=2, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0][:, -1]
+
+    x = torch.randn(2, 5, 8)
+    artifacts.write_onnx(Reader().eval(), (x,), tmp_path / "float.onnx")
+    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="dynamic-int8")
+    found = artifacts.onnx_int8_weights(tmp_path / "int8.onnx")
+    assert len(found) == 4
+    assert all(name.startswith(("lstm.weight_ih", "lstm.weight_hh")) for name in found)

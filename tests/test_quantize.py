@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shrinkkit import quantize
+from shrinkkit import audit, quantize
 from shrinkkit.errors import InvalidInput, Unsupported
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
@@ -133,9 +133,11 @@ def test_attention_of_torch_is_quantized_without_breaking_it():
     assert "layers.0.self_attn.out_proj" not in quantized_layers(made)
 
 
-def test_transposed_convolutions_are_quantized_too():
+def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
     made = quantize.static_int8(model, IMAGES, [IMAGES])
-    assert {"0", "2"} <= quantized_layers(made)
+    assert quantized_layers(made) == {"0"}
     with torch.inference_mode():
-        assert made(*IMAGES).shape == model(*IMAGES).shape
+        assert torch.allclose(made(*IMAGES), model(*IMAGES), atol=0.02)
+    why = audit.torch_int8(model, made, method="static-int8", skipped=frozenset())["2"].why
+    assert "compute wrong numbers" in why

@@ -1,0 +1,43 @@
+"""Names of weights in an exported ONNX graph, so that audits, profiles and people find the layer."""
+
+import json
+from typing import Any
+
+
+def name_weights(graph: Any, known: frozenset[str]) -> None:
+    """Rename values like `val_12` after the layer that multiplies with them, in place.
+
+    A weight that still has its name in the state dict, `known`, keeps it. The matrices of a recurrent layer are put
+    together in the graph; ONNX Runtime folds that, and then they are weights of the name that they have here.
+    """
+    taken = {value.name for value in graph.initializers.values()}
+    for node in graph:
+        recurrent = node.op_type in {"LSTM", "GRU", "RNN"}
+        if not recurrent and node.op_type not in {"Conv", "ConvTranspose", "MatMul", "Gemm"}:
+            continue
+        layer = _layer(node)
+        for position, value in enumerate(node.inputs):
+            if not layer or value is None or value.name in known:
+                continue
+            stored = value.name in graph.initializers
+            if recurrent:
+                suffix = {1: "weight_ih", 2: "weight_hh", 3: "bias"}.get(position)
+            else:
+                suffix = "weight" if stored and len(value.shape or ()) >= 2 else None
+            if suffix is None:
+                continue
+            name = f"{layer}.{suffix}"
+            name = name if name not in taken else f"{name}_{position}_{node.name}"
+            taken.add(name)
+            if stored:
+                del graph.initializers[value.name]
+            value.name = name
+            if stored:
+                graph.initializers[name] = value
+
+
+def _layer(node: Any) -> str:
+    """Return the name of the module that `node` was exported from, '' for the model itself."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    names = json.loads(scopes.replace("'", '"'))[:-1]
+    return str(names[-1]) if names else ""
