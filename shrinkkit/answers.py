@@ -79,7 +79,8 @@ def classes(found: Mapping[str, Accuracy]) -> Shown:
     columns = (Column("class"), *(Column(name, True) for name in of))
     unit = ", in points" if shares else ""
     caption = f"Change of {first.metric} by class{unit}{which}; {marked or 'none'} of {len(differences)} marked"
-    return Marked(caption, columns, rows, _CLASSES_NOTE + (_CHOSEN_NOTE if which else ""))
+    folded = None if marked else True
+    return Marked(caption, columns, rows, _CLASSES_NOTE + (_CHOSEN_NOTE if which else ""), folded)
 
 
 def lost(found: Mapping[str, Accuracy]) -> Shown:

@@ -237,8 +237,8 @@ def _nothing(results: Results) -> str:
 def _saturation_remark(results: Results) -> tuple[str, ...]:
     """Return a sentence for each variant whose integer kernels compute something else than its integers."""
     return tuple(
-        f"Integer kernels of {target} saturate on this processor in {m.variant} ({', '.join(m.integers.saturated)}): it "
-        "answers otherwise than its integers say, and otherwise than on other processors."
+        f"Integer kernels of {target} saturate on this processor in {m.variant} ({', '.join(m.integers.saturated)}): "
+        "it answers otherwise than its integers say, and otherwise than on other processors."
         for target, record in results.measured.items()
         for m in record.measurements
         if m.integers and m.integers.saturated

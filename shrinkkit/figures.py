@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from shrinkkit.results import Factors, Results, Row
 
-_canvas, _picture = canvas, picture
 SHOWN = 120
 """Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
 

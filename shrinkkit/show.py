@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit import answers, figures, formats, intervals
-from shrinkkit.answers import accuracies, classes, fidelity, lost
+from shrinkkit.answers import accuracies, classes, fidelity, integers, lost
+from shrinkkit.costs import memory, tails, throughput
+from shrinkkit.hotspots import layers as hotspots
 from shrinkkit.overview import (
     commands,
     environment,
@@ -44,16 +46,21 @@ __all__ = [
     "factors",
     "fidelity",
     "files",
+    "hotspots",
+    "integers",
     "latencies",
     "layers",
     "lost",
     "measurements",
+    "memory",
     "missing",
     "model_files",
     "runtime",
     "score",
     "steps",
+    "tails",
     "task",
+    "throughput",
     "timings",
     "title",
     "tradeoff",

@@ -5,11 +5,12 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import examples
 import pytest
 import torch
 
 from shrinkkit import answers, intervals, pictures, records, report
-from shrinkkit.records import Accuracy, ClassScore, Lost
+from shrinkkit.records import Accuracy, ClassScore, IntegerCheck, Lost
 
 NOTHING = Lost(0, "", "", "", 0.0, 0.0)
 
@@ -133,9 +134,10 @@ def test_only_classes_whose_interval_excludes_zero_are_marked():
     assert "in points" in table.caption
 
 
-def test_many_classes_are_folded():
-    assert "<details" in answers.classes({"int8": compared(classes=by_class([(1, 0)] * 13))})._repr_html_()
-    assert "<details" not in answers.classes({"int8": compared(classes=by_class([(1, 0)] * 12))})._repr_html_()
+def test_many_classes_are_folded_and_so_are_few_of_which_none_is_marked():
+    assert "<details" in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 13))})._repr_html_()
+    assert "<details" not in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 12))})._repr_html_()
+    assert "<details" in answers.classes({"int8": compared(classes=by_class([(1, 0)] * 12))})._repr_html_()
 
 
 def test_of_a_thousand_classes_those_are_shown_that_lost_most_in_any_variant():
@@ -254,3 +256,27 @@ def test_pictures_of_many_variants_leave_a_report_light():
     assert 2 * page < 400_000
     assert len(images(answers.lost({"a": one})._repr_html_())) >= 1
     assert len(images(answers.lost({"a": compared(lost=light, lost_count=12)})._repr_html_())) == answers.PICTURES
+
+
+def with_integers(check, notes=()):
+    record = examples.target_record("cpu/torch")
+    changed = [
+        dataclasses.replace(m, integers=check, notes=notes) if m.variant == "static-int8" else m
+        for m in record.measurements
+    ]
+    return dataclasses.replace(record, measurements=tuple(changed))
+
+
+def test_layers_whose_kernels_saturate_are_named():
+    text = repr(answers.integers(with_integers(IntegerCheck(0.3, {"stem": 0.4, "head": 0.001}, ("stem",)))))
+    assert "saturate: stem" in text
+    assert "at most 4.0e-01 in stem" in text
+
+
+def test_kernels_that_compute_what_the_integers_say_are_said_to():
+    assert "as the integers say" in repr(answers.integers(with_integers(IntegerCheck(0.0, {"stem": 0.0}, ()))))
+
+
+def test_why_integers_could_not_be_compared_is_told():
+    assert "control flow" in repr(answers.integers(with_integers(None, ("Integer kernels: control flow.",))))
+    assert "No variant computes in int8" in repr(answers.integers(with_integers(None)))

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from shrinkkit.tables import Cell, Column, Command, Several, Statement, Table, Title, facts
+from shrinkkit.tables import Cell, Column, Command, Heading, Several, Statement, Table, Title, facts
 
 COLUMNS = (Column("variant"), Column("latency", number=True))
 
@@ -67,3 +67,9 @@ def test_a_command_stands_alone_in_markdown():
 
 def test_numbers_in_a_statement_keep_their_units():
     assert "1.09&nbsp;MB" in Statement("1.09 MB of files")._repr_html_()
+
+
+def test_a_heading_stands_above_a_part():
+    assert Heading("cpu/torch & more")._repr_html_() == "<h3>cpu/torch &amp; more</h3>"
+    assert Heading("cpu/torch")._repr_markdown_() == "### cpu/torch\n"
+    assert repr(Heading("cpu/torch")) == "cpu/torch"

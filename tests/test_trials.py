@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from tiny import task as tiny_task
@@ -84,7 +87,8 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     latencies, untimed = trials.race(loaded, ONNX, task, threads=1, seed=0)
     assert untimed == {}
     runtime = trials.race_runtimes(run, loaded, ONNX, task, threads=1, seed=0)
-    record = trials.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, threads=1)
+    inside = trials.inspect(loaded, ONNX, task, threads=1)
+    record = trials.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
     assert records.read(trials.write(run, record), records.TargetRecord) == record
     by_name = {m.variant: m for m in record.measurements}
     assert by_name["baseline"].latency is None
@@ -93,6 +97,68 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     assert by_name["half"].error
     assert record.runtime.conditions.runtime == "torch"
     assert record.runtime.candidate_runtime == "onnxruntime"
+    assert by_name["int8"].memory.peak_bytes > 0
+    assert {time.layer for time in by_name["int8"].layers} >= {"conv1", "conv2", "head"}
+    assert by_name["int8"].integers.layers
+    assert by_name["int8"].integers.saturated == ()
+    assert by_name["baseline"].integers is None
+    assert by_name["baseline"].notes == ()
+
+
+def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(run, task):
+    loaded = trials.load(run, ["int8"], TORCH, task, threads=1)
+    wrong = dataclasses.replace(task, example=(task.example[0].repeat(1, 3, 1, 1),))
+    found = trials.inspect(loaded, TORCH, wrong, threads=1)["int8"]
+    assert found.memory is None
+    assert any(note.startswith("Peak memory: ") for note in found.notes)
+    assert any(note.startswith("Time by layer: ") for note in found.notes)
+    assert found.denormals == 0
+
+
+def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task):
+    loaded = trials.load(run, ["int8", "half"], TORCH, task, threads=1)
+    calls = itertools.count()
+
+    def prepare(inputs):
+        return lambda: task.model(*inputs) * (1 + next(calls))
+
+    broken = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
+    broken = dataclasses.replace(broken, again=lambda: broken)
+    loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
+    found, errors = trials.race(loaded, TORCH, task, threads=1, seed=0)
+    assert set(found) == {"half"}
+    assert "two calls of int8 on the same inputs differ" in errors["int8"]
+
+
+def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
+    loaded = trials.load(run, ["int8"], TORCH, task, threads=1)
+    own = dataclasses.replace(task, example=tuple(x.clone() for x in task.example))
+
+    def prepare(inputs):
+        output = task.model(*inputs)
+        return lambda: (inputs[0].add_(1e-3), output)[1]
+
+    writing = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
+    writing = dataclasses.replace(writing, again=lambda: writing)
+    loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=writing)
+    found, errors = trials.race(loaded, TORCH, own, threads=1, seed=0)
+    assert found == {}
+    assert "changed the inputs" in errors["int8"] or "differ" in errors["int8"]
+
+
+def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_outputs(run, task, monkeypatch):
+    check = records.IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
+    monkeypatch.setattr(trials.emulation, "check", lambda *_, **__: check)
+    said = trials._saturating(run / "variants/int8/model.onnx", ONNX, task.example, 1)
+    assert said == " Integer kernels saturate on this processor in conv1."
+
+
+def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
+    loaded = trials.load(run, ["int8"], TORCH, task, threads=1)
+    loaded["baseline"] = dataclasses.replace(loaded["baseline"], loaded=None)
+    found, errors = trials.judge(loaded, task)
+    assert found == {}
+    assert "baseline could not be judged" in errors["int8"]
 
 
 def test_speed_ups_of_different_targets_are_refused(run, task):

@@ -1,0 +1,33 @@
+"""The parts of a report that go through the targets."""
+
+import dataclasses
+
+import examples
+import pytest
+
+from shrinkkit import results, sections
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (sections.lost, "narrow-int8"),
+        (sections.time, "QuantizeLinear"),
+        (sections.deployment, "needs 662 calls"),
+    ],
+)
+def test_every_target_has_its_own_part(found, part, says):
+    text = part(found)._repr_html_()
+    for target in found.targets:
+        assert f"<h3>{target}</h3>" in text
+    assert says in text
+
+
+@pytest.mark.parametrize("part", [sections.lost, sections.time, sections.deployment])
+def test_a_run_without_measurements_says_so(found, part):
+    assert "No" in repr(part(dataclasses.replace(found, measured={})))
