@@ -2,8 +2,12 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+
+# torch's profiler writes to the terminal at each start and stop, and reads this when it first starts.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @contextlib.contextmanager

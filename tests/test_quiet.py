@@ -2,6 +2,7 @@ import logging
 import warnings
 
 import pytest
+import torch
 
 from shrinkkit import quiet
 
@@ -21,3 +22,10 @@ def test_exceptions_pass_and_the_silence_ends():
     with pytest.raises(ValueError, match=r"through"), quiet.libraries():
         raise ValueError("through")
     assert logging.root.manager.disable == before
+
+
+def test_the_profiler_of_torch_writes_nothing(capfd):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.ones(3).add(1)
+    assert seen.events()
+    assert capfd.readouterr().err == ""

@@ -68,7 +68,7 @@ def test_headings_go_down_one_level_at_a_time(pages):
 def test_every_picture_has_a_text_that_stands_in_for_it(pages):
     text = (pages / "report.html").read_text()
     pictures = re.findall(r"<svg[^>]*>", text)
-    assert len(pictures) == 4
+    assert len(pictures) == 8
     assert all(re.search(r'aria-label="[^"]{40}', opening) and 'role="img"' in opening for opening in pictures)
 
 
