@@ -34,6 +34,7 @@ CONVERSIONS = frozenset(
 )
 """Operators that only change a number format or the order of numbers in memory."""
 
+_profile = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU])
 _ROUNDS, _SCOPES, _NOWHERE = 4, "pkg.torch.onnx.name_scopes", "_empty_nn_module_stack"
 _Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
@@ -78,8 +79,8 @@ def measure(
 def denormals(path: Path, *, runtime: str, inputs: Example | None = None) -> int:
     """Return how many denormal numbers the float weights of the model file at `path` hold.
 
-    Denormal is what float32 finds too small for full precision: not 0, and below 2^-126. Numbers in 16 bits count by
-    what they are as float32, in which processors compute with them.
+    Denormal (subnormal in IEEE 754) is what float32 finds too small for full precision: not 0, and below 2^-126.
+    Numbers in 16 bits count by what they are as float32, in which processors compute with them.
 
     Args:
         path: A `.pt2`, `.torchscript.pt` or `.onnx` file.
@@ -89,8 +90,6 @@ def denormals(path: Path, *, runtime: str, inputs: Example | None = None) -> int
 
     Raises:
         ModelFileError: The file is missing or damaged.
-
-    Source: IEEE 754-2019, 3.4, there called subnormal.
     """
     if runtime == "onnxruntime":
         import onnx
@@ -205,7 +204,7 @@ class _Stepped(torch.fx.Interpreter):
 
 def _module_of(node: torch.fx.Node) -> str:
     """Return the name, in the task's model, of the innermost module that `node` was exported from."""
-    stack = [place for place in node.meta.get("nn_module_stack", {}).values() if _NOWHERE not in place[0]]
+    stack = list(node.meta.get("nn_module_stack", {}).values())
     name = str(stack[-1][0]) if stack else ""
     # A 16-bit model is held in another module, as `model`.
     held = bool(stack) and str(stack[0][1]).endswith("quantize.HalfPrecision")
@@ -239,21 +238,19 @@ def _torchscript(path: Path, inputs: Example, calls: int) -> _Calls:
             f"{path.name} must run the same operators in every call to be timed by layer, but their number differs. "
             "Use ONNX Runtime for times by layer."
         )
-    # Recording takes time itself, and an operator that calls others is recorded with all of them.
-    count = sum(inside for *_, inside in events) / len(recorded)
-    extra = max(0.0, min(recorded) - min(plain)) / count
-    times = [
-        (layer, _plain(name), max(0.0, (end - start) / 1e6 - extra * inside))
-        for layer, (name, start, end, inside) in zip(owners * len(recorded), events, strict=True)
-    ]
+    cost = max(0.0, min(recorded) - min(plain)) * len(recorded) / sum(inside for *_, inside in events)
+    owned = zip(owners * len(recorded), events, strict=True)
+    times = [(layer, _plain(event[0]), _unrecorded(event, cost)) for layer, event in owned]
     return [times[i : i + len(owners)] for i in range(0, len(times), len(owners))]
 
 
-def _profile(**options: Any) -> Any:
-    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], **options)
+def _unrecorded(event: Sequence[Any], cost: float) -> float:
+    """Return the ms of an event less what it takes to record it and all that it called, at `cost` ms each."""
+    _, start, end, inside = event
+    return float(max(0.0, (end - start) / 1e6 - cost * inside))
 
 
-def _outermost(spans: Iterable[tuple[Any, int, int]]) -> list[list[Any]]:
+def _outermost(spans: Iterable[tuple[Any, float, float]]) -> list[list[Any]]:
     """Return the spans that lie in no other, in order, each with the number of spans in it, itself included."""
     found: list[list[Any]] = []
     for name, start, end in sorted(spans, key=lambda span: (span[1], -span[2])):

@@ -93,9 +93,11 @@ def test_only_variants_that_are_not_faster_or_convert_much_are_explained(record)
     assert any("are zero and save no work" in remark for remark in texts["weights-80"].remarks)
     assert texts["float16"].tone == "bad"
     assert any("in float16" in remark for remark in texts["float16"].remarks)
+    slow = changed(record, "channels-50", denormals=5)
     of = next(m.layers for m in record.measurements if m.variant == "static-int8")
     many = (*of, LayerTime("", "DequantizeLinear", 2.0, converts=True))
     shown = statements(hotspots.layers(changed(record, "static-int8", layers=many), VARIANTS))
+    assert not any("channels-50" in part.text for part in statements(hotspots.layers(slow, VARIANTS)))
     assert any("Converting numbers" in remark for part in shown for remark in part.remarks)
 
 

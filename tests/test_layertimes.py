@@ -1,3 +1,5 @@
+import re
+
 import architectures
 import pytest
 import torch
@@ -113,10 +115,13 @@ def test_every_layer_with_weights_is_found_by_its_name_and_no_other_name_is(tmp_
         for parameter in model.parameters():
             # The exporter gives equal weights, which only untrained layers have, one name.
             parameter += 1e-3 * torch.randn_like(parameter)
-    found = {one.layer for one in times(model, example(), tmp_path, kind)}
+    layers = [one.layer for one in times(model, example(), tmp_path, kind)]
+    found = set(layers)
     # nn.MultiheadAttention reads this layer's weights and never calls it.
     assert weighted(model) - found <= {f"encoder.layers.{i}.self_attn.out_proj" for i in (0, 1)}
     assert found <= {module for module, _ in model.named_modules()}
+    blocks = re.findall(r"layers\.(\d)", " ".join(layers))
+    assert blocks == sorted(blocks)
 
 
 @pytest.mark.parametrize("kind", ["pt2", "static torchscript", "static onnx"])
@@ -139,6 +144,30 @@ def test_conversions_are_told_from_work(tmp_path, kind, conversions):
     assert {one.operator for one in found if one.converts} == conversions
     work = {one.operator for one in found if not one.converts}
     assert any(name in work for name in ("conv2d", "quantized::conv2d_relu", "QLinearConv"))
+
+
+def test_in_onnx_a_conversion_belongs_to_the_layer_that_it_follows(tmp_path):
+    found = times(Corner(), (torch.rand(4, 1, 8, 8),), tmp_path, "static onnx")
+    assert {one.layer for one in found if one.operator == "DequantizeLinear"} == {"head"}
+
+
+def test_in_onnx_only_what_has_weights_belongs_to_a_layer_as_in_quantized_files(tmp_path):
+    make, example = architectures.MODELS["recurrent"]
+    found = times(make(), example(), tmp_path, "onnx")
+    assert {one.operator for one in found if one.layer == "lstm"} == {"LSTM"}
+
+
+def test_what_the_profiler_costs_is_not_counted_to_an_operator_that_calls_many():
+    spans = [
+        ("aten::lstm", 0, 5_000_000),
+        ("aten::linear", 100, 200),
+        ("aten::add", 300, 400),
+        ("aten::relu", 6e6, 7e6),
+    ]
+    lstm, relu = layertimes._outermost(spans)
+    assert layertimes._unrecorded(lstm, 0.5) == 5.0 - 3 * 0.5
+    assert layertimes._unrecorded(relu, 0.5) == 0.5
+    assert layertimes._unrecorded(relu, 2.0) == 0.0
 
 
 def test_a_16_bit_model_keeps_the_names_of_its_layers_and_shows_its_casts(tmp_path):
