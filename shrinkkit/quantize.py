@@ -209,6 +209,9 @@ def onnx_int8(
             if method == "dynamic-int8":
                 _onnx_dynamic(prepared, path, left)
             else:
+                # Products of two activations, as in attention, take longer in integers than they save.
+                stored = {i.name for i in graph.initializer}
+                left += [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
                 _onnx_static(prepared, path, left, [i.name for i in graph.input], calibration)
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {method}: {brief(error)}.") from error

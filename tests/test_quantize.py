@@ -1,10 +1,11 @@
 import copy
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
-from shrinkkit import audit, quantize
+from shrinkkit import artifacts, audit, quantize
 from shrinkkit.errors import InvalidInput, Unsupported
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
@@ -141,3 +142,23 @@ def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are
         assert torch.allclose(made(*IMAGES), model(*IMAGES), atol=0.02)
     why = audit.torch_int8(model, made, method="static-int8", skipped=frozenset())["2"].why
     assert "compute wrong numbers" in why
+
+
+def test_products_of_two_activations_stay_in_float_in_onnx_because_integers_slow_them_down(tmp_path):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1)
+
+    x = (torch.randn(2, 5, 8),)
+    artifacts.write_onnx(Attending().eval(), x, tmp_path / "float.onnx")
+    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[x])
+    nodes = onnx.load(str(tmp_path / "int8.onnx")).graph.node
+    made_by = {name: node.op_type for node in nodes for name in node.output}
+    products = [node for node in nodes if node.op_type == "MatMul"]
+    integer = [[made_by.get(name) == "DequantizeLinear" for name in node.input] for node in products]
+    assert integer.count([True, True]) == 2
+    assert len(products) == 3
