@@ -5,8 +5,11 @@ shrinkkit's paired timing, the mean of 100 calls and then of another 100, and to
 model and then on the other, for as long in all as the first took. Models of three sizes take turns. Run it on a
 machine that does nothing else:
 
-    python tests/benchmarks/timing.py --comparisons 200             # quiet
-    python tests/benchmarks/timing.py --comparisons 200 --loaded    # beside processes that keep every core busy
+    python tests/benchmarks/timing.py --comparisons 200
+    python tests/benchmarks/timing.py --comparisons 200 --loaded --threads 1
+
+The second is beside processes that keep every core busy. More threads than one would then wait for each other at every
+step: a call of 3 ms takes half a second.
 """
 
 import argparse
@@ -258,21 +261,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def goals(rows: list[Row]) -> str:
-    """Return what is wanted of shrinkkit's own row, and what it reached."""
+def goals(rows: list[Row], *, loaded: bool) -> str:
+    """Return what is wanted of shrinkkit's own row, and what it reached; loaded, only that it is never wrong."""
     own = {r.slow_down: r for r in rows if r.method == OURS}
     still, small, large = (own[s] for s in SLOW_DOWNS)
     bound = intervals.mean([1.0] * round((still.false_alarms or 0) * still.comparisons) + [0.0] * round(
         (1 - (still.false_alarms or 0)) * still.comparisons
     )).high  # fmt: skip
-    wanted = (
+    wanted = [
         ("identical models called different", still.false_alarms or 0, "<=", 0.02),
-        ("identical models called the same", still.same or 0, ">=", 0.5),
         ("a slow-down called faster", max(small.wrong_direction or 0, large.wrong_direction or 0), "<=", 0.0),
+    ]
+    wanted += [] if loaded else [
+        ("identical models called the same", still.same or 0, ">=", 0.5),
         ("a true 3 % found", small.found or 0, ">=", 0.9),
         ("a true 10 % found", large.found or 0, ">=", 0.95),
         (f"median half-width at {EARLY_S:g} s", still.early_half_width or 1, "<=", 0.01),
-    )
+    ]  # fmt: skip
     lines = [
         f"{'reached' if (value <= limit if sign == '<=' else value >= limit) else 'MISSED '}  {what}: {value:.1%} "
         f"(wanted {sign} {limit:.0%})"
@@ -338,7 +343,7 @@ def main() -> None:
         given = vars(options) | {"disturbance": asdict(found)}
         print(json.dumps({"options": given, "rows": list(map(asdict, rows)), "answers": list(map(asdict, answers))}))
         return
-    print(table(rows), goals(rows), sep="\n\n")
+    print(table(rows), goals(rows, loaded=options.loaded), sep="\n\n")
     print("\nThe machine meanwhile:", "; ".join(found.signs) or "quiet")
 
 
