@@ -16,12 +16,12 @@ from shrinkkit.rows import Results, Row, failures, load, recipe_of
 
 __all__ = ["Factors", "Results", "Row", "Verdict", "factors", "failures", "load", "table", "verdict", "write_json"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = records.SCHEMA_VERSION
 """Of results.json; raised whenever a key changes its meaning or goes away."""
 
 WIDTH = 100
 _HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs torch")
-_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "scores")
+_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "scores", "png")
 
 
 def table(results: Results) -> str:
