@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -172,7 +172,10 @@ class _Journal:
         self.folder = folder
         self.say = say
         before = folder / "status.json"
-        known = {s.name: s for s in records.read(before, Status).steps} if before.is_file() else {}
+        known: dict[str, Step] = {}
+        # One that cannot be read, or is of an older version, vouches for no step: all are taken again.
+        with suppress(InvalidInput):
+            known = {s.name: s for s in records.read(before, Status).steps}
         self.steps = {p.name: Step(p.name, p.notebook, p.subject, "pending") for p in planned}
         self.hashes = {name: s.inputs_sha256 for name, s in known.items() if s.state in ("done", "reused")}
         self.durations = {name: s.duration_s for name, s in known.items()}
