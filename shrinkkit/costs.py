@@ -189,12 +189,11 @@ def _quantile(samples: Sequence[float], share: float) -> Cell:
 def _memory(one: Measurement, base: int | None) -> tuple[Cell, ...]:
     if one.memory is None:
         return Cell(""), Cell(""), Cell("")
-    ratio = f"{one.memory.peak_bytes / base:.2f} {formats.TIMES}" if base and one.variant != BASELINE else "reference"
-    return (
-        Cell(formats.size(one.memory.peak_bytes)),
-        Cell(formats.size(one.memory.load_bytes)),
-        Cell(ratio, tone="quiet" if ratio == "reference" else ""),
-    )
+    if one.variant == BASELINE:
+        against = Cell("reference", tone="quiet")
+    else:
+        against = Cell(f"{one.memory.peak_bytes / base:.2f} {formats.TIMES}" if base else "")
+    return Cell(formats.size(one.memory.peak_bytes)), Cell(formats.size(one.memory.load_bytes)), against
 
 
 def _time(latency_ms: Estimate) -> Cell:

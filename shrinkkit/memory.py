@@ -6,19 +6,22 @@ file on disk see `artifacts`.
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from shrinkkit.errors import ShrinkkitError, brief
+from shrinkkit.errors import brief
 from shrinkkit.records import Memory
 from shrinkkit.usermodel import Example
 
@@ -26,7 +29,7 @@ TIMEOUT_S = 120
 """For one file."""
 CALLS = 6
 """Of each model: TorchScript compiles during its first ones, and that takes memory too."""
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, SMAPS, RESET = (Path("/proc/self", name) for name in ("status", "smaps", "clear_refs"))
 
 
 def measure(
@@ -35,9 +38,15 @@ def measure(
     """Return the peak memory of each model file, or in a sentence why there is none.
 
     On the CPU it is the system's count of resident pages above what the process held before it opened the file:
-    weights, also those mapped from the file, activations, what the runtime packs anew, and thread stacks. Freed memory
-    goes back to the system at once, which a deployment's allocator may put off. On a GPU it is what CUDA's allocator
-    handed out.
+    weights, activations, what the runtime packs anew, its scratch space, and thread stacks. On a GPU it is what CUDA's
+    allocator handed out. The inputs are in neither.
+
+    The runtime's own code comes into memory page by page as it is first used, which is no property of the file: it is
+    told in `runtime_bytes`. torch and ONNX Runtime read weights and do not map the file; if one did, the pages of it
+    that were used would count. ONNX Runtime holds the file and its weights at once while it loads, and its arena
+    reserves more than the activations need; both are what a deployment pays. Freed blocks of 128 KiB or more go back
+    to the system at once, which a deployment's allocator may put off. Where transparent huge pages are on for all
+    memory, a block counts in whole pages of 2 MiB.
 
     Args:
         paths: Model files by name.
@@ -46,15 +55,16 @@ def measure(
         threads: Intra-op threads.
         device: `cpu` or `cuda`.
 
-    Source: proc(5), `clear_refs` and `VmHWM`.
+    Source: proc(5), `clear_refs`, `VmHWM` and `smaps`.
     """
-    if not STATUS.is_file():
+    if not all(path.exists() for path in (STATUS, SMAPS, RESET)):
         return dict.fromkeys(paths, "it is counted by Linux's /proc, which this system does not have")
     if not paths:
         return {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_file({str(i): x.cpu().contiguous() for i, x in enumerate(inputs)}, folder / "inputs.safetensors")
+        # Copies, because inputs that share memory cannot be stored.
+        save_file({str(i): x.cpu().contiguous().clone() for i, x in enumerate(inputs)}, folder / "inputs.safetensors")
         files = {name: str(path.resolve()) for name, path in paths.items()}
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -73,47 +83,63 @@ def _serve(folder: Path) -> None:
     """Write what each file of the request takes, every one from a child of this process."""
     import torch
 
-    from shrinkkit import artifacts
-
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     inputs = load_file(folder / "inputs.safetensors")
-    example = tuple(inputs[str(i)] for i in range(len(inputs)))
+    # Copies, because pages of a mapped file are not handed on by a fork: a child would count them when it reads them.
+    example = tuple(inputs[str(i)].clone() for i in range(len(inputs)))
     # A pool of threads does not survive a fork, so none may be there yet.
     torch.set_num_threads(1)
-    # What loading imports is the runtime's memory and not the file's. An error is told in the file's own answer.
-    for path in request["files"].values():
-        with contextlib.suppress(ShrinkkitError, RuntimeError, ValueError):
-            artifacts.load(Path(path), runtime=request["runtime"], threads=1)
-            break
-    ctypes.CDLL(None).malloc_trim(0)
-    answers = {name: _in_child(path, example, request) for name, path in request["files"].items()}
+    paths = {name: Path(path) for name, path in request["files"].items()}
+    _import_all(paths, request["runtime"])
+    answers = {name: _in_child(partial(_count, path, example, request)) for name, path in paths.items()}
     (folder / "answer.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
-def _in_child(path: str, example: Example, request: Mapping[str, Any]) -> Any:
-    """Return what a forked child counted for one file, or why it could not, in a sentence."""
+def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
+    """Import what loading imports, which is the runtime's memory and not the file's, and keep nothing else of it."""
+    from shrinkkit import artifacts
+
+    for suffix in {path.suffix for path in paths.values()}:
+        alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
+        for path in sorted(alike, key=lambda path: path.stat().st_size):
+            load = partial(artifacts.load, path, runtime=runtime, threads=1)
+            # A file that cannot be loaded may end the process, and then it must be a child's.
+            if not isinstance(_in_child(lambda load=load: bool(load())), str):
+                load()
+                break
+    # What is left of the models is freed here, or a child would free it and seem to take less.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _in_child(work: Callable[[], Any]) -> Any:
+    """Return what `work` returned in a fork of this process, or in a sentence why it returned nothing."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        signal.alarm(TIMEOUT_S)
-        answer: Any
         try:
-            answer = _count(Path(path), example, request)
-        except (ShrinkkitError, RuntimeError, ValueError, OSError, MemoryError) as error:
-            answer = brief(error)
-        os.write(writing, json.dumps(answer).encode())
-        # Not `sys.exit`: what the parent set up is the parent's to tear down.
-        os._exit(0)
+            os.close(reading)
+            signal.alarm(TIMEOUT_S)
+            try:
+                answer = work()
+            except Exception as error:  # runtimes raise errors of their own types
+                answer = brief(error)
+            os.write(writing, json.dumps(answer).encode())
+        finally:
+            # Not `sys.exit`: what the parent set up is the parent's to tear down, and its work the parent's to go on with.
+            os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
     if said:
         return json.loads(said)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+    if not os.WIFSIGNALED(status):
+        return "its process ended without an answer"
+    ended = signal.Signals(os.WTERMSIG(status))
+    if ended is signal.SIGALRM:
         return f"loading and calling it took longer than {TIMEOUT_S} s"
-    return f"its process was ended by signal {os.WTERMSIG(status)}, as for want of memory"
+    return f"its process was ended by {ended.name}" + (", as for want of memory" if ended is signal.SIGKILL else "")
 
 
 def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,34 +148,64 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
 
     from shrinkkit import artifacts
 
-    device = request["device"]
-    torch.set_num_threads(request["threads"])
-    before = _status("VmRSS")
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        _reset_peak()
-    loaded = artifacts.load(path, runtime=request["runtime"], device=device, threads=request["threads"])
-    call = loaded.prepare(example)
-    load = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
+    device, threads = request["device"], request["threads"]
+    torch.set_num_threads(threads)
+    placed = tuple(x.to(device) for x in example)
+    code, before = _code(), _status("VmRSS")
+    peak = _allocated() if device == "cuda" else _resident(before, code)
+    loaded = artifacts.load(path, runtime=request["runtime"], device=device, threads=threads)
+    call = loaded.prepare(placed)
+    load_bytes = peak()
     with torch.inference_mode():
         for _ in range(CALLS):
             call()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
-    method = "allocator" if device == "cuda" else "resident"
-    return {"runtime_bytes": before, "load_bytes": load, "peak_bytes": peak, "method": method}
+    return {
+        "runtime_bytes": before + _code() - code - sum(x.nbytes for x in example),
+        "load_bytes": load_bytes,
+        "peak_bytes": max(load_bytes, peak()),
+        "method": "allocator" if device == "cuda" else "resident",
+    }
 
 
-def _reset_peak() -> None:
+def _resident(before: int, code: int) -> Callable[[], int]:
+    """Return a count of the bytes that this process held at most from now on, above `before` and without its code."""
     # Where that is forbidden: a forked process begins with a peak of its own, which is what it holds.
     with contextlib.suppress(OSError):
         RESET.write_text("5", encoding="ascii")
+    return lambda: _status("VmHWM") - before - (_code() - code)
+
+
+def _allocated() -> Callable[[], int]:
+    """Return a count of the bytes that CUDA's allocator handed out at most from now on, above what it has already."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: torch.cuda.max_memory_allocated() - before
 
 
 def _status(field: str) -> int:
     """Return a field of the kernel's description of this process, in bytes."""
     line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
+
+
+def _code() -> int:
+    """Return how much of the program and its libraries lies in memory as it does on disk, in bytes."""
+    kilobytes: Counter[str] = Counter()
+    programs, name = set(), ""
+    with SMAPS.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            first, second, *_ = line.split(maxsplit=5)
+            if first == "Rss:":
+                kilobytes[name] += int(second)
+            elif first == "Anonymous:":
+                kilobytes[name] -= int(second)
+            elif not first.endswith(":"):
+                name = line.split(maxsplit=5)[5].strip() if line.count("/") else ""
+                if "x" in second and name:
+                    programs.add(name)
+    return 1024 * sum(kilobytes[name] for name in programs)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,12 @@ def _points(
     """Yield the point of each variant on the task's example with `threads` threads."""
     size = task.example[0].shape[0]
     conditions = trials.describe(target, task, threads=threads)
-    like = variants.output_of(task) if target.runtime != "torch" else None
+    try:
+        like = variants.output_of(task) if target.runtime != "torch" else None
+    except Exception as error:  # the user's own model may raise anything
+        for name in names:
+            yield Point(name, size, threads, error=f"The model itself does not take a batch of {size}: {brief(error)}.")
+        return
     for name in names:
         try:
             reference, candidate = (_ready(loaded[n], target, task, threads, like) for n in (BASELINE, name))

@@ -47,6 +47,16 @@ def test_memory_is_told_against_the_baseline(record):
     assert "dynamic-int8" not in rows
 
 
+def test_without_a_count_of_the_baseline_memory_has_no_ratio(record):
+    measurements = tuple(
+        dataclasses.replace(m, memory=None) if m.variant == "baseline" else m for m in record.measurements
+    )
+    table = costs.memory(dataclasses.replace(record, measurements=measurements))
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["static-int8"][0] != ""
+    assert rows["static-int8"][2] == ""
+
+
 def test_why_memory_could_not_be_counted_is_told(record):
     measurements = tuple(
         dataclasses.replace(m, memory=None, notes=("Peak memory: there is no /proc.",)) for m in record.measurements

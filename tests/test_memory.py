@@ -86,15 +86,31 @@ def test_a_model_that_needs_more_than_there_is_says_so(tmp_path):
     assert "memory" in found["huge"]
 
 
-def test_a_child_that_is_killed_is_a_reason(monkeypatch):
-    monkeypatch.setattr(memory, "_count", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    assert memory._in_child("model.pt2", INPUTS, {}) == "its process was ended by signal 9, as for want of memory"
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "its process was ended by SIGKILL, as for want of memory"),
+        (signal.SIGTERM, "its process was ended by SIGTERM"),
+    ],
+)
+def test_a_child_that_is_ended_is_a_reason(number, reason):
+    assert memory._in_child(lambda: os.kill(os.getpid(), number)) == reason
 
 
 def test_a_child_that_takes_too_long_is_a_reason(monkeypatch):
     monkeypatch.setattr(memory, "TIMEOUT_S", 1)
-    monkeypatch.setattr(memory, "_count", lambda *_: signal.pause())
-    assert memory._in_child("model.pt2", INPUTS, {}) == "loading and calling it took longer than 1 s"
+    assert memory._in_child(signal.pause) == "loading and calling it took longer than 1 s"
+
+
+def test_a_child_that_fails_says_why_and_one_that_does_not_answers():
+    assert memory._in_child(lambda: {"bytes": 3}) == {"bytes": 3}
+    assert "invalid literal" in memory._in_child(lambda: int("three"))
+
+
+def test_inputs_that_share_memory_are_counted_like_others(paths):
+    whole = torch.ones(2, 3)
+    found = memory.measure({"small": paths["small"]}, runtime="torch", inputs=(whole[:],), threads=1)
+    assert found["small"].peak_bytes < 40 * MB
 
 
 def test_elsewhere_than_on_linux_the_reason_is_told(monkeypatch, tmp_path):

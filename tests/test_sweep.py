@@ -79,6 +79,22 @@ def test_a_file_with_a_fixed_batch_says_so_and_the_others_go_on(task, tmp_path):
     assert points["free"].latency.conditions.batch_size == 9
 
 
+def test_a_batch_that_the_model_itself_rejects_is_told_and_the_others_go_on(tmp_path):
+    class NotNine(Corner):
+        def forward(self, x):
+            if x.shape[0] == 9:
+                raise ValueError("nine is too many")
+            return super().forward(x)
+
+    task = tiny_task(NotNine())
+    for name in ("baseline", "again"):
+        variants.write(tmp_path / "variants" / name, task, task.model, recipe={}, runtimes=["torch", "onnxruntime"])
+    points = swept(tmp_path, task, ONNX, batch_sizes=[9], thread_counts=[2])
+    found = {(p.variant, p.batch_size, p.threads): p.error for p in points}
+    assert found["again", 9, 1].startswith("The model itself does not take a batch of 9")
+    assert found["again", 4, 2] == ""
+
+
 def test_what_the_time_does_not_suffice_for_is_said(run, task):
     loaded = trials.load(run, [], TORCH, task, threads=1)
     points = sweep.run(loaded, TORCH, task, batch_sizes=[1], thread_counts=[2], threads=1, budget_s=0.0)
