@@ -1,30 +1,27 @@
-"""Model files: write them, load them on a target, and prove that what was loaded computes what was meant.
+"""Model files: write them, and say what is in them and how far they are from what was meant. To run them see `loading`.
 
-Two formats for torch (`.pt2` from torch.export; TorchScript for what cannot be exported) and ONNX for ONNX Runtime.
-None of them needs the user's class, and loading one runs no Python code from it.
+`.pt2` from torch.export for torch and inductor, TorchScript for what torch cannot export, ONNX for ONNX Runtime and
+OpenVINO. None of them needs the user's class, and loading one runs no Python code from it.
 """
 
-import copy
-import json
+import hashlib
 import os
 import tempfile
-import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export.passes import move_to_device_pass
 
 from shrinkkit import onnxnames, outputs, quantize, quiet
 from shrinkkit.errors import ModelFileError, Unsupported, brief
-from shrinkkit.records import ModelFile, sha256
-from shrinkkit.tasks import Example
+from shrinkkit.loading import Loaded
+from shrinkkit.records import ModelFile, Port
+from shrinkkit.usermodel import Example
 
-TOLERANCE = {"pt2": 1e-4, "torchscript": 1e-4, "onnx": 1e-3}
+TOLERANCE = {"pt2": 1e-4, "torchscript": 1e-4, "onnx": 1e-3, "openvino": 1e-3}
 """Largest deviation of a loaded file from the model in memory, as a share of the largest output, by format."""
 
 LOW_PRECISION_TOLERANCE = 0.02
@@ -39,29 +36,6 @@ INT8_OPERATORS = frozenset(
     "DynamicQuantizeLSTM QAttention".split()
 )
 """Operators with which ONNX Runtime computes in integers; a weight that is dequantized before use is not among them."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model file ready to run on one target.
-
-    Call it with a batch of CPU tensors for CPU outputs; `prepare` gives a call without arguments for timing.
-    """
-
-    path: Path
-    runtime: str
-    device: str
-    prepare: Callable[[Example], Callable[[], Any]]
-    """From inputs to a call that computes them once and leaves the result on the device."""
-    fetch: Callable[[Any], Any]
-    """From what the call returned to CPU tensors."""
-    again: Callable[[], "Loaded"]
-    """Returns the same model at another place in memory."""
-
-    def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Return the outputs for one batch of CPU tensors, as CPU tensors."""
-        with torch.inference_mode():
-            return self.fetch(self.prepare(inputs)())
 
 
 def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str, str]:
@@ -137,38 +111,52 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
     return note
 
 
-def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, like: Any = None) -> Loaded:
-    """Return the model file at `path`, loaded for `runtime` on `device`.
+def describe(
+    loaded: Loaded, folder: Path, *, format: str, example: Example, output: Any, fixed_batch: bool, deviation: float
+) -> ModelFile:
+    """Return the record of a model file that lies in `folder`.
 
     Args:
-        path: A `.pt2`, `.torchscript.pt` or `.onnx` file.
-        runtime: `torch` or `onnxruntime`.
-        device: `cpu` or `cuda`.
-        threads: Intra-op threads of an ONNX Runtime session; torch's are a setting of the process.
-        like: An output of the model before export. ONNX Runtime returns a flat list, which is put into its structure;
-            None leaves a single tensor or a tuple.
-
-    Raises:
-        ModelFileError: The file is missing, damaged, or holds pickled objects.
+        loaded: The file, loaded for its runtime.
+        folder: The variant's folder.
+        format: `pt2`, `torchscript`, `onnx`, or `openvino`.
+        example: Positional inputs of one call, batch first.
+        output: What the file returned for them.
+        fixed_batch: Whether the file takes batches of the example's size only.
+        deviation: Of its outputs; see the function of that name.
     """
-    if not path.is_file():
-        raise ModelFileError(f"{path} must be a model file, and there is none. Run the step that makes it again.")
-    if runtime == "onnxruntime":
-        return _load_onnx(path, threads, like)
-    return _load_torch(path, device)
-
-
-def describe(path: Path, folder: Path, *, runtime: str, format: str, deviation: float) -> ModelFile:
-    """Return the record of the model file at `path`, which lies in `folder`."""
+    inputs, named = _names(loaded, output)
+    files = parts(loaded.path)
+    size = None if fixed_batch else len(example[0])
     return ModelFile(
-        runtime=runtime,
-        path=path.relative_to(folder).as_posix(),
+        runtime=loaded.runtime,
+        path=loaded.path.relative_to(folder).as_posix(),
+        beside=tuple(path.relative_to(folder).as_posix() for path in files[1:]),
         format=format,
-        size_bytes=path.stat().st_size,
-        compressed_bytes=_compressed_bytes(path),
-        sha256=sha256(path),
+        size_bytes=sum(path.stat().st_size for path in files),
+        compressed_bytes=_compressed_bytes(files),
+        sha256=sha256(loaded.path),
+        inputs=tuple(_port(name, x, size) for name, x in zip(inputs, example, strict=True)),
+        outputs=tuple(_port(name, x, size) for name, x in zip(named, outputs.tensors(output), strict=True)),
         deviation=deviation,
     )
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """Return the file at `path` and those that have to lie beside it."""
+    return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a model file and of what has to lie beside it, as 64 hexadecimal digits.
+
+    Raises:
+        ModelFileError: One of them is missing.
+    """
+    digest = hashlib.sha256()
+    for chunk in _chunks(parts(path)):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def deviation(expected: Any, found: Any) -> float:
@@ -263,107 +251,37 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
         return traced, ""
 
 
-def _load_torch(path: Path, device: str) -> Loaded:
-    try:
-        with quiet.libraries():
-            if path.suffix == ".pt2":
-                _refuse_pickles(path)
-                program = torch.export.load(path)
-                if device != "cpu":
-                    program = move_to_device_pass(program, device)
-                module: Any = program.module()
-            else:
-                extra = {"quantized_engine": ""}
-                module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
-                engine = extra["quantized_engine"]
-                engine = engine.decode() if isinstance(engine, bytes) else engine
-                if engine:
-                    # Packed weights are repacked for the engine in force when the file is read.
-                    with quantize.using_engine(engine):
-                        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-                module = module.to(device).eval()
-    except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
-        raise ModelFileError(
-            f"{path.name} cannot be loaded: {brief(error)}. It is damaged or was made by another version of torch; "
-            "run the step that makes it again."
-        ) from error
-
-    return _on_torch(module, path, device)
+def _names(loaded: Loaded, output: Any) -> tuple[list[str], list[str]]:
+    """Return the names of a file's inputs and outputs: its own, or for torch those of its parameters and its output."""
+    source = loaded.source
+    if loaded.runtime == "onnxruntime":
+        return [i.name for i in source.get_inputs()], [o.name for o in source.get_outputs()]
+    if loaded.runtime == "openvino":
+        return [i.get_any_name() for i in source.inputs], [o.get_any_name() for o in source.outputs]
+    if isinstance(source, torch.jit.ScriptModule):
+        return [a.name for a in source._c._get_method("forward").schema.arguments[1:]], outputs.names(output)
+    return [n.name for n in source.graph.nodes if n.op == "placeholder"], outputs.names(output)
 
 
-def _on_torch(module: Any, path: Path, device: str) -> Loaded:
-    def prepare(inputs: Example) -> Callable[[], Any]:
-        placed = tuple(x.to(device) for x in inputs)
-
-        @torch.inference_mode()
-        def call() -> Any:
-            return module(*placed)
-
-        return call
-
-    def fetch(output: Any) -> Any:
-        return outputs.convert(output, lambda t: t.cpu())
-
-    def again() -> Loaded:
-        with quiet.libraries():
-            return _on_torch(copy.deepcopy(module), path, device)
-
-    return Loaded(path, "torch", device, prepare, fetch, again)
+def _port(name: str, tensor: torch.Tensor, batch: int | None) -> Port:
+    """Return the port of `tensor`, whose first dimension is any batch if it is of the size `batch`."""
+    first, *rest = tensor.shape or (None,)
+    shape = () if first is None else ("batch" if first == batch else first, *rest)
+    return Port(name, str(tensor.dtype).removeprefix("torch."), shape)
 
 
-def _load_onnx(path: Path, threads: int, like: Any) -> Loaded:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Without this, ONNX Runtime's threads go on spinning after a call and slow whatever runs next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        states.Fail,
-        states.InvalidProtobuf,
-        states.InvalidGraph,
-        states.NotImplemented,
-        states.RuntimeException,
-        states.InvalidArgument,
-        states.NoSuchFile,
-    ) as error:
-        raise ModelFileError(
-            f"{path.name} cannot be loaded by ONNX Runtime: {brief(error)}. Run the step that makes it again."
-        ) from error
-    names = [i.name for i in session.get_inputs()]
-
-    def prepare(inputs: Example) -> Callable[[], Any]:
-        feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
-        return lambda: session.run(None, feed)
-
-    def fetch(output: Any) -> Any:
-        arrays = [torch.from_numpy(array) for array in output]
-        if like is not None:
-            return outputs.restore(arrays, like)
-        return arrays[0] if len(arrays) == 1 else tuple(arrays)
-
-    return Loaded(path, "onnxruntime", "cpu", prepare, fetch, lambda: _load_onnx(path, threads, like))
+def _chunks(paths: Sequence[Path]) -> Iterator[bytes]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    yield chunk
+        except FileNotFoundError as error:
+            raise ModelFileError(f"{path.name} is missing. Run the step that makes it again.") from error
 
 
-def _refuse_pickles(path: Path) -> None:
-    """Raise if a tensor in the `.pt2` archive is stored as a pickle, which could run code when loaded."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".json") and b'"use_pickle"' in (text := archive.read(name)):
-                entries = json.loads(text).get("config", {})
-                if any(entry.get("use_pickle") for entry in entries.values()):
-                    raise ModelFileError(f"{path.name} must hold plain tensors, but {name} names pickled ones.")
-
-
-def _compressed_bytes(path: Path) -> int:
-    """Return the size of the file after zlib at its fastest, which shows what zeros are worth in transit."""
-    squeeze, total = zlib.compressobj(level=1), 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            total += len(squeeze.compress(chunk))
+def _compressed_bytes(paths: Sequence[Path]) -> int:
+    """Return the size of the files after zlib at its fastest, which shows what zeros are worth in transit."""
+    squeeze = zlib.compressobj(level=1)
+    total = sum(len(squeeze.compress(chunk)) for chunk in _chunks(paths))
     return total + len(squeeze.flush())

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shrinkkit import artifacts, quantize, quiet, subgraphs
+from shrinkkit import artifacts, loading, quiet, subgraphs
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.records import IntegerCheck
 from shrinkkit.tasks import Example
@@ -92,13 +92,8 @@ def check_torch(path: Path, inputs: Example) -> IntegerCheck | None:
     if path.suffix == ".pt2":
         # torch cannot export its own int8 layers.
         return None
-    extra: dict[str, Any] = {"quantized_engine": ""}
+    engine, module = loading.engine(path), loading.module(path)
     with quiet.libraries(), torch.inference_mode():
-        torch.jit.load(str(path), _extra_files=extra)  # type: ignore[no-untyped-call]
-        engine = extra["quantized_engine"]
-        engine = engine.decode() if isinstance(engine, bytes) else engine
-        with quantize.using_engine(engine):
-            module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         found = module(*inputs)
         beside = _Beside(_owners(module), engine)
         try:
@@ -140,7 +135,7 @@ def check_onnx(path: Path, inputs: Example, *, threads: int, reference: Path | N
         real, step = subgraphs.scale(run, layer.result)
         pair = (torch.from_numpy(real(values[layer.result])) for values in (expected, found))
         layers[layer.name].append(difference(*pair, step=step))
-    answers = artifacts.load(path, runtime="onnxruntime", threads=threads)(*inputs)
+    answers = loading.load(path, runtime="onnxruntime", threads=threads)(*inputs)
     return _record(artifacts.deviation([expected[value.name] for value in run.graph.output], answers), layers)
 
 

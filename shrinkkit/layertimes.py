@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from shrinkkit import artifacts, outputs, quantize, quiet
+from shrinkkit import loading, outputs, quiet
 from shrinkkit.errors import Unsupported
 from shrinkkit.records import LayerTime
 from shrinkkit.tasks import Example
@@ -94,10 +94,10 @@ def denormals(path: Path, *, runtime: str, inputs: Example | None = None) -> int
     if runtime == "onnxruntime":
         import onnx
 
-        artifacts.load(path, runtime=runtime)
+        loading.load(path, runtime=runtime)
         arrays = (onnx.numpy_helper.to_array(weight) for weight in onnx.load(str(path)).graph.initializer)
         return sum(_denormal(torch.from_numpy(array.copy())) for array in arrays if array.dtype.kind == "f")
-    module = _module(path, "cpu")
+    module = loading.module(path)
     found = sum(_denormal(t) for t in chain(module.parameters(), module.buffers()))
     if inputs is not None and path.suffix == ".pt2":
         with torch.inference_mode():
@@ -138,22 +138,8 @@ def _timed(call: Callable[[], Any]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _module(path: Path, device: str) -> Any:
-    """Return the module in a file for torch, once `artifacts` has found the file sound."""
-    artifacts.load(path, runtime="torch", device=device)
-    with quiet.libraries():
-        if path.suffix == ".pt2":
-            program = torch.export.load(path)
-            return (torch.export.passes.move_to_device_pass(program, device) if device != "cpu" else program).module()
-        extra: dict[str, Any] = {"quantized_engine": ""}
-        torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
-        engine = extra["quantized_engine"]
-        with quantize.using_engine(engine.decode() if isinstance(engine, bytes) else engine):
-            return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-
-
 def _exported(path: Path, inputs: Example, device: str, calls: int) -> _Calls:
-    stepped = _Stepped(_module(path, device), device)
+    stepped = _Stepped(loading.module(path, device=device), device)
     placed = tuple(x.to(device) for x in inputs)
     with torch.inference_mode():
         return [stepped.times(placed) for _ in range(_number(lambda: stepped.times(placed), calls))]
@@ -218,7 +204,7 @@ def _plain(operator: Any) -> str:
 
 
 def _torchscript(path: Path, inputs: Example, calls: int) -> _Calls:
-    module = _module(path, "cpu")
+    module = loading.module(path)
     call = partial(module, *inputs)
     with quiet.libraries(), torch.inference_mode():
         each = -(-_number(call, calls) // _ROUNDS)
@@ -327,11 +313,8 @@ def _onnxruntime(path: Path, inputs: Example, threads: int, calls: int) -> _Call
     import onnx
     import onnxruntime
 
-    artifacts.load(path, runtime="onnxruntime", threads=threads)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    loading.load(path, runtime="onnxruntime", threads=threads)
+    options = loading.session_options(threads)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")

@@ -97,19 +97,24 @@ def _serve(folder: Path) -> None:
 
 def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
     """Import what loading imports, which is the runtime's memory and not the file's, and keep nothing else of it."""
-    from shrinkkit import artifacts
+    from shrinkkit import loading
 
     for suffix in {path.suffix for path in paths.values()}:
         alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
         for path in sorted(alike, key=lambda path: path.stat().st_size):
-            load = partial(artifacts.load, path, runtime=runtime, threads=1)
+            load = partial(loading.load, path, runtime=runtime, threads=1)
             # A file that cannot be loaded may end the process, and then it must be a child's.
-            if not isinstance(_in_child(lambda load=load: bool(load())), str):
+            if not isinstance(_in_child(partial(_succeeds, load)), str):
                 load()
                 break
     # What is left of the models is freed here, or a child would free it and seem to take less.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def _succeeds(work: Callable[[], Any]) -> bool:
+    work()
+    return True
 
 
 def _in_child(work: Callable[[], Any]) -> Any:
@@ -126,7 +131,7 @@ def _in_child(work: Callable[[], Any]) -> Any:
                 answer = brief(error)
             os.write(writing, json.dumps(answer).encode())
         finally:
-            # Not `sys.exit`: what the parent set up is the parent's to tear down, and its work the parent's to go on with.
+            # Not `sys.exit`: what the parent set up is the parent's to tear down.
             os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -146,14 +151,14 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
     """Return the fields of `Memory` for one file, counted in this process."""
     import torch
 
-    from shrinkkit import artifacts
+    from shrinkkit import loading
 
     device, threads = request["device"], request["threads"]
     torch.set_num_threads(threads)
     placed = tuple(x.to(device) for x in example)
     code, before = _code(), _status("VmRSS")
     peak = _allocated() if device == "cuda" else _resident(before, code)
-    loaded = artifacts.load(path, runtime=request["runtime"], device=device, threads=threads)
+    loaded = loading.load(path, runtime=request["runtime"], device=device, threads=threads)
     call = loaded.prepare(placed)
     load_bytes = peak()
     with torch.inference_mode():

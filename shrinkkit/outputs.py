@@ -1,7 +1,7 @@
 """What models return: a tensor, or tuples, lists, mappings and dataclasses of tensors."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,20 @@ def tensors(output: Any) -> list[torch.Tensor]:
     if dataclasses.is_dataclass(output):
         return [t for field in dataclasses.fields(output) for t in tensors(getattr(output, field.name))]
     return []
+
+
+def names(output: Any, prefix: str = "") -> list[str]:
+    """Return a name for each tensor that `tensors` gives: the path of keys, fields and positions, or `output`."""
+    if isinstance(output, (torch.Tensor, np.ndarray)):
+        return [prefix.removeprefix(".") or "output"]
+    found: Iterable[tuple[Any, Any]] = ()
+    if isinstance(output, Mapping):
+        found = output.items()
+    elif isinstance(output, (tuple, list)):
+        found = zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    elif dataclasses.is_dataclass(output):
+        found = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
+    return [name for key, value in found for name in names(value, f"{prefix}.{key}")]
 
 
 def convert(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

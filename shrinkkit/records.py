@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from shrinkkit.errors import InvalidInput, UnfairComparison
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
@@ -82,15 +82,33 @@ class LayerAudit:
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of a model file."""
+
+    name: str
+    dtype: str
+    """As torch spells it: `float32`."""
+    shape: tuple[int | str, ...]
+    """`batch` stands where any size will do."""
+
+
+@dataclass(frozen=True)
 class ModelFile:
-    """One file that a runtime loads; `path` is relative to the variant's folder."""
+    """What a runtime loads. Runtimes may share a file; then each has its own entry with the same path."""
 
     runtime: str
     path: str
+    """Relative to the variant's folder."""
+    beside: tuple[str, ...]
+    """Files that have to lie beside it, such as the weights of an OpenVINO model; relative to the folder too."""
     format: str
+    """`pt2`, `torchscript`, `onnx`, or `openvino`."""
     size_bytes: int
+    """Of all its files, as are the next two."""
     compressed_bytes: int
     sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     deviation: float
     """Largest absolute difference between the outputs of the file loaded back from disk and
     those of the model in memory, as a share of the largest absolute output."""
@@ -358,6 +376,8 @@ class TargetRecord:
 
     task: str
     target: str
+    machine: str
+    """A short name of the machine, which tells it from others in one report: `xeon-8488c-2-cores`."""
     environment: Environment
     measurements: tuple[Measurement, ...]
     runtime: Comparison | None

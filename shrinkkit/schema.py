@@ -30,15 +30,35 @@ TASKS: tuple[str, ...] = ("digits-cnn", "digits-lstm", "digits-transformer")
 BASELINE = "baseline"
 """The name of the unchanged model's variant, which no recipe may take."""
 
-TargetName = Literal["cpu/torch", "cpu/onnxruntime", "cuda/torch"]
+TargetName = Literal[
+    "cpu/torch",
+    "cpu/inductor",
+    "cpu/onnxruntime",
+    "cpu/openvino",
+    "cuda/torch",
+    "cuda/inductor",
+    "cuda/onnxruntime",
+    "mps/torch",
+]
 TARGETS: tuple[str, ...] = get_args(TargetName)
 """Names of all targets, whether or not they can run on this machine."""
 
+_INT8 = ("dynamic-int8", "static-int8")
+_HALF = ("float16", "bfloat16")
 _IMPOSSIBLE = {
-    ("dynamic-int8", "cuda/torch"): "torch has no CUDA kernels for dynamically quantized int8 layers",
-    ("static-int8", "cuda/torch"): "torch has no CUDA kernels for statically quantized int8 layers",
+    **{(method, "cuda/torch"): "torch has no CUDA kernels for its int8 layers" for method in _INT8},
+    **{(method, "mps/torch"): "torch has no int8 layers on Apple GPUs" for method in _INT8},
+    **{(method, "cuda/inductor"): "inductor has no CUDA kernels for int8 models of torch.export" for method in _INT8},
+    **{
+        (method, "cuda/onnxruntime"): "ONNX Runtime computes int8 models in float on CUDA, between casts"
+        for method in _INT8
+    },
     ("float16", "cpu/onnxruntime"): "ONNX Runtime has no float16 kernels for CPUs and casts each layer back to float32",
     ("bfloat16", "cpu/onnxruntime"): "ONNX Runtime has no bfloat16 kernels for CPUs and refuses to load the model",
+    **{
+        (method, "cuda/onnxruntime"): "only float32 files are made for ONNX Runtime; cuda/torch has 16-bit ones"
+        for method in _HALF
+    },
 }
 
 

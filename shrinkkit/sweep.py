@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from shrinkkit import artifacts, benchmark, outputs, targets, trials, variants
-from shrinkkit.artifacts import Loaded
+from shrinkkit import benchmark, loading, outputs, targets, trials, variants
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
+from shrinkkit.loading import Loaded
 from shrinkkit.records import Estimate, Point
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
@@ -121,8 +121,9 @@ def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object)
     """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
     assert trial.loaded is not None
     ready = trial.loaded
-    if target.runtime == "onnxruntime":
-        ready = artifacts.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+    # torch's number of threads is a setting of the process, the others' one of the loaded file.
+    if target.runtime in ("onnxruntime", "openvino"):
+        ready = loading.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
     size = task.example[0].shape[0]
     try:
         found = outputs.tensors(ready(*task.example))

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,14 +19,14 @@ import shrinkkit
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.located import nearest, options
 from shrinkkit.records import Environment
+from shrinkkit.schema import TARGETS
 
-_NAMES = ("cpu/torch", "cpu/onnxruntime", "cuda/torch")
 _FLAGS = re.compile(
     r"avx2|avx512(f|bw|vl|_vnni|_bf16|_fp16)|avx_vnni(_int8)?|avx_ne_convert|amx_(tile|int8|bf16|fp16)|fma|f16c"
     r"|neon|asimd|asimdhp|asimddp|bf16|i8mm|sve|sve2|svei8mm|svebf16|sme"
 )
 _PACKAGES = (
-    *("torch", "onnxruntime", "onnx", "onnxscript", "torch-pruning", "torchao"),
+    *("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "openvino", "nncf", "torch-pruning", "torchao"),
     *("numpy", "papermill", "nbconvert"),
 )
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
@@ -36,9 +37,9 @@ class Target:
     """Where a model runs: a device, and the runtime that runs it there."""
 
     device: str
-    """`cpu` or `cuda`."""
+    """`cpu`, `cuda` or `mps`."""
     runtime: str
-    """`torch` or `onnxruntime`."""
+    """`torch`, `inductor`, `onnxruntime` or `openvino`."""
 
     @property
     def name(self) -> str:
@@ -56,8 +57,8 @@ def resolve(name: str) -> Target:
         InvalidInput: There is no such target.
         Unsupported: There is, but it cannot run on this machine; says why, and what helps.
     """
-    if name not in _NAMES:
-        raise InvalidInput(f"`target` must be {options(_NAMES)}, got {name!r}.{nearest(name, _NAMES)}")
+    if name not in TARGETS:
+        raise InvalidInput(f"`target` must be {options(TARGETS)}, got {name!r}.{nearest(name, TARGETS)}")
     device, runtime = name.split("/")
     reason = available()[name]
     if not reason and device == "cuda":
@@ -72,10 +73,18 @@ def resolve(name: str) -> Target:
 
 def available() -> dict[str, str]:
     """Return each target's name with the reason why it cannot run here and what helps, or '' when it can."""
+    torch, cuda = _missing("torch"), _missing("torch") or _no_cuda()
+    onnx = _missing("onnxruntime") or _missing("onnx")
+    inductor = _no_compiler() or _missing("torchao")
     return {
-        "cpu/torch": _missing("torch"),
-        "cpu/onnxruntime": _missing("onnxruntime") or _missing("onnx"),
-        "cuda/torch": _missing("torch") or _no_cuda(),
+        "cpu/torch": torch,
+        "cpu/inductor": torch or inductor,
+        "cpu/onnxruntime": onnx,
+        "cpu/openvino": _missing("openvino", extra="openvino") or _missing("nncf", extra="openvino") or onnx,
+        "cuda/torch": cuda,
+        "cuda/inductor": cuda or inductor or _missing("triton"),
+        "cuda/onnxruntime": onnx or _no_cuda_provider(),
+        "mps/torch": torch or _no_apple_gpu(),
     }
 
 
@@ -83,6 +92,7 @@ def hardware(target: Target) -> str:
     """Return the name of the processor or GPU that `target` runs on; 'unknown' if it is hidden."""
     if target.device == "cuda":
         return next(iter(_gpus()), "unknown")
+    # An Apple GPU goes by the name of the chip that it is a part of.
     named = _cpuinfo("model name", "Hardware", "Model")
     return named or platform.processor() or platform.machine() or "unknown"
 
@@ -139,8 +149,30 @@ def use_threads(threads: int) -> int:
     return threads or cores()
 
 
-def _missing(package: str) -> str:
-    return "" if find_spec(package) else f"{package} is not installed. Install it: pip install {package}"
+def _missing(package: str, *, extra: str = "") -> str:
+    wanted = f"'shrinkkit[{extra}]'" if extra else package
+    return "" if find_spec(package) else f"{package} is not installed. Install it: pip install {wanted}"
+
+
+def _no_compiler() -> str:
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if any(shutil.which(name.split()[0]) for name in compilers if name):
+        return ""
+    return "inductor needs a C++ compiler, and there is no g++ or clang++. On Debian: apt install g++"
+
+
+def _no_cuda_provider() -> str:
+    package = find_spec("onnxruntime")
+    folders = [Path(place) for place in (package.submodule_search_locations or ())] if package else []
+    if not any(list(folder.glob("capi/*onnxruntime_providers_cuda.*")) for folder in folders):
+        return "this onnxruntime is a build without CUDA. Install another: pip install onnxruntime-gpu"
+    return "" if _gpus() else "no NVIDIA GPU is visible to this process. Use `cpu/onnxruntime`"
+
+
+def _no_apple_gpu() -> str:
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        return ""
+    return "it needs an Apple GPU, which this machine does not have. Use `cpu/torch`"
 
 
 def _no_cuda() -> str:

@@ -9,9 +9,21 @@ from typing import Any
 
 import torch
 
-from shrinkkit import artifacts, benchmark, emulation, layertimes, measure, memory, outputs, records, targets, variants
-from shrinkkit.artifacts import Loaded
+from shrinkkit import (
+    artifacts,
+    benchmark,
+    emulation,
+    layertimes,
+    loading,
+    measure,
+    memory,
+    outputs,
+    records,
+    targets,
+    variants,
+)
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
+from shrinkkit.loading import Loaded
 from shrinkkit.records import (
     Accuracy,
     Comparison,
@@ -316,9 +328,9 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         return Trial(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
     path = folder / file.path
     try:
-        if not path.is_file() or records.sha256(path) != file.sha256:
+        if not path.is_file() or artifacts.sha256(path) != file.sha256:
             raise ModelFileError(f"{path.name} is not the file that the record describes. Run its step again.")
-        load = partial(artifacts.load, path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+        load = partial(loading.load, path, runtime=target.runtime, device=target.device, threads=threads, like=like)
         # The first load of a process also imports parts of the runtime, which is no property of the file.
         load()
         start = time.perf_counter()

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit import artifacts, audit, measure, outputs, quantize, records, structure, targets
+from shrinkkit import artifacts, audit, exports, loading, measure, outputs, records, structure, targets
 from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, ShrinkkitError, Unsupported
+from shrinkkit.exports import Making
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
-from shrinkkit.tasks import Example, Task, batches, matching
+from shrinkkit.tasks import Example, Task, batches
 
 RECORD, REFERENCE = "variant.json", "reference.safetensors"
 
@@ -48,7 +49,7 @@ def write(
         task: What is compressed; its own model is what the audit compares with.
         model: Float model: the task's own or a pruned copy of it, in eval mode.
         recipe: `prune` and `quantize` sections as plain values; empty for the baseline.
-        runtimes: `torch`, `onnxruntime`; a runtime that cannot have the variant is recorded with its reason.
+        runtimes: Of `targets.RUNTIMES`; a runtime that cannot have the variant is recorded with its reason.
         source: The variant that `model` was rebuilt from.
         seed: The seed that pruning and fine-tuning used.
         ratio_asked: Pruning ratio that was asked for, in [0, 1).
@@ -196,7 +197,7 @@ def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
     return {
         file.runtime: measure.accuracy(
             task,
-            measure.scores(artifacts.load(folder / file.path, runtime=file.runtime, like=like), task, dataset),
+            measure.scores(loading.load(folder / file.path, runtime=file.runtime, like=like), task, dataset),
             expected,
         )
         for file in read(folder).files
@@ -233,21 +234,22 @@ def _files(
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
-    makers = {"torch": _torch, "onnxruntime": _onnxruntime}
-    for runtime in runtimes:
-        try:
-            file, found, note, output = makers[runtime](folder, task, model, example, options)
-        except (Unsupported, ModelFileError) as error:
-            made.refusals[runtime] = str(error)
-            continue
-        made.files.append(file)
-        made.precision[runtime] = found
-        made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in enumerate(outputs.tensors(output))}
-        made.notes += [f"{runtime}: {note}."] if note else []
+    method = options.get("method", "")
+    observed = calibration(task, options["calibration_examples"]) if method == "static-int8" else []
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        making = Making(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
+        for runtime in runtimes:
+            try:
+                one = exports.make(runtime, making)
+            except (Unsupported, ModelFileError) as error:
+                made.refusals[runtime] = str(error)
+                continue
+            made.files.append(one.file)
+            made.precision[runtime] = one.precision
+            tensors = enumerate(outputs.tensors(one.output))
+            made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
+            made.notes += [f"{runtime}: {one.note}."] if one.note else []
     return made
-
-
-Made = tuple[ModelFile, Mapping[str, LayerPrecision], str, Any]
 
 
 def _same_task(baseline: Path, task: Task) -> None:
@@ -270,92 +272,12 @@ def output_of(task: Task) -> Any:
         return outputs.convert(task.model(*task.example), lambda t: t.cpu())
 
 
-def _torch(folder: Path, task: Task, model: nn.Module, example: Example, options: Mapping[str, Any]) -> Made:
-    """Return the file for torch, how it runs each layer, a note, and the outputs of the model in memory."""
-    method, skip = options.get("method", ""), options.get("skip") or ()
-    found: Mapping[str, LayerPrecision] = {}
-    notes = []
-    if method == "dynamic-int8":
-        made = quantize.dynamic_int8(model, example, skip=skip)
-    elif method == "static-int8":
-        made = quantize.static_int8(model, example, calibration(task, options["calibration_examples"]), skip=skip)
-    elif method:
-        made = quantize.half(model, example, dtype=method)
-        found = {name: LayerPrecision(method) for name in audit.layers(model)}
-    else:
-        made = model
-    if engine := quantize.engine_of(made):
-        found = audit.torch_int8(model, made, method=method, skipped=_names(model, skip))
-        times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(quantize.engine_times_ms(made).items()))
-        notes.append(f"the engine {engine} was the fastest of those tried here ({times})")
-    path, format, note = artifacts.write_torch(made, example, folder)
-    with torch.inference_mode(), quantize.plain_attention():
-        expected = made(*example)
-    file = _prove(path, folder, "torch", format, expected, example)
-    return file, found, "; ".join(filter(None, [*notes, note])), expected
-
-
-def _onnxruntime(folder: Path, task: Task, model: nn.Module, example: Example, options: Mapping[str, Any]) -> Made:
-    """Return the file for ONNX Runtime, how it runs each layer, a note, and the outputs that the file must give."""
-    method, skip = options.get("method", ""), options.get("skip") or ()
-    path = folder / "model.onnx"
-    if method in quantize.HALF:
-        raise Unsupported(
-            f"ONNX Runtime has no {method} kernels on the CPU: it would compute in float32 between casts. "
-            f"Possible for {method}: the torch runtime."
-        )
-    if not method:
-        note = artifacts.write_onnx(model, example, path)
-        with torch.inference_mode():
-            expected = model(*example)
-        return _prove(path, folder, "onnxruntime", "onnx", expected, example), {}, note, expected
-    skipped = _names(model, skip)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        source = Path(scratch) / "float.onnx"
-        note = artifacts.write_onnx(model, example, source)
-        observed = calibration(task, options["calibration_examples"]) if method == "static-int8" else ()
-        quantize.onnx_int8(source, path, method=method, calibration=observed, skip=sorted(skipped))
-    found = audit.onnx_int8(model, artifacts.onnx_int8_weights(path), method=method, skipped=skipped)
-    if not any(p.runs_as == "int8" for p in found.values()):
-        path.unlink()
-        raise Unsupported(
-            f"ONNX Runtime would run every layer of this model in float after {method}: "
-            + "; ".join(sorted({p.why for p in found.values() if p.why}))
-            + "."
-        )
-    if ignored := [name for name in skipped if name in found and found[name].runs_as == "int8"]:
-        path.unlink()
-        raise Unsupported(
-            f"ONNX Runtime quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime."
-        )
-    # The graph exists only as a file; what it gives here is what it must give wherever it is loaded.
-    expected = artifacts.load(path, runtime="onnxruntime", threads=torch.get_num_threads())(*example)
-    return _prove(path, folder, "onnxruntime", "onnx", expected, example), found, note, expected
-
-
 def calibration(task: Task, examples: int) -> list[Example]:
     """Return the first `examples` of the calibration split, in batches of the size of the task's example."""
     chosen = Subset(task.calibration, range(min(examples, len(task.calibration))))  # type: ignore[arg-type]
     size = task.example[0].shape[0]
     # A short last batch would not fit a graph whose batch is fixed.
     return [inputs for inputs, _ in batches(chosen, size) if inputs[0].shape[0] == size]
-
-
-def _names(model: nn.Module, skip: Sequence[str]) -> frozenset[str]:
-    return frozenset(matching([name for name, _ in model.named_modules() if name], skip)) if skip else frozenset()
-
-
-def _prove(path: Path, folder: Path, runtime: str, format: str, expected: Any, example: Example) -> ModelFile:
-    """Load the file back, compare its outputs with `expected`, and return its record."""
-    found = artifacts.load(path, runtime=runtime, threads=torch.get_num_threads())(*example)
-    error = artifacts.deviation(expected, found)
-    if error > artifacts.TOLERANCE[format]:
-        path.unlink()
-        raise ModelFileError(
-            f"{path.name} loaded back must give the outputs of the model in memory, to {artifacts.TOLERANCE[format]:g} "
-            f"of their size, but is {error:.2g} away. It is not kept; use another runtime."
-        )
-    return artifacts.describe(path, folder, runtime=runtime, format=format, deviation=error)
 
 
 def reference(folder: Path, runtime: str) -> tuple[Example, list[torch.Tensor]]:

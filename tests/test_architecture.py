@@ -19,8 +19,8 @@ ORDER = (
     "schema recipes targets rows conclusions explain results "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention blocks turns benchmark pictures measure onnxnames artifacts layertimes subgraphs emulation memory "
-    "audit compress structure variants trials sweep "
+    "contention blocks turns benchmark pictures measure onnxnames loading artifacts layertimes subgraphs emulation memory "
+    "audit compress structure pt2e openvinofiles exports variants trials sweep "
     "tables drawing figures timings answers costs hotspots sections overview show "
     "report steps runs cli"
 ).split()

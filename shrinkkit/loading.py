@@ -1,0 +1,254 @@
+"""Model files brought to run: loaded for one runtime on one device, ready to be called, timed, or copied.
+
+What a file needs to run as it was measured (integer engine, precision) stands in the file itself.
+"""
+
+import copy
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export.passes import move_to_device_pass
+
+from shrinkkit import outputs, quantize, quiet
+from shrinkkit.errors import ModelFileError, Unsupported, brief
+from shrinkkit.usermodel import Example
+
+PRECISION = "shrinkkit_precision"
+"""Where an OpenVINO model says in which float it computes: `f32`, `f16` or `bf16`; without it, `f32`."""
+_REMEDY = "Run the step that makes it again."
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model file ready to run on one target.
+
+    Call it with a batch of CPU tensors for CPU outputs; `prepare` gives a call without arguments for timing.
+    """
+
+    path: Path
+    runtime: str
+    device: str
+    prepare: Callable[[Example], Callable[[], Any]]
+    """From inputs to a call that computes them once and leaves the result on the device."""
+    fetch: Callable[[Any], Any]
+    """From what the call returned to CPU tensors."""
+    again: Callable[[], "Loaded"]
+    """Returns the same model at another place in memory."""
+    source: Any
+    """What the runtime itself made of the file: a torch module, an ONNX Runtime session, a compiled OpenVINO model."""
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Return the outputs for one batch of CPU tensors, as CPU tensors."""
+        with torch.inference_mode():
+            return self.fetch(self.prepare(inputs)())
+
+
+def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, like: Any = None) -> Loaded:
+    """Return the model file at `path`, loaded for `runtime` on `device`.
+
+    Args:
+        path: A `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file.
+        runtime: `torch`, `inductor`, `onnxruntime` or `openvino`.
+        device: `cpu`, `cuda` or `mps`.
+        threads: Intra-op threads of ONNX Runtime and OpenVINO; torch's are a setting of the process.
+        like: An output of the model before export. ONNX Runtime and OpenVINO return a flat list, which is put into its
+            structure; None leaves a single tensor or a tuple.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or holds pickled objects.
+        Unsupported: The runtime cannot run files of this kind.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path} must be a model file, and there is none. {_REMEDY}")
+    if runtime == "onnxruntime":
+        return _on_onnxruntime(path, device, threads, like)
+    if runtime == "openvino":
+        return _on_openvino(path, threads, like)
+    loaded = module(path, device=device)
+    return _on_inductor(loaded, path, device) if runtime == "inductor" else _on_torch(loaded, path, device)
+
+
+def module(path: Path, *, device: str = "cpu") -> Any:
+    """Return the torch module in a `.pt2` or `.torchscript.pt` file, packed for the integer engine that it names.
+
+    Raises:
+        ModelFileError: The file is damaged, or holds pickled objects.
+    """
+    try:
+        with quiet.libraries():
+            if path.suffix == ".pt2":
+                # Programs of int8 layers name operators that torch registers here.
+                import torch.ao.quantization.fx._decomposed
+
+                program = torch.export.load(path)
+                return (move_to_device_pass(program, device) if device != "cpu" else program).module()
+            with quantize.using_engine(engine(path)):
+                # Packed weights are repacked for the engine in force when the file is read.
+                script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return script.to(device).eval()
+    except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
+        raise ModelFileError(
+            f"{path.name} cannot be loaded: {brief(error)}. It is damaged or was made by another version of torch. "
+            f"{_REMEDY}"
+        ) from error
+
+
+def engine(path: Path) -> str:
+    """Return torch's quantized engine that a `.torchscript.pt` file was packed for, '' for a model in float."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/extra/quantized_engine")]
+        return archive.read(names[0]).decode() if names else ""
+
+
+def session_options(threads: int) -> Any:
+    """Return the options of every ONNX Runtime session that is measured or looked into.
+
+    Args:
+        threads: Intra-op threads, >= 1.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Without this, ONNX Runtime's threads go on spinning after a call and slow whatever runs next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def openvino_settings(model: Any, threads: int) -> dict[str, Any]:
+    """Return the settings with which an OpenVINO model is compiled for the CPU.
+
+    Left alone, OpenVINO computes FP32 models in bfloat16 on processors that are fast at it.
+
+    Args:
+        model: What `Core.read_model` returned.
+        threads: Threads of one call, >= 1.
+    """
+    return {
+        "INFERENCE_PRECISION_HINT": model.get_rt_info(PRECISION).value if model.has_rt_info(PRECISION) else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+def _on_torch(module: Any, path: Path, device: str) -> Loaded:
+    def prepare(inputs: Example) -> Callable[[], Any]:
+        placed = tuple(x.to(device) for x in inputs)
+
+        @torch.inference_mode()
+        def call() -> Any:
+            return module(*placed)
+
+        return call
+
+    def again() -> Loaded:
+        with quiet.libraries():
+            return _on_torch(copy.deepcopy(module), path, device)
+
+    return Loaded(path, "torch", device, prepare, _to_cpu, again, module)
+
+
+def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
+    if path.suffix != ".pt2":
+        raise Unsupported(
+            f"{path.name} is TorchScript, because torch cannot export this model, and inductor compiles only exported "
+            "ones. Use the torch runtime."
+        )
+    compiled = torch.compile(module)
+
+    def prepare(inputs: Example) -> Callable[[], Any]:
+        placed = tuple(x.to(device) for x in inputs)
+
+        @torch.inference_mode()
+        def call() -> Any:
+            return compiled(*placed)
+
+        # Weights are folded and packed at compile time, and integer kernels chosen.
+        settings = torch._inductor.config.patch(freezing=True, compile_threads=1)  # type: ignore[no-untyped-call]
+        with settings, quiet.libraries():
+            try:
+                call()
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise Unsupported(f"inductor cannot compile {path.name}: {brief(error)}.") from error
+        return call
+
+    def again() -> Loaded:
+        with quiet.libraries():
+            return _on_inductor(copy.deepcopy(module), path, device)
+
+    return Loaded(path, "inductor", device, prepare, _to_cpu, again, module)
+
+
+def _to_cpu(output: Any) -> Any:
+    return outputs.convert(output, lambda t: t.cpu())
+
+
+def _on_onnxruntime(path: Path, device: str, threads: int, like: Any) -> Loaded:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
+    except (
+        states.Fail,
+        states.InvalidProtobuf,
+        states.InvalidGraph,
+        states.NotImplemented,
+        states.RuntimeException,
+        states.InvalidArgument,
+        states.NoSuchFile,
+    ) as error:
+        raise ModelFileError(f"{path.name} cannot be loaded by ONNX Runtime: {brief(error)}. {_REMEDY}") from error
+    if provider not in session.get_providers():
+        raise Unsupported(
+            f"ONNX Runtime cannot start {provider} for {path.name} and would run it on the CPU. Check the versions of "
+            "CUDA and cuDNN that onnxruntime-gpu asks for."
+        )
+    names = [i.name for i in session.get_inputs()]
+
+    def prepare(inputs: Example) -> Callable[[], Any]:
+        feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+        return lambda: session.run(None, feed)
+
+    def fetch(output: Any) -> Any:
+        return _structured(output, like)
+
+    return Loaded(
+        path, "onnxruntime", device, prepare, fetch, lambda: _on_onnxruntime(path, device, threads, like), session
+    )
+
+
+def _on_openvino(path: Path, threads: int, like: Any) -> Loaded:
+    import openvino
+
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", openvino_settings(model, threads))
+    except RuntimeError as error:
+        raise ModelFileError(f"{path.name} cannot be loaded by OpenVINO: {brief(error)}. {_REMEDY}") from error
+
+    def prepare(inputs: Example) -> Callable[[], Any]:
+        request, feed = compiled.create_infer_request(), [x.contiguous().numpy() for x in inputs]
+        return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
+
+    def fetch(output: Any) -> Any:
+        # The request's own memory, which its next call overwrites.
+        return _structured([array.copy() for array in output.values()], like)
+
+    return Loaded(path, "openvino", "cpu", prepare, fetch, lambda: _on_openvino(path, threads, like), compiled)
+
+
+def _structured(arrays: Any, like: Any) -> Any:
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if like is not None:
+        return outputs.restore(tensors, like)
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
