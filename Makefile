@@ -24,7 +24,7 @@ check: $(STAMP)  ## lint, format and types
 lock:  ## write requirements.lock anew from pyproject.toml
 	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
-	"$$fresh/bin/python" $(PIP) install torch==2.13.0 -e ".[dev]"; \
+	"$$fresh/bin/python" $(PIP) install torch==2.13.0 -e ".[dev,openvino]"; \
 	"$$fresh/bin/python" $(PIP) freeze --exclude-editable > "$$fresh/frozen"; \
 	if grep ' @ ' "$$fresh/frozen"; then echo "installed from a file, so without a version to pin"; exit 1; fi; \
 	sed -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' "$$fresh/frozen" > requirements.lock

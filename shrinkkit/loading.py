@@ -7,6 +7,7 @@ import copy
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def module(path: Path, *, device: str = "cpu") -> Any:
         with quiet.libraries():
             if path.suffix == ".pt2":
                 # Programs of int8 layers name operators that torch registers here.
-                import torch.ao.quantization.fx._decomposed
+                import_module("torch.ao.quantization.fx._decomposed")
 
                 program = torch.export.load(path)
                 return (move_to_device_pass(program, device) if device != "cpu" else program).module()

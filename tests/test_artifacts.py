@@ -1,4 +1,3 @@
-import json
 import zipfile
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from tiny import Corner
 from torch import nn
 
-from shrinkkit import artifacts, quantize
+from shrinkkit import artifacts, loading, quantize
 from shrinkkit.errors import ModelFileError, Unsupported
 
 EXAMPLE = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -36,20 +35,35 @@ def outputs_of(model, inputs):
         return model(*inputs)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_a_pt2_file_gives_the_outputs_of_the_model_at_any_batch(model, tmp_path, batch):
+def test_a_model_is_exported_whole_and_nothing_is_noted(model, tmp_path):
     path, kind, note = artifacts.write_torch(model, EXAMPLE, tmp_path)
-    inputs = (torch.rand(batch, 1, 8, 8),)
-    assert (kind, note) == ("pt2", "")
-    assert torch.allclose(artifacts.load(path, runtime="torch")(*inputs), outputs_of(model, inputs), atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_an_onnx_file_gives_the_outputs_of_the_model_at_any_batch(model, tmp_path, batch):
+    assert (path.name, kind, note) == ("model.pt2", "pt2", "")
     assert artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx") == ""
-    inputs = (torch.rand(batch, 1, 8, 8),)
-    found = artifacts.load(tmp_path / "model.onnx", runtime="onnxruntime")(*inputs)
-    assert torch.allclose(found, outputs_of(model, inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_record_names_inputs_and_outputs_with_their_shapes(model, tmp_path, fixed):
+    artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
+    loaded = loading.load(tmp_path / "model.onnx", runtime="onnxruntime")
+    file = artifacts.describe(
+        loaded, tmp_path, format="onnx", example=EXAMPLE, output=loaded(*EXAMPLE), fixed_batch=fixed, deviation=0.0
+    )
+    first = 4 if fixed else "batch"
+    assert [(p.name, p.dtype, p.shape) for p in file.inputs] == [("x", "float32", (first, 1, 8, 8))]
+    assert [(p.dtype, p.shape) for p in file.outputs] == [("float32", (first, 4))]
+    assert file.size_bytes == (tmp_path / "model.onnx").stat().st_size > file.compressed_bytes > 0
+
+
+def test_a_file_in_two_parts_counts_and_hashes_both(tmp_path):
+    path = tmp_path / "model.xml"
+    path.write_bytes(b"<net/>")
+    with pytest.raises(ModelFileError, match=r"model\.bin is missing"):
+        artifacts.sha256(path)
+    path.with_suffix(".bin").write_bytes(b"one")
+    before = artifacts.sha256(path)
+    path.with_suffix(".bin").write_bytes(b"two")
+    assert artifacts.sha256(path) != before
+    assert [part.name for part in artifacts.parts(path)] == ["model.xml", "model.bin"]
 
 
 def test_onnx_weights_carry_the_names_of_their_layers(tmp_path):
@@ -76,7 +90,7 @@ def test_an_int8_model_is_kept_as_torchscript_with_its_engine(model, tmp_path):
     with zipfile.ZipFile(path) as archive:
         engine = next(n for n in archive.namelist() if n.endswith("extra/quantized_engine"))
         assert archive.read(engine).decode() == quantize.engine_of(made)
-    assert artifacts.deviation(outputs_of(made, EXAMPLE), artifacts.load(path, runtime="torch")(*EXAMPLE)) == 0
+    assert artifacts.deviation(outputs_of(made, EXAMPLE), loading.load(path, runtime="torch")(*EXAMPLE)) == 0
 
 
 def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
@@ -85,7 +99,7 @@ def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
     assert kind == "torchscript"
     assert "torch.export cannot take this model" in note
     inputs = (torch.full((2, 4), 9.0),)
-    assert torch.allclose(artifacts.load(path, runtime="torch")(*inputs), outputs_of(model, inputs))
+    assert torch.allclose(loading.load(path, runtime="torch")(*inputs), outputs_of(model, inputs))
 
 
 def test_a_model_that_cannot_be_exported_has_no_onnx_and_the_reason_is_given(tmp_path):
@@ -107,50 +121,11 @@ def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
     artifacts.write_onnx(model, inputs, tmp_path / "m.onnx")
     path, _, _ = artifacts.write_torch(model, inputs, tmp_path)
     for found in (
-        artifacts.load(path, runtime="torch")(*inputs),
-        artifacts.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
+        loading.load(path, runtime="torch")(*inputs),
+        loading.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
     ):
         assert found.keys() == like.keys()
         assert artifacts.deviation(like, found) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["model.pt2", "model.torchscript.pt", "model.onnx"])
-def test_a_damaged_file_is_refused_by_name(tmp_path, name):
-    (tmp_path / name).write_bytes(b"not a model")
-    runtime = "onnxruntime" if name.endswith("onnx") else "torch"
-    with pytest.raises(ModelFileError, match=f"{name} cannot be loaded"):
-        artifacts.load(tmp_path / name, runtime=runtime)
-
-
-def test_a_truncated_file_is_refused(model, tmp_path):
-    path, _, _ = artifacts.write_torch(model, EXAMPLE, tmp_path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ModelFileError, match=r"cannot be loaded"):
-        artifacts.load(path, runtime="torch")
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ModelFileError, match=r"there is none"):
-        artifacts.load(tmp_path / "model.pt2", runtime="torch")
-
-
-def test_a_pt2_file_that_names_pickled_tensors_is_refused(model, tmp_path):
-    path, _, _ = artifacts.write_torch(model, EXAMPLE, tmp_path)
-    evil = tmp_path / "evil.pt2"
-    touched = 0
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(evil, "w", zipfile.ZIP_STORED) as target:
-        for item in source.infolist():
-            data = source.read(item)
-            if item.filename.endswith("_config.json") and b"use_pickle" in data:
-                config = json.loads(data)
-                for entry in config["config"].values():
-                    entry["use_pickle"] = True
-                    touched += 1
-                data = json.dumps(config).encode()
-            target.writestr(item, data)
-    assert touched > 0
-    with pytest.raises(ModelFileError, match=r"names pickled ones"):
-        artifacts.load(evil, runtime="torch")
 
 
 def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():

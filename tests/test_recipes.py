@@ -12,6 +12,9 @@ from shrinkkit import recipes
 from shrinkkit.errors import InvalidInput
 
 HALF = "prune:\n  method: channels\n  ratio: 0.5\n"
+ALL_TARGETS = (
+    "cpu/torch, cpu/inductor, cpu/onnxruntime, cpu/openvino, cuda/torch, cuda/inductor, cuda/onnxruntime or mps/torch"
+)
 STUDY = "task: digits-cnn\nrecipes: [channels-50]\ntargets: [cpu/torch]\n"
 
 
@@ -219,17 +222,15 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         (STUDY + "timeout_s: .inf", "`timeout_s` must be a number of seconds > 0, got inf (my.yaml:4)."),
         (
             STUDY.replace("cpu/torch", "cpu/torhc"),
-            "`targets.0` must be cpu/torch, cpu/onnxruntime or cuda/torch, got 'cpu/torhc' (my.yaml:3). "
-            "Did you mean `cpu/torch`?",
+            f"`targets.0` must be {ALL_TARGETS}, got 'cpu/torhc' (my.yaml:3). Did you mean `cpu/torch`?",
         ),
         (
             STUDY.replace("cpu/torch", "gpu"),
-            "`targets.0` must be cpu/torch, cpu/onnxruntime or cuda/torch, got 'gpu' (my.yaml:3). "
-            "A target is written device/runtime.",
+            f"`targets.0` must be {ALL_TARGETS}, got 'gpu' (my.yaml:3). A target is written device/runtime.",
         ),
         (
             STUDY.replace("[cpu/torch]", "[]"),
-            "`targets` must be a list of at least one of cpu/torch, cpu/onnxruntime or cuda/torch, got [] (my.yaml:3).",
+            f"`targets` must be a list of at least one of {ALL_TARGETS}, got [] (my.yaml:3).",
         ),
         (
             STUDY.replace("[cpu/torch]", "[cpu/torch, cpu/torch]"),
@@ -263,7 +264,8 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             STUDY.replace("channels-50", "float16").replace("cpu/torch", "cpu/onnxruntime"),
             "`float16` of recipe 'float16' can run on no target of the study: cpu/onnxruntime: ONNX Runtime has no "
             "float16 kernels for CPUs and casts each layer back to float32 (my.yaml:2). "
-            "Possible there: static-int8, dynamic-int8. `float16` can run on cpu/torch or cuda/torch.",
+            "Possible there: static-int8, dynamic-int8. `float16` can run on cpu/torch, cpu/inductor, cpu/openvino, "
+            "cuda/torch, cuda/inductor or mps/torch.",
         ),
     ],
 )
