@@ -77,15 +77,16 @@ def test_conda_s_environment_and_pyproject_say_the_same(project):
     python = next(d for d in found["dependencies"] if isinstance(d, str) and d.startswith("python="))
     assert project["requires-python"] == f">={python.removeprefix('python=')}"
     pip = next(d["pip"] for d in found["dependencies"] if isinstance(d, dict))
-    assert pip == ["-e .[dev]"]
-    assert "dev" in project["optional-dependencies"]
+    assert pip == ["-e .[dev,openvino]"]
+    assert set(project["optional-dependencies"]) == {"dev", "openvino"}
 
 
 def test_the_lock_pins_every_dependency_within_its_range_and_names_no_place(project):
     lines = (ROOT / "requirements.lock").read_text().split()
     assert all("==" in line and "/" not in line and "+" not in line for line in lines)
     locked = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    wanted = [Requirement(w) for w in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    extras = [w for wanted in project["optional-dependencies"].values() for w in wanted]
+    wanted = [Requirement(w) for w in [*project["dependencies"], *extras]]
     assert len(wanted) > 20
     assert [str(w) for w in wanted if not w.specifier.contains(locked.get(canonicalize_name(w.name), "0"))] == []
     assert locked["torch"] == "2.13.0"
@@ -102,7 +103,8 @@ def test_every_package_that_is_imported_is_declared(project):
     providers = metadata.packages_distributions()
     others = imported - set(sys.stdlib_module_names) - {"shrinkkit"}
     needed = {canonicalize_name(name) for package in others for name in providers[package]}
-    assert needed - {canonicalize_name(Requirement(d).name) for d in project["dependencies"]} == set()
+    declared = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
+    assert needed - {canonicalize_name(Requirement(d).name) for d in declared} == set()
 
 
 def test_the_automatic_check_runs_what_the_readme_says():
