@@ -7,6 +7,7 @@ OpenVINO. None of them needs the user's class, and loading one runs no Python co
 import hashlib
 import os
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,10 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
         else:
             # The example would be kept in the file, as a pickle and with everything that it is a view of.
             program._example_inputs = None
+            # So would the model's code, line by line, with the paths of this machine.
+            for node in program.graph.nodes:
+                for key in ("stack_trace", "source_fn_stack", "torch_fn"):
+                    node.meta.pop(key, None)
             path = folder / "model.pt2"
             with quiet.libraries():
                 torch.export.save(program, path)
@@ -72,6 +77,7 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
     script, script_note = _script(model, example)
     with quiet.libraries():
         script.save(str(path), _extra_files={"quantized_engine": quantize.engine_of(model)})
+    _forget_source(path)
     return path, "torchscript", "; ".join(filter(None, (note, script_note)))
 
 
@@ -107,6 +113,7 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
             "Use 'cpu/torch' for it."
         ) from error
     onnxnames.name_weights(onnx.model.graph, frozenset(program.state_dict))
+    onnxnames.forget_source(onnx.model.graph)
     onnx.save(str(path))
     return note
 
@@ -249,6 +256,19 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
         if moved > TOLERANCE["torchscript"]:
             raise Unsupported("torch cannot trace the quantized model: its control flow depends on the data.")
         return traced, ""
+
+
+def _forget_source(path: Path) -> None:
+    """Write a TorchScript file anew without the places, with the paths of this machine, that its code came from."""
+    slim = path.with_suffix(".slim")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
+        for entry in old.infolist():
+            name = entry.filename.partition("/")[2]
+            if not name.endswith(".debug_pkl"):
+                kind = zipfile.ZIP_DEFLATED if name.startswith("code/") else zipfile.ZIP_STORED
+                # The same for the same model, whatever the folder and the time.
+                new.writestr(zipfile.ZipInfo(f"model/{name}"), old.read(entry), kind)
+    slim.replace(path)
 
 
 def _names(loaded: Loaded, output: Any) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from shrinkkit import loading, outputs, quiet
+from shrinkkit import loading, onnxnames, outputs, quiet
 from shrinkkit.errors import Unsupported
 from shrinkkit.records import LayerTime
 from shrinkkit.tasks import Example
@@ -35,7 +35,7 @@ CONVERSIONS = frozenset(
 """Operators that only change a number format or the order of numbers in memory."""
 
 _profile = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU])
-_ROUNDS, _SCOPES, _NOWHERE = 4, "pkg.torch.onnx.name_scopes", "_empty_nn_module_stack"
+_ROUNDS, _NOWHERE = 4, "_empty_nn_module_stack"
 _Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
 
@@ -372,7 +372,7 @@ def _convolution(made_by: Mapping[str, Any], name: str, stored: Mapping[str, int
 
 def _scope(node: Any) -> str | None:
     """Return the name of the module that `node` was exported from, None where the file does not tell."""
-    told = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
+    told = next((p.value for p in node.metadata_props if p.key == onnxnames.SCOPES), None)
     if told is None:
         return None
     # A list like `['', 'stem', 'conv2d']`: the model, its modules, and the operation.

@@ -1,7 +1,10 @@
-"""Names of weights in an exported ONNX graph, so that audits, profiles and people find the layer."""
+"""Names in an exported ONNX graph: those of the layers are kept for audits and profiles, those of files are dropped."""
 
 import json
 from typing import Any
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules that a node comes from."""
 
 
 def name_weights(graph: Any, known: frozenset[str]) -> None:
@@ -36,8 +39,25 @@ def name_weights(graph: Any, known: frozenset[str]) -> None:
                 graph.initializers[name] = value
 
 
+def forget_source(graph: Any) -> None:
+    """Drop what the exporter notes of where the model came from, in place: its code, with the paths of that machine.
+
+    The scopes of nodes stay, because profiles are told by layer.
+    """
+    graph.metadata_props.clear()
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in graph:
+        scopes = node.metadata_props.get(SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[SCOPES] = scopes
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
 def _layer(node: Any) -> str:
     """Return the name of the module that `node` was exported from, '' for the model itself."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    scopes = node.metadata_props.get(SCOPES, "[]")
     names = json.loads(scopes.replace("'", '"'))[:-1]
     return str(names[-1]) if names else ""

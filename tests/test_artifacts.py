@@ -172,3 +172,17 @@ def test_the_matrices_of_a_recurrent_layer_are_found_by_its_name_once_they_are_i
     found = artifacts.onnx_int8_weights(tmp_path / "int8.onnx")
     assert len(found) == 4
     assert all(name.startswith(("lstm.weight_ih", "lstm.weight_hh")) for name in found)
+
+
+def test_a_file_says_nothing_of_the_disk_that_it_was_made_on(model, tmp_path):
+    artifacts.write_torch(model, EXAMPLE, tmp_path)
+    artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
+    artifacts.write_torch(quantize.static_int8(model, EXAMPLE, [EXAMPLE], engine="onednn"), EXAMPLE, tmp_path)
+    held = {"model.onnx": (tmp_path / "model.onnx").read_bytes()}
+    for name in ("model.pt2", "model.torchscript.pt"):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            held[name] = b"".join(archive.read(entry) for entry in archive.namelist())
+    for content in held.values():
+        assert b"conv1" in content
+        assert b"tiny.py" not in content
+        assert b"site-packages" not in content
