@@ -66,7 +66,7 @@ def compare(
     """
     _refuse(conditions, candidate_conditions, allowed=frozenset({"runtime"} if across_runtimes else ()))
     protocol = Protocol(width, cap_s, layouts, slot_ms, seed)
-    timer = turns.cuda_times if conditions.device == "cuda" else turns.wall_times
+    timer = turns.timer(conditions.device, {conditions.runtime, candidate_conditions.runtime})
     start = contention.snapshot()
     makers = (make_reference, make_candidate, make_reference)
     blocks, warmup, steady = turns.measure(makers, (reference, candidate), timer, protocol, progress)

@@ -8,6 +8,7 @@ output; saturation loses many. For a file against the model that it was made fro
 Source: oneDNN, "Nuances of int8 Computations"; ONNX Runtime, "Quantize ONNX Models", on U8S8 and AVX2.
 """
 
+import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def check(path: Path, *, runtime: str, inputs: Example, threads: int) -> Integer
 
     Args:
         path: A file that `variants.write` made.
-        runtime: `torch` or `onnxruntime`.
+        runtime: `torch`, `inductor`, `onnxruntime` or `openvino`.
         inputs: Positional inputs of one call, CPU tensors, batch first.
         threads: Intra-op threads of ONNX Runtime; torch's are a setting of the process.
 
@@ -81,10 +82,28 @@ def check(path: Path, *, runtime: str, inputs: Example, threads: int) -> Integer
         The comparison, or None for a file that computes in float throughout.
 
     Raises:
-        Unsupported: The file has integer operators, and none of them can be computed in float as well.
+        Unsupported: The file has integer operators, and none of them can be computed in float as well, or the runtime
+            lets nobody see its layers' inputs.
         ModelFileError: The outputs are not finite.
     """
-    return check_onnx(path, inputs, threads=threads) if runtime == "onnxruntime" else check_torch(path, inputs)
+    if runtime == "onnxruntime":
+        return check_onnx(path, inputs, threads=threads)
+    if runtime == "torch":
+        return check_torch(path, inputs)
+    if not _holds_integers(path):
+        return None
+    if runtime == "inductor":
+        raise _untold(path, "inductor fuses them with others; the outputs as a whole were, when the file was made")
+    raise _untold(path, "OpenVINO has no other way to compute them")
+
+
+def _holds_integers(path: Path) -> bool:
+    """Return whether an exported program or an OpenVINO model was quantized to integers."""
+    if path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            models = [name for name in archive.namelist() if name.endswith("/models/model.json")]
+            return any(b"quantized_decomposed." in archive.read(name) for name in models)
+    return path.suffix == ".xml" and any(key in path.read_bytes() for key in (b'"FakeQuantize"', b'"i8"', b'"u8"'))
 
 
 def check_torch(path: Path, inputs: Example) -> IntegerCheck | None:

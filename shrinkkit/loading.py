@@ -217,10 +217,22 @@ def _on_onnxruntime(path: Path, device: str, threads: int, like: Any) -> Loaded:
 
     def prepare(inputs: Example) -> Callable[[], Any]:
         feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
-        return lambda: session.run(None, feed)
+        if device == "cpu":
+            return lambda: session.run(None, feed)
+        bound = session.io_binding()
+        for name, array in feed.items():
+            bound.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for output in session.get_outputs():
+            bound.bind_output(output.name, device)
+
+        def call() -> Any:
+            session.run_with_iobinding(bound)
+            return bound
+
+        return call
 
     def fetch(output: Any) -> Any:
-        return _structured(output, like)
+        return _structured(output if device == "cpu" else output.copy_outputs_to_cpu(), like)
 
     return Loaded(
         path, "onnxruntime", device, prepare, fetch, lambda: _on_onnxruntime(path, device, threads, like), session

@@ -6,7 +6,7 @@ Why this way and not another is measured by `tests/benchmarks/timing.py`.
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,6 +178,33 @@ def _warm_up(calls: Sequence[Call], timer: Timer) -> tuple[int, bool, tuple[floa
         all_steady &= steady
         times.append(previous)
     return total, all_steady, tuple(times)
+
+
+def timer(device: str, runtimes: Set[str]) -> Timer:
+    """Return how calls on `device` are timed, which is the same for all of `runtimes`.
+
+    Args:
+        device: `cpu`, `cuda` or `mps`.
+        runtimes: Of the models that take turns.
+    """
+    if device == "cpu":
+        return wall_times
+    if device == "cuda" and runtimes <= {"torch", "inductor"}:
+        return cuda_times
+    # Other runtimes compute in streams of their own, which torch's events do not see.
+    wait: Call = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}[device]
+    return partial(_waited_times, wait)
+
+
+def _waited_times(wait: Call, call: Call, count: int) -> tuple[float, ...]:
+    """Return the ms of each of `count` calls by the clock on the wall, until the device is done."""
+
+    def done() -> None:
+        call()
+        wait()
+
+    wait()
+    return wall_times(done, count)
 
 
 def wall_times(call: Call, count: int) -> tuple[float, ...]:

@@ -255,3 +255,18 @@ def test_copies_of_the_reference_that_disagree_are_refused():
     copies = itertools.count(1)
     with pytest.raises(InvalidInput, match="two of reference differ"):
         take(lambda: answering(torch.ones(2) * next(copies))(), answering(torch.ones(2)))
+
+
+def test_a_device_s_own_events_time_only_what_runs_in_torch_s_stream():
+    assert turns.timer("cpu", {"torch", "openvino"}) is turns.wall_times
+    assert turns.timer("cuda", {"torch", "inductor"}) is turns.cuda_times
+    for device, runtimes in (("cuda", {"torch", "onnxruntime"}), ("cuda", {"onnxruntime"}), ("mps", {"torch"})):
+        assert turns.timer(device, runtimes) not in (turns.wall_times, turns.cuda_times)
+
+
+def test_a_call_that_is_waited_for_lasts_until_the_device_is_done(clock):
+    make_wait, make_call = clock.models(lambda: 3.0), clock.models(lambda: 1.0)
+    found = turns._waited_times(make_wait(), make_call(), 4)
+    assert found == pytest.approx((4.0,) * 4)
+    # Once before the first, so that it does not pay for what was still under way.
+    assert clock.ns == 1e6 * (3 + 4 * 4)
