@@ -141,3 +141,29 @@ def test_use_threads_sets_torch_s_threads_and_returns_them():
 def test_use_threads_refuses_less_than_none():
     with pytest.raises(InvalidInput, match="must be >= 0, got -1"):
         targets.use_threads(-1)
+
+
+def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
+    found = targets.find_spec
+    monkeypatch.setattr(targets, "find_spec", lambda name: None if name == "nncf" else found(name))
+    assert targets.available()["cpu/openvino"] == (
+        "nncf is not installed. Install it: pip install 'shrinkkit[openvino]'"
+    )
+    with pytest.raises(Unsupported, match=r"`target` names 'cpu/openvino', but nncf is not installed"):
+        targets.resolve("cpu/openvino")
+
+
+def test_inductor_needs_a_compiler_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no g++ or clang++" in targets.available()["cpu/inductor"]
+    compiler = tmp_path / "clang++"
+    compiler.touch(mode=0o755)
+    assert targets.available()["cpu/inductor"] == ""
+
+
+def test_an_onnxruntime_without_cuda_says_which_package_has_it():
+    import onnxruntime
+
+    reason = targets.available()["cuda/onnxruntime"]
+    assert ("onnxruntime-gpu" in reason) == ("CUDAExecutionProvider" not in onnxruntime.get_available_providers())
