@@ -96,6 +96,8 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
         Unsupported: torch cannot export the model to ONNX.
     """
     try:
+        with torch.inference_mode():
+            names = outputs.names(model(*example))
         program, note = _export(model, example)
         with quiet.libraries():
             onnx = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
@@ -113,6 +115,8 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
             "Use 'cpu/torch' for it."
         ) from error
     onnxnames.name_weights(onnx.model.graph, frozenset(program.state_dict))
+    onnxnames.name_nodes(onnx.model.graph)
+    onnxnames.name_outputs(onnx.model.graph, names)
     onnxnames.forget_source(onnx.model.graph)
     onnx.save(str(path))
     return note

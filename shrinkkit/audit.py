@@ -75,7 +75,7 @@ def torch_int8(
         if name in integer
         else LayerPrecision("folded", "part of the layer before it")
         if name in gone and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        else LayerPrecision("float32", _why_float(name, module, method, "torch", skipped, _sealed(model, name)))
+        else LayerPrecision("float32", why_float(name, module, method, "torch", skipped, _sealed(model, name)))
         for name, module in layers(model).items()
     }
 
@@ -93,7 +93,7 @@ def onnx_int8(
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             found[name] = LayerPrecision("folded", "part of the layer before it")
         else:
-            found[name] = LayerPrecision("float32", _why_float(name, module, method, "onnxruntime", skipped))
+            found[name] = LayerPrecision("float32", why_float(name, module, method, "onnxruntime", skipped))
     return found
 
 
@@ -117,7 +117,7 @@ def _sealed(model: nn.Module, name: str) -> str:
     return ""
 
 
-def _why_float(
+def why_float(
     name: str, module: nn.Module, method: str, runtime: str, skipped: frozenset[str], sealed: str = ""
 ) -> str:
     """Return the reason, as far as it is known, why a layer was left in float."""

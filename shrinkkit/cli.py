@@ -1,12 +1,14 @@
-"""The command line: `shrinkkit run`, `list`, `new`, `report`, `notebooks`. Starts without importing torch."""
+"""The command line: `run`, `list`, `new`, `report`, `verify`, `notebooks`. Starts without importing torch."""
 
 import argparse
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shrinkkit import __version__
 from shrinkkit.errors import InvalidInput, ShrinkkitError
@@ -27,7 +29,20 @@ RUN = """Compress a task by recipes, measure every variant fairly on this machin
   shrinkkit run my_task.py                      your task, every built-in recipe
   shrinkkit run my_task.py --recipe static-int8 --recipe mine.yaml --target cpu/onnxruntime
 
-Steps whose inputs have not changed since the last run are not taken again."""
+Steps whose inputs have not changed since the last run are not taken again.
+
+To measure the same variants on another machine, copy the run folder there (and the task's file to the same place beside
+it), run this, and copy the folder back; `shrinkkit report RUN` then reports both machines:
+
+  shrinkkit run reports/my_task --only benchmark --target cpu/onnxruntime"""
+
+VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were stored
+beside them, and are as fast as reported. The folder may have been copied alone, without the task.
+
+exit status of verify:
+  0    every file that can run here gives its outputs
+  1    a file differs, is damaged or does not run, or none can run here
+  2    there is no such variant"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "compress, measure and report", RUN)
-    run.add_argument("study", metavar="STUDY|TASK", help="a study (.yaml), a bundled study, or a task (name or .py)")
+    run.add_argument(
+        "study",
+        metavar="STUDY|TASK|RUN",
+        help="a study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder",
+    )
     run.add_argument("--recipe", action="append", metavar="R", help="built-in recipe or .yaml file; may be repeated")
     run.add_argument(
         "--target", action="append", metavar="T", help="where to measure, such as cpu/torch; may be repeated"
@@ -81,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--reports", type=Path, default=Path("reports"), metavar="DIR", help="where run folders go (reports)"
     )
+    run.add_argument(
+        "--only", choices=("benchmark",), help="measure what a run made on this machine, and report; make nothing anew"
+    )
     run.add_argument("--force", action="store_true", help="take every step again, changed or not")
 
     listing = command("list", _list, "what there is: tasks, recipes, or targets")
@@ -89,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("file", type=Path, metavar="FILE.py")
     report = command("report", _report, "make the report of a run folder again")
     report.add_argument("run", type=Path, metavar="RUN")
+    verify = command("verify", _verify, "check a variant's files on this machine", VERIFY)
+    verify.add_argument("folder", type=Path, metavar="VARIANT", help="such as reports/digits-cnn/variants/static-int8")
+    verify.add_argument("--target", action="append", default=[], metavar="T", help="check only this; may be repeated")
+    verify.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one call (default: every core)")
+    verify.add_argument("--json", action="store_true", help="print what was found as JSON")
     notebooks = command("notebooks", _notebooks, "copy the step notebooks out, to work in them")
     notebooks.add_argument("folder", type=Path, metavar="DIR")
     return parser
@@ -97,20 +124,35 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     from shrinkkit import results, runs, targets
 
-    study = _study(arguments)
-    threads = study.threads or targets.cores()
-    say = _Progress()
-    folder = runs.run(
-        study,
-        reports=arguments.reports,
-        command=shlex.join(["shrinkkit", *sys.argv[1:]]),
-        threads=threads,
-        force=arguments.force,
-        say=say,
-    )
+    command = shlex.join(["shrinkkit", *sys.argv[1:]])
+    common: dict[str, Any] = {"command": command, "force": arguments.force, "say": _Progress()}
+    if arguments.only:
+        folder = _run_folder(arguments)
+        runs.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, **common)
+    else:
+        study = _study(arguments)
+        threads = study.threads or targets.cores()
+        folder = runs.run(study, reports=arguments.reports, threads=threads, **common)
     found = results.load(folder)
     print(f"\n{results.table(found)}\n\n{results.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
     return 1 if results.failures(found) else 0
+
+
+def _run_folder(arguments: argparse.Namespace) -> Path:
+    """Return the run folder that `--only` is about: given as such, or that of a study or task."""
+    from shrinkkit import recipes
+
+    if arguments.recipe or arguments.accuracy_drop is not None:
+        raise InvalidInput(
+            "`--only benchmark` measures what a run made, for which `--recipe` and `--accuracy-drop` are settled. "
+            "Leave them out."
+        )
+    what = arguments.study
+    if Path(what).is_dir():
+        return Path(what)
+    if what.endswith((".yaml", ".yml")):
+        return Path(arguments.reports, recipes.read_study(what).name)
+    return Path(arguments.reports, Path(what).stem)
 
 
 def _study(arguments: argparse.Namespace) -> "Study":
@@ -185,6 +227,17 @@ def _report(arguments: argparse.Namespace) -> int:
     runs.rebuild_report(arguments.run, say=_Progress())
     print(f"report: {arguments.run / 'report.html'}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shrinkkit import targets
+
+    # In a process of its own, because OpenMP reads its settings when torch is loaded.
+    count = str(arguments.threads or targets.cores())
+    asked = [str(arguments.folder), "--threads", count, *(f"--target={target}" for target in arguments.target)]
+    call = [sys.executable, "-m", "shrinkkit.verify", *asked, *["--json"] * arguments.json]
+    own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return subprocess.run(call, env=os.environ | own, check=False).returncode
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:

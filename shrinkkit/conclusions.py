@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shrinkkit import formats, intervals, records
+from shrinkkit import formats, intervals, machines, records
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Comparison, Estimate
@@ -41,6 +41,7 @@ class Factors:
 
     variant: str
     target: str
+    """A place, as in `Row`."""
     runtime: Estimate | None
     pruning: Estimate | None
     quantization: Estimate | None
@@ -55,15 +56,32 @@ def verdict(results: Results) -> Verdict:
     """Return which variant is worth it under the study's budget, or the honest opposite.
 
     Only rows whose timing got a verdict are considered, and only a paired difference of accuracy whose whole
-    interval keeps the budget counts as within it.
+    interval keeps the budget counts as within it. Nothing is compared across machines: each has a verdict of its own.
+    The headline is that of the run's own, unless only others measured what the budget asks for; theirs are remarks.
     """
+    whole = {machine: results.of(machine) for machine in results.machines}
+    parts = {name: part for name, part in whole.items() if any(_asked(target, part) for target in part.targets)}
+    chosen = next((name for name, part in parts.items() if _has_figures(part)), next(iter(parts), ""))
+    made = _verdict(parts.get(chosen, results))
+    remarks = [*_saturation_remark(results), *made.remarks, *_failure_remark(results)]
+    remarks += [f"On {name}: {_verdict(part).sentence}" for name, part in parts.items() if name != chosen]
+    where = f"On {chosen}: " if chosen and len(results.machines) > 1 else ""
+    return replace(made, headline=where + made.headline, remarks=tuple(remarks))
+
+
+def _asked(target: str, results: Results) -> bool:
+    """Return whether the budget is about the place `target`."""
+    return results.budget.target in (None, machines.target_of(target))
+
+
+def _has_figures(part: Results) -> bool:
+    return any(r.state == "measured" and r.variant != BASELINE and _asked(r.target, part) for r in part.rows)
+
+
+def _verdict(results: Results) -> Verdict:
+    """Return the verdict of one machine."""
     rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
-    remarks = (
-        *_saturation_remark(results),
-        *_runtime_remark(results, rows),
-        *_noise_remark(results),
-        *_failure_remark(results),
-    )
+    remarks = (*_runtime_remark(results, rows), *_noise_remark(results))
     if not rows:
         return Verdict(_nothing(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -129,7 +147,7 @@ def _comparison(results: Results, variant: str, target: str) -> Comparison | Non
 
 def _eligible(row: Row, results: Results) -> bool:
     measured = row.state == "measured" and row.difference is not None and row.size_bytes is not None
-    here = results.budget.target in (None, row.target)
+    here = _asked(row.target, results)
     if results.budget.want == "smallest":
         return measured and here
     return measured and here and _trusted(row)
@@ -163,7 +181,13 @@ def _smaller(row: Row, results: Results) -> float:
 
 def _claim(row: Row, results: Results) -> str:
     """Return which variant, how much smaller, how much faster where, and what it cost, without a full stop."""
-    return f"{row.variant} on {row.target} is {_size_text(row, results)} and {_speed_text(row)}, {_cost(row, results)}"
+    where = _named(results, row.target)
+    return f"{row.variant} on {where} is {_size_text(row, results)} and {_speed_text(row)}, {_cost(row, results)}"
+
+
+def _named(results: Results, target: str) -> str:
+    """Return a place as a sentence about its machine needs it: without the machine, if that is named before."""
+    return machines.target_of(target) if len(results.machines) > 1 else target
 
 
 def _size_text(row: Row, results: Results) -> str:
@@ -227,8 +251,7 @@ def _needed(row: Row, results: Results) -> str:
 
 
 def _nothing(results: Results) -> str:
-    measured = [row for row in results.rows if row.state == "measured" and row.variant != BASELINE]
-    if not measured:
+    if not any(row.state == "measured" and row.variant != BASELINE for row in results.rows):
         return "There is no verdict: no variant was measured."
     where = f" on {results.budget.target}" if results.budget.target else ""
     return f"There is no verdict: no timing{where} was steady enough to trust. Run again on a quieter machine."
@@ -237,8 +260,9 @@ def _nothing(results: Results) -> str:
 def _saturation_remark(results: Results) -> tuple[str, ...]:
     """Return a sentence for each variant whose integer kernels compute something else than its integers."""
     return tuple(
-        f"Integer kernels of {target} saturate on this processor in {m.variant} ({', '.join(m.integers.saturated)}): "
-        "it answers otherwise than its integers say, and otherwise than on other processors."
+        f"Integer kernels of {results.where(target)} saturate on this processor in {m.variant} "
+        f"({', '.join(m.integers.saturated)}): it answers otherwise than its integers say, and otherwise than on other "
+        "processors."
         for target, record in results.measured.items()
         for m in record.measurements
         if m.integers and m.integers.saturated
@@ -255,16 +279,17 @@ def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:
     if not speeds or max(speeds.values()) <= max(kept, default=1.0):
         return ()
     target = max(speeds, key=lambda name: speeds[name])
-    return (f"The unchanged model on {target} is faster still: {formats.times(speeds[target])} torch FP32.",)
+    where = _named(results, target)
+    return (f"The unchanged model on {where} is faster still: {formats.times(speeds[target])} torch FP32.",)
 
 
 def _noise_remark(results: Results) -> tuple[str, ...]:
     """Return a sentence about variants that were passed over because nothing can be said of their speed."""
     noisy = [
-        f"{row.variant} on {row.target}"
+        f"{row.variant} on {_named(results, row.target)}"
         for row in results.rows
         if row.timing_torch == "too noisy" and row.accuracy_verdict == "within budget" and not row.intermediate
-        if results.budget.target in (None, row.target)
+        if _asked(row.target, results)
     ]
     if not noisy or results.budget.want == "smallest":
         return ()
@@ -292,7 +317,9 @@ def _by_cause(results: Results, failed: Mapping[str, Sequence[Row]]) -> Iterator
     """Yield each cause once, behind the variants that it stopped."""
     causes: dict[str, list[str]] = {}
     for name, rows in failed.items():
-        where = "" if len(rows) == len(results.targets) else f" on {', '.join(row.target for row in rows)}"
+        where = (
+            "" if len(rows) == len(results.targets) else f" on {', '.join(results.where(row.target) for row in rows)}"
+        )
         cause = rows[0].reason.strip().splitlines()[0].rstrip(".")
         causes.setdefault(cause, []).append(f"{name}{where}")
     for cause, names in causes.items():

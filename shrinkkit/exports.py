@@ -150,7 +150,7 @@ def _openvino(making: Making) -> Made:
         path,
         making.model,
         method=making.method,
-        calibration=making.calibration,
+        calibration=making.calibration or (making.example,),
         skipped=making.skipped,
     )
     refuse_float("openvino", found, making, path)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import formats
+from shrinkkit import formats, machines
 from shrinkkit.conclusions import TRUSTED
 from shrinkkit.drawing import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.recipes import BASELINE
@@ -129,30 +129,41 @@ def _in_words(row: "Factors") -> str:
 def tradeoff(results: "Results") -> Picture | None:
     """Return speed-up against torch FP32, change of accuracy and size of each measured variant; None without any."""
     rows = [r for r in results.rows if r.speedup_torch and r.difference and r.size_bytes and not r.intermediate]
-    targets = [target for target in results.targets if any(row.target == target for row in rows)]
     if not rows:
         return None
+    drawn = {row.target for row in rows}
+    lines = [[t for t in results.of(name).targets if t in drawn] for name in results.machines]
+    lines = [targets for targets in lines if targets]
     names = [name for name in results.names if any(row.variant == name for row in rows)]
     largest = max(row.size_bytes or 0 for row in rows)
     scale = 100 if results.in_shares else 1
-    with canvas(9.2, 4.1) as figure:
-        panels = figure.subplots(1, len(targets), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, target in zip(panels, targets, strict=True):
+    with canvas(9.2, 1.1 + 3.0 * len(lines)) as figure:
+        grid = figure.subplots(len(lines), max(map(len, lines)), sharex=True, sharey=True, squeeze=False)
+        panels = {target: grid[i, j] for i, targets in enumerate(lines) for j, target in enumerate(targets)}
+        for axes in set(grid.flat) - set(panels.values()):
+            axes.set_axis_off()
+        for target, axes in panels.items():
             for row in rows:
                 if row.target == target:
                     _point(axes, row, names.index(row.variant), largest, scale)
-            axes.set_title(target, loc="left")
+            # A machine's name is wider than a panel, so it stands above the first of its panels alone.
+            above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
+            axes.set_title(above + machines.target_of(target), loc="left")
             axes.axvline(1, color=INK, linewidth=0.8)
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.axhline(-scale * results.budget.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.grid(color=FAINT)
         unit = ", points" if results.in_shares else ""
-        panels[0].set_ylabel(f"change of {results.metric}{unit}")
-        _speed_axis(
-            panels[0], [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)]
-        )
-        for axes in panels[1:]:
-            axes.set_xlabel(panels[0].get_xlabel())
+        for axes in grid[:, 0]:
+            axes.set_ylabel(f"change of {results.metric}{unit}")
+        ends = [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)]
+        _speed_axis(grid[0, 0], ends)
+        label = grid[0, 0].get_xlabel()
+        grid[0, 0].set_xlabel("")
+        # Of each column the lowest, below which there may be none on the last line.
+        for axes in {j: grid[i, j] for i, targets in enumerate(lines) for j in range(len(targets))}.values():
+            axes.set_xlabel(label)
+            axes.tick_params(labelbottom=True)
         _legend_of_variants(figure, names)
         return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
 
@@ -200,7 +211,7 @@ def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
 
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     said = [
-        f"{row.variant} on {row.target}: "
+        f"{row.variant} on {results.where(row.target)}: "
         f"{'too noisy to tell' if row.timing_torch == 'too noisy' else formats.times(row.speedup_torch.value)}, "
         f"{formats.change(row.difference.value, in_shares=results.in_shares)}, {formats.size(row.size_bytes or 0)}."
         for row in rows

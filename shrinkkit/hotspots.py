@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import explain, formats
+from shrinkkit import explain, formats, machines
 from shrinkkit.drawing import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import LayerAudit, LayerTime, Measurement, TargetRecord, Variant
@@ -30,7 +30,7 @@ def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
     """Return the time by layer of every variant on one target: a picture, what explains slow ones, and a table each.
 
     Args:
-        record: The target's benchmark.
+        record: The target's benchmark; its `target` may name a place.
         variants: The records of the variants, by name; their audits tell which layers there are, and how they run.
     """
     measured = {m.variant: m for m in record.measurements if m.layers and m.variant in variants}
@@ -73,7 +73,7 @@ def _explained(one: Measurement, before: Sequence[LayerTime], variant: Variant, 
         before,
         one.layers,
         variant.audit,
-        runtime=target.partition("/")[2],
+        runtime=machines.runtime_of(target),
         denormals=one.denormals,
         speedup=one.latency.speedup,
         verdict=one.latency.verdict,
@@ -179,7 +179,7 @@ def _table(one: Measurement, before: Sequence[LayerTime], variant: Variant, targ
             left_now, left_old, small = left_now + ms, left_old + was, small + 1
             continue
         operators = ", ".join(now[layer]) if layer in now else "part of another layer"
-        cells = _cells(audit.get(layer), target.partition("/")[2])
+        cells = _cells(audit.get(layer), machines.runtime_of(target))
         rows.append((Cell(layer), Cell(operators, tone="quiet"), *_times(ms, was, baseline, total), *cells))
     if small:
         name = f"{formats.counted(small, 'row')} of less than {formats.percent(SHOWN)} each"

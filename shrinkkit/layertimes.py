@@ -1,7 +1,8 @@
 """Time by layer: what each operator of a model file takes in one call, by the layer that it belongs to.
 
 An exported program is stepped through operator by operator, TorchScript runs under torch's profiler, and ONNX Runtime
-profiles its own session. This tells where the time of one model goes; how fast it is beside another is for `benchmark`.
+and OpenVINO profile themselves. This tells where the time of one model goes; for how fast it is beside another see
+`benchmark`.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from shrinkkit import loading, onnxnames, outputs, quiet
+from shrinkkit import loading, onnxnames, openvinograph, outputs, quiet
 from shrinkkit.errors import Unsupported
 from shrinkkit.records import LayerTime
 from shrinkkit.tasks import Example
@@ -30,7 +31,8 @@ CAP_S, FEWEST = 2.0, 3
 
 CONVERSIONS = frozenset(
     "quantize_per_tensor quantize_per_tensor_dynamic quantize_per_channel dequantize to _to_copy contiguous "
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Cast ReorderInput ReorderOutput".split()
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Cast ReorderInput ReorderOutput "
+    "FakeQuantize Quantize Dequantize Convert Reorder".split()
 )
 """Operators that only change a number format or the order of numbers in memory."""
 
@@ -51,19 +53,22 @@ def measure(
     of a model that torch.fx traced, and quantized ONNX.
 
     Args:
-        path: A `.pt2`, `.torchscript.pt` or `.onnx` file.
-        runtime: `torch` or `onnxruntime`.
+        path: A `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file.
+        runtime: `torch`, `inductor`, `onnxruntime` or `openvino`.
         inputs: Positional inputs of one call, CPU tensors, batch first.
-        threads: Intra-op threads of ONNX Runtime; torch's are a setting of the process.
-        device: `cpu`, or `cuda` for a `.pt2` file.
+        threads: Intra-op threads of ONNX Runtime and OpenVINO; torch's are a setting of the process.
+        device: `cpu`, or `cuda` for a `.pt2` file that torch runs.
         calls: Most calls. Slow models get fewer, so that all of them take about `CAP_S` seconds, but at least `FEWEST`.
 
     Raises:
         ModelFileError: The file is missing or damaged.
         Unsupported: The file is TorchScript and the device is not the CPU, or its operators differ from call to call.
 
-    Source: torch.fx.Interpreter; torch.profiler; ONNX Runtime, "Profiling Tools".
+    Source: torch.fx.Interpreter; torch.profiler; ONNX Runtime, "Profiling Tools"; OpenVINO, "Performance Counters".
     """
+    if runtime == "openvino":
+        loading.load(path, runtime=runtime, threads=threads)
+        return _summed(openvinograph.times(path, inputs, threads=threads, number=partial(_number, calls=calls)))
     if runtime == "onnxruntime":
         return _summed(_onnxruntime(path, inputs, threads, calls))
     if path.suffix == ".pt2":
@@ -83,14 +88,17 @@ def denormals(path: Path, *, runtime: str, inputs: Example | None = None) -> int
     Numbers in 16 bits count by what they are as float32, in which processors compute with them.
 
     Args:
-        path: A `.pt2`, `.torchscript.pt` or `.onnx` file.
-        runtime: `torch` or `onnxruntime`.
+        path: A `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file.
+        runtime: `torch`, `inductor`, `onnxruntime` or `openvino`.
         inputs: Positional inputs of one call, CPU tensors. Given these, the outputs of a `.pt2` file's operators count
             too; those of other files cannot be seen.
 
     Raises:
         ModelFileError: The file is missing or damaged.
     """
+    if runtime == "openvino":
+        loading.load(path, runtime=runtime)
+        return sum(_denormal(weight) for weight in openvinograph.weights(path))
     if runtime == "onnxruntime":
         import onnx
 

@@ -20,6 +20,8 @@ from shrinkkit.usermodel import Example
 
 PRECISION = "shrinkkit_precision"
 """Where an OpenVINO model says in which float it computes: `f32`, `f16` or `bf16`; without it, `f32`."""
+GROUP_SIZE = "shrinkkit_group_size"
+"""Where an OpenVINO model says how many numbers of an activation share a range; without it, activations stay floats."""
 _REMEDY = "Run the step that makes it again."
 
 
@@ -131,8 +133,13 @@ def openvino_settings(model: Any, threads: int) -> dict[str, Any]:
         model: What `Core.read_model` returned.
         threads: Threads of one call, >= 1.
     """
+
+    def noted(key: str, default: str) -> str:
+        return str(model.get_rt_info(key).value) if model.has_rt_info(key) else default
+
     return {
-        "INFERENCE_PRECISION_HINT": model.get_rt_info(PRECISION).value if model.has_rt_info(PRECISION) else "f32",
+        "INFERENCE_PRECISION_HINT": noted(PRECISION, "f32"),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int(noted(GROUP_SIZE, "0")),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,6 +1,8 @@
 """Names in an exported ONNX graph: those of the layers are kept for audits and profiles, those of files are dropped."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -37,6 +39,31 @@ def name_weights(graph: Any, known: frozenset[str]) -> None:
             value.name = name
             if stored:
                 graph.initializers[name] = value
+
+
+def name_nodes(graph: Any) -> None:
+    """Name each node `layer/operator`, in place, which runtimes keep through what they make of a graph.
+
+    What runs in the model itself is named by its operator alone; a number tells nodes of one name apart. The layer is
+    that of the weights, which BatchNorm may have been folded into, else the innermost module.
+    """
+    taken: Counter[str] = Counter()
+    for node in graph:
+        named = [value.name for value in node.inputs if value is not None and value.name in graph.initializers]
+        weights = [name for name in named if ".weight" in name]
+        layer = weights[0].rpartition(".weight")[0] if weights else _layer(node)
+        name = "/".join(filter(None, (layer, node.op_type)))
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Name the outputs of the graph as the model does, in place, unless that would be ambiguous."""
+    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    taken |= set(graph.initializers)
+    if len(names) == len(graph.outputs) == len(set(names)) and not taken & set(names):
+        for value, name in zip(graph.outputs, names, strict=True):
+            value.name = name
 
 
 def forget_source(graph: Any) -> None:

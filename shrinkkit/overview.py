@@ -1,13 +1,14 @@
 """The tables of a report: a whole run, from its verdict to the hashes of its files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from shrinkkit import figures, formats, results
+from shrinkkit import figures, formats, machines, results
 from shrinkkit.conclusions import TRUSTED
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Environment
 from shrinkkit.results import Results, Row
-from shrinkkit.tables import Cell, Column, Command, Several, Shown, Statement, Table, Title, facts
+from shrinkkit.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title, facts
 
 # What decides comes first: a phone shows four columns before it scrolls.
 _COLUMNS = (
@@ -39,6 +40,9 @@ def title(found: Results) -> Title:
     )
     count = formats.counted(len([name for name in made if name != BASELINE]), "variant")
     where = " and ".join(found.targets) or "no target"
+    if len(found.machines) > 1:
+        plain = {name: map(machines.target_of, found.of(name).targets) for name in found.machines}
+        where = "; ".join(f"{name} ({', '.join(targets)})" for name, targets in plain.items())
     when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
     return Title(found.name, f"{count} of {found.task}, on {where}.{when}")
 
@@ -51,7 +55,30 @@ def verdict(found: Results) -> Statement:
 
 
 def variants(found: Results) -> Several:
-    """Return the table of variants of each target, failed and refused ones included."""
+    """Return the table of variants of each target, failed and refused ones included.
+
+    Where there are several machines, each has a section of its own, with its facts.
+    """
+    if not found.targets:
+        return Several((Statement("No target was measured.", tone="doubt"),))
+    if len(found.machines) == 1:
+        return Several(_tables(found))
+    parts: list[Shown] = []
+    for name in found.machines:
+        part = found.of(name)
+        parts += [Heading(_heading(part, name)), *_tables(part), *_software(part, folded=True)]
+    return Several(tuple(parts))
+
+
+def _heading(part: Results, name: str) -> str:
+    """Return a machine's short name with the name that its hardware gives itself."""
+    known = [record.environment for record in part.measured.values()]
+    of = {machines.name(own, one.cores): own for one in known for own in (one.cpu, *one.gpu.split(", ")) if own}
+    return f"{name}: {of[name]}" if name in of else name
+
+
+def _tables(found: Results) -> tuple[Shown, ...]:
+    """Return the table of variants at each place of one machine; its own verdict is marked."""
     best = results.verdict(found).row
     tables: list[Shown] = []
     for target in found.targets:
@@ -60,14 +87,14 @@ def variants(found: Results) -> Several:
         columns = tuple(Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS)
         tables.append(
             Table(
-                f"{target}{_runtime(found, target)}",
+                f"{found.where(target)}{_runtime(found, target)}",
                 columns,
                 cells,
                 " ".join([_masked(rows), _contention(found, target)]).strip(),
                 folded=False,
             )
         )
-    return Several(tuple(tables) or (Statement("No target was measured.", tone="doubt"),))
+    return tuple(tables)
 
 
 def missing(found: Results) -> Shown:
@@ -75,25 +102,29 @@ def missing(found: Results) -> Shown:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for state in _TONES:
         for row in (row for row in found.rows if row.state == state):
-            alike.setdefault((row.variant, state, row.reason), []).append(row.target)
+            alike.setdefault((row.variant, state, row.reason), []).append(found.where(row.target))
     listed = tuple(
         (Cell(name), Cell(", ".join(targets)), Cell(state, tone=_TONES[state]), Cell(reason))
         for (name, state, reason), targets in alike.items()
     )
-    parts: list[Shown] = []
+    shown: list[Shown] = []
     if listed:
         columns = (Column("variant"), Column("targets"), Column("state"), Column("why"))
-        parts.append(Table(f"{formats.counted(len(listed), 'gap')}, with the reason", columns, listed))
-    parts += [Statement(note, tone="doubt") for note in found.notes]
-    return Several(tuple(parts) or (Statement("Nothing is missing: every variant was measured on every target."),))
+        shown.append(Table(f"{formats.counted(len(listed), 'gap')}, with the reason", columns, listed))
+    shown += [Statement(note, tone="doubt") for note in found.notes]
+    return Several(tuple(shown) or (Statement("Nothing is missing: every variant was measured on every target."),))
 
 
 def factors(found: Results) -> Shown:
     """Return where the speed of each variant comes from, as a picture."""
-    made = [one for one in results.factors(found) if one.runtime or one.variant != BASELINE]
+    made = [
+        replace(one, target=found.where(one.target))
+        for one in results.factors(found)
+        if one.runtime or one.variant != BASELINE
+    ]
     if not made:
         return Statement("No speed was measured, so there is nothing to take apart.", tone="doubt")
-    return figures.factors(made, found.targets)
+    return figures.factors(made, [found.where(target) for target in found.targets])
 
 
 def tradeoff(found: Results) -> Shown:
@@ -102,15 +133,26 @@ def tradeoff(found: Results) -> Shown:
 
 
 def environment(found: Results) -> Several:
-    """Return the machine and the software of each target's benchmark; equal ones are shown once."""
+    """Return the machine and the software of each target's benchmark; equal ones are shown once.
+
+    Where there are several machines, `variants` shows them with what was measured there.
+    """
+    if len(found.machines) > 1:
+        return Several((Statement("Each machine is described under its name, below the variants that it measured."),))
+    return Several(_software(found) or (Statement("No benchmark ended, so no machine is recorded.", tone="doubt"),))
+
+
+def _software(found: Results, *, folded: bool = False) -> tuple[Table, ...]:
     seen: dict[str, tuple[list[str], Environment]] = {}
     for target, record in found.measured.items():
         key = repr(
             (record.environment.cpu, record.environment.gpu, record.environment.versions, record.environment.variables)
         )
-        seen.setdefault(key, ([], record.environment))[0].append(target)
-    parts = [facts(f"Machine and software of {' and '.join(targets)}", _machine(one)) for targets, one in seen.values()]
-    return Several(tuple(parts) or (Statement("No benchmark ended, so no machine is recorded.", tone="doubt"),))
+        seen.setdefault(key, ([], record.environment))[0].append(found.where(target))
+    return tuple(
+        replace(facts(f"Machine and software of {' and '.join(targets)}", _machine(one)), folded=folded)
+        for targets, one in seen.values()
+    )
 
 
 def model_files(found: Results) -> Table:
@@ -149,11 +191,23 @@ def steps(found: Results) -> Shown:
 
 
 def commands(found: Results) -> Shown:
-    """Return the command that reproduces the run."""
+    """Return the command that reproduces the run, and those that measured more, such as on other machines."""
     if found.status is None:
         return Statement("The notebooks were run by hand, so there is no one command that repeats them.")
     seed = found.study.seed if found.study else 0
-    return Command(found.status.command, f"The seed is {seed}. The same run again, on any machine:")
+    own = Command(found.status.command, f"The seed is {seed}. The same run again, on any machine:")
+    asked = found.study.targets if found.study else found.targets
+    more = {name: [t for t in found.of(name).targets if t not in asked] for name in found.machines}
+    others = [
+        Command(
+            f"shrinkkit run reports/{found.name} --only benchmark"
+            + "".join(f" --target {machines.target_of(target)}" for target in targets),
+            f"Then on {name}, with this run folder:",
+        )
+        for name, targets in more.items()
+        if targets
+    ]
+    return Several((own, *others)) if others else own
 
 
 _TONES = {"failed": "bad", "not run": "bad", "refused": "doubt"}

@@ -1,13 +1,16 @@
-"""Silence for what libraries print about themselves: deprecations, advice, progress of their own."""
+"""Silence for what libraries tell of themselves: deprecations, advice, progress, and reports to their makers."""
 
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 
 # torch's profiler writes to the terminal at each start and stop, and reads this when it first starts.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# OpenVINO and NNCF report their use over the network unasked, and do without where this package is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import os
 import textwrap
 from typing import Any
 
-from shrinkkit import formats, records
+from shrinkkit import formats, machines, records
 from shrinkkit.conclusions import Factors, Verdict, factors, verdict
 from shrinkkit.recipes import BASELINE
 from shrinkkit.rows import Results, Row, failures, load, recipe_of
@@ -25,7 +25,22 @@ _SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "
 
 
 def table(results: Results) -> str:
-    """Return the rows as plain text of at most 100 columns, each that failed or was refused with its cause below it."""
+    """Return the rows as plain text of at most 100 columns, each that failed or was refused with its cause below it.
+
+    Where there are several machines, each has a part of its own, below its name.
+    """
+    named = any(machines.machine_of(target) for target in results.targets)
+    parts = [f"{name}:\n{_lines(results.of(name))}" for name in results.machines] if named else [_lines(results)]
+    drop = formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
+    legend = (
+        f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
+        f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs torch: against torch "
+        "FP32 on the same device; ? undecided."
+    )
+    return "\n\n".join([*parts, textwrap.fill(legend, WIDTH)])
+
+
+def _lines(results: Results) -> str:
     lines = [(row, _cells(row, results)) for row in results.rows if not row.intermediate]
     widths = [max(len(cells[i]) for cells in [_HEAD, *(cells for _, cells in lines)]) for i in range(len(_HEAD))]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
@@ -38,13 +53,7 @@ def table(results: Results) -> str:
             text += textwrap.wrap(
                 f"{row.state}: {row.reason}", WIDTH, initial_indent="    ", subsequent_indent="    ", max_lines=4
             )
-    drop = formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
-    legend = (
-        f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
-        f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs torch: against torch "
-        "FP32 on the same device; ? undecided."
-    )
-    return "\n".join([*text, "", *textwrap.wrap(legend, WIDTH)])
+    return "\n".join(text)
 
 
 def write_json(results: Results, path: str | os.PathLike[str]) -> None:
@@ -69,7 +78,15 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
             "variant": found.row.variant if found.row else None,
             "target": found.row.target if found.row else None,
         },
-        "rows": [{"recipe": recipe_of(results, row.variant), **dataclasses.asdict(row)} for row in results.rows],
+        "machines": results.machines,
+        "rows": [
+            {
+                "recipe": recipe_of(results, row.variant),
+                "machine": results.machine(row.target),
+                **dataclasses.asdict(row),
+            }
+            for row in results.rows
+        ],
         "factors": [dataclasses.asdict(one) for one in factors(results)],
         "variants": {name: dataclasses.asdict(variant) for name, variant in results.variants.items()},
         "targets": {name: _without_samples(dataclasses.asdict(record)) for name, record in results.measured.items()},
@@ -88,7 +105,7 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
         change = f"{value} {formats.between(row.difference, in_shares=shares)}{mark}"
     return (
         row.variant,
-        row.target,
+        machines.target_of(row.target),
         formats.size(row.size_bytes) if row.size_bytes is not None else "",
         formats.score(row.accuracy.value, in_shares=shares) if row.accuracy else "",
         change,

@@ -1,27 +1,24 @@
-"""A run folder as rows, one for each variant and target, none left out: measured, failed, refused, or not run."""
+"""A run folder as rows, one for each variant and place, none left out: measured, failed, refused, or not run."""
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from shrinkkit import intervals, records
-from shrinkkit.errors import InvalidInput, brief
+from shrinkkit import folders, intervals, machines
+from shrinkkit.errors import InvalidInput
+from shrinkkit.folders import Folder, again
 from shrinkkit.recipes import BASELINE, Budget, Recipe, Study, impossible
 from shrinkkit.records import Comparison, Estimate, Measurement, Status, Step, TargetRecord, Variant
-
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant on one target: what is known of it, and if it was not measured, why not."""
+    """One variant at one place: what is known of it, and if it was not measured, why not."""
 
     variant: str
     target: str
+    """A place: `cpu/torch`, or `cpu/torch @ <machine>` for another machine than the run's own; see `machines`."""
     state: str
     """`measured`, `failed`, `refused`, or `not run`."""
     reason: str = ""
@@ -57,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run folder holds. `rows` has every variant on every target, the baseline first."""
+    """What a run folder holds. `rows` has every variant at every place, the baseline first."""
 
     name: str
     task: str
@@ -68,18 +65,40 @@ class Results:
     study: Study | None
     """None for a folder that was filled by hand."""
     targets: tuple[str, ...]
+    """Places: those of the run's own machine, then those of each other machine."""
+    machines: tuple[str, ...]
+    """Short names of the machines that the places are on, the run's own first: that on which its baseline was made."""
     names: tuple[str, ...]
     """Of the variants: the baseline, then the recipes in the study's order, intermediates last."""
     rows: tuple[Row, ...]
     variants: Mapping[str, Variant]
     measured: Mapping[str, TargetRecord]
+    """By place."""
     status: Status | None
     notes: tuple[str, ...]
     """What a reader must know about the folder itself, such as a record that cannot be read."""
 
     def row(self, variant: str, target: str) -> Row:
-        """Return the row of `variant` on `target`."""
+        """Return the row of `variant` at the place `target`."""
         return next(r for r in self.rows if (r.variant, r.target) == (variant, target))
+
+    def machine(self, target: str) -> str:
+        """Return the short name of the machine of the place `target`."""
+        return machines.machine_of(target) or self.machines[0]
+
+    def where(self, target: str) -> str:
+        """Return the place `target` as a reader must see it: with its machine, if there are several."""
+        several = len(self.machines) > 1
+        return machines.place(machines.target_of(target), self.machine(target)) if several else target
+
+    def of(self, machine: str) -> "Results":
+        """Return what was measured on one of `machines`; the names of all of them stay."""
+        return replace(
+            self,
+            targets=tuple(target for target in self.targets if self.machine(target) == machine),
+            rows=tuple(row for row in self.rows if self.machine(row.target) == machine),
+            measured={target: one for target, one in self.measured.items() if self.machine(target) == machine},
+        )
 
 
 def load(run: Path) -> Results:
@@ -90,38 +109,35 @@ def load(run: Path) -> Results:
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.
     """
-    run = Path(run)
-    notes: list[str] = []
-    study = _study(run / "study.json", notes)
-    status = _read(run / "status.json", Status, notes)
-    variants, unreadable = _variants(run, notes)
-    if study is None and not variants and not unreadable:
+    folder = folders.read(Path(run))
+    study, variants = folder.study, folder.variants
+    found = variants.keys() | folder.unreadable.keys()
+    if study is None and not found:
         raise InvalidInput(
             f"`run` must be a run folder, with a study.json or variants, got {str(run)!r}. "
             "Make one with `shrinkkit run digits-cnn`, or set `run` to the folder of an earlier run."
         )
-    measured = _measured(run, notes)
-    targets = tuple(study.targets) if study else tuple(measured)
-    found = variants.keys() | unreadable.keys()
-    names = _names(study, status, variants, sorted(found))
+    names = _names(study, folder.status, variants, sorted(found))
+    targets, notes = folders.places(folder)
     if stray := sorted(found - set(names)):
-        notes.append(f"The folder also holds {', '.join(stray)}, which this study does not name; not reported.")
-    folder = _Folder(study, status, variants, unreadable, measured)
+        notes = (f"The folder also holds {', '.join(stray)}, which this study does not name; not reported.", *notes)
+    measured = {target: folder.measured[target] for target in targets if target in folder.measured}
     scores = [m.accuracy for record in measured.values() for m in record.measurements if m.accuracy]
     return Results(
-        name=study.name if study else run.resolve().name,
+        name=study.name if study else Path(run).resolve().name,
         task=study.task if study else next((v.task for v in variants.values()), ""),
         metric=scores[0].metric if scores else "accuracy",
         in_shares=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
         budget=study.budget if study else Budget(),
         study=study,
         targets=targets,
+        machines=tuple(dict.fromkeys(machines.machine_of(target) or folder.own[0] for target in targets)),
         names=names,
-        rows=tuple(folder.row(name, target) for name in names for target in targets),
+        rows=tuple(_row(folder, name, target) for name in names for target in targets),
         variants={name: variants[name] for name in names if name in variants},
-        measured={target: measured[target] for target in targets if target in measured},
-        status=status,
-        notes=tuple(notes),
+        measured=measured,
+        status=folder.status,
+        notes=(*folder.notes, *notes),
     )
 
 
@@ -144,74 +160,62 @@ def accuracy_verdict(difference: Estimate | None, drop: float) -> str:
     return "over budget" if difference.high < -drop else "cannot tell"
 
 
-@dataclass(frozen=True)
-class _Folder:
-    study: Study | None
-    status: Status | None
-    variants: Mapping[str, Variant]
-    unreadable: Mapping[str, str]
-    measured: Mapping[str, TargetRecord]
+def _row(folder: Folder, name: str, target: str) -> Row:
+    variant = folder.variants.get(name)
+    asked = {r.name for r in folder.study.recipes} if folder.study else set(folder.variants)
+    known: dict[str, Any] = {"intermediate": name != BASELINE and name not in asked}
+    if variant:
+        known |= {"parameters": variant.parameters, "macs": variant.macs, "sparsity": variant.sparsity}
+        if file := folder.file(name, target):
+            known |= {"size_bytes": file.size_bytes, "compressed_bytes": file.compressed_bytes}
+            known["file_sha256"] = file.sha256
+    state, reason = _obstacle(folder, name, target) or ("measured", "")
+    if state == "measured":
+        record = folder.measured[target]
+        found = next((m for m in record.measurements if m.variant == name), None)
+        state, reason = _doubt(found, known.get("file_sha256", ""), target) or (state, reason)
+        if found and state == "measured":
+            drop = (folder.study.budget if folder.study else Budget()).accuracy_drop
+            known |= _numbers(found, record.runtime, drop)
+    return Row(name, target, state, reason, **known)
 
-    def row(self, name: str, target: str) -> Row:
-        variant = self.variants.get(name)
-        known: dict[str, Any] = {"intermediate": name != BASELINE and name not in self._asked()}
-        if variant:
-            file = next((f for f in variant.files if f.runtime == target.partition("/")[2]), None)
-            known |= {"parameters": variant.parameters, "macs": variant.macs, "sparsity": variant.sparsity}
-            if file:
-                known |= {"size_bytes": file.size_bytes, "compressed_bytes": file.compressed_bytes}
-                known["file_sha256"] = file.sha256
-        state, reason = self._obstacle(name, target) or ("measured", "")
-        if state == "measured":
-            found = self._measurement(name, target)
-            state, reason = _doubt(found, known.get("file_sha256", "")) or (state, reason)
-            if found and state == "measured":
-                drop = (self.study.budget if self.study else Budget()).accuracy_drop
-                known |= _numbers(found, self.measured[target].runtime, drop)
-        return Row(name, target, state, reason, **known)
 
-    def _asked(self) -> set[str]:
-        return {r.name for r in self.study.recipes} if self.study else set(self.variants)
+def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
+    """Return the state and reason of what kept the variant from being made or its target from being measured."""
+    recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
+    if recipe and (why := impossible(recipe, machines.target_of(target))):
+        return "refused", f"{why}."
+    return _unmade(folder, name, machines.runtime_of(target)) or _unmeasured(folder, target)
 
-    def _measurement(self, name: str, target: str) -> Measurement | None:
-        record = self.measured.get(target)
-        return next((m for m in record.measurements if m.variant == name), None) if record else None
 
-    def _obstacle(self, name: str, target: str) -> tuple[str, str] | None:
-        """Return the state and reason of what kept the variant from being made or its target from being measured."""
-        recipe = next((r for r in self.study.recipes if r.name == name), None) if self.study else None
-        if recipe and (why := impossible(recipe, target)):
-            return "refused", f"{why}."
-        return self._unmade(name, target.partition("/")[2]) or self._unmeasured(target)
+def _unmade(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None:
+    step = folder.step(name)
+    if step and step.state in ("failed", "skipped"):
+        return "failed", _cause(folder, step)
+    if name in folder.unreadable:
+        return "failed", folder.unreadable[name]
+    if name not in folder.variants:
+        return "not run", _waiting(step) if step else "The variant was not made. Run the study."
+    refusal = folder.variants[name].refusals.get(runtime)
+    return ("refused", refusal) if refusal else None
 
-    def _unmade(self, name: str, runtime: str) -> tuple[str, str] | None:
-        step = self._step(name)
-        if step and step.state in ("failed", "skipped"):
-            return "failed", self._cause(step)
-        if name in self.unreadable:
-            return "failed", self.unreadable[name]
-        if name not in self.variants:
-            return "not run", _waiting(step) if step else "The variant was not made. Run the study."
-        refusal = self.variants[name].refusals.get(runtime)
-        return ("refused", refusal) if refusal else None
 
-    def _unmeasured(self, target: str) -> tuple[str, str] | None:
-        step = self._step(target)
-        if step and step.state in ("failed", "skipped"):
-            return "failed", f"The benchmark of {target} failed: {self._cause(step)}"
-        if target not in self.measured:
-            return "not run", _waiting(step) if step else f"{target} was not benchmarked. Run the study."
-        return None
+def _unmeasured(folder: Folder, target: str) -> tuple[str, str] | None:
+    step = folder.step(target)
+    if step and step.state in ("failed", "skipped"):
+        return "failed", f"The benchmark of {target} failed: {_cause(folder, step)}"
+    if target not in folder.measured:
+        return "not run", _waiting(step) if step else f"{target} was not benchmarked. Run the study."
+    return None
 
-    def _step(self, subject: str) -> Step | None:
-        return next((s for s in self.status.steps if s.subject == subject), None) if self.status else None
 
-    def _cause(self, step: Step) -> str:
-        """Return why a step failed; for one that was skipped, why the one that it needs did."""
-        needed = next((s for s in self.status.steps if f"needs {s.name}," in step.error), None) if self.status else None
-        if step.state != "skipped" or needed is None:
-            return step.error or f"{step.name} left no reason; see run.log."
-        return f"{needed.name}, which it needs, {needed.state}: {self._cause(needed)}"
+def _cause(folder: Folder, step: Step) -> str:
+    """Return why a step failed; for one that was skipped, why the one that it needs did."""
+    steps = folder.status.steps if folder.status else ()
+    needed = next((s for s in steps if f"needs {s.name}," in step.error), None)
+    if step.state != "skipped" or needed is None:
+        return step.error or f"{step.name} left no reason; see run.log."
+    return f"{needed.name}, which it needs, {needed.state}: {_cause(folder, needed)}"
 
 
 def _waiting(step: Step) -> str:
@@ -220,13 +224,13 @@ def _waiting(step: Step) -> str:
     return f"{step.name} is {step.state}. The same command goes on from there."
 
 
-def _doubt(found: Measurement | None, sha256: str) -> tuple[str, str] | None:
+def _doubt(found: Measurement | None, sha256: str, target: str) -> tuple[str, str] | None:
     if found is None:
-        return "not run", "The benchmark did not include it. Run the study again."
+        return "not run", f"The benchmark did not include it. {again(target)}"
     if found.error:
         return "failed", found.error
     if found.file_sha256 != sha256:
-        return "not run", "Its model file has changed since it was measured. Run the study again."
+        return "not run", f"Its model file has changed since it was measured. {again(target)}"
     return None
 
 
@@ -266,50 +270,6 @@ def _names(
     made = [s.subject for s in status.steps if s.notebook in ("2-prune", "3-quantize")] if status else []
     sources = [variants[name].source for name in asked if name in variants]
     return tuple(dict.fromkeys([*asked, *made, *(source for source in sources if source)]))
-
-
-def _study(path: Path, notes: list[str]) -> Study | None:
-    if not path.is_file():
-        notes.append("There is no study.json: the folder was filled by hand, and what is missing cannot be known.")
-        return None
-    try:
-        return Study.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError) as error:
-        notes.append(f"study.json cannot be read ({brief(error)}); what is missing cannot be known.")
-        return None
-
-
-def _read(path: Path, kind: type[_Record], notes: list[str]) -> _Record | None:
-    if not path.is_file():
-        return None
-    try:
-        return records.read(path, kind)
-    except InvalidInput as error:
-        notes.append(_nameless(error, path))
-        return None
-
-
-def _variants(run: Path, notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
-    found: dict[str, Variant] = {}
-    unreadable = {}
-    for path in sorted(run.glob("variants/*/variant.json")):
-        problems: list[str] = []
-        if record := _read(path, Variant, problems):
-            found[path.parent.name] = record
-        else:
-            unreadable[path.parent.name] = problems[0]
-    notes.extend(unreadable.values())
-    return found, unreadable
-
-
-def _measured(run: Path, notes: list[str]) -> dict[str, TargetRecord]:
-    found = (_read(path, TargetRecord, notes) for path in sorted(run.glob("measurements/*.json")))
-    return {record.target: record for record in found if record}
-
-
-def _nameless(error: InvalidInput, path: Path) -> str:
-    """Return the first line of an error without the folders before the file, which mean nothing to a reader."""
-    return re.sub(re.escape(str(path)), f"{path.parent.name}/{path.name}", brief(error)) + "."
 
 
 def recipe_of(results: Results, name: str) -> Mapping[str, Any]:

@@ -8,27 +8,30 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import records, steps
-from shrinkkit.errors import InvalidInput, StepFailed
+from shrinkkit import execution, machines, records, steps
+from shrinkkit.errors import InvalidInput, StepFailed, brief
+from shrinkkit.journal import Journal, done, log
+from shrinkkit.located import nearest, options
 from shrinkkit.recipes import TASKS, Recipe, Study, check_patterns, layer_patterns
-from shrinkkit.records import Status, Step
+from shrinkkit.records import Step, Variant
+from shrinkkit.targets import available, cores
 
 PACKAGE = Path(__file__).parent
 REPORT_TIMEOUT_S = 600.0
-PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy", "papermill", "nbconvert")
+PACKAGES = (
+    *("torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    *("numpy", "papermill", "nbconvert"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,16 @@ class Planned:
     """The record, relative to the run folder, that proves that the step was taken; empty for the report."""
 
 
+_REPORT = Planned("5-report", execution.REPORT, "", {"run": "."}, (), "")
+
+
 def notebooks() -> Path:
     """Return the folder of the step notebooks: in the installed package, or beside it in a checkout."""
     inside = PACKAGE / "notebooks"
     return inside if inside.is_dir() else PACKAGE.parent / "notebooks"
 
 
-def plan(study: Study, *, task: str, threads: int) -> tuple[Planned, ...]:
+def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> tuple[Planned, ...]:
     """Return the steps of a study in an order in which each comes after what it needs.
 
     A recipe that prunes and quantizes is two steps with the pruned variant between them, so that the report can say
@@ -60,12 +66,14 @@ def plan(study: Study, *, task: str, threads: int) -> tuple[Planned, ...]:
         study: What to do.
         task: The task's name or path, as the notebooks see it from the run folder.
         threads: Intra-op threads for every runtime.
+        own: Names of the machine that the run was made on, if that is settled. On another one the steps that measure
+            carry its name, so that they replace none of the others.
     """
     runtimes = list(dict.fromkeys(t.partition("/")[2] for t in study.targets))
     common = {"task": task, "run": ".", "threads": threads, "seed": study.seed}
-    steps_ = [
-        Planned("1-baseline", "1-baseline", "baseline", {**common, "runtimes": runtimes}, (), _record("baseline"))
-    ]
+    # Every target is compared with what is run today, which is torch.
+    usual = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
+    steps_ = [Planned("1-baseline", "1-baseline", "baseline", usual, (), _record("baseline"))]
     variants = {"baseline": "1-baseline"}
 
     def add(kind: str, variant: str, source: str, section: Mapping[str, Any]) -> None:
@@ -88,11 +96,13 @@ def plan(study: Study, *, task: str, threads: int) -> tuple[Planned, ...]:
     for target in study.targets:
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
         parameters = {**common, "target": target, "variants": list(variants), **sizes}
-        name = f"4-benchmark-{target.replace('/', '-')}"
-        leaves = f"measurements/{target.replace('/', '-')}.json"
-        steps_.append(Planned(name, "4-benchmark", target, parameters, ("1-baseline",), leaves))
-    steps_.append(Planned("5-report", "5-report", "", {"run": "."}, (), ""))
-    return tuple(steps_)
+        here = machines.here(target)
+        guest = here if own and here not in own else ""
+        name = "-".join(filter(None, ["4-benchmark", target.replace("/", "-"), guest]))
+        leaves = machines.record_path(target, here)
+        place = machines.place(target, guest)
+        steps_.append(Planned(name, "4-benchmark", place, parameters, ("1-baseline",), leaves))
+    return (*steps_, _REPORT)
 
 
 def run(
@@ -104,7 +114,7 @@ def run(
     force: bool = False,
     say: Callable[[str, bool], None],
 ) -> Path:
-    """Take every step of a study and return its run folder; go on where an earlier run stopped.
+    """Take every step of a study and return its run folder; go on where an earlier run stopped. See also `benchmark`.
 
     Args:
         study: What to do; already checked.
@@ -123,7 +133,12 @@ def run(
         check_patterns(study, layers)
     folder = reports / study.name
     task = study.task if study.task in TASKS else os.path.relpath(study.task, folder)
+    fingerprint += _software()
     planned = plan(study, task=task, threads=threads)
+    # Of variants that are kept, the run's own machine stays the one that made them.
+    if not force and _unchanged(planned[0], folder, done(folder), _inputs(planned[0], folder, fingerprint)):
+        own = machines.names(records.read(folder / _record("baseline"), Variant).environment)
+        planned = plan(study, task=task, threads=threads, own=own)
     for step in planned:
         steps.check_parameters(notebooks() / f"{step.notebook}.ipynb", step.parameters)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,17 +147,52 @@ def run(
         kept = study.model_copy(update={"task": task})
         text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
         records.write_text(folder / "study.json", text + "\n")
-        journal = _Journal(folder, command, planned, say)
-        fingerprint += _software()
-        try:
-            for step in planned:
-                _take(step, journal, folder, fingerprint, study.timeout_s, threads, force)
-        except KeyboardInterrupt:
-            journal.close()
-            raise
-    if journal.step("5-report").state != "done":
-        raise StepFailed(f"The report could not be made: {journal.step('5-report').error} See {folder / 'run.log'}.")
+        journal = Journal(folder, command, _pending(planned), say)
+        _take_all(planned, journal, folder, fingerprint, study.timeout_s, threads, force)
     return folder
+
+
+def benchmark(
+    folder: Path,
+    *,
+    targets: Sequence[str],
+    command: str,
+    threads: int | None,
+    force: bool = False,
+    say: Callable[[str, bool], None],
+) -> None:
+    """Measure the variants of a run folder on this machine, whichever made them, and make its report again.
+
+    The variants stay as they are, and so does what other machines measured. See `run`, which also makes the variants.
+
+    Args:
+        folder: The run folder, or a copy of it.
+        targets: Where to measure; empty takes those of the study that this machine can run.
+        command: The command line, for the report of a folder that has none.
+        threads: Intra-op threads for every runtime; None takes the study's, or else every core.
+        force: Measure again, whatever changed.
+        say: Called with a line about the progress and whether it is final.
+
+    Raises:
+        InvalidInput: The folder has no variants, its task is not here, or a target cannot be measured; nothing was
+            started.
+        StepFailed: The report itself could not be made.
+    """
+    study, baseline = _kept(folder)
+    task = study.task if study.task in TASKS else str(_task_file(folder, study.task))
+    chosen = _measurable(study, baseline, targets, say)
+    study = study.model_copy(update={"targets": chosen})
+    threads = threads or study.threads or cores()
+    fingerprint = _look_at(task)[0] if _needs_a_look(study) else ""
+    own = machines.names(baseline.environment)
+    whole = plan(study, task=study.task, threads=threads, own=own)
+    planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
+    for step in planned:
+        steps.check_parameters(notebooks() / f"{step.notebook}.ipynb", step.parameters)
+    with _alone(folder):
+        journal = Journal(folder, command, _pending(planned), say, only=True)
+        log(folder, f"{command} on {', '.join(dict.fromkeys(map(machines.here, chosen)))}")
+        _take_all(planned, journal, folder, fingerprint + _software(), study.timeout_s, threads, force)
 
 
 def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
@@ -154,72 +204,100 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
     """
     if not (folder / "study.json").is_file():
         raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
-    step = Planned("5-report", "5-report", "", {"run": "."}, (), "")
     with _alone(folder):
-        error = _execute(
-            step, folder, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=lambda s: say(f"5-report · {s:.0f} s", False)
-        )
+        error = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
     if error:
         raise StepFailed(f"The report could not be made: {error} See {folder / 'run.log'}.")
 
 
-class _Journal:
-    """The run's status file and log, and what the terminal shows."""
+def _kept(folder: Path) -> tuple[Study, Variant]:
+    """Return the study of a run folder, and the record of its baseline, which everything is measured beside."""
+    path = folder / "study.json"
+    if not path.is_file():
+        raise InvalidInput(
+            f"{folder} must be a run folder, with a study.json. Make it with `shrinkkit run`, or copy a whole one here."
+        )
+    if not (folder / _record("baseline")).is_file():
+        raise InvalidInput(
+            f"{folder} must hold variants to measure, but there is no {_record('baseline')}. Make them with "
+            "`shrinkkit run`, or copy the folder `variants` of the run here as well."
+        )
+    try:
+        study = Study.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"{path} cannot be read: {brief(error)}. Copy it again, or run the study again.") from error
+    return study, records.read(folder / _record("baseline"), Variant)
 
-    def __init__(
-        self, folder: Path, command: str, planned: tuple[Planned, ...], say: Callable[[str, bool], None]
-    ) -> None:
-        self.folder = folder
-        self.say = say
-        before = folder / "status.json"
-        known: dict[str, Step] = {}
-        # One that cannot be read, or is of an older version, vouches for no step: all are taken again.
-        with suppress(InvalidInput):
-            known = {s.name: s for s in records.read(before, Status).steps}
-        self.steps = {p.name: Step(p.name, p.notebook, p.subject, "pending") for p in planned}
-        self.hashes = {name: s.inputs_sha256 for name, s in known.items() if s.state in ("done", "reused")}
-        self.durations = {name: s.duration_s for name, s in known.items()}
-        self.command = command
-        self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write()
 
-    def step(self, name: str) -> Step:
-        return self.steps[name]
+def _task_file(folder: Path, task: str) -> Path:
+    """Return the path of the task's file, which a study in a run folder names relative to the folder."""
+    path = (folder / task).resolve()
+    if not path.is_file():
+        raise InvalidInput(
+            f"The task of this run is {task} (relative to {folder}), but there is no {path}. Copy that file from the "
+            "machine that made the run, with the modules and the data that it reads."
+        )
+    return path
 
-    def set(self, name: str, **changes: Any) -> None:
-        self.steps[name] = step = replace(self.steps[name], **changes)
-        self._write()
-        place = f"[{list(self.steps).index(name) + 1}/{len(self.steps)}] {name}"
-        if step.state == "running":
-            self.say(place, False)
-            return
-        text = f"{place} · {step.state} · {step.duration_s:.1f} s" + (f"\n    {step.error}" if step.error else "")
-        self.say(text, True)
-        log(self.folder, text)
 
-    def tick(self, name: str, seconds: float) -> None:
-        self.say(f"[{list(self.steps).index(name) + 1}/{len(self.steps)}] {name} · {seconds:.0f} s", False)
+def _measurable(
+    study: Study, baseline: Variant, targets: Sequence[str], say: Callable[[str, bool], None]
+) -> tuple[str, ...]:
+    """Return which of `targets`, or else of the study's targets, are to be measured here."""
+    can = available()
+    if unknown := [target for target in targets if target not in can]:
+        remedy = nearest(unknown[0], list(can))
+        raise InvalidInput(f"`target` must be {options(list(can))}, got {unknown[0]!r}.{remedy}")
+    chosen = tuple(dict.fromkeys(targets or study.targets))
+    made = [*(file.runtime for file in baseline.files), *baseline.refusals]
+    for target in chosen:
+        if machines.runtime_of(target) not in made:
+            raise InvalidInput(
+                f"`target` names {target!r}, but the variants were made for {' and '.join(made)} only. Add the target "
+                "to the study and run it where they are made."
+            )
+    missing = [f"{target} cannot run here: {can[target]}." for target in chosen if can[target]]
+    if missing and (targets or len(missing) == len(chosen)):
+        raise InvalidInput(" ".join(missing))
+    for line in missing:
+        say(f"left out: {line}", True)
+    return tuple(target for target in chosen if not can[target])
 
-    def close(self) -> None:
-        for name, step in self.steps.items():
-            if step.state == "running":
-                self.set(name, state="interrupted", error="Interrupted; the same command goes on from here.")
 
-    def _write(self) -> None:
-        records.write(self.folder / "status.json", Status(self.command, self.started, tuple(self.steps.values())))
+def _pending(planned: Sequence[Planned]) -> list[Step]:
+    return [Step(step.name, step.notebook, step.subject, "pending") for step in planned]
+
+
+def _take_all(
+    planned: Sequence[Planned],
+    journal: Journal,
+    folder: Path,
+    fingerprint: str,
+    timeout_s: float,
+    threads: int,
+    force: bool,
+) -> None:
+    try:
+        for step in planned:
+            _take(step, journal, folder, fingerprint, timeout_s, threads, force)
+    except KeyboardInterrupt:
+        journal.close()
+        raise
+    report = journal.step(_REPORT.name)
+    if report.state != "done":
+        raise StepFailed(f"The report could not be made: {report.error} See {folder / 'run.log'}.")
 
 
 def _take(
-    step: Planned, journal: _Journal, folder: Path, fingerprint: str, timeout_s: float, threads: int, force: bool
+    step: Planned, journal: Journal, folder: Path, fingerprint: str, timeout_s: float, threads: int, force: bool
 ) -> None:
     missing = [n for n in step.needs if journal.step(n).state not in ("done", "reused")]
     if missing:
         journal.set(step.name, state="skipped", error=f"It needs {missing[0]}, which {journal.step(missing[0]).state}.")
         return
     inputs = _inputs(step, folder, fingerprint)
-    complete = step.leaves and (folder / step.leaves).is_file()
-    if not force and complete and journal.hashes.get(step.name) == inputs:
-        journal.set(step.name, state="reused", duration_s=journal.durations.get(step.name, 0.0), inputs_sha256=inputs)
+    if not force and _unchanged(step, folder, journal.done, inputs):
+        journal.set(step.name, state="reused", duration_s=journal.done[step.name].duration_s, inputs_sha256=inputs)
         return
     journal.set(step.name, state="running")
     if step.leaves:
@@ -227,111 +305,29 @@ def _take(
     start = time.monotonic()
     # However little time a step is given, a run ends in a report.
     limit_s = timeout_s if step.leaves else max(timeout_s, REPORT_TIMEOUT_S)
-    error = _execute(step, folder, timeout_s=limit_s, threads=threads, tick=lambda s: journal.tick(step.name, s))
+    error = _execute(step, folder, limit_s, threads, lambda s: journal.tick(step.name, s))
     if not error and step.leaves and not (folder / step.leaves).is_file():
         error = f"The notebook ended without leaving {step.leaves}."
     state = "failed" if error else "done"
     journal.set(step.name, state=state, duration_s=time.monotonic() - start, error=error, inputs_sha256=inputs)
 
 
-def _execute(step: Planned, folder: Path, *, timeout_s: float, threads: int, tick: Callable[[float], None]) -> str:
-    """Execute a step's notebook in a child process, publish what it left, and return why it failed ('' if not)."""
-    (folder / "steps").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".attempt-") as attempt_name, _short_folder() as runtime:
-        attempt = Path(attempt_name)
-        request = {
-            "notebook": str(notebooks() / f"{step.notebook}.ipynb"),
-            "parameters": dict(step.parameters),
-            "cwd": str(folder.resolve()),
-            "title": f"{step.name} · {folder.name}" if step.leaves else folder.name,
-            "home": "../report.html" if step.leaves else "",
-        }
-        (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with (attempt / "stderr.txt").open("w+", encoding="utf-8") as stderr:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "shrinkkit.steps", str(attempt.resolve() / "request.json")],
-                env=_environment(threads, runtime, training=step.notebook == "2-prune"),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                # Ctrl-C is for the runner alone, which then stops the step in order.
-                start_new_session=True,
-            )
-            timed_out = _wait(child, timeout_s, tick)
-            stderr.seek(0)
-            log(folder, stderr.read())
-        # Of a step, the page is enough; the report is also there to be pasted.
-        for suffix in (".ipynb", ".html") if step.leaves else (".ipynb", ".html", ".md"):
-            if (attempt / f"notebook{suffix}").is_file():
-                (attempt / f"notebook{suffix}").replace(folder / "steps" / f"{step.name}{suffix}")
-        if step.notebook == "5-report":
-            _publish_report(folder)
-        if timed_out:
-            return f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study."
-        if (attempt / steps.ANSWER).is_file():
-            error: str = json.loads((attempt / steps.ANSWER).read_text(encoding="utf-8"))["error"]
-            return error or ("" if child.returncode == 0 else "Its notebook could not be exported; see run.log.")
-        return f"The step's process ended with status {child.returncode} and left no answer; see run.log."
+def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: str) -> bool:
+    """Return whether a step was taken before, by the same `inputs`, and what it left is still there."""
+    left = bool(step.leaves) and (folder / step.leaves).is_file()
+    return left and step.name in before and before[step.name].inputs_sha256 == inputs
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, tick: Callable[[float], None]) -> bool:
-    """Wait for `child` and return whether it had to be stopped for time."""
-    start = time.monotonic()
-    try:
-        while True:
-            try:
-                child.wait(timeout=0.5)
-                return False
-            except subprocess.TimeoutExpired:
-                elapsed = time.monotonic() - start
-                tick(elapsed)
-                if elapsed > timeout_s:
-                    return True
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-
-
-def _publish_report(folder: Path) -> None:
-    """Put the report where people look for it; its links to the steps are relative to the run folder."""
-    for suffix in (".html", ".md"):
-        made = folder / "steps" / f"5-report{suffix}"
-        if made.is_file():
-            made.replace(folder / f"report{suffix}")
-
-
-def _environment(threads: int, runtime: Path, *, training: bool) -> dict[str, str]:
-    """Return the environment of a step: equal threads everywhere, and no start-up files of the user's."""
-    count = str(threads)
-    # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
-    # timed, an engine or a variant, they stay as users have them.
-    patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
-    return (
-        os.environ
-        | patience
-        | {
-            "OMP_NUM_THREADS": count,
-            "MKL_NUM_THREADS": count,
-            "OPENBLAS_NUM_THREADS": count,
-            "JUPYTER_RUNTIME_DIR": str(runtime),
-            "IPYTHONDIR": str(runtime / "ipython"),
-            "MPLBACKEND": "Agg",
-            # Notices of deprecation from inside torch would stand in the middle of a page.
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        }
+def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]) -> str:
+    return execution.execute(
+        notebooks() / f"{step.notebook}.ipynb",
+        folder,
+        name=step.name,
+        parameters=step.parameters,
+        timeout_s=timeout_s,
+        threads=threads,
+        tick=tick,
     )
-
-
-@contextmanager
-def _short_folder() -> Iterator[Path]:
-    """A folder for sockets, whose paths must stay below about 100 characters."""
-    with tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 @contextmanager
@@ -345,13 +341,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another run. Wait for it, or give this study another `name`."
             ) from error
         yield
-
-
-def log(folder: Path, text: str) -> None:
-    """Append `text` to the run's log, with the time."""
-    if text.strip():
-        with (folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n")
 
 
 def _needs_a_look(study: Study) -> bool:
@@ -373,7 +362,8 @@ def _software() -> str:
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
-    versions = [f"{name}={metadata.version(name)}" for name in PACKAGES]
+    installed = {one.name: one.version for one in metadata.distributions()}
+    versions = [f"{name}={installed.get(name)}" for name in PACKAGES]
     return digest.hexdigest() + ",".join([sys.version, *versions])
 
 
@@ -382,6 +372,8 @@ def _inputs(step: Planned, folder: Path, fingerprint: str) -> str:
     digest = hashlib.sha256(fingerprint.encode())
     digest.update((notebooks() / f"{step.notebook}.ipynb").read_bytes())
     digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
+    # What is measured depends on the machine, which the name of the record tells.
+    digest.update(step.leaves.encode())
     read = [*step.parameters.get("variants", ()), step.parameters.get("source", "")]
     for variant in filter(None, read):
         path = folder / _record(variant)

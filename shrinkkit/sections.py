@@ -1,6 +1,7 @@
-"""The parts of a report that go through the targets one by one: what was lost, where time goes, what running costs."""
+"""The parts of a report that go through the places one by one: what was lost, where time goes, what running costs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from shrinkkit import answers, costs, hotspots
 from shrinkkit.records import TargetRecord
@@ -35,5 +36,6 @@ def deployment(found: Results) -> Several:
 def _by_target(found: Results, parts: Callable[[TargetRecord], tuple[Shown, ...]], nothing: str) -> Several:
     shown: list[Shown] = []
     for target, record in found.measured.items():
-        shown += [Heading(target), *parts(record)]
+        where = found.where(target)
+        shown += [Heading(where), *parts(replace(record, target=where))]
     return Several(tuple(shown) or (Statement(nothing, tone="doubt"),))

@@ -3,6 +3,7 @@
 Nothing here imports torch unless a CUDA target is resolved, so that listing is quick.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import math
@@ -113,7 +114,7 @@ def environment(threads: int) -> Environment:
     return Environment(
         cpu=hardware(Target("cpu", "torch")),
         cores=cores(),
-        affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        affinity=tuple(sorted(_affinity())),
         cpu_flags=_relevant(_cpuinfo("flags", "Features").split()),
         memory_bytes=psutil.virtual_memory().total,
         gpu=", ".join(_gpus()),
@@ -130,7 +131,7 @@ def environment(threads: int) -> Environment:
 
 def cores() -> int:
     """Return how many cores this process may use, at least 1: what affinity and control groups leave it."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(_affinity()) or os.cpu_count() or 1
     quota = _quota(Path("/sys/fs/cgroup"), _text(Path("/proc/self/cgroup")))
     return max(1, min(allowed, math.floor(quota)) if math.isfinite(quota) else allowed)
 
@@ -147,6 +148,18 @@ def use_threads(threads: int) -> int:
 
     torch.set_num_threads(threads or cores())
     return threads or cores()
+
+
+def _affinity() -> set[int]:
+    """Return the cores that the process may run on; empty where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    # OMP_PROC_BIND binds each thread to one core, the main one too.
+    allowed = set(os.sched_getaffinity(0))
+    for path in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(ProcessLookupError):
+            allowed |= os.sched_getaffinity(int(path.name))
+    return allowed
 
 
 def _missing(package: str, *, extra: str = "") -> str:

@@ -49,17 +49,18 @@ def runtime(compared: Comparison | None) -> Shown:
 
 
 def timings(found: Results) -> Several:
-    """Return the raw times and the conditions of every comparison, target by target."""
+    """Return the raw times and the conditions of every comparison, place by place."""
     parts: list[Shown] = []
     for target, record in found.measured.items():
         compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
         if record.runtime:
             compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
-        if picture := figures.distributions(compared, title=target):
+        where = found.where(target)
+        if picture := figures.distributions(compared, title=where):
             parts.append(picture)
         table = latencies(compared)
         if isinstance(table, Table):
-            parts.append(replace(table, caption=f"Every comparison on {target}", folded=True))
+            parts.append(replace(table, caption=f"Every comparison on {where}", folded=True))
     return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
 
 

@@ -15,6 +15,7 @@ from shrinkkit import (
     emulation,
     layertimes,
     loading,
+    machines,
     measure,
     memory,
     outputs,
@@ -289,6 +290,7 @@ def record(
     return TargetRecord(
         task=task.name,
         target=target.name,
+        machine=machines.here(target.name),
         environment=targets.environment(threads),
         measurements=tuple(measurements),
         runtime=runtime,
@@ -298,8 +300,8 @@ def record(
 
 
 def write(run: Path, found: TargetRecord) -> Path:
-    """Write `found` where the report looks for it and return the path."""
-    path = run / "measurements" / f"{found.target.replace('/', '-')}.json"
+    """Write `found` where the report looks for it, apart from what other machines measured, and return the path."""
+    path = run / machines.record_path(found.target, found.machine)
     records.write(path, found)
     return path
 
@@ -348,7 +350,7 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
                 f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
                 + _saturating(path, target, inputs, threads)
             )
-    except (ShrinkkitError, RuntimeError, ValueError) as problem:
+    except Exception as problem:  # runtimes raise errors of their own types
         return Trial(name, str(problem))
     return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
 

@@ -12,13 +12,26 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit import artifacts, audit, exports, loading, measure, outputs, records, structure, targets
+from shrinkkit import (
+    artifacts,
+    audit,
+    cards,
+    exports,
+    loading,
+    measure,
+    modelcard,
+    outputs,
+    records,
+    structure,
+    targets,
+)
 from shrinkkit.compress import Pruned
-from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, ShrinkkitError, Unsupported
+from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 from shrinkkit.exports import Making
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches
@@ -63,7 +76,8 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # An old record beside new files would vouch for what it never saw.
-    (folder / RECORD).unlink(missing_ok=True)
+    for name in (RECORD, modelcard.CARD, cards.README):
+        (folder / name).unlink(missing_ok=True)
     _same_task(folder.parent / "baseline", task)
     model = copy.deepcopy(model).cpu().eval()
     # A view would take the whole tensor behind it into the file.
@@ -101,6 +115,7 @@ def write(
         environment=targets.environment(torch.get_num_threads()),
     )
     records.write(folder / RECORD, record)
+    cards.write_unmeasured(folder, record)
     return record
 
 
@@ -254,9 +269,11 @@ def _files(
 
 def _same_task(baseline: Path, task: Task) -> None:
     """Raise if the task's model is not the one that the baseline beside a variant was made from."""
-    if not (baseline / RECORD).is_file() or "torch.0" not in load_file(baseline / REFERENCE):
+    if not (baseline / RECORD).is_file():
         return
     inputs, expected = reference(baseline, "torch")
+    if not expected:
+        return
     with torch.inference_mode():
         found = outputs.tensors(copy.deepcopy(task.model).cpu()(*inputs))
     if artifacts.deviation(expected, found) > artifacts.TOLERANCE["pt2"]:
@@ -288,7 +305,7 @@ def reference(folder: Path, runtime: str) -> tuple[Example, list[torch.Tensor]]:
     """
     try:
         stored = load_file(folder / REFERENCE)
-    except (OSError, ShrinkkitError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise ModelFileError(
             f"{folder / REFERENCE} cannot be read: {error}. Run the step that makes it again."
         ) from error

@@ -6,7 +6,7 @@ import json
 import math
 import random
 
-from shrinkkit import records
+from shrinkkit import machines, records
 from shrinkkit.recipes import study
 from shrinkkit.records import (
     Accuracy,
@@ -24,6 +24,7 @@ from shrinkkit.records import (
     Memory,
     ModelFile,
     Point,
+    Port,
     Status,
     Step,
     TargetRecord,
@@ -31,6 +32,7 @@ from shrinkkit.records import (
 )
 
 CPU = "Synthetic CPU (made up for tests)"
+OTHER_CPU = "Made(R) Up(TM) 9000 CPU @ 3.00GHz"
 TARGETS = ("cpu/torch", "cpu/onnxruntime")
 NARROW = {
     "name": "narrow-int8",
@@ -76,6 +78,11 @@ ENVIRONMENT = Environment(
     clock_mhz=2400.0,
     load_average=0.4,
 )
+OTHER = dataclasses.replace(
+    ENVIRONMENT, cpu=OTHER_CPU, cores=8, affinity=tuple(range(8)), threads=8, platform="Linux-elsewhere"
+)
+HERE, ELSEWHERE = machines.names(ENVIRONMENT)[0], machines.names(OTHER)[0]
+PORTS = {"inputs": (Port("x", "float32", ("batch", 1, 8, 8)),), "outputs": (Port("y", "float32", ("batch", 10)),)}
 
 
 def write_run(folder):
@@ -88,8 +95,23 @@ def write_run(folder):
     for name in MADE_UP:
         records.write(folder / "variants" / name / "variant.json", variant(name, recipes.get(name, {})))
     for target in TARGETS:
-        records.write(folder / "measurements" / f"{target.replace('/', '-')}.json", target_record(target))
+        write_measured(folder, target_record(target))
     records.write(folder / "status.json", status())
+    return folder
+
+
+def write_measured(folder, record):
+    """Write the benchmark of one target where a run folder keeps it, and return the path."""
+    path = folder / machines.record_path(record.target, record.machine)
+    records.write(path, record)
+    return path
+
+
+def write_two_machines(folder, targets=TARGETS):
+    """Write the synthetic run, with `targets` also measured on another machine, where compressing gives less."""
+    write_run(folder)
+    for target in targets:
+        write_measured(folder, target_record(target, environment=OTHER))
     return folder
 
 
@@ -114,7 +136,7 @@ def variant(name, recipe):
     """Return the record of one made-up variant."""
     source, size, parameters, macs, zeroed, *_ = MADE_UP[name]
     files = [
-        ModelFile("torch", "model.pt2", "pt2", size, int(size * (1 - 0.7 * zeroed) * 0.93), digest(name, "torch"), 2e-7)
+        model_file("torch", "pt2", name, size, int(size * (1 - 0.7 * zeroed) * 0.93), 2e-7),
     ]
     refusals = {}
     if name == "float16":
@@ -123,9 +145,7 @@ def variant(name, recipe):
         )
     else:
         onnx = int(size * 0.97)
-        files.append(
-            ModelFile("onnxruntime", "model.onnx", "onnx", onnx, int(onnx * 0.9), digest(name, "onnxruntime"), 3e-6)
-        )
+        files.append(model_file("onnxruntime", "onnx", name, onnx, int(onnx * 0.9), 3e-6))
     return Variant(
         name=name,
         task="digits-cnn",
@@ -144,6 +164,12 @@ def variant(name, recipe):
         notes=("torch: the engine x86 was the fastest of those tried here.",) if "quantize" in recipe else (),
         environment=ENVIRONMENT,
     )
+
+
+def model_file(runtime, kind, name, size, compressed, deviation):
+    """Return the record of one made-up model file."""
+    path = f"model.{kind}"
+    return ModelFile(runtime, path, (), kind, size, compressed, digest(name, runtime), **PORTS, deviation=deviation)
 
 
 def layer(name, index, recipe):
@@ -172,18 +198,20 @@ def digest(*parts):
     return hashlib.sha256(":".join(parts).encode()).hexdigest()
 
 
-def target_record(target):
+def target_record(target, environment=ENVIRONMENT):
     """Return the benchmark of one target, with a measurement for each variant of the study."""
     runtime = target.partition("/")[2]
-    onnx = runtime == "onnxruntime"
-    base_ms = 23.3 if onnx else 30.1
+    onnx, other = runtime == "onnxruntime", environment != ENVIRONMENT
+    base_ms = (23.3 if onnx else 30.1) / (4 if other else 1)
+    cpu = environment.cpu
     found = []
     for name, (_, _, _, _, _, lost, *speeds) in MADE_UP.items():
-        speed = speeds[onnx]
+        # Elsewhere compressing gives the square root of what it gives here.
+        speed = speeds[onnx] and speeds[onnx] ** (0.5 if other else 1)
         if speed is None:
             found.append(Measurement(name, target, "ONNX Runtime has no float16 kernels on the CPU."))
             continue
-        compared = None if name == "baseline" else comparison(name, runtime, base_ms, speed)
+        compared = None if name == "baseline" else comparison(name, runtime, base_ms, speed, cpu=cpu)
         own = compared.candidate_ms if compared else around(base_ms, 0.004)
         accuracy = judged(lost, None if name == "baseline" else 540)
         found.append(
@@ -204,9 +232,22 @@ def target_record(target):
     found.insert(
         3, Measurement("dynamic-int8", target, "There is no such variant: the step that makes it did not end well.")
     )
-    between = comparison("baseline", "torch", 30.1, 30.1 / 23.3, candidate_runtime="onnxruntime") if onnx else None
-    notes = ("load average 1.7 on 2 cores",) if onnx else ()
-    return TargetRecord("digits-cnn", target, ENVIRONMENT, tuple(found), between, sweep(runtime, base_ms), notes)
+    ratio = 30.1 / 23.3
+    between = (
+        comparison("baseline", "torch", ratio * base_ms, ratio, candidate_runtime="onnxruntime", cpu=cpu)
+        if onnx
+        else None
+    )
+    return TargetRecord(
+        task="digits-cnn",
+        target=target,
+        machine=machines.names(environment)[0],
+        environment=environment,
+        measurements=tuple(found),
+        runtime=between,
+        sweep=sweep(runtime, base_ms, cpu),
+        notes=("load average 1.7 on 2 cores",) if onnx and not other else (),
+    )
 
 
 def layer_times(name, total_ms):
@@ -218,19 +259,19 @@ def layer_times(name, total_ms):
     return (*times, LayerTime("", "add", 0.03 * total_ms))
 
 
-def sweep(runtime, base_ms):
+def sweep(runtime, base_ms, cpu=CPU):
     """Return made-up timings at a batch of 1 and of 32, and on one thread; one point has no timing."""
     found = []
     for batch, threads, share in ((1, 2, 0.2), (32, 2, 3.6), (8, 1, 1.8)):
         found.append(Point("baseline", batch, threads, latency_ms=around(base_ms * share, 0.01)))
         compared = comparison("static-int8", runtime, base_ms * share, 1.9)
-        conditions = Conditions("cpu", CPU, runtime, threads, batch, digest("inputs", str(batch)))
+        conditions = Conditions("cpu", cpu, runtime, threads, batch, digest("inputs", str(batch)))
         compared = dataclasses.replace(compared, conditions=conditions)
         found.append(Point("static-int8", batch, threads, latency=compared, latency_ms=compared.candidate_ms))
     return (*found, Point("channels-50", 32, 2, error="The batch is fixed at 8: tracing recorded it."))
 
 
-def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
+def comparison(name, runtime, base_ms, speed, candidate_runtime=None, cpu=CPU):
     """Return a made-up paired timing, noisy in a reproducible way."""
     noise = random.Random(f"{name} {runtime}")
     slow, fast, null = (slots(noise, ms) for ms in (base_ms, base_ms / speed, base_ms))
@@ -239,7 +280,7 @@ def comparison(name, runtime, base_ms, speed, candidate_runtime=None):
     return Comparison(
         reference="baseline",
         candidate=name,
-        conditions=Conditions("cpu", CPU, runtime, 2, 8, digest("inputs")),
+        conditions=Conditions("cpu", cpu, runtime, 2, 8, digest("inputs")),
         candidate_runtime=candidate_runtime or runtime,
         speedup=around(speed, 0.006),
         experienced=around(speed * 0.99, 0.01),

@@ -16,20 +16,21 @@ PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
     "errors quiet records located intervals formats "
-    "schema recipes targets rows conclusions explain results "
+    "schema recipes targets machines folders rows conclusions explain results snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention blocks turns benchmark pictures measure onnxnames loading artifacts layertimes subgraphs emulation memory "
-    "audit compress structure pt2e openvinofiles exports variants trials sweep "
+    "contention blocks turns benchmark pictures measure onnxnames loading artifacts audit openvinograph layertimes subgraphs emulation memory "
+    "compress structure pt2e openvinofiles exports variants trials sweep verify "
     "tables drawing figures timings answers costs hotspots sections overview show "
-    "report steps runs cli"
+    "report steps journal execution runs cli"
 ).split()
 """A module imports only from modules before it."""
-DRIVER = {"report", "steps", "runs", "cli"}
-DRIVER_MAY = {*DRIVER, "errors", "records", "located", "recipes", "targets", "results", "bundled"}
+DRIVER = {"report", "steps", "journal", "execution", "runs", "cli"}
+DRIVER_MAY = {*DRIVER, "errors", "records", "located", "recipes", "targets", "results", "bundled", "machines"}
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
     "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
+    "modelcard": "cards", "readme": "cards",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
 NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"]

@@ -65,6 +65,11 @@ def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
         (["digits-cnn", "--recipe", "static-int3"], "static-int3"),
         (["digits-cnn", "--target", "cpu/tensorrt"], "cpu/tensorrt"),
         (["missing.yaml"], "missing.yaml"),
+        (["digits-cnn", "--only", "benchmark", "--recipe", "static-int8"], "Leave them out"),
+        (["digits-cnn", "--only", "benchmark", "--accuracy-drop", "0.1"], "Leave them out"),
+        (["digits-cnn", "--only", "benchmark"], "reports/digits-cnn must be a run folder"),
+        (["my_task.py", "--only", "benchmark", "--reports", "there"], "there/my_task must be a run folder"),
+        (["missing.yaml", "--only", "benchmark"], "missing.yaml"),
     ],
 )
 def test_what_is_not_valid_ends_with_status_2_and_the_reason(arguments, message, capsys, tmp_path, monkeypatch):
@@ -77,3 +82,12 @@ def test_what_is_not_valid_ends_with_status_2_and_the_reason(arguments, message,
 def test_report_of_no_run_ends_with_status_2(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "must be a run folder" in capsys.readouterr().err
+
+
+def test_a_run_folder_to_measure_is_given_as_such_or_found_by_its_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports/mine").mkdir(parents=True)
+    (tmp_path / "mine.yaml").write_text("name: mine\ntask: digits-cnn\nrecipes: [static-int8]\ntargets: [cpu/torch]\n")
+    for given in ("reports/mine", "mine.yaml", "mine.py"):
+        assert cli.main(["run", given, "--only", "benchmark"]) == 2
+        assert "reports/mine must be a run folder, with a study.json" in capsys.readouterr().err

@@ -128,3 +128,67 @@ def test_without_the_pruned_model_the_two_are_not_told_apart(found):
     both = next(one for one in made if (one.variant, one.target) == ("channels-50-static-int8", "cpu/torch"))
     assert (both.pruning, both.quantization) == (None, None)
     assert both.compression.value == pytest.approx(4.97)
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """A run that was also measured on another machine, on one of its targets."""
+    return rows.load(examples.write_two_machines(tmp_path_factory.mktemp("run"), targets=("cpu/torch",)))
+
+
+def test_each_machine_has_a_verdict_of_its_own(away):
+    made = conclusions.verdict(away)
+    assert made.headline.startswith(f"On {examples.HERE}: channels-50-static-int8 on cpu/onnxruntime is ")
+    assert f"On {examples.ELSEWHERE}: channels-50-static-int8 on cpu/torch is " in made.remarks[-1]
+    assert made.row.target == "cpu/onnxruntime"
+
+
+def test_a_faster_variant_on_another_machine_does_not_outdo_one_on_the_runs_own(away):
+    huge = Estimate(90.0, 89.0, 91.0)
+    changed = [
+        dataclasses.replace(row, speedup=huge, speedup_torch=huge)
+        if row.variant == "static-int8" and row.target != "cpu/onnxruntime" and "@" in row.target
+        else row
+        for row in away.rows
+    ]
+    assert len([row for row in changed if row.speedup_torch == huge]) == 1
+    made = conclusions.verdict(dataclasses.replace(away, rows=tuple(changed)))
+    assert made.row.target == "cpu/onnxruntime"
+    assert "static-int8 on cpu/torch is" in made.remarks[-1]
+    assert "90.0" in made.remarks[-1]
+
+
+def test_the_budgets_target_is_that_of_the_runs_own_machine(away):
+    made = conclusions.verdict(dataclasses.replace(away, budget=Budget(target="cpu/torch")))
+    assert made.row.target == "cpu/torch"
+
+
+def test_the_budgets_target_is_that_of_another_machine_if_only_that_measured_it(away):
+    kept = tuple(row for row in away.rows if row.target != "cpu/torch")
+    targets = tuple(target for target in away.targets if target != "cpu/torch")
+    moved = dataclasses.replace(away, rows=kept, targets=targets, budget=Budget(target="cpu/torch"))
+    made = conclusions.verdict(moved)
+    assert made.row.target == f"cpu/torch @ {examples.ELSEWHERE}"
+    assert not any(remark.startswith("On ") for remark in made.remarks)
+
+
+def test_factors_multiply_on_every_machine(away):
+    places = {one.target for one in conclusions.factors(away)}
+    assert places == set(away.targets)
+    assert len(places) == 3
+    for one in conclusions.factors(away):
+        product = 1.0
+        for part in (one.runtime, one.pruning, one.quantization, one.compression):
+            product *= part.value if part else 1.0
+        assert product == pytest.approx(one.total.value)
+
+
+def test_a_failure_on_one_machine_is_not_said_of_the_others(away):
+    changed = [
+        dataclasses.replace(row, state="failed", reason="out of memory")
+        if (row.variant, "@" in row.target) == ("static-int8", True)
+        else row
+        for row in away.rows
+    ]
+    text = conclusions.verdict(dataclasses.replace(away, rows=tuple(changed))).sentence
+    assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE} (out of memory)" in text

@@ -84,3 +84,13 @@ def test_nothing_to_draw_is_no_picture(found):
     empty = found.__class__(**{**vars(found), "rows": ()})
     assert figures.tradeoff(empty) is None
     assert figures.distributions({}) is None
+
+
+def test_machines_stand_below_each_other_and_every_column_has_an_axis(tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    drawn = figures.tradeoff(away)
+    for name in away.machines:
+        assert drawn.svg.count(f">{name}<") == 1
+    assert drawn.svg.count("speed-up against torch FP32") == 2
+    assert drawn.svg.count(">2 \N{MULTIPLICATION SIGN}<") == 2
+    assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE}: 1.36" in drawn.alt

@@ -72,10 +72,10 @@ class Converting(nn.Module):
 def write(model, example, folder, kind):
     """Return a model file of this kind, and its runtime."""
     method, _, format = kind.rpartition(" ")
-    if format == "onnx":
+    if format in ("onnx", "openvino"):
         artifacts.write_onnx(model, example, folder / "float.onnx")
         if not method:
-            return folder / "float.onnx", "onnxruntime"
+            return folder / "float.onnx", {"onnx": "onnxruntime"}.get(format, format)
         path = folder / "int8.onnx"
         quantize.onnx_int8(folder / "float.onnx", path, method=f"{method}-int8", calibration=[example])
         return path, "onnxruntime"
@@ -96,7 +96,7 @@ def weighted(model):
     return {name for name, m in model.named_modules() if name and next(m.parameters(recurse=False), None) is not None}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "openvino"])
 def test_a_planted_slow_layer_is_the_hottest(tmp_path, kind):
     found = times(Planted(), (torch.rand(64, 16),), tmp_path, kind)
     (layer, share), *rest = explain.hottest(found)

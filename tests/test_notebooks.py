@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from shrinkkit import records, runs, steps
+from shrinkkit import machines, records, runs, steps
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def shown(notebook):
         ("1-baseline", "variants/baseline/variant.json"),
         ("2-prune", "variants/channels-50/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
-        ("4-benchmark", "measurements/cpu-onnxruntime.json"),
+        ("4-benchmark", machines.record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))),
         ("5-report", "results.json"),
     ],
 )

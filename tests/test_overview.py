@@ -78,3 +78,51 @@ def test_steps_link_to_their_pages_beside_the_report(found):
 
 def test_the_command_is_shown_as_it_was_given(found):
     assert "shrinkkit run digits-cnn" in repr(overview.commands(found))
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """A run that was also measured on another machine, on one of its targets."""
+    return results.load(examples.write_two_machines(tmp_path_factory.mktemp("run"), targets=("cpu/torch",)))
+
+
+def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_facts(away):
+    text = overview.variants(away)._repr_html_()
+    own, other = text.split("<h3>")[1:]
+    assert own.startswith(f"{examples.HERE}: {examples.CPU}</h3>")
+    assert other.startswith(f"{examples.ELSEWHERE}: {examples.OTHER_CPU}</h3>")
+    assert "Linux-synthetic" in own
+    assert "Linux-elsewhere" not in own
+    assert "Linux-elsewhere" in other
+    assert f"cpu/torch @ {examples.HERE}: FP32 takes 30.1 ms here" in own
+    assert f"cpu/torch @ {examples.ELSEWHERE}: FP32 takes 7.53 ms here" in other
+    assert other.count("<table") == 2
+    assert "the verdict" in other
+
+
+def test_one_machine_has_no_section_of_its_own(found):
+    assert "<h3>" not in overview.variants(found)._repr_html_()
+    assert examples.HERE not in "".join(view(found)._repr_html_() for view in VIEWS)
+
+
+def test_the_title_says_which_machine_measured_what(away):
+    said = f"on {examples.HERE} (cpu/torch, cpu/onnxruntime); {examples.ELSEWHERE} (cpu/torch)"
+    assert said in repr(overview.title(away))
+
+
+def test_figures_of_several_machines_name_the_machine(away):
+    for view in (overview.factors, overview.tradeoff, overview.missing):
+        text = view(away)._repr_html_()
+        assert examples.HERE in text
+        assert f"cpu/torch @ {examples.ELSEWHERE}" in text
+
+
+def test_the_command_of_another_machine_is_shown_with_its_targets(away):
+    text = repr(overview.commands(away))
+    assert f"Then on {examples.ELSEWHERE}" in text
+    assert "shrinkkit run reports/synthetic --only benchmark --target cpu/torch" in text
+
+
+def test_a_machine_that_measured_nothing_still_has_its_section(away):
+    empty = dataclasses.replace(away, measured={})
+    assert f"<h3>{examples.ELSEWHERE}</h3>" in overview.variants(empty)._repr_html_()

@@ -39,3 +39,28 @@ def test_results_json_holds_every_row_and_no_raw_sample(found, tmp_path):
 def test_results_are_read_without_torch():
     code = "import sys, shrinkkit.results, shrinkkit.show, shrinkkit.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_table_of_several_machines_still_fits_and_has_a_part_for_each(tmp_path):
+    several = results.load(examples.write_two_machines(tmp_path / "run"))
+    text = results.table(several)
+    assert max(map(len, text.splitlines())) <= results.WIDTH
+    here, elsewhere = text.index(f"{examples.HERE}:"), text.index(f"{examples.ELSEWHERE}:")
+    assert here < elsewhere
+    assert text.count("channels-50 ") == 4
+    assert text[here:elsewhere].count("2.79\N{MULTIPLICATION SIGN}") > 0
+    assert text[elsewhere:].count("2.79\N{MULTIPLICATION SIGN}") == 0
+
+
+def test_results_json_says_of_every_row_which_machine_it_is_from(tmp_path):
+    several = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    results.write_json(several, tmp_path / "results.json")
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert data["machines"] == [examples.HERE, examples.ELSEWHERE]
+    machines = {(row["target"], row["machine"]) for row in data["rows"]}
+    assert machines == {
+        ("cpu/torch", examples.HERE),
+        ("cpu/onnxruntime", examples.HERE),
+        (f"cpu/torch @ {examples.ELSEWHERE}", examples.ELSEWHERE),
+    }
+    assert data["targets"].keys() == {target for target, _ in machines}

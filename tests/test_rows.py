@@ -1,11 +1,15 @@
 """A run folder as rows: whatever is missing from it, no variant and no target is left out."""
 
+import dataclasses
+
 import examples
 import pytest
 
-from shrinkkit import records, rows
+from shrinkkit import machines, records, rows
 from shrinkkit.errors import InvalidInput
 from shrinkkit.records import Estimate
+
+AWAY = f"cpu/torch @ {examples.ELSEWHERE}"
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_a_step_skipped_for_another_names_the_cause_of_that_one(run):
 
 
 def test_a_target_without_a_record_is_not_run_and_keeps_the_sizes(run):
-    (run / "measurements" / "cpu-torch.json").unlink()
+    (run / machines.record_path("cpu/torch", examples.HERE)).unlink()
     found = rows.load(run)
     row = found.row("channels-50", "cpu/torch")
     assert (row.state, row.size_bytes, row.latency_ms) == ("not run", 292_000, None)
@@ -72,7 +76,7 @@ def test_a_damaged_record_is_a_row_with_a_reason_and_a_note(run):
 def test_a_file_that_changed_since_it_was_measured_has_no_numbers(run):
     path = run / "variants" / "channels-50" / "variant.json"
     changed = records.read(path, records.Variant)
-    files = [dict(vars(file), sha256="0" * 64) for file in changed.files]
+    files = [dict(dataclasses.asdict(file), sha256="0" * 64) for file in changed.files]
     examples.change_json(path, files=files)
     row = rows.load(run).row("channels-50", "cpu/torch")
     assert row.state == "not run"
@@ -103,7 +107,7 @@ def test_a_folder_filled_by_hand_has_rows_for_what_it_holds(run):
 
 
 def test_a_study_that_never_ran_is_all_rows_not_run(run):
-    for path in [*run.glob("variants/*/variant.json"), *run.glob("measurements/*"), run / "status.json"]:
+    for path in [*run.glob("variants/*/variant.json"), *run.glob("measurements/*/*"), run / "status.json"]:
         path.unlink()
     found = rows.load(run)
     assert {row.state for row in found.rows} == {"not run", "refused"}
@@ -131,3 +135,55 @@ def test_speed_against_torch_is_the_product_with_the_runtime(run):
     row = rows.load(run).row("channels-50", "cpu/onnxruntime")
     assert row.speedup_torch.value == pytest.approx(3.31 * 30.1 / 23.3)
     assert row.timing_torch == "faster"
+
+
+@pytest.fixture
+def away(tmp_path):
+    """A run that was also measured on another machine, on one of its targets."""
+    return examples.write_two_machines(tmp_path / "away", targets=("cpu/torch",))
+
+
+def test_what_another_machine_measured_has_rows_of_its_own(away):
+    found = rows.load(away)
+    assert found.machines == (examples.HERE, examples.ELSEWHERE)
+    own, other = found.row("channels-50", "cpu/torch"), found.row("channels-50", AWAY)
+    assert (own.state, other.state) == ("measured", "measured")
+    assert own.speedup.value == pytest.approx(2.79)
+    assert other.speedup.value == pytest.approx(2.79**0.5)
+    assert own.file_sha256 == other.file_sha256
+
+
+def test_speed_against_torch_is_that_of_the_same_machine(tmp_path):
+    found = rows.load(examples.write_two_machines(tmp_path / "run"))
+    for target in (t for t in found.targets if t.startswith("cpu/onnxruntime")):
+        row, runtime = found.row("channels-50", target), found.measured[target].runtime
+        assert row.speedup_torch.value == pytest.approx(row.speedup.value * runtime.speedup.value)
+        assert runtime.conditions.hardware == found.measured[target].environment.cpu
+
+
+def test_what_no_recipe_can_have_on_a_target_is_refused_on_every_machine(tmp_path):
+    found = rows.load(examples.write_two_machines(tmp_path / "run"))
+    assert states(found, "float16")[f"cpu/onnxruntime @ {examples.ELSEWHERE}"] == "refused"
+
+
+def test_the_part_of_a_machine_holds_its_rows_alone_and_still_knows_of_the_others(away):
+    part = rows.load(away).of(examples.ELSEWHERE)
+    assert part.targets == tuple(part.measured) == (AWAY,)
+    assert {row.target for row in part.rows} == {AWAY}
+    assert part.machines == (examples.HERE, examples.ELSEWHERE)
+
+
+def test_a_reader_is_told_the_machine_only_where_there_are_several(away, run):
+    assert rows.load(run).where("cpu/torch") == "cpu/torch"
+    assert rows.load(away).where("cpu/torch") == f"cpu/torch @ {examples.HERE}"
+    assert rows.load(away).where(AWAY) == AWAY
+
+
+def test_a_variant_that_changed_since_another_machine_measured_it_says_what_to_do_there(away):
+    path = away / "variants" / "channels-50" / "variant.json"
+    changed = records.read(path, records.Variant)
+    files = [dict(dataclasses.asdict(file), sha256="0" * 64) for file in changed.files]
+    examples.change_json(path, files=files)
+    row = rows.load(away).row("channels-50", AWAY)
+    assert row.state == "not run"
+    assert f"Measure it on {examples.ELSEWHERE} again" in row.reason

@@ -1,15 +1,18 @@
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import examples
 import psutil
 import pytest
 
-from shrinkkit import recipes, records, results, runs
+from shrinkkit import machines, recipes, records, results, runs, targets
 from shrinkkit.errors import InvalidInput
 
 TASK = Path(__file__).with_name("tiny.py")
@@ -27,6 +30,10 @@ recipes:
 targets: [cpu/onnxruntime]
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
+
+RECORD = machines.record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))
+"""Where this machine's measurements go."""
+ELSEWHERE = "made-up-9000-8-cores"
 
 
 def silent(line, final):
@@ -109,10 +116,10 @@ def test_the_run_folder_tells_nothing_of_where_it_lay(run):
 
 
 def test_an_unchanged_run_takes_no_step_again_but_the_report(run, study):
-    before = (run / "measurements/cpu-onnxruntime.json").read_text()
+    before = (run / RECORD).read_text()
     take(study, run.parent)
     assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"reused"}
-    assert (run / "measurements/cpu-onnxruntime.json").read_text() == before
+    assert (run / RECORD).read_text() == before
 
 
 def test_every_variant_and_target_of_the_study_has_a_row(run):
@@ -166,3 +173,142 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
 def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"must be a run folder"):
         runs.rebuild_report(tmp_path, say=silent)
+
+
+def measure_here(folder, targets=(), threads=1, **options):
+    runs.benchmark(folder, targets=targets, command="shrinkkit run --only benchmark", threads=threads, **options)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def travelled(run, tmp_path_factory):
+    """A copy of the run as though another machine had made it, with fewer things to time."""
+    folder = tmp_path_factory.mktemp("copied") / "corner"
+    shutil.copytree(run, folder)
+    (folder / "measurements" / machines.here("cpu/torch")).rename(folder / "measurements" / ELSEWHERE)
+    for path in [*folder.glob("variants/*/variant.json"), *folder.glob("measurements/*/*.json")]:
+        record = json.loads(path.read_text())
+        record["environment"] |= {"cpu": "Made(R) Up(TM) 9000", "cores": 8}
+        path.write_text(json.dumps(record | {"machine": ELSEWHERE} if "machine" in record else record))
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(study | {"batch_sizes": [], "thread_counts": []}))
+    return folder
+
+
+def test_on_another_machine_steps_that_measure_carry_its_name(study):
+    def planned(**options):
+        step = next(s for s in runs.plan(study, task="t.py", threads=1, **options) if s.notebook == "4-benchmark")
+        return step.name, step.subject, step.leaves
+
+    here = machines.here("cpu/onnxruntime")
+    assert planned() == planned(own=(here,)) == ("4-benchmark-cpu-onnxruntime", "cpu/onnxruntime", RECORD)
+    name = f"4-benchmark-cpu-onnxruntime-{here}"
+    assert planned(own=(ELSEWHERE,)) == (name, f"cpu/onnxruntime @ {here}", RECORD)
+
+
+def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(travelled):
+    before, known = contents(travelled), records.read(travelled / "status.json", records.Status)
+    measure_here(travelled, say=silent)
+    after = contents(travelled)
+    changed = {path for path in before if before[path] != after.get(path)}
+    assert {path.name for path in changed} <= {"status.json", "run.log", "report.html", "report.md", "results.json",
+                                              "5-report.ipynb"}  # fmt: skip
+    assert Path(RECORD) in after.keys() - before.keys()
+    step = f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"
+    assert Path("steps", f"{step}.html") in after.keys() - before.keys()
+
+    status = records.read(travelled / "status.json", records.Status)
+    assert (status.command, status.started) == (known.command, known.started)
+    kept = {s.name: s for s in status.steps if s.notebook != "5-report"}
+    assert {name: s for name, s in kept.items() if name != step} == {
+        s.name: s for s in known.steps if s.notebook != "5-report"
+    }
+    assert kept[step].state == "done"
+
+    found = results.load(travelled)
+    assert found.machines == (ELSEWHERE, machines.here("cpu/onnxruntime"))
+    for target in found.targets:
+        assert found.row("half-int8", target).state == "measured"
+    report = (travelled / "report.md").read_text()
+    assert all(f"### {name}: " in report for name in found.machines)
+
+    # What is brought back may be the measurements alone: the report needs no more of them.
+    (travelled / "status.json").write_bytes(before[Path("status.json")])
+    runs.rebuild_report(travelled, say=silent)
+    assert results.load(travelled).targets == found.targets
+    assert f"@ {machines.here('cpu/onnxruntime')}" in (travelled / "report.md").read_text()
+
+
+def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study):
+    def stop(line, final):
+        if "4-benchmark" in line and not final:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(study, travelled.parent, say=stop)
+    found = states(travelled)
+    assert found["1-baseline"] == found["2-prune-half"] == "reused"
+    assert found["4-benchmark-cpu-onnxruntime"] == "done"
+    assert found[f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"] == "interrupted"
+
+
+def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
+    step = next(s for s in runs.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
+    elsewhere = dataclasses.replace(step, leaves=machines.record_path("cpu/onnxruntime", ELSEWHERE))
+    assert runs._inputs(step, run, "") == runs._inputs(dataclasses.replace(step), run, "")
+    assert runs._inputs(step, run, "") != runs._inputs(elsewhere, run, "")
+
+
+def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run):
+    before = (run / RECORD).read_bytes()
+    measure_here(run, threads=2, say=silent)
+    assert states(run)["4-benchmark-cpu-onnxruntime"] == "reused"
+    assert (run / RECORD).read_bytes() == before
+
+
+def test_a_run_without_variants_cannot_be_measured(travelled):
+    shutil.rmtree(travelled / "variants")
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=r"must hold variants to measure, but there is no variants/baseline"):
+        measure_here(travelled, say=silent)
+    assert contents(travelled) == before
+
+
+def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
+    examples.change_json(travelled / "study.json", task="../../mine.py")
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=r"task of this run is ../../mine.py.*Copy that file") as caught:
+        measure_here(travelled, say=silent)
+    assert str(travelled.parent.parent / "mine.py") in str(caught.value)
+    assert contents(travelled) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("cpu/onnxruntim", "Did you mean `cpu/onnxruntime`"),
+        ("cpu/torch", "the variants were made for onnxruntime only"),
+        ("cuda/onnxruntime", "cuda/onnxruntime cannot run here"),
+    ],
+)
+def test_a_target_that_cannot_be_measured_here_stops_before_anything_starts(travelled, target, message, monkeypatch):
+    monkeypatch.setattr(targets, "_gpus", tuple)
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=message):
+        measure_here(travelled, targets=[target], say=silent)
+    assert contents(travelled) == before
+
+
+def test_targets_of_the_study_that_cannot_run_here_are_left_out_aloud(travelled, monkeypatch):
+    monkeypatch.setattr(targets, "_gpus", tuple)
+    study, baseline = runs._kept(travelled)
+    both = study.model_copy(update={"targets": ("cpu/onnxruntime", "cuda/onnxruntime")})
+    said = []
+    chosen = runs._measurable(both, baseline, (), lambda line, final: said.append(line))
+    assert chosen == ("cpu/onnxruntime",)
+    assert said[0].startswith("left out: cuda/onnxruntime cannot run here: ")
+    with pytest.raises(InvalidInput, match="cannot run here"):
+        runs._measurable(study.model_copy(update={"targets": ("cuda/onnxruntime",)}), baseline, (), silent)

@@ -31,3 +31,20 @@ def test_every_target_has_its_own_part(found, part, says):
 @pytest.mark.parametrize("part", [sections.lost, sections.time, sections.deployment])
 def test_a_run_without_measurements_says_so(found, part):
     assert "No" in repr(part(dataclasses.replace(found, measured={})))
+
+
+@pytest.mark.parametrize("part", [sections.lost, sections.time, sections.deployment])
+def test_parts_of_several_machines_are_headed_by_target_and_machine(part, tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    text = part(away)._repr_html_()
+    assert len(away.targets) == 3
+    for target in away.targets:
+        assert f"<h3>{away.where(target)}</h3>" in text
+
+
+def test_layers_on_another_machine_run_as_their_audit_says(tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    own, other = (repr(sections.time(away.of(name))) for name in away.machines)
+    in_torch = own[: own.index("cpu/onnxruntime @")]
+    assert in_torch.count(" int8") > 20
+    assert other.count(" int8") == in_torch.count(" int8")

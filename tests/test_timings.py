@@ -58,3 +58,11 @@ def test_a_speed_up_is_a_cell_with_interval_and_verdict(latencies):
     cell = timings.speed(latencies["static-int8"])
     assert (cell.text, cell.tone) == ("2.16 \N{MULTIPLICATION SIGN}", "good")
     assert cell.aside.endswith("faster")
+
+
+def test_timings_of_several_machines_name_the_machine(tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    text = repr(timings.timings(away))
+    assert len(away.measured) == 3
+    for target in away.measured:
+        assert f"Every comparison on {away.where(target)}" in text

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import task as tiny_task
 
-from shrinkkit import records, targets, trials, variants
+from shrinkkit import machines, records, targets, trials, variants
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.targets import Target
 
@@ -89,7 +89,10 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     runtime = trials.race_runtimes(run, loaded, ONNX, task, threads=1, seed=0)
     inside = trials.inspect(loaded, ONNX, task, threads=1)
     record = trials.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
-    assert records.read(trials.write(run, record), records.TargetRecord) == record
+    path = trials.write(run, record)
+    assert path == run / "measurements" / machines.here(ONNX.name) / "cpu-onnxruntime.json"
+    assert records.read(path, records.TargetRecord) == record
+    assert record.machine == machines.names(record.environment)[0]
     by_name = {m.variant: m for m in record.measurements}
     assert by_name["baseline"].latency is None
     assert by_name["baseline"].latency_ms is not None

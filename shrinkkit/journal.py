@@ -1,0 +1,102 @@
+"""The books of a run: what became of its steps, kept by the process that takes them, and its log."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shrinkkit import records
+from shrinkkit.errors import InvalidInput
+from shrinkkit.records import Status, Step
+
+
+def done(folder: Path) -> Mapping[str, Step]:
+    """Return the steps that an earlier run took and that ended well, by name."""
+    before = status(folder)
+    return {s.name: s for s in before.steps if s.state in ("done", "reused")} if before else {}
+
+
+def status(folder: Path) -> Status | None:
+    """Return what became of the steps of an earlier run; None if there was none."""
+    # One that cannot be read, or is of an older version, vouches for no step: all are taken again.
+    with suppress(InvalidInput):
+        return records.read(folder / "status.json", Status)
+    return None
+
+
+class Journal:
+    """The run's status file and log, and what the terminal shows."""
+
+    def __init__(
+        self,
+        folder: Path,
+        command: str,
+        planned: Sequence[Step],
+        say: Callable[[str, bool], None],
+        *,
+        only: bool = False,
+    ) -> None:
+        """Open the books of a run, and keep what still holds of those before.
+
+        Args:
+            folder: The run folder.
+            command: The command line.
+            planned: The steps to take, `pending`; the report comes last.
+            say: Called with a line about the progress and whether it is final.
+            only: Whether these are but some of the run's steps: what became of the others, and how the run was started,
+                stays. When a whole run is taken, only benchmarks that are none of its own stay.
+        """
+        self.folder = folder
+        self.say = say
+        self.done = done(folder)
+        self.planned = [step.name for step in planned]
+        before = status(folder)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.command, self.started = (before.command, before.started) if before and only else (command, now)
+        mine = {step.name: step for step in planned}
+        measured = {name: s for name, s in self.done.items() if s.notebook == "4-benchmark" and name not in mine}
+        known = {s.name: s for s in before.steps} if before else {}
+        found = known | mine if only else mine | measured
+        self.steps = dict(sorted(found.items(), key=lambda item: item[0] == self.planned[-1]))
+        self._write()
+
+    def step(self, name: str) -> Step:
+        """Return what became of a step so far."""
+        return self.steps[name]
+
+    def set(self, name: str, **changes: Any) -> None:
+        """Change fields of a step, write it down and say so."""
+        self.steps[name] = step = replace(self.steps[name], **changes)
+        self._write()
+        place = self._place(name)
+        if step.state == "running":
+            self.say(place, False)
+            return
+        text = f"{place} · {step.state} · {step.duration_s:.1f} s" + (f"\n    {step.error}" if step.error else "")
+        self.say(text, True)
+        log(self.folder, text)
+
+    def tick(self, name: str, seconds: float) -> None:
+        """Say how long a step has been running."""
+        self.say(f"{self._place(name)} · {seconds:.0f} s", False)
+
+    def _place(self, name: str) -> str:
+        return f"[{self.planned.index(name) + 1}/{len(self.planned)}] {name}"
+
+    def close(self) -> None:
+        """Write down that the run was interrupted."""
+        for name in self.planned:
+            if self.steps[name].state == "running":
+                self.set(name, state="interrupted", error="Interrupted; the same command goes on from here.")
+
+    def _write(self) -> None:
+        records.write(self.folder / "status.json", Status(self.command, self.started, tuple(self.steps.values())))
+
+
+def log(folder: Path, text: str) -> None:
+    """Append `text` to the run's log, with the time."""
+    if text.strip():
+        with (folder / "run.log").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n")

@@ -1,0 +1,361 @@
+"""A variant's folder proved on this machine: whole files, the outputs that they must give, and their speed.
+
+The folder may have come alone, without its run, task or data: what is compared with lies in it. For a benchmark of a
+whole run, which also judges accuracy, see `trials`. `python -m shrinkkit.verify` is what the command line starts.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shrinkkit import (
+    artifacts,
+    benchmark,
+    emulation,
+    findings,
+    formats,
+    loading,
+    machines,
+    modelcard,
+    outputs,
+    recipes,
+    targets,
+    variants,
+)
+from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
+from shrinkkit.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.loading import Loaded
+from shrinkkit.modelcard import Card
+from shrinkkit.recipes import BASELINE, Recipe
+from shrinkkit.records import Comparison, Conditions, ModelFile, Variant
+from shrinkkit.schema import TARGETS
+from shrinkkit.targets import Target
+from shrinkkit.usermodel import Example
+
+_AGAIN = "Copy the folder again from where it was made."
+
+
+def check(
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    threads: int = 0,
+    seconds: float = 4.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Return whether the variant in `folder` is whole, answers as it must, and is as fast as its report says.
+
+    Every file's hash is compared with `variant.json` and with the model card, also where its runtime is missing. What
+    can run here is loaded, called on the stored inputs, compared with the stored outputs, and timed: in turns with the
+    baseline's file if the folder `../baseline` has one, else alone. A speed that differs from the report's is told and
+    counts as no failure.
+
+    Args:
+        folder: A variant's folder, with its variant.json.
+        only: Targets to check; empty for all.
+        threads: Threads of one call, 0 for every core that this process may use.
+        seconds: That each file is timed for, above 0; slow models get three times that.
+        progress: Called with the name of each target in turn.
+
+    Raises:
+        InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
+            name in `only` is no target.
+    """
+    if not (folder / variants.RECORD).is_file():
+        raise InvalidInput(
+            f"`folder` must be a variant's folder, with a {variants.RECORD}, got {str(folder)!r}. "
+            "Pass one like reports/digits-cnn/variants/static-int8."
+        )
+    if unknown := [name for name in only if name not in TARGETS]:
+        raise InvalidInput(f"A target must be one of {', '.join(TARGETS)}, got {unknown[0]!r}.")
+    variant = variants.read(folder)
+    problems: list[str] = []
+    card = _card(folder, problems)
+    problems += _other_hashes(variant, card)
+    notes = [] if card or problems else [f"There is no {modelcard.CARD}, so there is no report to compare with."]
+    beside = folder.resolve().parent / BASELINE
+    if folder.resolve() != beside and not (beside / variants.RECORD).is_file():
+        notes.append("There is no folder `../baseline`, so each file was timed alone, and there is no speed-up.")
+    with _computing_with(threads) as used:
+        here = _Here(folder, variant, card, beside, used, seconds)
+        found = []
+        for name in only or _asked(variant):
+            progress(name)
+            found.append(here.finding(Target(*name.split("/"))))
+        return Verification(
+            variant=variant.name,
+            verified=findings.verified(tuple(found), tuple(problems)),
+            threads=used,
+            environment=targets.environment(used),
+            findings=tuple(found),
+            problems=tuple(problems),
+            notes=tuple(notes),
+        )
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A file that ran, and how far its outputs are from those that it must give."""
+
+    loaded: Loaded
+    deviation: float | None
+    """None where they cannot be compared: of another shape, or not finite."""
+    limit: float
+    why: str
+    """Why the outputs are not those that it must give; empty if they are."""
+
+
+@dataclass(frozen=True)
+class _Here:
+    """One variant on this machine."""
+
+    folder: Path
+    variant: Variant
+    card: Card | None
+    beside: Path
+    """Where the baseline's folder would be."""
+    threads: int
+    seconds: float
+
+    def finding(self, target: Target) -> Finding:
+        file = _file(self.variant, target)
+        if file is None:
+            why = self.variant.refusals.get(target.runtime, f"It was made without a file for {target.runtime}.")
+            return Finding(target.name, "", NO_FILE, why)
+        blank = Finding(target.name, file.path, OK)
+        # Also where nothing can run it: a file may be damaged on any machine.
+        if why := _damage(self.folder, file):
+            return replace(blank, state=DAMAGED, why=why)
+        if why := _impossible(self.variant, target) or targets.available()[target.name]:
+            return replace(blank, state=NOT_HERE, why=f"{why}.")
+        try:
+            inputs, expected = _reference(self.folder, target)
+        except ModelFileError as error:
+            return replace(blank, state=DAMAGED, why=str(error))
+        try:
+            ran = _run(self.folder / file.path, file, self.variant, target, inputs, expected, self.threads)
+        except Unsupported as error:
+            return replace(blank, state=NOT_HERE, why=str(error))
+        except ModelFileError as error:
+            return replace(blank, state=FAILS, why=str(error))
+        saturated = _saturated(self.folder / file.path, self.variant, target, inputs, self.threads)
+        named = [f"Integer kernels saturate on this processor in {', '.join(saturated)}."] if saturated else []
+        found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
+        if ran.why:
+            return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
+        return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
+
+    def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
+        """Return `found` with its latency, and its speed-up if the baseline's file can take turns with it."""
+        notes = list(found.notes)
+        usual = self._baseline(inputs, target, notes)
+        try:
+            timed = self._compare(usual or own, own, inputs, target)
+        except (ShrinkkitError, RuntimeError) as error:
+            return replace(found, notes=(*notes, f"It could not be timed: {brief(error)}."))
+        found = replace(found, latency_ms=timed.candidate_ms)
+        if usual:
+            found = replace(found, speedup=timed.speedup, verdict=timed.verdict)
+        notes += [f"While it was timed, {sign}." for sign in timed.disturbance.signs]
+        measured = [one for one in self.card.figures if one.state == "measured"] if self.card else []
+        reported = [one for one in measured if one.target == target.name]
+        notes += ["The report has no figures of this target."] if self.card and not reported else []
+        machine = machines.here(target.name)
+        notes += [findings.beside_the_report(one, found, machine=machine, threads=self.threads) for one in reported]
+        return replace(found, notes=tuple(notes))
+
+    def _baseline(self, inputs: Example, target: Target, notes: list[str]) -> Loaded | None:
+        """Return the baseline's file, proved; None where there is none, and with a note where it is of no use."""
+        if self.folder.resolve() == self.beside or not (self.beside / variants.RECORD).is_file():
+            return None
+        try:
+            usual = variants.read(self.beside)
+            file = _file(usual, target)
+            if file is None:
+                raise ModelFileError(f"it has no file for {target.runtime}")
+            if why := _damage(self.beside, file):
+                raise ModelFileError(why)
+            own, expected = _reference(self.beside, target)
+            if benchmark.inputs_sha256(own) != benchmark.inputs_sha256(inputs):
+                raise ModelFileError("it was made for other inputs")
+            ran = _run(self.beside / file.path, file, usual, target, own, expected, self.threads)
+            if ran.why:
+                raise ModelFileError(ran.why)
+        except ShrinkkitError as error:
+            notes.append(f"It was timed alone, because the baseline beside it is of no use: {brief(error)}.")
+            return None
+        return ran.loaded
+
+    def _compare(self, usual: Loaded, own: Loaded, inputs: Example, target: Target) -> Comparison:
+        conditions = Conditions(
+            device=target.device,
+            hardware=targets.hardware(target),
+            runtime=target.runtime,
+            threads=self.threads,
+            batch_size=inputs[0].shape[0],
+            inputs_sha256=benchmark.inputs_sha256(inputs),
+        )
+        return benchmark.compare(
+            lambda: usual.again().prepare(inputs),
+            lambda: own.again().prepare(inputs),
+            reference=self.variant.name if usual is own else BASELINE,
+            candidate=self.variant.name,
+            conditions=conditions,
+            candidate_conditions=conditions,
+            cap_s=self.seconds,
+        )
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[int]:
+    """Make torch compute with so many threads while the block runs."""
+    before = torch.get_num_threads()
+    try:
+        yield targets.use_threads(threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _asked(variant: Variant) -> list[str]:
+    """Return the targets that the variant has a file for, and those on the CPU that refused it."""
+    runtimes = {file.runtime for file in variant.files}
+    return [name for name in TARGETS if name.split("/")[1] in runtimes or name.removeprefix("cpu/") in variant.refusals]
+
+
+def _card(folder: Path, problems: list[str]) -> Card | None:
+    try:
+        return modelcard.read(folder)
+    except InvalidInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _other_hashes(variant: Variant, card: Card | None) -> list[str]:
+    recorded = {file.runtime: file.sha256 for file in variant.files}
+    stated = {file.runtime: file.sha256 for file in card.files} if card else recorded
+    return [
+        f"{variants.RECORD} and {modelcard.CARD} name different files for {runtime}: one of them is not as it was "
+        f"written. {_AGAIN}"
+        for runtime in dict.fromkeys([*recorded, *stated])
+        if recorded.get(runtime) != stated.get(runtime)
+    ]
+
+
+def _file(variant: Variant, target: Target) -> ModelFile | None:
+    return next((file for file in variant.files if file.runtime == target.runtime), None)
+
+
+def _damage(folder: Path, file: ModelFile) -> str:
+    """Return what is wrong with the bytes of a model file, '' if nothing is."""
+    paths = (file.path, *file.beside)
+    if missing := [path for path in paths if not (folder / path).is_file()]:
+        return f"{', '.join(missing)} is missing. {_AGAIN}"
+    if artifacts.sha256(folder / file.path) == file.sha256:
+        return ""
+    size = sum((folder / path).stat().st_size for path in paths)
+    length = f"{size} bytes instead of {file.size_bytes}" if size != file.size_bytes else "another hash"
+    return f"{' with '.join(paths)} is not the file that {variants.RECORD} describes: it has {length}. {_AGAIN}"
+
+
+def _impossible(variant: Variant, target: Target) -> str:
+    """Return why a target cannot run what the recipe quantized to, '' if it can."""
+    method = _method(variant)
+    recipe = {"name": variant.name, "quantize": {"method": method}}
+    return recipes.impossible(Recipe.model_validate(recipe), target.name) if method else ""
+
+
+def _method(variant: Variant) -> str:
+    return str((variant.recipe.get("quantize") or {}).get("method", ""))
+
+
+def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
+    """Return the stored inputs and outputs.
+
+    Raises:
+        ModelFileError: They are missing or damaged.
+    """
+    if not (folder / variants.REFERENCE).is_file():
+        raise ModelFileError(f"{variants.REFERENCE} is missing, so there is nothing to compare outputs with. {_AGAIN}")
+    inputs, expected = variants.reference(folder, target.runtime)
+    if not inputs or not expected:
+        raise ModelFileError(
+            f"{variants.REFERENCE} must hold inputs and outputs for {target.runtime}, got "
+            f"{formats.counted(len(inputs), 'input')} and {formats.counted(len(expected), 'output')}. {_AGAIN}"
+        )
+    return inputs, expected
+
+
+def _run(
+    path: Path, file: ModelFile, variant: Variant, target: Target, inputs: Example, expected: Any, threads: int
+) -> _Ran:
+    """Load a file, call it, and compare what it gives.
+
+    Raises:
+        ModelFileError: It does not load or run.
+        Unsupported: The runtime cannot run it here.
+    """
+    # A GPU rounds the products of float32 matrices more than the CPU on which the reference was made.
+    low = _method(variant) or target.device != "cpu"
+    limit = artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]
+    try:
+        loaded = loading.load(path, runtime=target.runtime, device=target.device, threads=threads)
+        found = outputs.tensors(loaded(*inputs))
+    except ShrinkkitError:
+        raise
+    except Exception as error:  # runtimes raise errors of their own types
+        raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
+    try:
+        deviation = artifacts.deviation(expected, found)
+    except ModelFileError as error:
+        return _Ran(loaded, None, limit, f"{path.name}: {error}")
+    why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."
+    return _Ran(loaded, deviation, limit, why if deviation > limit else "")
+
+
+def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
+    """Return the layers whose integer kernels saturate here; none where that cannot be told."""
+    if not _method(variant).endswith("int8") or target.name not in ("cpu/torch", "cpu/onnxruntime"):
+        return ()
+    try:
+        found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+    except (ShrinkkitError, RuntimeError, ValueError):
+        return ()
+    return found.saturated if found else ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify the variant that the command line `argv` names, print what was found, and return the exit status.
+
+    It is 0 if all that can run here is as it must be, 1 if something differs or is damaged or nothing can run, 2 if
+    there is no such variant.
+    """
+    parser = argparse.ArgumentParser(prog="python -m shrinkkit.verify")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(argv)
+
+    def say(target: str) -> None:
+        print(f"{target} ...", file=sys.stderr, flush=True)
+
+    try:
+        found = check(asked.folder, only=asked.target, threads=asked.threads, progress=say)
+    except InvalidInput as error:
+        print(f"shrinkkit: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) if asked.json else findings.text(found)
+    print(text)
+    return 0 if found.verified else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
