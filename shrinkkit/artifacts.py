@@ -59,26 +59,55 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
     note = ""
     if not quantize.engine_of(model):
         try:
-            program, note = _export(model, example)
+            program, note = export(model, example)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError) as error:
             note = f"torch.export cannot take this model ({brief(error)}), so its file is TorchScript"
         else:
-            # The example would be kept in the file, as a pickle and with everything that it is a view of.
-            program._example_inputs = None
-            # So would the model's code, line by line, with the paths of this machine.
-            for node in program.graph.nodes:
-                for key in ("stack_trace", "source_fn_stack", "torch_fn"):
-                    node.meta.pop(key, None)
-            path = folder / "model.pt2"
-            with quiet.libraries():
-                torch.export.save(program, path)
-            return path, "pt2", note
+            save(program, folder / "model.pt2")
+            return folder / "model.pt2", "pt2", note
     path = folder / "model.torchscript.pt"
     script, script_note = _script(model, example)
-    with quiet.libraries():
+    # Saving unpacks the weights, with whatever engine is in force.
+    with quiet.libraries(), quantize.using_engine(quantize.engine_of(model)):
         script.save(str(path), _extra_files={"quantized_engine": quantize.engine_of(model)})
     _forget_source(path)
     return path, "torchscript", "; ".join(filter(None, (note, script_note)))
+
+
+def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
+    """Return the exported program with a dynamic batch, or with a fixed one and a note where the model forbids it.
+
+    Args:
+        model: Model in eval mode, on the CPU.
+        example: Positional inputs of one call, batch first.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, AssertionError, TorchDynamoException: torch cannot export the model.
+    """
+    # torch.export takes a batch of one for a constant.
+    sample = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
+    batch = torch.export.Dim("batch", min=1)
+    with quiet.libraries(), quantize.plain_attention(), torch.no_grad():
+        try:
+            # A model that takes *inputs has one parameter for all of them.
+            many = isinstance(model, quantize.HalfPrecision)
+            shapes: Any = tuple({0: batch} for _ in sample)
+            return torch.export.export(model, sample, dynamic_shapes=(shapes,) if many else shapes), ""
+        except (torch._dynamo.exc.UserError, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
+            program = torch.export.export(model, example)
+            return program, f"the batch is fixed at {example[0].shape[0]}: {brief(error)}"
+
+
+def save(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write `program` to `path`, without what it need not tell: its example and the model's code."""
+    # The example would be kept as a pickle, with everything that it is a view of.
+    program._example_inputs = None
+    # So would the model's code, line by line, with the paths of this machine.
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)
+    with quiet.libraries():
+        torch.export.save(program, path)
 
 
 def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
@@ -98,7 +127,7 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
     try:
         with torch.inference_mode():
             names = outputs.names(model(*example))
-        program, note = _export(model, example)
+        program, note = export(model, example)
         with quiet.libraries():
             onnx = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
         assert onnx is not None
@@ -211,22 +240,6 @@ def onnx_int8_weights(path: Path) -> frozenset[str]:
         for name in node.input
         if name in stored and name.endswith("_quantized")
     )
-
-
-def _export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
-    """Return the exported program with a dynamic batch, or with a fixed one and a note where the model forbids it."""
-    # torch.export takes a batch of one for a constant.
-    sample = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
-    batch = torch.export.Dim("batch", min=1)
-    with quiet.libraries(), quantize.plain_attention(), torch.no_grad():
-        try:
-            # A model that takes *inputs has one parameter for all of them.
-            many = isinstance(model, quantize.HalfPrecision)
-            shapes: Any = tuple({0: batch} for _ in sample)
-            return torch.export.export(model, sample, dynamic_shapes=(shapes,) if many else shapes), ""
-        except (torch._dynamo.exc.UserError, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
-            program = torch.export.export(model, example)
-            return program, f"the batch is fixed at {example[0].shape[0]}: {brief(error)}"
 
 
 def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule, str]:

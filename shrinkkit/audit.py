@@ -133,6 +133,8 @@ def why_float(
             return "static int8 does not cover recurrent layers; dynamic int8 does"
         if runtime == "onnxruntime" and isinstance(module, nn.GRU):
             return "ONNX Runtime has no int8 GRU"
+        if runtime in ("inductor", "openvino"):
+            return f"{runtime} has no int8 {type(module).__name__}"
     if convolution and method == "dynamic-int8":
         return "dynamic int8 does not cover convolutions; static int8 does"
     if not isinstance(module, (nn.Linear, *quantize.RECURRENT)) and not convolution:

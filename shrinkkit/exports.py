@@ -59,10 +59,10 @@ class Making:
         return frozenset(matching(names, self.skip)) if self.skip else frozenset()
 
     @cached_property
-    def plain(self) -> tuple[nn.Module, Path, str, str]:
-        """The model as torch runs it in float or 16 bits, and its file, format and note."""
+    def plain(self) -> tuple[Any, Path, str, str]:
+        """What the model returns as torch runs it in float or 16 bits, and its file, format and note."""
         model = quantize.half(self.model, self.example, dtype=self.method) if self.method else self.model
-        return (model, *artifacts.write_torch(model, self.example, self.folder))
+        return (self.answer(model), *artifacts.write_torch(model, self.example, self.folder))
 
     @cached_property
     def onnx(self) -> tuple[Path, str]:
@@ -102,24 +102,28 @@ def _torch(making: Making) -> Made:
     times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(quantize.engine_times_ms(made).items()))
     chosen = f"the engine {quantize.engine_of(made)} was the fastest of those tried here ({times})"
     found = audit.torch_int8(making.model, made, method=making.method, skipped=making.skipped)
-    return _proved("torch", path, format, making, making.answer(made), found, chosen, note)
+    expected = making.answer(made)
+    # The file is loaded next, and one of the two in memory is enough.
+    del made
+    return _proved("torch", path, format, making, expected, found, chosen, note)
 
 
 def _inductor(making: Making) -> Made:
     if making.method in ("", *quantize.HALF):
         return _plain("inductor", making)
     path = making.folder / "model.inductor.pt2"
-    made = pt2e.write(
+    output, found, note = pt2e.write(
         making.model, making.example, making.calibration, path, method=making.method, skipped=making.skipped
     )
-    return _proved("inductor", path, "pt2", making, made.output, made.precision, made.note)
+    refuse_float("inductor", found, making, path)
+    return _proved("inductor", path, "pt2", making, output, found, note)
 
 
 def _plain(runtime: str, making: Making) -> Made:
     """Return the file that torch and inductor share."""
-    model, path, format, note = making.plain
+    expected, path, format, note = making.plain
     found = {name: LayerPrecision(making.method) for name in audit.layers(making.model)} if making.method else {}
-    return _proved(runtime, path, format, making, making.answer(model), found, note)
+    return _proved(runtime, path, format, making, expected, found, note)
 
 
 def _onnxruntime(making: Making) -> Made:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from shrinkkit import loading, onnxnames, openvinograph, outputs, quiet
+from shrinkkit import compiled, loading, onnxnames, openvinograph, outputs, quiet
 from shrinkkit.errors import Unsupported
 from shrinkkit.records import LayerTime
 from shrinkkit.tasks import Example
@@ -69,6 +69,8 @@ def measure(
     if runtime == "openvino":
         loading.load(path, runtime=runtime, threads=threads)
         return _summed(openvinograph.times(path, inputs, threads=threads, number=partial(_number, calls=calls)))
+    if runtime == "inductor":
+        return _summed(compiled.times(path, inputs, device=device, number=partial(_number, calls=calls)))
     if runtime == "onnxruntime":
         return _summed(_onnxruntime(path, inputs, threads, calls))
     if path.suffix == ".pt2":

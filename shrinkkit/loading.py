@@ -169,7 +169,9 @@ def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
             f"{path.name} is TorchScript, because torch cannot export this model, and inductor compiles only exported "
             "ones. Use the torch runtime."
         )
-    compiled = torch.compile(module)
+    # Compiled for batches of any size, int8 convolutions of one channel fail as they are called.
+    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    ready: set[Any] = set()
 
     def prepare(inputs: Example) -> Callable[[], Any]:
         placed = tuple(x.to(device) for x in inputs)
@@ -178,13 +180,11 @@ def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
         def call() -> Any:
             return compiled(*placed)
 
-        # Weights are folded and packed at compile time, and integer kernels chosen.
-        settings = torch._inductor.config.patch(freezing=True, compile_threads=1)  # type: ignore[no-untyped-call]
-        with settings, quiet.libraries():
-            try:
-                call()
-            except torch._dynamo.exc.TorchDynamoException as error:
-                raise Unsupported(f"inductor cannot compile {path.name}: {brief(error)}.") from error
+        # For any of these torch compiles anew when it is called, and by then the settings below are gone.
+        kind = (torch.get_num_threads(), *((x.shape, x.stride(), x.dtype) for x in placed))
+        if kind not in ready:
+            _compile(call, path)
+            ready.add(kind)
         return call
 
     def again() -> Loaded:
@@ -192,6 +192,23 @@ def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
             return _on_inductor(copy.deepcopy(module), path, device)
 
     return Loaded(path, "inductor", device, prepare, _to_cpu, again, module)
+
+
+def _compile(call: Callable[[], Any], path: Path) -> None:
+    """Make a function that torch compiles as it is first called ready for its inputs."""
+    # Weights are folded and packed as a model is frozen, and only then become integer kernels.
+    frozen = torch._inductor.config.patch(freezing=True, compile_threads=1)  # type: ignore[no-untyped-call]
+    # Beyond a limit torch would run the program operator by operator, and say nothing.
+    limit = torch._dynamo.config.patch(  # type: ignore[no-untyped-call]
+        recompile_limit=1 << 10, accumulated_recompile_limit=1 << 20, fail_on_recompile_limit_hit=True
+    )
+    with frozen, limit, quiet.libraries():
+        try:
+            call()
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, AssertionError) as error:
+            raise Unsupported(
+                f"inductor cannot compile {path.name} for these inputs: {brief(error)}. Use the torch runtime."
+            ) from error
 
 
 def _to_cpu(output: Any) -> Any:

@@ -1,9 +1,19 @@
 """Marks that skip with their reason, and settings that every test shares."""
 
+import atexit
+import os
 import shutil
+import tempfile
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    # One for all tests, because what was compiled is looked up there for as long as the process lives.
+    folder = tempfile.mkdtemp(prefix="shrinkkit-inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

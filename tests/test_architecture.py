@@ -19,7 +19,7 @@ ORDER = (
     "schema recipes targets machines folders rows conclusions explain results snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
     "channels ranking cutting deciding prune finetune quantize "
-    "contention blocks turns benchmark pictures measure onnxnames loading artifacts audit openvinograph layertimes subgraphs emulation memory "
+    "contention blocks turns benchmark pictures measure onnxnames loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
     "compress structure pt2e openvinofiles exports variants trials sweep verify "
     "tables drawing figures timings answers costs hotspots sections overview show "
     "report steps journal execution runs cli"
@@ -30,7 +30,7 @@ DRIVER_MAY = {*DRIVER, "errors", "records", "located", "recipes", "targets", "re
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
     "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
-    "modelcard": "cards", "readme": "cards",
+    "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
 NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"]
