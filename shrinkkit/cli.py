@@ -36,8 +36,8 @@ it), run this, and copy the folder back; `shrinkkit report RUN` then reports bot
 
   shrinkkit run reports/my_task --only benchmark --target cpu/onnxruntime"""
 
-VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were stored
-beside them, and are as fast as reported. The folder may have been copied alone, without the task.
+VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were
+stored beside them, and are as fast as reported. The folder may have been copied alone, without the task.
 
 exit status of verify:
   0    every file that can run here gives its outputs
@@ -173,10 +173,17 @@ def _study(arguments: argparse.Namespace) -> "Study":
     return recipes.study(
         what,
         recipes=arguments.recipe or recipes.BUILT_IN,
-        targets=arguments.target or ("cpu/torch", "cpu/onnxruntime"),
+        targets=arguments.target or _usual_targets(),
         accuracy_drop=0.01 if arguments.accuracy_drop is None else arguments.accuracy_drop,
         threads=arguments.threads,
     )
+
+
+def _usual_targets() -> tuple[str, ...]:
+    """Return where a task is measured if nobody says where: what can run here and needs no compiling."""
+    from shrinkkit import targets
+
+    return tuple(name for name, why in targets.available().items() if not why and not name.endswith("/inductor"))
 
 
 def _list(arguments: argparse.Namespace) -> int:
