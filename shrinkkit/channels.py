@@ -5,7 +5,7 @@ A torch-pruning dependency graph proposes the groups; `cutting.disproof` takes n
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from shrinkkit import outputs
+from shrinkkit import outputs, recurrent
 from shrinkkit.errors import InvalidInput, Unsupported
 
 Example = tuple[Tensor, ...]
@@ -84,7 +84,7 @@ def counted(model: nn.Module) -> dict[str, nn.Module]:
 def width(layer: nn.Module) -> int:
     """Return the number of output channels or features of a counted layer."""
     if isinstance(layer, nn.RNNBase):
-        return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+        return recurrent.width(layer)
     for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size"):
         if hasattr(layer, attribute):
             return int(getattr(layer, attribute))
@@ -94,45 +94,6 @@ def width(layer: nn.Module) -> int:
 def widths(model: nn.Module) -> dict[str, int]:
     """Return the number of output channels of each counted layer of `model`, by name."""
     return {name: width(layer) for name, layer in counted(model).items()}
-
-
-class _RecurrentPruner(tp.BasePruningFunc):  # type: ignore[misc]
-    """Cuts hidden units out of all layers and directions of an LSTM, GRU or RNN alike."""
-
-    def prune_out_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
-        hidden = layer.hidden_size
-        keep = sorted(set(range(hidden)) - {i % hidden for i in idxs})
-        directions = 2 if layer.bidirectional else 1
-        for name in layer._flat_weights_names:
-            weight = getattr(layer, name)
-            gates = weight.shape[0] // hidden
-            rows = [gate * hidden + i for gate in range(gates) for i in keep]
-            weight = self._prune_parameter_and_grad(weight, rows, 0)
-            if name.startswith("weight_hh"):
-                weight = self._prune_parameter_and_grad(weight, keep, 1)
-            elif name.startswith("weight_ih") and not name.removesuffix("_reverse").endswith("_l0"):
-                columns = [d * hidden + i for d in range(directions) for i in keep]
-                weight = self._prune_parameter_and_grad(weight, columns, 1)
-            setattr(layer, name, weight)
-        layer.hidden_size = len(keep)
-        return layer
-
-    def prune_in_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
-        keep = sorted(set(range(layer.input_size)) - set(idxs))
-        for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
-            if hasattr(layer, name):
-                setattr(layer, name, self._prune_parameter_and_grad(getattr(layer, name), keep, 1))
-        layer.input_size = len(keep)
-        return layer
-
-    def get_out_channels(self, layer: nn.RNNBase) -> int:
-        return width(layer)
-
-    def get_in_channels(self, layer: nn.RNNBase) -> int:
-        return layer.input_size
-
-    def get_out_channel_groups(self, layer: nn.RNNBase) -> int:
-        return 2 if layer.bidirectional else 1
 
 
 class _OneNode(torch.autograd.Function):
@@ -147,16 +108,26 @@ class _OneNode(torch.autograd.Function):
         raise RuntimeError("A traced model is never differentiated.")
 
 
-class _ChannelsSecond(TorchFunctionMode):
-    """Splits and joins sequences of features along their second dimension, the only one that the graph follows."""
+class _Followable(TorchFunctionMode):
+    """Shows the graph what it can follow.
+
+    Sequences of features are split and joined along their second dimension, and padded in a single node; steps,
+    or the states of each layer, are taken from them one by one.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        first = _argument(args, kwargs, 0, "tensors", None)
+        if func is torch._pad_packed_sequence:
+            with torch.no_grad():
+                made = func(*args, **kwargs)
+            return _one_node(made, [first])
+        taken_apart = func in (torch.unbind, Tensor.unbind) and _argument(args, kwargs, 1, "dim", 0) == 0
+        if taken_apart and first is not None and first.dim() == 3:
+            return tuple(first.select(0, i) for i in range(first.shape[0]))
         if func in (torch.chunk, torch.split, torch.cat, torch.concat, Tensor.chunk, Tensor.split):
             joins = func in (torch.cat, torch.concat)
-            first = args[0] if args else kwargs.get("tensors")
-            at = 1 if joins else 2
-            dim = args[at] if len(args) > at else kwargs.get("dim", 0)
+            dim = _argument(args, kwargs, 1 if joins else 2, "dim", 0)
             if first is not None and (first[0] if joins else first).dim() == 3 and dim in (2, -1):
                 kwargs = {**{k: v for k, v in kwargs.items() if k not in ("dim", "tensors")}, "dim": 1}
                 if joins:
@@ -165,9 +136,43 @@ class _ChannelsSecond(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
+    return args[at] if len(args) > at else kwargs.get(name, default)
+
+
 def _forward(model: nn.Module, example: Example) -> Any:
-    with _ChannelsSecond():
-        return model(*(t.clone() for t in example))
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
+    hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
+    try:
+        with _Followable():
+            return model(*(t.clone() for t in example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tied_to_states(layer: nn.RNNBase, args: Any, kwargs: Any, made: Any) -> Any:
+    states = _states(layer, args, kwargs)
+    return _one_node(made, states) if states else made
+
+
+def _states(layer: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the initial states given to a recurrent layer that have as many channels as each of its directions."""
+    if not isinstance(layer, nn.RNNBase):
+        return []
+    given = pytree.tree_leaves(_argument(args, kwargs, 1, "hx", None))
+    tensors = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
+    return [t for t in tensors if t.shape[-1] == recurrent.units(layer)]
+
+
+def _one_node(made: Any, anchors: Iterable[Tensor]) -> Any:
+    leaves, shape = pytree.tree_flatten(made)
+    found = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
+    passed = _OneNode.apply(len(found), *(leaves[i] for i in found), *anchors)  # type: ignore[no-untyped-call]
+    for i, tensor in zip(found, passed, strict=True):
+        leaves[i] = tensor
+    return pytree.tree_unflatten(leaves, shape)
 
 
 def _as_one_node(layer: nn.Module) -> None:
@@ -176,14 +181,10 @@ def _as_one_node(layer: nn.Module) -> None:
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            leaves, shape = pytree.tree_flatten(forward(*args, **kwargs))
+            made = forward(*args, **kwargs)
+        states = {id(t) for t in _states(layer, args, kwargs)}
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
-        found = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
-        anchors = [*given, next(layer.parameters())]
-        passed = _OneNode.apply(len(found), *(leaves[i] for i in found), *anchors)  # type: ignore[no-untyped-call]
-        for i, tensor in zip(found, passed, strict=True):
-            leaves[i] = tensor
-        return pytree.tree_unflatten(leaves, shape)
+        return _one_node(made, [*(t for t in given if id(t) not in states), next(layer.parameters())])
 
     layer.forward = traced
 
@@ -216,7 +217,7 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
     traced = duplicate(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    recurrent = {type(m): _RecurrentPruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
+    pruners = {type(m): recurrent.Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
     for module in traced.modules():
         if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
             _as_one_node(module)
@@ -229,7 +230,7 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
                 forward_fn=_forward,
                 # The extra multiplication makes a node of its own, which marks where outputs are made.
                 output_transform=lambda out: [t * 1 for t in outputs.tensors(out) if t.requires_grad],
-                customized_pruners=recurrent,
+                customized_pruners=pruners,
                 verbose=False,
             )
         for node in graph.module2node.values():
@@ -246,9 +247,12 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
 def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
     names = {module: name for name, module in model.named_modules()}
     prunable, heads, sealed = set(counted(model).values()), attention_heads(model), _sealed(model)
+    traced = [m for m in graph.module2node if m in prunable]
     seen: set[Any] = set()
-    for module in [m for m in graph.module2node if m in prunable]:
-        if module in seen:
+    grouped: set[str] = set()
+    for module in traced:
+        # A single channel scales all channels of what it meets, and so does not shrink with them.
+        if module in seen or width(module) == 1:
             continue
         root, cut, size = module, graph.get_pruner_of_module(module).prune_out_channels, width(module)
         found = graph.get_pruning_group(root, cut, list(range(size)))
@@ -258,22 +262,23 @@ def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
             found = graph.get_pruning_group(root, cut, list(range(size)))
         edits = tuple(_edits(graph, found, names))
         seen.add(module)
-        if size == 1:
-            # A single channel scales all channels of what it meets, and so does not shrink with them.
-            yield Group((names[module],), (), ((0,),), False)
-            continue
         seen.update(dep.target.module for dep, _ in found if _is_out(graph, dep))
         pieces = max(_pieces(dep.target.module, graph, dep.handler, heads) for dep, _ in found)
         refusal = next((f"cannot shrink, because `{e.name}` {sealed[e.name]}" for e in edits if e.name in sealed), "")
         if size % pieces:
             refusal, pieces = f"has {size} channels, which do not divide into {pieces} groups or heads", 1
+        layers = tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits))
+        grouped.update(layers)
         yield Group(
-            layers=tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits)),
+            layers=layers,
             edits=edits,
             units=_units(graph, found, (root, cut), size, pieces, split=reader is None),
             makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep, _ in found),
             refusal=refusal,
         )
+    for module in [m for m in traced if names[m] not in grouped]:
+        refusal = "" if width(module) == 1 else "meets layers that have another number of channels"
+        yield Group((names[module],), (), ((0,),), False, refusal)
 
 
 def _is_out(graph: Any, dependency: Any) -> bool:
@@ -368,6 +373,4 @@ def _sealed(model: nn.Module) -> dict[str, str]:
         hooked = any(hasattr(hook, "name") for hook in module._forward_pre_hooks.values())
         if parametrize.is_parametrized(module) or (hooked and hasattr(module, "weight_g")):
             found[name] = "is parametrized; make its weight plain first, see `torch.nn.utils.parametrize`"
-        elif isinstance(module, nn.RNNBase) and module.proj_size:
-            found[name] = "projects its hidden state (`proj_size`)"
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from shrinkkit import outputs
+from shrinkkit import outputs, recurrent
 from shrinkkit.channels import FORWARD_ERRORS, Edit, Example, Group, attention_heads, duplicate, width
 
 Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
@@ -39,7 +39,7 @@ def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
     """
     trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     ties = _ties(model)
-    attention = list(_head_sizes(model))
+    attention, hidden_sizes = list(_head_sizes(model)), recurrent.sizes_kept(model)
     for edit, idxs in cut.values():
         owner, _, attribute = edit.name.rpartition(".")
         edit.handler.__self__.pruning_dim = edit.dim  # type: ignore[attr-defined]
@@ -50,6 +50,9 @@ def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
     for module, source, channels, size in attention:
         if width(source) != channels:
             _resize_heads(module, size, size * width(source) // channels, rescale)
+    for module, name, layers in hidden_sizes:
+        if len({layer.hidden_size for layer in layers}) == 1:
+            setattr(module, name, layers[0].hidden_size)
     for first, *others in ties:
         kept = model.get_parameter(first)
         for name in others:

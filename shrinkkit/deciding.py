@@ -173,6 +173,9 @@ def _with_gradients(model: nn.Module, gradients: Gradients) -> nn.Module:
     model = duplicate(model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    for layer in [m for m in model.modules() if isinstance(m, nn.RNNBase)]:
+        # cuDNN differentiates recurrent layers in training mode alone, where only their dropout is another.
+        layer.train().dropout = 0.0
     with torch.enable_grad():
         loss = gradients(model)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.export.passes import move_to_device_pass
 
-from shrinkkit import outputs, quantize, quiet
+from shrinkkit import outputs, quantize, quiet, vetting
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.usermodel import Example
 
@@ -67,6 +67,7 @@ def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, lik
     """
     if not path.is_file():
         raise ModelFileError(f"{path} must be a model file, and there is none. {_REMEDY}")
+    vetting.check(path)
     if runtime == "onnxruntime":
         return _on_onnxruntime(path, device, threads, like)
     if runtime == "openvino":

@@ -57,7 +57,8 @@ def channels(
     `weights`. Each removal is proven first: what the copy computes must equal what `model` computes with the
     same weights set to zero, statistics of normalisation layers and the scale of attention aside. A layer
     where that fails, or that makes the outputs, keeps its channels; `plan` says which and why, and a warning
-    is logged for the former.
+    is logged for the former. A channel of an LSTM, GRU or RNN is a hidden unit, and goes from all layers of
+    the stack and from both directions.
 
     Args:
         model: Model to prune, in eval mode, on any device.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from shrinkkit import recurrent
 from shrinkkit.channels import Edit, Group
 from shrinkkit.errors import InvalidInput
 
@@ -61,7 +62,7 @@ def _target(model: nn.Module, edit: Edit) -> nn.Module | nn.Parameter:
 def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -> Tensor | None:
     if criterion == "batchnorm" and not isinstance(target, _BatchNorm):
         return None
-    if criterion == "geometric-median" and not (edit.out and isinstance(target, (_ConvNd, nn.Linear))):
+    if criterion == "geometric-median" and not (edit.out and isinstance(target, (_ConvNd, nn.Linear, nn.RNNBase))):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
     if rows is None:
@@ -87,7 +88,7 @@ def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor 
     if isinstance(target, nn.Parameter):
         return value(target).movedim(edit.dim, 0).reshape(target.shape[edit.dim], -1)
     if isinstance(target, nn.RNNBase):
-        return _recurrent_rows(target, edit, value)
+        return recurrent.rows(target, value) if edit.out else recurrent.columns(target, value)
     if isinstance(target, nn.MultiheadAttention):
         return value(target.out_proj.weight)
     weight = getattr(target, "weight", None)
@@ -104,15 +105,6 @@ def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor 
     if isinstance(target, nn.Embedding):
         return weight.T
     return weight.reshape(-1, 1) if weight.dim() == 1 and weight.numel() > max(edit.idxs) else None
-
-
-def _recurrent_rows(layer: nn.RNNBase, edit: Edit, value: Value) -> Tensor:
-    if not edit.out:
-        return value(layer.get_parameter("weight_ih_l0")).T
-    hidden = layer.hidden_size
-    weights = [value(getattr(layer, name)) for name in layer._flat_weights_names if name.startswith("weight")]
-    rows = torch.cat([w.reshape(-1, hidden, w.shape[1]).transpose(0, 1).flatten(1) for w in weights], dim=1)
-    return rows.repeat(2, 1) if layer.bidirectional else rows
 
 
 def _lamp(units: Tensor) -> Tensor:
