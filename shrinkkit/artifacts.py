@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import onnxnames, outputs, quantize, quiet
+from shrinkkit import onnxfiles, onnxnames, outputs, quantize, quiet
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.loading import Loaded
 from shrinkkit.records import ModelFile, Port
@@ -59,7 +59,7 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
     note = ""
     if not quantize.engine_of(model):
         try:
-            program, note = export(model, example)
+            program, note = export(_plain(model, example), example)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError) as error:
             note = f"torch.export cannot take this model ({brief(error)}), so its file is TorchScript"
         else:
@@ -90,7 +90,7 @@ def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPro
     with quiet.libraries(), quantize.plain_attention(), torch.no_grad():
         try:
             # A model that takes *inputs has one parameter for all of them.
-            many = isinstance(model, quantize.HalfPrecision)
+            many = isinstance(model, (quantize.HalfPrecision, PlainOutputs))
             shapes: Any = tuple({0: batch} for _ in sample)
             return torch.export.export(model, sample, dynamic_shapes=(shapes,) if many else shapes), ""
         except (torch._dynamo.exc.UserError, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
@@ -110,19 +110,20 @@ def save(program: torch.export.ExportedProgram, path: Path) -> None:
         torch.export.save(program, path)
 
 
-def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
+def write_onnx(model: nn.Module, example: Example, path: Path, *, beside: bool = False) -> str:
     """Write `model` as FP32 ONNX whose weights carry the names of their layers.
 
     Args:
         model: Float model in eval mode, on the CPU.
         example: Positional inputs of one call, batch first.
         path: Where the file goes.
+        beside: Put the weights into a second file, for what is only a step on the way; see `onnxfiles.write`.
 
     Returns:
         A note on what could not be had ('' if nothing).
 
     Raises:
-        Unsupported: torch cannot export the model to ONNX.
+        Unsupported: torch cannot export the model to ONNX, or it is too large for one file.
     """
     try:
         with torch.inference_mode():
@@ -140,14 +141,14 @@ def write_onnx(model: nn.Module, example: Example, path: Path) -> str:
         AssertionError,
     ) as error:
         raise Unsupported(
-            f"`cpu/onnxruntime` needs an export to ONNX, and torch cannot export this model: {brief(error)}. "
-            "Use 'cpu/torch' for it."
+            f"ONNX Runtime and OpenVINO need an export to ONNX, and torch cannot export this model: {brief(error)}. "
+            "Use the torch runtime."
         ) from error
     onnxnames.name_weights(onnx.model.graph, frozenset(program.state_dict))
     onnxnames.name_nodes(onnx.model.graph)
     onnxnames.name_outputs(onnx.model.graph, names)
     onnxnames.forget_source(onnx.model.graph)
-    onnx.save(str(path))
+    onnxfiles.write(onnx.model, path, beside=beside)
     return note
 
 
@@ -228,10 +229,13 @@ def onnx_int8_weights(path: Path) -> frozenset[str]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # What is in the weights does not matter here, and they would be packed anew and written whole.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(options.optimized_model_filepath).graph
+        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     stored = {i.name for i in graph.initializer if i.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}
     return frozenset(
         name.removesuffix("_quantized")
@@ -264,7 +268,9 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
                 model, example, check_trace=False, strict=False
             )
         except (RuntimeError, TypeError) as error:
-            raise Unsupported(f"torch cannot trace the quantized model: {brief(error)}.") from error
+            # The message goes on with the numbers that it met.
+            said = brief(error).partition(" {")[0].partition(" tensor(")[0]
+            raise Unsupported(f"torch cannot trace the quantized model: {said}. Use another runtime.") from error
         halved = tuple(x[: max(1, x.shape[0] // 2)].flip(0) for x in example)
         try:
             moved = deviation(model(*halved), traced(*halved))
@@ -275,13 +281,32 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
         return traced, ""
 
 
+class PlainOutputs(nn.Module):
+    """A model whose outputs are tuples, lists and dicts, so that its file needs no class of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Hold `model`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Return the model's outputs in plain containers."""
+        return outputs.plain(self.model(*inputs))
+
+
+def _plain(model: nn.Module, example: Example) -> nn.Module:
+    """Return `model`, in `PlainOutputs` if it returns objects of classes of its own."""
+    with torch.inference_mode(), quantize.plain_attention():
+        return model if outputs.is_plain(model(*example)) else PlainOutputs(model)
+
+
 def _forget_source(path: Path) -> None:
-    """Write a TorchScript file anew without the places, with the paths of this machine, that its code came from."""
+    """Write a TorchScript file anew, without its example and the places that its code came from."""
     slim = path.with_suffix(".slim")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
         for entry in old.infolist():
             name = entry.filename.partition("/")[2]
-            if not name.endswith(".debug_pkl"):
+            if not name.endswith(".debug_pkl") and not name.startswith("traced_inputs"):
                 kind = zipfile.ZIP_DEFLATED if name.startswith("code/") else zipfile.ZIP_STORED
                 # The same for the same model, whatever the folder and the time.
                 new.writestr(zipfile.ZipInfo(f"model/{name}"), old.read(entry), kind)

@@ -66,7 +66,13 @@ def prune_channels(
     gradients = _loss_of(task) if criterion == "taylor" else None
     plan = prune.plan(task.model, task.example, ratio=ratio, gradients=gradients, **shared)
     model = prune.channels(
-        task.model, task.example, ratio=ratio, steps=steps, after_step=train, gradients=gradients, **shared
+        task.model,
+        task.example,
+        ratio=ratio,
+        steps=steps,
+        after_step=train if epochs else None,
+        gradients=gradients,
+        **shared,
     )
     return Pruned(
         model,
@@ -102,6 +108,8 @@ def prune_weights(
     masked = prune.weights(
         task.model, ratio=ratio, criterion=criterion, scope=scope, skip=skip, layers=layers, biases=biases, seed=seed
     )
+    if not epochs:
+        return Pruned(masked, ratio, prune.sparsity(masked), {}, ())
     tuned = finetune.run(
         masked, task, epochs=epochs, learning_rate=learning_rate, seed=seed, keep_zeros=True, progress=progress
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import artifacts, audit, loading, openvinofiles, outputs, pt2e, quantize
+from shrinkkit import artifacts, audit, copies, loading, onnxint8, openvinofiles, outputs, pt2e, quantize
 from shrinkkit.errors import ModelFileError, Unsupported
 from shrinkkit.loading import Loaded
 from shrinkkit.records import LayerPrecision, ModelFile
@@ -68,7 +68,7 @@ class Making:
     def onnx(self) -> tuple[Path, str]:
         """The float model as ONNX, delivered if nothing is to be quantized, and the note."""
         path = (self.scratch if self.method else self.folder) / "model.onnx"
-        return path, artifacts.write_onnx(self.model, self.example, path)
+        return path, artifacts.write_onnx(self.model, self.example, path, beside=bool(self.method))
 
     def answer(self, model: Any) -> Any:
         """Return what `model` returns for the example."""
@@ -88,7 +88,22 @@ def make(runtime: str, making: Making) -> Made:
         ModelFileError: The file loaded back does not give the outputs that it must.
         InvalidInput: A pattern in `skip` matches no layer.
     """
-    return _MAKERS[runtime](making)
+    _refuse_half(runtime, making)
+    try:
+        return _MAKERS[runtime](making)
+    finally:
+        copies.release()
+
+
+def _refuse_half(runtime: str, making: Making) -> None:
+    """Raise if the model is in 16 bits already, which only torch and inductor run, and as it is."""
+    found = {p.dtype for p in making.model.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
+    if found and (making.method or runtime not in ("torch", "inductor")):
+        dtype = str(min(found, key=str)).removeprefix("torch.")
+        asked = f"{making.method} starts" if making.method else f"files for {runtime} start"
+        raise Unsupported(
+            f"{asked} from float32, and this model is in {dtype} already. Call `.float()` on it in the task."
+        )
 
 
 def _torch(making: Making) -> Made:
@@ -136,7 +151,7 @@ def _onnxruntime(making: Making) -> Made:
     if not making.method:
         return _proved("onnxruntime", source, "onnx", making, making.answer(making.model), {}, note)
     path = making.folder / "model.onnx"
-    quantize.onnx_int8(source, path, method=making.method, calibration=making.calibration, skip=sorted(making.skipped))
+    onnxint8.write(source, path, method=making.method, calibration=making.calibration, skip=sorted(making.skipped))
     found = audit.onnx_int8(
         making.model, artifacts.onnx_int8_weights(path), method=making.method, skipped=making.skipped
     )
@@ -197,6 +212,7 @@ def _proved(
 
     None stands for a graph that exists only as a file: what it gives here is what it must give wherever it is loaded.
     """
+    copies.release()
     load = partial(loading.load, path, runtime=runtime, threads=torch.get_num_threads())
     if expected is None:
         expected = load()(*making.example)

@@ -202,9 +202,12 @@ def _module_of(node: torch.fx.Node) -> str:
     """Return the name, in the task's model, of the innermost module that `node` was exported from."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name = str(stack[-1][0]) if stack else ""
-    # A 16-bit model is held in another module, as `model`.
-    held = bool(stack) and str(stack[0][1]).endswith("quantize.HalfPrecision")
-    return name.removeprefix("model").removeprefix(".") if held else name
+    # A model in 16 bits, or with outputs of its own classes, is held in another module, as `model`.
+    for _, kind in stack:
+        if not str(kind).endswith(("quantize.HalfPrecision", "artifacts.PlainOutputs")):
+            break
+        name = name.removeprefix("model").removeprefix(".")
+    return name
 
 
 def _plain(operator: Any) -> str:

@@ -7,6 +7,7 @@ import copy
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PRECISION = "shrinkkit_precision"
 GROUP_SIZE = "shrinkkit_group_size"
 """Where an OpenVINO model says how many numbers of an activation share a range; without it, activations stay floats."""
 _REMEDY = "Run the step that makes it again."
+_DAMAGED = (RuntimeError, ValueError, TypeError, AttributeError, OSError, KeyError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, lik
         runtime: `torch`, `inductor`, `onnxruntime` or `openvino`.
         device: `cpu`, `cuda` or `mps`.
         threads: Intra-op threads of ONNX Runtime and OpenVINO; torch's are a setting of the process.
-        like: An output of the model before export. ONNX Runtime and OpenVINO return a flat list, which is put into its
-            structure; None leaves a single tensor or a tuple.
+        like: An output of the model before export, into whose structure the outputs are put. Files return plain tuples
+            and dicts, those of ONNX Runtime and OpenVINO a flat list; None leaves a single tensor or a tuple of it.
 
     Raises:
         ModelFileError: The file is missing, damaged, or holds pickled objects.
@@ -73,7 +75,8 @@ def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, lik
     if runtime == "openvino":
         return _on_openvino(path, threads, like)
     loaded = module(path, device=device)
-    return _on_inductor(loaded, path, device) if runtime == "inductor" else _on_torch(loaded, path, device)
+    on_runtime = _on_inductor if runtime == "inductor" else _on_torch
+    return on_runtime(loaded, path, device, like)
 
 
 def module(path: Path, *, device: str = "cpu") -> Any:
@@ -94,7 +97,7 @@ def module(path: Path, *, device: str = "cpu") -> Any:
                 # Packed weights are repacked for the engine in force when the file is read.
                 script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return script.to(device).eval()
-    except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
+    except (*_DAMAGED, zipfile.BadZipFile) as error:
         raise ModelFileError(
             f"{path.name} cannot be loaded: {brief(error)}. It is damaged or was made by another version of torch. "
             f"{_REMEDY}"
@@ -147,7 +150,7 @@ def openvino_settings(model: Any, threads: int) -> dict[str, Any]:
     }
 
 
-def _on_torch(module: Any, path: Path, device: str) -> Loaded:
+def _on_torch(module: Any, path: Path, device: str, like: Any) -> Loaded:
     def prepare(inputs: Example) -> Callable[[], Any]:
         placed = tuple(x.to(device) for x in inputs)
 
@@ -159,19 +162,20 @@ def _on_torch(module: Any, path: Path, device: str) -> Loaded:
 
     def again() -> Loaded:
         with quiet.libraries():
-            return _on_torch(copy.deepcopy(module), path, device)
+            return _on_torch(copy.deepcopy(module), path, device, like)
 
-    return Loaded(path, "torch", device, prepare, _to_cpu, again, module)
+    return Loaded(path, "torch", device, prepare, partial(_to_cpu, like=like), again, module)
 
 
-def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
+def _on_inductor(module: Any, path: Path, device: str, like: Any) -> Loaded:
     if path.suffix != ".pt2":
         raise Unsupported(
             f"{path.name} is TorchScript, because torch cannot export this model, and inductor compiles only exported "
             "ones. Use the torch runtime."
         )
-    # Compiled for batches of any size, int8 convolutions of one channel fail as they are called.
-    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    # Compiled for batches of any size, int8 convolutions of one channel fail as they are called. Compiled with all of the
+    # module and not its forward alone, inputs are checked in every call, which takes 0.2 ms.
+    compiled: Any = torch.compile(module.forward, fullgraph=True, dynamic=False)
     ready: set[Any] = set()
 
     def prepare(inputs: Example) -> Callable[[], Any]:
@@ -181,39 +185,45 @@ def _on_inductor(module: Any, path: Path, device: str) -> Loaded:
         def call() -> Any:
             return compiled(*placed)
 
-        # For any of these torch compiles anew when it is called, and by then the settings below are gone.
+        def first() -> None:
+            for check in module._forward_pre_hooks.values():
+                check(module, placed, {})
+            call()
+
+        # For any of these torch compiles anew when it is called, and by then its settings are gone.
         kind = (torch.get_num_threads(), *((x.shape, x.stride(), x.dtype) for x in placed))
         if kind not in ready:
-            _compile(call, path)
+            _compile(first, path)
             ready.add(kind)
         return call
 
     def again() -> Loaded:
         with quiet.libraries():
-            return _on_inductor(copy.deepcopy(module), path, device)
+            return _on_inductor(copy.deepcopy(module), path, device, like)
 
-    return Loaded(path, "inductor", device, prepare, _to_cpu, again, module)
+    return Loaded(path, "inductor", device, prepare, partial(_to_cpu, like=like), again, module)
 
 
 def _compile(call: Callable[[], Any], path: Path) -> None:
-    """Make a function that torch compiles as it is first called ready for its inputs."""
+    """Call a function whose inside torch compiles as it is first called, with the settings that int8 needs."""
     # Weights are folded and packed as a model is frozen, and only then become integer kernels.
-    frozen = torch._inductor.config.patch(freezing=True, compile_threads=1)  # type: ignore[no-untyped-call]
+    frozen = torch._inductor.config.patch(freezing=True, compile_threads=1)
     # Beyond a limit torch would run the program operator by operator, and say nothing.
-    limit = torch._dynamo.config.patch(  # type: ignore[no-untyped-call]
+    limit = torch._dynamo.config.patch(
         recompile_limit=1 << 10, accumulated_recompile_limit=1 << 20, fail_on_recompile_limit_hit=True
     )
     with frozen, limit, quiet.libraries():
         try:
             call()
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, AssertionError) as error:
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, AssertionError) as error:
             raise Unsupported(
                 f"inductor cannot compile {path.name} for these inputs: {brief(error)}. Use the torch runtime."
             ) from error
 
 
-def _to_cpu(output: Any) -> Any:
-    return outputs.convert(output, lambda t: t.cpu())
+def _to_cpu(output: Any, like: Any) -> Any:
+    found = outputs.convert(output, lambda t: t.cpu())
+    return found if like is None else outputs.restore(outputs.tensors(found), like)
 
 
 def _on_onnxruntime(path: Path, device: str, threads: int, like: Any) -> Loaded:

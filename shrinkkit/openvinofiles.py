@@ -3,8 +3,6 @@
 A file says in itself with which settings it was measured; see `loading.openvino_settings`.
 """
 
-import contextlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,8 +58,7 @@ def write(
     graph = core.read_model(source)
     openvinograph.name_last(graph, source)
     try:
-        # NNCF draws its progress where a notebook would keep it.
-        with quiet.libraries(), contextlib.redirect_stdout(io.StringIO()):
+        with quiet.libraries():
             made = _quantized(graph, method, calibration, skipped)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unsupported(f"NNCF rejects this model for {method}: {brief(error)}.") from error

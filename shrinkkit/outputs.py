@@ -49,7 +49,31 @@ def convert(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         return type(output)(*(convert(value, change) for value in output))
     if isinstance(output, (tuple, list)):
         return type(output)(convert(value, change) for value in output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return dataclasses.replace(output, **{key: convert(value, change) for key, value in vars(output).items()})
     return output
+
+
+def plain(output: Any) -> Any:
+    """Return `output` in tuples, lists and dicts alone, which can be loaded where its own classes are not known.
+
+    What holds no tensor is left out of mappings and dataclasses.
+    """
+    if isinstance(output, Mapping) or dataclasses.is_dataclass(output):
+        known = output if isinstance(output, Mapping) else vars(output)
+        return {str(key): plain(value) for key, value in known.items() if tensors(value)}
+    if isinstance(output, (tuple, list)):
+        values = [plain(value) for value in output]
+        return values if isinstance(output, list) else tuple(values)
+    return output
+
+
+def is_plain(output: Any) -> bool:
+    """Return whether `output` is made of tensors, tuples, lists and dicts alone."""
+    if isinstance(output, (tuple, list, dict)):
+        inner = output.values() if isinstance(output, dict) else output
+        return type(output) in (tuple, list, dict) and all(is_plain(value) for value in inner)
+    return isinstance(output, torch.Tensor)
 
 
 def restore(flat: Sequence[torch.Tensor], like: Any) -> Any:

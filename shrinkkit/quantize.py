@@ -1,25 +1,25 @@
-"""Quantized copies of a model for torch, and quantized ONNX graphs for ONNX Runtime.
+"""Quantized copies of a model for torch. For quantized ONNX graphs see `onnxint8`.
 
 Nothing falls back: what a method cannot do for a model is an `Unsupported` error that says what is possible.
 """
 
 import contextlib
-import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from shrinkkit import outputs, quiet
+from shrinkkit import copies, outputs, quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.tasks import Example, matching
 
 RECURRENT = (nn.LSTM, nn.GRU)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_TOGETHER_BYTES = 100_000_000
+"""Weights of a model whose int8 copies for all engines may be in memory at once, so that their calls interleave."""
 
 
 def dynamic_int8(
@@ -61,10 +61,12 @@ def dynamic_int8(
 
     def convert(engine: str) -> nn.Module:
         with using_engine(engine), quiet.libraries():
-            quantized: nn.Module = quantize_dynamic(_on_cpu(model), dict(layers))  # type: ignore[no-untyped-call]
+            quantized: nn.Module = quantize_dynamic(  # type: ignore[no-untyped-call]
+                copies.sharing(model, device="cpu", dtype=torch.float32), dict(layers), inplace=True
+            )
             return quantized
 
-    return _fastest(convert, example, engine, "dynamic_int8")
+    return _fastest(convert, model, example, engine, "dynamic_int8")
 
 
 def static_int8(
@@ -96,6 +98,7 @@ def static_int8(
         Unsupported: torch.fx cannot trace the model, or nothing in it can be quantized.
     """
     from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
     left = _skipped(model, skip)
@@ -113,7 +116,8 @@ def static_int8(
             mapping.set_module_name(name, None)
         with using_engine(engine), quiet.libraries(), torch.inference_mode():
             try:
-                observed = prepare_fx(_on_cpu(model), mapping, inputs)
+                shared = copies.sharing(model, device="cpu", dtype=torch.float32)
+                observed = prepare_fx(shared, mapping, inputs)
             except (torch.fx.proxy.TraceError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
                 raise Unsupported(
                     f"`static_int8` needs a model that torch.fx can trace; this one stops it with: {brief(error)}. "
@@ -122,6 +126,8 @@ def static_int8(
             for batch in batches:
                 observed(*batch)
             quantized: nn.Module = convert_fx(observed)
+            # It keeps every model that it has ever seen.
+            getattr(assert_and_get_unique_device, "cache_clear", lambda: None)()
         if not any(is_int8(module) for module in quantized.modules()):
             raise Unsupported(
                 "`static_int8` quantizes convolutions and Linear layers, and found none in this model"
@@ -130,7 +136,7 @@ def static_int8(
             )
         return quantized
 
-    return _fastest(convert, inputs, engine, "static_int8")
+    return _fastest(convert, model, inputs, engine, "static_int8")
 
 
 class HalfPrecision(nn.Module):
@@ -163,7 +169,8 @@ def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
     """
     if dtype not in HALF:
         raise Unsupported(f"`dtype` must be 'float16' or 'bfloat16', got {dtype!r}. For 8 bits see `dynamic_int8`.")
-    result = HalfPrecision(copy.deepcopy(model).to(HALF[dtype]), HALF[dtype])
+    result = HalfPrecision(copies.sharing(model, dtype=HALF[dtype]), HALF[dtype])
+    copies.own(result, model)
     try:
         with torch.inference_mode():
             result(*example)
@@ -173,93 +180,6 @@ def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
             f"{brief(error)}. {_possible(model, dtype)}"
         ) from error
     return result
-
-
-def onnx_int8(
-    source: Path,
-    path: Path,
-    *,
-    method: str,
-    calibration: Iterable[Example] = (),
-    skip: Sequence[str] = (),
-) -> None:
-    """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's own tools.
-
-    Weights are int8 per output channel. `source` is left unchanged.
-
-    Args:
-        source: FP32 ONNX model, as `artifacts.write_onnx` leaves it: weights carry their layer's name.
-        path: Where the quantized model goes.
-        method: `dynamic-int8` (MatMul, Gemm, LSTM) or `static-int8` (convolutions too, ranges from `calibration`).
-        calibration: Inputs to observe, for `static-int8`. Read once.
-        skip: Names of layers to leave in float (names, not patterns).
-
-    Raises:
-        Unsupported: The quantizer rejects the model.
-    """
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = path.with_suffix(".prepared.onnx")
-    try:
-        with quiet.libraries():
-            quant_pre_process(str(source), str(prepared))
-            graph = onnx.load(str(prepared)).graph
-            left = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
-            if method == "dynamic-int8":
-                _onnx_dynamic(prepared, path, left)
-            else:
-                # Products of two activations, as in attention, take longer in integers than they save.
-                stored = {i.name for i in graph.initializer}
-                left += [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
-                _onnx_static(prepared, path, left, [i.name for i in graph.input], calibration)
-    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {method}: {brief(error)}.") from error
-    finally:
-        prepared.unlink(missing_ok=True)
-
-
-def _onnx_dynamic(prepared: Path, path: Path, left: Sequence[str]) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(
-        str(prepared),
-        str(path),
-        op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        # It turns a Gemm into a MatMul of another name before it looks at what to exclude.
-        nodes_to_exclude=[*left, *(f"{name}_MatMul" for name in left)],
-    )
-
-
-def _onnx_static(
-    prepared: Path, path: Path, left: Sequence[str], inputs: Sequence[str], calibration: Iterable[Example]
-) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter(calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            if batch is None:
-                return None
-            return {name: x.cpu().numpy() for name, x in zip(inputs, batch, strict=True)}
-
-    quantize_static(
-        str(prepared),
-        str(path),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        # int8 activations leave the QDQ pattern unfused and run slower than float in ONNX Runtime 1.32.
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=_static_operators(),
-        nodes_to_exclude=list(left),
-    )
 
 
 def is_int8(module: nn.Module) -> bool:
@@ -282,50 +202,108 @@ def engine_times_ms(model: nn.Module) -> dict[str, float]:
     return dict(getattr(model, "quantized_engine_times_ms", {}))
 
 
-def _fastest(convert: Any, example: Example, engine: str | None, verb: str) -> nn.Module:
-    """Return the conversion for the engine whose fastest of interleaved calls is the shortest."""
+def _fastest(
+    convert: Callable[[str], nn.Module], model: nn.Module, example: Example, engine: str | None, verb: str
+) -> nn.Module:
+    """Return the conversion of `model` for the engine whose fastest call is the shortest, independent of `model`."""
     allowed = [e for e in torch.backends.quantized.supported_engines if e != "none"]
     if engine is not None and engine not in allowed:
         raise Unsupported(f"`engine` must be one of {', '.join(allowed)} on this machine, got {engine!r}.")
     inputs = tuple(x.cpu() for x in example)
-    candidates: dict[str, nn.Module] = {}
-    failures: dict[str, str] = {}
+    small = sum(p.nbytes for p in model.parameters()) <= _TOGETHER_BYTES
     with torch.inference_mode(), quiet.libraries(), plain_attention():
-        for name in [engine] if engine else allowed:
-            with using_engine(name):
-                try:
-                    candidate = convert(name)
-                    candidate(*inputs)
-                except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
-                    failures[name] = brief(error)
-                else:
-                    candidates[name] = candidate
-        if not candidates:
+        candidates = _Candidates(convert, inputs, [engine] if engine else allowed)
+        best = _side_by_side(candidates) if small else _there_and_back(candidates)
+        if not best:
             raise Unsupported(
-                f"`{verb}`: the quantized model runs with no engine of this machine: {failures}. "
+                f"`{verb}`: the quantized model runs with no engine of this machine: {candidates.failures}. "
                 "Leave the layer out with `skip`, or use another method."
             )
-        best = _fastest_calls_ms(candidates, inputs)
-    name = min(best, key=best.__getitem__)
-    chosen = candidates[name].eval()
+        name = min(best, key=best.__getitem__)
+        candidates.forget(but=name)
+        candidates.has(name)
+    chosen = candidates.kept[name].eval()
+    copies.own(chosen, model)
     # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
     chosen.__dict__.update(quantized_engine=name, quantized_engine_times_ms=best)
     return chosen
 
 
-def _fastest_calls_ms(candidates: dict[str, nn.Module], inputs: Example) -> dict[str, float]:
-    """Return the fastest of up to 30 interleaved calls of each candidate, within about 2 s."""
-    best = dict.fromkeys(candidates, float("inf"))
+class _Candidates:
+    """Conversions of one model for several engines, made when they are asked for."""
+
+    def __init__(self, convert: Callable[[str], nn.Module], inputs: Example, engines: Sequence[str]) -> None:
+        self.failures: dict[str, str] = {}
+        self.engines = engines
+        self.kept: dict[str, nn.Module] = {}
+        self._convert, self._inputs = convert, inputs
+
+    def has(self, engine: str) -> bool:
+        """Return whether there is a conversion for `engine` that runs and can be saved, after making it if need be."""
+        if engine not in self.kept and engine not in self.failures:
+            with using_engine(engine):
+                try:
+                    made = self._convert(engine)
+                    made(*self._inputs)
+                    _unpack(made)
+                except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+                    self.failures[engine] = brief(error)
+                else:
+                    self.kept[engine] = made
+        return engine in self.kept
+
+    def forget(self, *, but: str) -> None:
+        """Let go of all conversions but the one for an engine."""
+        self.kept = {name: made for name, made in self.kept.items() if name == but}
+        # Graphs of torch.fx refer to themselves.
+        copies.release()
+
+    def time_ms(self, engine: str) -> float:
+        """Return how long one call of a conversion that is there takes."""
+        with using_engine(engine):
+            start = time.perf_counter()
+            self.kept[engine](*self._inputs)
+            return 1e3 * (time.perf_counter() - start)
+
+
+def _side_by_side(candidates: _Candidates) -> dict[str, float]:
+    """Return the fastest of up to 30 interleaved calls of each candidate, in ms, within about 2 s."""
+    best = {name: float("inf") for name in candidates.engines if candidates.has(name)}
     deadline = time.perf_counter() + 2.0
     for _ in range(30):
-        for name, candidate in candidates.items():
-            with using_engine(name):
-                start = time.perf_counter()
-                candidate(*inputs)
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+        for name in best:
+            best[name] = min(best[name], candidates.time_ms(name))
         if time.perf_counter() > deadline:
             break
     return best
+
+
+def _there_and_back(candidates: _Candidates) -> dict[str, float]:
+    """Return the fastest call of each candidate, in ms, with no two of them in memory at once.
+
+    Each has up to 10 calls within about a second, and once more in the opposite order, so that a machine that becomes
+    slower favours none; those that are far behind are not converted again.
+    """
+    best: dict[str, float] = {}
+    for name in (*candidates.engines, *reversed(candidates.engines)):
+        if best.get(name, 0.0) > 2 * min(best.values(), default=0.0) or name in candidates.failures:
+            continue
+        candidates.forget(but=name)
+        if not candidates.has(name):
+            continue
+        deadline = time.perf_counter() + 1.0
+        for _ in range(10):
+            best[name] = min(best.get(name, float("inf")), candidates.time_ms(name))
+            if time.perf_counter() > deadline:
+                break
+    return best
+
+
+def _unpack(model: nn.Module) -> None:
+    """Raise if an integer layer of `model` cannot give its weights back, as it has to when it is saved."""
+    for module in model.modules():
+        if unpack := getattr(module, "_weight_bias", None):
+            unpack()
 
 
 @contextlib.contextmanager
@@ -350,10 +328,6 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().float()
-
-
 def _skipped(model: nn.Module, skip: Sequence[str]) -> frozenset[str]:
     return frozenset(matching([name for name, _ in model.named_modules() if name], skip)) if skip else frozenset()
 
@@ -367,11 +341,3 @@ def _possible(model: nn.Module, method: str) -> str:
     if any(isinstance(m, (nn.Linear, *RECURRENT)) for m in kinds):
         options.insert(0, "dynamic-int8")
     return f"Possible for this model: {', '.join(o for o in options if o != method)}."
-
-
-def _static_operators() -> list[str]:
-    from onnxruntime.quantization.registry import QDQRegistry
-
-    # Their integer forms are slower or less exact than float, and ONNX Runtime has kernels for few of them.
-    float_only = {"LayerNormalization", "InstanceNormalization", "Softmax", "EmbedLayerNormalization", "Attention"}
-    return sorted(set(QDQRegistry) - float_only)

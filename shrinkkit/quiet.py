@@ -1,6 +1,7 @@
 """Silence for what libraries tell of themselves: deprecations, advice, progress, and reports to their makers."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -15,11 +16,16 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 @contextlib.contextmanager
 def libraries() -> Iterator[None]:
-    """Hide warnings and log lines below errors while the block runs. Exceptions pass."""
+    """Hide warnings, log lines and what is printed while the block runs. Exceptions pass."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # torch prints programs that it cannot export, NNCF draws its progress.
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

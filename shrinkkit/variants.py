@@ -3,7 +3,6 @@
 A pruned variant is also kept in the form of `structure`, so that a later step can rebuild and quantize it.
 """
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from shrinkkit import (
     artifacts,
     audit,
     cards,
+    copies,
     exports,
     loading,
     measure,
@@ -79,7 +79,7 @@ def write(
     for name in (RECORD, modelcard.CARD, cards.README):
         (folder / name).unlink(missing_ok=True)
     _same_task(folder.parent / "baseline", task)
-    model = copy.deepcopy(model).cpu().eval()
+    model = copies.sharing(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
     example = tuple(x.cpu().clone() for x in task.example)
     options = dict(recipe.get("quantize") or {})
@@ -206,7 +206,7 @@ def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
         task: Whose score is applied.
         dataset: One of the task's splits.
     """
-    cpu = copy.deepcopy(task.model).cpu()
+    cpu = copies.sharing(task.model, device="cpu")
     expected = measure.scores(cpu, task, dataset)
     like = output_of(task)
     return {
@@ -275,7 +275,7 @@ def _same_task(baseline: Path, task: Task) -> None:
     if not expected:
         return
     with torch.inference_mode():
-        found = outputs.tensors(copy.deepcopy(task.model).cpu()(*inputs))
+        found = outputs.tensors(copies.sharing(task.model, device="cpu")(*inputs))
     if artifacts.deviation(expected, found) > artifacts.TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "

@@ -1,66 +1,122 @@
 """Model files read for what could run code, before a runtime opens them.
 
-torch evaluates strings of a `.pt2` file as Python, unpickles parts of it, and calls whatever operator it names;
-TorchScript can write files. What shrinkkit writes needs none of that, so all but what it needs is refused.
+torch evaluates strings of a `.pt2` file as Python, unpickles parts of it, writes its names into Python code, and calls
+whatever operator it names; TorchScript can write files. What shrinkkit writes needs none of that, so each format is
+held to what it does need, and nothing of a file is unpickled, imported or evaluated to find out.
+
+Source: torch 2.13, `torch.export.pt2_archive`, `torch._export.serde` and `torch.jit`; ONNX, "External Data"; OpenVINO,
+"OpenVINO IR format".
 """
 
 import ast
 import json
 import pickletools
 import re
+import warnings
 import xml.etree.ElementTree as ET
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from zipfile import BadZipFile, ZipFile
+
+import torch
 
 from shrinkkit.errors import ModelFileError, brief
 
-_REMEDY = "It was not opened. Run the step that makes it again, or get it from whom you trust."
-_MOST_INFLATED = 200
-"""Times that an entry of an archive may grow when it is unpacked."""
+_REMEDY = "Run the step that makes it again."
+_LARGE_BYTES, _MOST_INFLATED = 1 << 20, 200
+"""An entry of an archive above the one may grow only so many times when it is unpacked."""
+_RECORDS = r"version|byteorder|\.data/(version|serialization_id|alignment)"
+_PT2_RECORDS = re.compile(
+    rf"{_RECORDS}|archive_format|archive_version|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+_SCRIPT_RECORDS = re.compile(
+    rf"{_RECORDS}|extra/quantized_engine|(data|constants|traced_inputs)(\.pkl|/\d+)|code/[\w/]+\.py(\.debug_pkl)?"
+)
 
-_PT2_ENTRIES = re.compile(
-    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id|alignment)|version"
-    r"|models/model\.json|data/sample_inputs/model\.pt"
-    r"|data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json))"
+_FORBIDDEN = frozenset("save from_file _print record_stream dist_backward to_here local_value".split())
+"""Of torch's tensor operators, those that touch files, the terminal or other machines."""
+_SYMBOLIC = re.compile(
+    r"_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|lshift|rshift|getitem)"
+    r"|math\.(ceil|floor|trunc|sqrt)|torch\._?sym_(float|int|ite|max|min|not|sqrt|sum)"
 )
-_OPERATORS = re.compile(
-    r"torch\.ops\.(aten|quantized_decomposed|prims|higher_order)\.\w+(\.\w+)?"
-    r"|_operator\.\w+|math\.(ceil|floor|trunc|sqrt)|torch\.sym_\w+|torch\.ops\.\w*profiler\._record_function\w*"
+_OF_TENSORS = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.([a-zA-Z_]\w*)\.([a-zA-Z]\w*)")
+_OF_GRAPHS = re.compile(
+    r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond|while_loop|scan|associative_scan"
+    r"|map_impl)"
 )
-_FORBIDDEN = re.compile(r"\b(save|from_file|from_buffer|load|_load\w*|manual_seed|set_data|open|hub|system)\b")
-_EXPRESSION = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Name, ast.Constant, ast.Load, ast.operator,
-    ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
-)  # fmt: skip
+_NEVER = frozenset("as_custom_obj custom_obj custom_obj_values token constant_input treespec_namedtuple_fields".split())
+"""What a program may say of objects that are no tensors."""
+_METADATA = frozenset("nn_module_stack torch_fn from_node stack_trace".split())
+_PLAIN = re.compile(r"[\w ./:+-]*")
+_SPELLED = {
+    # torch writes names into the code of a function, as they are.
+    **dict.fromkeys(("name", "as_name", "forward_arg_names"), re.compile(r"([A-Za-z_]\w*)?", re.ASCII)),
+    "path_name": re.compile(r"(weight|tensor)_\d+"),
+    "verifiers": re.compile(r"ATEN|TRAINING"),
+}
+_EXPRESSION = re.compile(r"[\w ,.()'=+-]*", re.ASCII)
+_GUARD = re.compile(r"[\w ,.()'=+\-*/%<>!\[\]]*", re.ASCII)
 _FUNCTIONS = frozenset(
-    "Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv FloatTrueDiv Max Min Eq Ne Lt Le Gt Ge And Or Not Piecewise "
-    "ModularIndexing Where TruncToInt FloorToInt CeilToInt ToFloat PowByNatural Pow Abs Integer True False Symbol "
-    "RoundToInt Identity Add Mul Rational Float Equality Unequality StrictLessThan StrictGreaterThan LessThan "
-    "GreaterThan".split()
+    "Symbol Integer Float Rational Add Mul Pow Mod PythonMod Max Min Abs FloorDiv CleanDiv CeilDiv IntTrueDiv Where "
+    "FloatTrueDiv ModularIndexing LShift RShift PowByNatural FloatPow TruncToInt FloorToInt CeilToInt RoundToInt "
+    "TruncToFloat RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator And Or Not Equality Unequality "
+    "StrictLessThan StrictGreaterThan LessThan GreaterThan Eq Ne Lt Le Gt Ge Piecewise ExprCondPair floor "
+    "ceiling".split()
 )
-_GUARDS = frozenset("size stride L len not _guards torch sym_not".split())
-_CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None}
-_SCRIPT_ENTRIES = re.compile(
-    r"code/.*\.py|data\.pkl|constants\.pkl|(data|constants)/\d+|version|byteorder|\.data/(version|serialization_id)"
-    r"|extra/quantized_engine"
+_CONSTANTS = frozenset("oo int_oo true false".split())
+_SIZES = frozenset("size stride storage_offset dim".split())
+_COMPARED = (ast.BinOp | ast.BoolOp | ast.UnaryOp | ast.Compare | ast.Subscript | ast.operator | ast.boolop) | (
+    ast.unaryop | ast.cmpop | ast.Expression | ast.Constant | ast.Load
 )
-_SCRIPT_NAMESPACES = frozenset({"aten", "prim", "quantized"})
-_SCRIPT_CLASSES = re.compile(r"__torch__\.torch\.classes\.(quantized\.\w+|rnn\.CellParamsBase)")
+_KEYED = frozenset({"builtins.dict", "collections.OrderedDict"})
+_CONTAINERS: frozenset[str | None] = _KEYED | {None, "builtins.tuple", "builtins.list"}
+"""Types that inputs and outputs are put into; None is a tensor."""
+
+_STRING = re.compile(r'(?<![\w"])"(?:[^"\\\n]|\\.)*"(?!")')
+_CODE = re.compile(r"[\w \n.,:()\[\]{}=+\-*/%<>@&|^~!]*", re.ASCII)
+_PRIMITIVES = frozenset(
+    "RaiseException NumToTensor dtype device layout data shape grad requires_grad is_cuda is_cpu is_mps is_sparse "
+    "is_quantized itemsize nbytes min max abs tolist rangelist type name index id unchecked_cast EnumName EnumValue "
+    "unchecked_unwrap_optional TupleIndex TupleUnpack StringIndex ChunkSizes ModuleContainerIndex".split()
+)
+_BUILT_IN = frozenset(
+    "getattr hasattr isinstance annotate uninitialized unchecked_cast fork int float bool complex str list tuple dict "
+    "range len min max abs all any sum sorted reversed enumerate zip divmod pow round ord chr hex oct bin hash".split()
+)
+_CUSTOM_CLASS = re.compile(r"__torch__\.torch\.classes\.(quantized\.\w+PackedParamsBase|rnn\.CellParamsBase)")
 _PICKLED = re.compile(
-    r"__torch__\..*|torch\._utils _rebuild_(tensor_v2|qtensor|parameter)|torch (\w+Storage|\w+)|collections OrderedDict"
-    r"|torch\.jit\._pickle (build_\w+|restore_type_tag)"
+    rf"{_CUSTOM_CLASS.pattern}|__torch__\.(?!torch\.classes\.)[\w.]+|torch\.\w+Storage|torch\.device"
+    r"|torch\.per_(tensor|channel)_(affine|symmetric)(_float_qparams)?|torch\._utils\._rebuild_(tensor_v2|qtensor)"
+    r"|torch\.jit\._pickle\.(build_\w+list|restore_type_tag)|collections\.OrderedDict"
 )
-_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-_OPSETS = re.compile(r"opset\d+|type_relaxed|ie_internal_opset")
+
+_CONTRIBUTED = frozenset(
+    "Attention BiasGelu DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FastGelu "
+    "FusedConv FusedGemm FusedMatMul FusedMatMulActivation GatherBlockQuantized GatherND Gelu GroupNorm "
+    "GroupQueryAttention MatMulInteger16 MatMulIntegerToFloat MatMulNBits MulInteger MultiHeadAttention Pad QAttention "
+    "QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
+    "QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu "
+    "ReduceSumInteger RotaryEmbedding SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization "
+    "TransposeMatMul Trilu".split()
+)
+"""Operators of ONNX Runtime's own that only compute; others open files or hold code for an accelerator."""
+_DOMAINS = {"": "", "ai.onnx": "", "ai.onnx.ml": "ai.onnx.ml"}
+_RUNTIMES = ("ai.", "com.m", "org.")
+
+
+class _Misplaced(Exception):
+    """Says what a file holds that has no place in it."""
 
 
 def check(path: Path) -> None:
     """Return if nothing in the model file at `path` could run code when it is loaded or called.
 
     Args:
-        path: A `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file.
+        path: An existing `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file. It is only read.
 
     Raises:
         ModelFileError: Something in it has no place in a model file, or it is damaged.
@@ -69,221 +125,275 @@ def check(path: Path) -> None:
     if path.suffix not in checks:
         raise ModelFileError(f"{path.name} must be a .pt2, .torchscript.pt, .onnx or .xml file. {_REMEDY}")
     try:
-        problem = next(checks[path.suffix](path), "")
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        RecursionError,
-        SyntaxError,
-        NotImplementedError,
-    ) as error:
+        checks[path.suffix](path)
+    except _Misplaced as found:
+        raise ModelFileError(
+            f"{path.name} must hold nothing that can run code, but it holds {found}. It was not opened. {_REMEDY}"
+        ) from None
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, MemoryError, BadZipFile) as error:
         raise ModelFileError(f"{path.name} cannot be read: {brief(error)}. It is damaged. {_REMEDY}") from error
-    if problem:
-        raise ModelFileError(f"{path.name} must hold nothing that can run code, but {problem}. {_REMEDY}")
 
 
-def _pt2(path: Path) -> Iterator[str]:
-    with zipfile.ZipFile(path) as archive:
-        yield from _entries(archive, _PT2_ENTRIES)
-        for name in archive.namelist():
-            text = archive.read(name) if name.endswith((".json", "sample_inputs/model.pt")) else b""
-            if name.endswith("_config.json"):
-                if any(entry.get("use_pickle") for entry in json.loads(text).get("config", {}).values()):
-                    yield f"{name} names pickled tensors"
-            elif name.endswith("sample_inputs/model.pt"):
-                if len(text) > 2000:
-                    yield "it holds an example, which is a pickle"
-                yield from _torch_pickle(text, name)
-            elif text:
-                yield from _program(json.loads(text))
+def _refuse(what: str, found: object = "") -> NoReturn:
+    raise _Misplaced(f"{what} {str(found)!r:.80}" if found != "" else what)
 
 
-def _torch_pickle(content: bytes, name: str) -> Iterator[str]:
-    """Look into what `torch.save` wrote, which is an archive around a pickle."""
-    import io
-
-    if not content:
-        return
-    with zipfile.ZipFile(io.BytesIO(content)) as inner:
-        for entry in inner.namelist():
-            if entry.endswith(".pkl"):
-                yield from _pickle(inner.read(entry), f"{name}/{entry}")
-
-
-def _program(program: Any) -> Iterator[str]:
-    """Look at what torch evaluates, imports or calls of a program."""
-    for key, value in _walk(program):
-        if key in ("expr_str", "hint_expr") and isinstance(value, str) and not _is_expression(value):
-            yield f"it names {value!r:.80} as the size of a dimension"
-        if key in ("in_spec", "out_spec") and isinstance(value, str):
-            yield from _containers(value)
-        if key == "guards_code" and value:
-            yield from (f"it names {code!r:.80} as a guard" for code in value if not _is_guard(str(code)))
-        if key in ("as_custom_obj", "custom_obj_values") and value:
-            yield "it holds objects of custom classes"
-    graphs = [value for key, value in _walk(program) if key == "nodes" and isinstance(value, list)]
-    for node in (node for nodes in graphs for node in nodes):
-        target = str(node.get("target", "")).removeprefix("#")
-        if not _OPERATORS.fullmatch(target) or _FORBIDDEN.search(target.replace(".", " ").replace("_operator", "")):
-            yield f"it calls {target!r:.80}"
+def _records(path: Path, allowed: re.Pattern[str]) -> Any:
+    """Return the archive at `path` as torch reads it, if it holds nothing but `allowed` records."""
+    with ZipFile(path) as archive:
+        entries = archive.infolist()
+    reader = torch._C.PyTorchFileReader(str(path))
+    root = entries[0].filename.partition("/")[0]
+    # torch turns to Python's reader where its own fails, and crafted archives look different to each.
+    if sorted(e.filename for e in entries) != sorted({f"{root}/{name}" for name in reader.get_all_records()}):
+        _refuse("entries that are twice in it, or that only some readers of archives see")
+    for entry in entries:
+        if not allowed.fullmatch(entry.filename.removeprefix(f"{root}/")):
+            _refuse("the entry", entry.filename)
+        if entry.file_size > max(_LARGE_BYTES, _MOST_INFLATED * entry.compress_size):
+            _refuse(f"an entry that grows {entry.file_size // max(1, entry.compress_size)} times when unpacked")
+    return reader
 
 
-def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    yield key, value
+def _pt2(path: Path) -> None:
+    reader = _records(path, _PT2_RECORDS)
+    if reader.get_record("data/sample_inputs/model.pt"):
+        _refuse("an example, which is a pickle")
+    # Operators are known once their library is imported.
+    import_module("torch.ao.quantization.fx._decomposed")
+    for name in reader.get_all_records():
+        if name.endswith(".json"):
+            _program(json.loads(reader.get_record(name).decode()))
+
+
+def _program(value: Any, key: str = "") -> None:
+    """Look at all that a program says, wherever it says it, whether or not torch reads it there."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _walk(inner, name)
+            if name in _NEVER and inner:
+                _refuse("an object that is no tensor:", name)
+            if key == "metadata" and name not in _METADATA:
+                _refuse("the metadata", name)
+            if not _PLAIN.fullmatch(name):
+                _refuse("the name", name)
+            _program(inner, name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _walk(inner, key if isinstance(inner, list) else "")
+            _program(inner, key)
+    elif key == "use_pickle" and value is not False:
+        _refuse("pickled tensors")
+    elif isinstance(value, str):
+        if key in _SAID:
+            _SAID[key](value)
+        elif not _SPELLED.get(key, _PLAIN).fullmatch(value):
+            _refuse(f"a {key or 'name'} that is not spelled like one:", value)
 
 
-def _is_expression(text: str) -> bool:
-    """Return whether `text` is arithmetic on names and numbers, which nothing can be called by but such functions."""
-    return _is_made_of(text, functions=_FUNCTIONS)
+def _text(text: str) -> None:
+    # Inductor may write it into a comment of its code, which must not end there.
+    if not all(line.isprintable() for line in text.split("\n")):
+        _refuse("the text", text)
 
 
-def _is_guard(text: str) -> bool:
-    """Return whether `text` compares sizes of inputs and nothing else."""
-    return _is_made_of(text, functions=_FUNCTIONS | _GUARDS, reads=True)
+def _operator(target: str) -> None:
+    known = bool(_SYMBOLIC.fullmatch(target) or _OF_GRAPHS.fullmatch(target))
+    if found := _OF_TENSORS.fullmatch(target):
+        namespace, name, overload = found.groups()
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        known = name not in _FORBIDDEN and isinstance(getattr(packet, overload, None), torch._ops.OpOverload)
+    if not known:
+        _refuse("the operator", target)
 
 
-def _is_made_of(text: str, *, functions: frozenset[str], reads: bool = False) -> bool:
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError:
-        return False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            named = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-            if named not in functions or (isinstance(node.func, ast.Attribute) and not reads):
-                return False
-        elif isinstance(node, (ast.Attribute, ast.Subscript)):
-            if not reads or (isinstance(node, ast.Attribute) and node.attr not in functions):
-                return False
-        elif not isinstance(node, _EXPRESSION):
-            return False
-        elif isinstance(node, (ast.Name, ast.Constant)):
-            # A string can only be the name of a symbol.
-            said = node.id if isinstance(node, ast.Name) else str(node.value)
-            if "__" in said or not re.fullmatch(r"[\w.-]*", said):
-                return False
-    return True
+def _expression(text: str) -> None:
+    """Look at the size of a dimension, which torch evaluates: functions of symbols and numbers."""
+    if not _EXPRESSION.fullmatch(text) or not all(map(_is_arithmetic, ast.walk(ast.parse(text, mode="eval")))):
+        _refuse("the size", text)
 
 
-def _containers(spec: str) -> Iterator[str]:
-    """Look at the types that inputs and outputs are put into, which torch may import."""
-    for key, value in _walk(json.loads(spec)):
-        if key == "type" and value not in _CONTAINERS:
-            yield f"it returns a {value}, which is no plain tuple, list or dict"
+def _guard(text: str) -> None:
+    """Look at a condition on inputs, which torch makes code of: comparisons of their sizes."""
+    if not _GUARD.fullmatch(text) or not all(map(_compares, ast.walk(ast.parse(text, mode="eval")))):
+        _refuse("the guard", text)
 
 
-def _torchscript(path: Path) -> Iterator[str]:
-    with zipfile.ZipFile(path) as archive:
-        yield from _entries(archive, _SCRIPT_ENTRIES)
-        for name in archive.namelist():
-            if name.endswith(".py"):
-                yield from _script(archive.read(name).decode(), name)
-            elif name.endswith(".pkl"):
-                yield from _pickle(archive.read(name), name)
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+    if isinstance(node, ast.Name):
+        return node.id in _FUNCTIONS | _CONSTANTS
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return bool(re.fullmatch(r"[A-Za-z_]\w*|-?\d+(\.\d+)?(e[+-]?\d+)?", node.value, re.ASCII))
+    return isinstance(node, ast.Expression | ast.Constant | ast.keyword | ast.Load | ast.UnaryOp | ast.USub | ast.Tuple)
 
 
-def _script(code: str, name: str) -> Iterator[str]:
+def _compares(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) or (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS)
+    if isinstance(node, ast.Attribute):
+        return node.attr in _SIZES
+    if isinstance(node, ast.Name):
+        return node.id == "L" or node.id in _FUNCTIONS
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return bool(_PLAIN.fullmatch(node.value))
+    return isinstance(node, _COMPARED)
+
+
+def _outputs(text: str, keys: re.Pattern[str] | None = None) -> None:
+    """Look at the types that inputs or outputs are put into, which torch may import, and at the names in them."""
+    version, spec = json.loads(text)
+    if version != 1:
+        raise ValueError(f"its outputs are described in version {version}, which is unknown")
+    specs = [spec]
+    for inner in specs:
+        kind, context = inner["type"], inner["context"]
+        if kind not in _CONTAINERS:
+            _refuse("inputs or outputs in a", kind)
+        named = json.loads(context or "null") or []
+        if type(named) is not list or (named and kind not in _KEYED) or any(isinstance(k, dict | list) for k in named):
+            _refuse("inputs or outputs named", context)
+        if keys and not all(keys.fullmatch(str(key)) for key in named):
+            _refuse("inputs named", context)
+        specs.extend(inner["children_spec"])
+
+
+_SAID: Mapping[str, Callable[[str], None]] = {
+    **dict.fromkeys(("as_string", "as_strings", *_METADATA), _text),
+    **dict.fromkeys(("target", "as_operator"), _operator),
+    "expr_str": _expression,
+    "guards_code": _guard,
+    "in_spec": partial(_outputs, keys=_SPELLED["name"]),
+    "out_spec": _outputs,
+}
+"""How to look at what a program says, by the field in which it stands."""
+
+
+def _torchscript(path: Path) -> None:
+    reader = _records(path, _SCRIPT_RECORDS)
+    for name in reader.get_all_records():
+        if name.endswith(".py"):
+            _script(reader.get_record(name).decode())
+        elif name.endswith("pkl"):
+            _pickle(reader.get_record(name))
+
+
+def _script(code: str) -> None:
     """Look at the operators and classes that TorchScript names."""
-    for namespace, operator in re.findall(r"\bops\.(\w+)\.(\w+)", code):
-        if namespace not in _SCRIPT_NAMESPACES or _FORBIDDEN.fullmatch(operator):
-            yield f"{name} calls {namespace}::{operator}"
-    for operator in re.findall(r"(?<![\w.])torch\.(\w+)\(", code):
-        if _FORBIDDEN.fullmatch(operator):
-            yield f"{name} calls aten::{operator}"
-    for operator in re.findall(r"(?<![\w.])(print|open|exec|eval)\(", code):
-        yield f"{name} calls {operator}"
-    for found in re.findall(r"__torch__\.torch\.classes\.[\w.]+", code):
-        if not _SCRIPT_CLASSES.match(found):
-            yield f"{name} holds a {found}"
+    # Outside of strings, what torch reads and what Python reads is then the same.
+    if not _CODE.fullmatch(_STRING.sub("0", code)):
+        _refuse("code that is no TorchScript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            _refuse("an import:", ast.unparse(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id not in _BUILT_IN and not re.fullmatch(r"_\d+", node.func.id):
+                _refuse("a call of", node.func.id)
+            if node.func.id == "getattr" and getattr(node.args[1], "value", "save") in _FORBIDDEN:
+                _refuse("the operator", ast.unparse(node))
+    for name in _names(tree):
+        _script_name(name)
 
 
-def _pickle(content: bytes, name: str) -> Iterator[str]:
+def _script_name(name: str) -> None:
+    root, *parts = name.split(".")
+    if root == "__torch__":
+        custom = parts in ([], ["torch"]) or parts[:2] == ["torch", "classes"]
+        allowed = not custom or bool(_CUSTOM_CLASS.fullmatch(name))
+    elif root == "torch":
+        allowed = len(parts) == 1 and parts[0] not in _FORBIDDEN
+    elif root == "ops":
+        of_tensors = parts[:1] in (["aten"], ["quantized"]) and not _FORBIDDEN.intersection(parts)
+        allowed = len(parts) == 2 and (of_tensors or (parts[0] == "prim" and parts[1] in _PRIMITIVES))
+    else:
+        # A method of a tensor is an operator too.
+        allowed = not _FORBIDDEN.intersection(parts) and root not in ("print", "rpc_async", "rpc_sync", "rpc_remote")
+    if not allowed:
+        _refuse("the operator or class", name)
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """Yield every name in `node` with its attributes, `torch.add`; those of anything else after a dot, `.forward`."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name):
+        yield ".".join([node.id, *reversed(parts)])
+        return
+    if parts:
+        yield ".".join(["", *reversed(parts)])
+    for inner in ast.iter_child_nodes(node):
+        yield from _names(inner)
+
+
+def _pickle(content: bytes) -> None:
     """Look at the classes and functions that a pickle names, without unpickling it."""
-    strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(content):
-        if isinstance(argument, str) and opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "UNICODE"):
-            strings.append(argument)
-        named = ""
-        if opcode.name == "GLOBAL":
-            named = str(argument)
-        elif opcode.name == "STACK_GLOBAL":
-            named = " ".join(strings[-2:])
-        elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
-            yield f"{name} is a pickle with {opcode.name}"
-        if named and not _PICKLED.fullmatch(named) and not _PICKLED.fullmatch(named.replace(" ", ".", 1)):
-            yield f"{name} is a pickle that names {named!r:.80}"
+        if opcode.name == "GLOBAL" and not _PICKLED.fullmatch(str(argument).replace(" ", ".")):
+            _refuse("a pickle that names", argument)
+        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+            _refuse("a pickle with", opcode.name)
 
 
-def _entries(archive: zipfile.ZipFile, allowed: re.Pattern[str]) -> Iterator[str]:
-    """Look at the names and sizes of an archive's entries; the first part of a name is that of the archive."""
-    if not archive.namelist():
-        raise ValueError("the archive is empty")
-    for entry in archive.infolist():
-        inside = entry.filename.partition("/")[2]
-        if not allowed.fullmatch(inside) or ".." in inside.split("/"):
-            yield f"it holds {entry.filename!r:.80}"
-        if entry.file_size > 1 << 20 and entry.file_size > _MOST_INFLATED * max(1, entry.compress_size):
-            yield f"{entry.filename!r:.80} grows {entry.file_size // max(1, entry.compress_size)} times when unpacked"
-
-
-def _onnx(path: Path) -> Iterator[str]:
+def _onnx(path: Path) -> None:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+    except import_module("google.protobuf.message").DecodeError as error:
         raise ValueError(brief(error)) from error
-    if not model.graph.node and not model.graph.output:
-        raise ValueError("there is no graph in it")
-    local = {(function.domain, function.name) for function in model.functions}
-    nodes = [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]
-    for node in nodes:
-        if (node.domain, node.op_type) in local:
-            continue
-        if node.domain not in _DOMAINS:
-            yield f"it calls {node.domain}::{node.op_type}, which needs a library of its own"
-        elif node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
-            yield f"it calls {node.op_type}, an operator that ONNX does not know"
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and (Path(entry.value).is_absolute() or ".." in Path(entry.value).parts):
-                yield f"its weights lie outside its folder, at {entry.value!r:.80}"
+    if not model.graph.output:
+        raise ValueError("it has no outputs")
+    # A runtime may prefer an operator of its own to a function of the same name.
+    own = {(f.domain, f.name) for f in model.functions if not f.domain.startswith(_RUNTIMES)}
+    for message in _messages(model):
+        if isinstance(message, onnx.NodeProto):
+            domain, kind = message.domain, message.op_type
+            known = onnx.defs.has(kind, _DOMAINS[domain]) if domain in _DOMAINS else (domain, kind) in own
+            if not known and not (domain == "com.microsoft" and kind in _CONTRIBUTED):
+                _refuse("the operator", f"{domain}::{kind}")
+        elif isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            _weights_beside(path, {entry.key: entry.value for entry in message.external_data})
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _nodes(inner)
+def _weights_beside(path: Path, told: Mapping[str, str]) -> None:
+    beside = path.parent / told["location"]
+    if beside.resolve().parent != path.parent.resolve() or "\\" in told["location"]:
+        _refuse("weights that lie outside its folder, at", told["location"])
+    _covers(beside, int(told.get("offset", 0)), int(told.get("length", 0)))
 
 
-def _openvino(path: Path) -> Iterator[str]:
+def _covers(weights: Path, offset: int, size: int) -> None:
+    if not weights.is_file():
+        raise ValueError(f"{weights.name}, where its weights are, is missing")
+    if min(offset, size) < 0 or offset + size > weights.stat().st_size:
+        raise ValueError(f"{weights.name} is shorter than it says")
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield `message` and every message in it, at any depth."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(inner)
+
+
+def _openvino(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if "<!" in text:
-        yield "its description defines entities"
-        return
-    try:
-        root = ET.fromstring(text)
-    except ET.ParseError as error:
-        raise ValueError(brief(error)) from error
-    weights = path.with_suffix(".bin")
-    held = weights.stat().st_size
+        _refuse("a document type, which can define entities")
+    root = ET.fromstring(text)
     layers = list(root.iter("layer"))
-    if not layers:
+    if root.tag != "net" or not layers:
         raise ValueError("there are no layers in it")
+    _covers(path.with_suffix(".bin"), 0, 0)
     for layer in layers:
-        if not _OPSETS.fullmatch(layer.get("version", "")):
-            yield f"it holds a layer of {layer.get('version')!r:.80}, which needs a library of its own"
+        if not re.fullmatch(r"opset\d+", layer.get("version", "")):
+            _refuse("a layer that needs a library of its own, of", layer.get("version"))
     for data in root.iter("data"):
-        if int(data.get("offset", 0)) + int(data.get("size", 0) if "offset" in data.attrib else 0) > held:
-            raise ValueError(f"{weights.name} is shorter than it says")
+        if {"offset", "size"} <= data.attrib.keys():
+            _covers(path.with_suffix(".bin"), int(data.attrib["offset"]), int(data.attrib["size"]))

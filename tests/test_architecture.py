@@ -19,10 +19,10 @@ ORDER = (
     "schema recipes targets machines folders rows conclusions explain results "
     "snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
-    "recurrent channels ranking cutting deciding prune finetune quantize "
+    "recurrent channels ranking cutting deciding prune finetune copies quantize "
     "contention blocks turns benchmark pictures measure "
-    "onnxnames vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
-    "compress structure pt2e openvinofiles exports variants trials sweep verify "
+    "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
+    "compress structure onnxint8 pt2e openvinofiles exports variants trials sweep verify "
     "tables drawing figures timings answers costs hotspots sections overview show "
     "report steps journal execution runs cli"
 ).split()

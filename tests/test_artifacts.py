@@ -5,7 +5,7 @@ import torch
 from tiny import Corner
 from torch import nn
 
-from shrinkkit import artifacts, loading, quantize
+from shrinkkit import artifacts, loading, onnxint8, quantize
 from shrinkkit.errors import ModelFileError, Unsupported
 
 EXAMPLE = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
 
 
 def test_a_model_that_cannot_be_exported_has_no_onnx_and_the_reason_is_given(tmp_path):
-    with pytest.raises(Unsupported, match=r"cannot export this model.*Use 'cpu/torch'"):
+    with pytest.raises(Unsupported, match=r"cannot export this model.*Use the torch runtime"):
         artifacts.write_onnx(Counting().eval(), (torch.ones(2, 4),), tmp_path / "m.onnx")
 
 
@@ -138,7 +138,7 @@ def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():
 
 def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_path):
     artifacts.write_onnx(model, EXAMPLE, tmp_path / "float.onnx")
-    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[EXAMPLE])
+    onnxint8.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[EXAMPLE])
     assert artifacts.onnx_int8_weights(tmp_path / "float.onnx") == frozenset()
     assert {n.partition(".")[0] for n in artifacts.onnx_int8_weights(tmp_path / "int8.onnx")} == {
         "conv1",
@@ -168,7 +168,7 @@ def test_the_matrices_of_a_recurrent_layer_are_found_by_its_name_once_they_are_i
 
     x = torch.randn(2, 5, 8)
     artifacts.write_onnx(Reader().eval(), (x,), tmp_path / "float.onnx")
-    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="dynamic-int8")
+    onnxint8.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="dynamic-int8")
     found = artifacts.onnx_int8_weights(tmp_path / "int8.onnx")
     assert len(found) == 4
     assert all(name.startswith(("lstm.weight_ih", "lstm.weight_hh")) for name in found)

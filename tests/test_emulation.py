@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from shrinkkit import artifacts, emulation, quantize
+from shrinkkit import artifacts, emulation, onnxint8, quantize
 from shrinkkit.errors import Unsupported
 
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
@@ -95,7 +95,7 @@ def static_torch(folder, model, example, engine):
 def quantized_onnx(folder, model, example, method):
     folder.mkdir()
     artifacts.write_onnx(model.eval(), example, folder / "float.onnx")
-    quantize.onnx_int8(folder / "float.onnx", folder / "model.onnx", method=method, calibration=[example])
+    onnxint8.write(folder / "float.onnx", folder / "model.onnx", method=method, calibration=[example])
     return folder / "model.onnx"
 
 

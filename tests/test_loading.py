@@ -95,6 +95,7 @@ def test_inductor_compiles_an_exported_program_and_takes_other_batches(model, fo
 def test_inductor_takes_no_torchscript(tmp_path):
     path = tmp_path / "model.torchscript.pt"
     torch.jit.script(nn.Linear(2, 2)).save(path)
+    artifacts._forget_source(path)
     with pytest.raises(Unsupported, match="Use the torch runtime"):
         loading.load(path, runtime="inductor")
 
@@ -129,3 +130,20 @@ def test_openvino_computes_in_float32_unless_the_file_says_otherwise(folder, tmp
     openvino.save_model(model, tmp_path / "model.xml")
     kept = openvino.Core().read_model(tmp_path / "model.xml")
     assert loading.openvino_settings(kept, 1)["INFERENCE_PRECISION_HINT"] == "bf16"
+
+
+def test_outputs_of_a_class_that_nobody_else_knows_come_back_as_it_and_are_plain_in_the_file(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertModel(BertConfig(vocab_size=11, max_position_embeddings=8, **sizes)).eval()
+    example = (torch.randint(0, 11, (3, 6)), torch.ones(3, 6, dtype=torch.int64))
+    path, format, _ = artifacts.write_torch(model, example, tmp_path)
+    assert format == "pt2"
+    with torch.inference_mode():
+        like = model(*example)
+    assert type(loading.load(path, runtime="torch")(*example)) is dict
+    found = loading.load(path, runtime="torch", like=like)(*example)
+    assert type(found) is type(like)
+    assert torch.allclose(found.pooler_output, like.pooler_output, atol=1e-5)

@@ -1,11 +1,12 @@
 import copy
+import gc
+import weakref
 
-import onnx
 import pytest
 import torch
 from torch import nn
 
-from shrinkkit import artifacts, audit, quantize
+from shrinkkit import audit, quantize
 from shrinkkit.errors import InvalidInput, Unsupported
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
@@ -144,21 +145,69 @@ def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are
     assert "compute wrong numbers" in why
 
 
-def test_products_of_two_activations_stay_in_float_in_onnx_because_integers_slow_them_down(tmp_path):
-    class Attending(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+def test_quantizing_forgets_the_model_it_was_given():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    given = weakref.ref(model[0].weight)
+    inputs = (torch.randn(4, 8),)
+    kept = [quantize.static_int8(model, inputs, [inputs]), quantize.dynamic_int8(model, inputs)]
+    del model
+    gc.collect()
+    assert given() is None
+    assert all(quantized_layers(made) for made in kept)
 
-        def forward(self, x):
-            return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1)
 
-    x = (torch.randn(2, 5, 8),)
-    artifacts.write_onnx(Attending().eval(), x, tmp_path / "float.onnx")
-    quantize.onnx_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[x])
-    nodes = onnx.load(str(tmp_path / "int8.onnx")).graph.node
-    made_by = {name: node.op_type for node in nodes for name in node.output}
-    products = [node for node in nodes if node.op_type == "MatMul"]
-    integer = [[made_by.get(name) == "DequantizeLinear" for name in node.input] for node in products]
-    assert integer.count([True, True]) == 2
-    assert len(products) == 3
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_what_stays_in_float_is_not_the_input_model_s(method):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    inputs = (torch.randn(4, 8),)
+    if method == "dynamic":
+        made = quantize.dynamic_int8(model, inputs, skip=["2"])
+    else:
+        made = quantize.static_int8(model, inputs, [inputs], skip=["2"])
+    with torch.inference_mode(), quantize.using_engine(quantize.engine_of(made)):
+        before = made(*inputs)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(made(*inputs), before)
+
+
+def test_an_engine_whose_weights_cannot_be_saved_is_not_chosen():
+    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU()).eval()
+    images = (torch.randn(2, 1, 4, 4, 4),)
+    # qnnpack computes these convolutions and cannot give their weights back.
+    with pytest.raises(Unsupported, match=r"no engine of this machine.*qnnpack"):
+        quantize.static_int8(model, images, [images], engine="qnnpack")
+    times = quantize.engine_times_ms(quantize.static_int8(model, images, [images]))
+    assert times.keys() == set(torch.backends.quantized.supported_engines) - {"none", "qnnpack"}
+
+
+class Watching(nn.Module):
+    """Notes at each call how many copies of it there are in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+        self.alive, self.seen = weakref.WeakSet(), []
+
+    def __deepcopy__(self, known):
+        copied = Watching()
+        copied.fc, copied.alive, copied.seen = copy.deepcopy(self.fc, known), self.alive, self.seen
+        self.alive.add(copied)
+        return copied
+
+    def forward(self, x):
+        self.seen.append(len(self.alive))
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_engines_for_a_large_model_are_timed_with_one_conversion_in_memory_at_a_time(large, monkeypatch):
+    if large:
+        monkeypatch.setattr(quantize, "_TOGETHER_BYTES", 0)
+    model = Watching().eval()
+    made = quantize.dynamic_int8(model, (torch.randn(4, 8),))
+    engines = set(torch.backends.quantized.supported_engines) - {"none"}
+    times = quantize.engine_times_ms(made)
+    assert times.keys() == engines
+    assert quantize.engine_of(made) == min(times, key=times.__getitem__)
+    assert max(model.seen) == (1 if large else len(engines))

@@ -1,4 +1,5 @@
 import logging
+import sys
 import warnings
 
 import pytest
@@ -29,3 +30,11 @@ def test_the_profiler_of_torch_writes_nothing(capfd):
         torch.ones(3).add(1)
     assert seen.events()
     assert capfd.readouterr().err == ""
+
+
+def test_what_is_printed_inside_is_hidden_and_what_comes_after_is_not(capsys):
+    with quiet.libraries():
+        print("inside")
+        print("inside", file=sys.stderr)
+    print("after")
+    assert capsys.readouterr() == ("after\n", "")

@@ -1,12 +1,22 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import task as tiny_task
+from torch import nn
 
-from shrinkkit import prune, records, variants
+from shrinkkit import copies, exports, memory, prune, records, variants
 from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 
 RUNTIMES = ("torch", "onnxruntime")
+PEAKS = [
+    ("torch", ""), ("torch", "float16"), ("torch", "dynamic-int8"),
+    ("onnxruntime", ""), ("onnxruntime", "dynamic-int8"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +141,33 @@ def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task
         variants.write_quantized(
             tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
         )
+
+
+def measure_peaks(folder):
+    """Print what making each file takes at most beyond the model, and the file's size; run in a process of its own."""
+    torch.set_num_threads(1)
+    small, large = (
+        nn.Sequential(*(nn.Linear(width, width) for _ in range(12)), nn.Linear(width, 4)).eval() for width in (16, 2048)
+    )
+    for runtime, method in PEAKS:
+        for width, model in ((16, small), (2048, large)):
+            # The first one brings the libraries into memory.
+            place = Path(folder) / runtime / (method or "float") / str(width)
+            (place / "scratch").mkdir(parents=True)
+            copies.release()
+            memory.RESET.write_text("5")
+            before = memory._status("VmRSS")
+            example = (torch.zeros(2, width),)
+            made = exports.make(runtime, exports.Making(place, place / "scratch", model, example, method))
+            peak = memory._status("VmHWM") - before
+        print(json.dumps([runtime, method, peak, made.file.size_bytes]), flush=True)
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="peaks are counted by Linux's /proc")
+def test_making_a_file_takes_little_more_memory_than_the_file(tmp_path):
+    command = [sys.executable, "-c", f"import test_variants as t; t.measure_peaks({str(tmp_path)!r})"]
+    ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
+    assert [(runtime, method) for runtime, method, *_ in rows] == PEAKS
+    # The model has 202 MB, so that another copy of it would not pass.
+    assert all(peak < size + 110e6 for *_, peak, size in rows), rows

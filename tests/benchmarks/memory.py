@@ -34,8 +34,8 @@ from shrinkkit import compress, errors, memory, records, targets, tasks, variant
 
 MB = 1_000_000
 ALLOWED = 300 * MB
-WIDTH = 3072
-"""Of a layer: 38 MB of weights, so that what is held of one layer at a time shows beside the whole model."""
+WIDTH = 2048
+"""Of a layer: 17 MB of weights, a size that the system's allocator reuses badly."""
 ROW, BEFORE = "row.json", "before"
 EVERYWHERE = {"criterion": "magnitude", "scope": "global", "skip": [], "layers": {}, "epochs": 0, "learning_rate": 1e-3}
 PRUNE: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def task(megabytes: float) -> tasks.Task:
 
 
 def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]:
-    """Compress as the step of a study does, and return the bytes of the baseline's weights and of the variant's file."""
+    """Compress as a study's step does, and return the bytes of the baseline's weights and of the variant's file."""
     the_task = task(megabytes)
     folder = run / "variants" / way
     if way in PRUNE:
