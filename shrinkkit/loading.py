@@ -173,8 +173,8 @@ def _on_inductor(module: Any, path: Path, device: str, like: Any) -> Loaded:
             f"{path.name} is TorchScript, because torch cannot export this model, and inductor compiles only exported "
             "ones. Use the torch runtime."
         )
-    # Compiled for batches of any size, int8 convolutions of one channel fail as they are called. Compiled with all of the
-    # module and not its forward alone, inputs are checked in every call, which takes 0.2 ms.
+    # Compiled for batches of any size, int8 convolutions of one channel fail as they are called. As a module, and not
+    # by its forward alone, it would check its inputs in every call, which takes 0.2 ms.
     compiled: Any = torch.compile(module.forward, fullgraph=True, dynamic=False)
     ready: set[Any] = set()
 

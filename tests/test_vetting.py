@@ -196,7 +196,8 @@ def test_torchscript_that_writes_a_file_while_it_is_loaded_is_refused(folder, tm
     "line",
     [
         'torch.from_file("a", True, 8)', '((state)[10]).save("a")', 'ops.aten.save(1, "a")', 'ops.prim.Print("a")',
-        'print("a")', "_9 = print", "_9 = torch", 'getattr(torch, "save")(1, "a")', 'getattr((state)[10], "save")("a")',
+        'print("a")', "_9 = print", "_9 = torch", 'getattr(torch, "save")(1, "a")',
+        'getattr((state)[10], "save")("a")',
         "_9 = ops", 'ops.c10d.broadcast_("a")', 'rpc_async("a")', 'awaitable("a")', "import os", "from os import system",
         '_9 = __torch__.torch.classes.profiler._RecordFunction("a")', '_9 = getattr(__torch__.torch, "classes")',
         "_9 = 1  # torch.save", "_9 = r\"\\\"; torch.save(1, 'a')  # \"", '_9 = 1; torch.save(1, "a")',
