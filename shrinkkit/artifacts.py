@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import onnxfiles, onnxnames, outputs, quantize, quiet
+from shrinkkit import copies, onnxfiles, onnxnames, outputs, quantize, quiet
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.loading import Loaded
 from shrinkkit.records import ModelFile, Port
@@ -219,6 +219,7 @@ def deviation(expected: Any, found: Any) -> float:
     return error / scale if scale else error
 
 
+@copies.returning()
 def onnx_int8_weights(path: Path) -> frozenset[str]:
     """Return the names of the weights that ONNX Runtime multiplies as integers, read off the graph that it runs.
 

@@ -1,12 +1,17 @@
-"""Copies of a model that take no more memory than they must."""
+"""Copies of a model that take no more memory than they must, and memory given back."""
 
+import contextlib
 import copy
 import ctypes
 import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of two of glibc's settings; see mallopt(3)."""
 
 
 def sharing(model: nn.Module, *, device: str = "", dtype: torch.dtype | None = None) -> nn.Module:
@@ -51,6 +56,30 @@ def own(copied: nn.Module, model: nn.Module) -> None:
 def release() -> None:
     """Give the memory of objects that nobody refers to any more back to the system, where its allocator can."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
+    if trim := _allocator("malloc_trim"):
         trim(0)
+
+
+@contextlib.contextmanager
+def returning() -> Iterator[None]:
+    """Give each large block back to the system as soon as it is freed, while the block runs.
+
+    glibc keeps blocks of up to 32 MB that it has seen freed once, for the next of their size; what loads a model weight
+    by weight then holds it twice. Afterwards it does so again: the numbers are those that it comes to by itself.
+    """
+    mallopt = _allocator("mallopt")
+    if not mallopt:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
+
+
+def _allocator(function: str) -> Callable[..., int] | None:
+    """Return a function of glibc's allocator, None where another one is in use."""
+    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), function, None)
+    return found

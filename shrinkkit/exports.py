@@ -199,6 +199,7 @@ def refuse_float(runtime: str, found: Mapping[str, LayerPrecision], making: Maki
         raise Unsupported(reason)
 
 
+@copies.returning()
 def _proved(
     runtime: str,
     path: Path,
@@ -220,7 +221,8 @@ def _proved(
     found = loaded(*making.example)
     error = artifacts.deviation(expected, found)
     # inductor fuses what torch rounds one by one.
-    fused = making.method and runtime == "inductor"
+    coarse = making.method or any(p.dtype in quantize.HALF.values() for p in making.model.parameters())
+    fused = coarse and runtime == "inductor"
     limit = artifacts.LOW_PRECISION_TOLERANCE if fused else artifacts.TOLERANCE[format]
     if error > limit:
         for part in artifacts.parts(path):

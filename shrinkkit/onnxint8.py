@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shrinkkit import onnxfiles, quiet
+from shrinkkit import copies, onnxfiles, quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.usermodel import Example
 
@@ -21,6 +21,7 @@ from shrinkkit.usermodel import Example
 _WEIGHTS, _TRANSPOSED = "weights", "transposed"
 
 
+@copies.returning()
 def write(
     source: Path,
     path: Path,

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
-from shrinkkit import artifacts, compiled, quantize, quiet, targets
+from shrinkkit import artifacts, compiled, outputs, quantize, quiet, targets
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.records import LayerPrecision
 from shrinkkit.usermodel import Example
@@ -65,6 +66,8 @@ def write(
             _tell_layers(module, model)
             made = _quantized(module, calibration or (example,), method, skipped, reduce_range=narrow)
             output = made(*example)
+            if not outputs.is_plain(output):
+                output = _answer_plainly(made, output)
             final = torch.export.export(made, example) if fixed else artifacts.export(made, example)[0]
             for node in final.graph.nodes:
                 # How the quantizer came to it, with numbers that differ from run to run.
@@ -78,6 +81,15 @@ def write(
         ) from error
     found = compiled.precision(path, example, model, method=method, skipped=skipped)
     return output, found, "; ".join(filter(None, [fixed, *notes]))
+
+
+def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
+    """Make `module` return plain containers, in place, so that its file needs no class of its own; return `output` so."""
+    plain = outputs.plain(output)
+    codegen: Any = module.graph._codegen
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_flatten(plain)[1])
+    module.recompile()
+    return plain
 
 
 def _saturates(flags: Sequence[str]) -> bool:
