@@ -69,11 +69,11 @@ def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, lik
     """
     if not path.is_file():
         raise ModelFileError(f"{path} must be a model file, and there is none. {_REMEDY}")
-    vetting.check(path)
-    if runtime == "onnxruntime":
-        return _on_onnxruntime(path, device, threads, like)
-    if runtime == "openvino":
-        return _on_openvino(path, threads, like)
+    if runtime in ("onnxruntime", "openvino"):
+        vetting.check(path)
+        return (
+            _on_openvino(path, threads, like) if runtime == "openvino" else _on_onnxruntime(path, device, threads, like)
+        )
     loaded = module(path, device=device)
     on_runtime = _on_inductor if runtime == "inductor" else _on_torch
     return on_runtime(loaded, path, device, like)
@@ -85,6 +85,7 @@ def module(path: Path, *, device: str = "cpu") -> Any:
     Raises:
         ModelFileError: The file is damaged, or holds pickled objects.
     """
+    vetting.check(path)
     try:
         with quiet.libraries():
             if path.suffix == ".pt2":

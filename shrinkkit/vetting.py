@@ -80,8 +80,8 @@ _STRING = re.compile(r'(?<![\w"])"(?:[^"\\\n]|\\.)*"(?!")')
 _CODE = re.compile(r"[\w \n.,:()\[\]{}=+\-*/%<>@&|^~!]*", re.ASCII)
 _PRIMITIVES = frozenset(
     "RaiseException NumToTensor dtype device layout data shape grad requires_grad is_cuda is_cpu is_mps is_sparse "
-    "is_quantized is_nested itemsize nbytes min max abs tolist rangelist type name index id unchecked_cast EnumName EnumValue "
-    "unchecked_unwrap_optional TupleIndex TupleUnpack StringIndex ChunkSizes ModuleContainerIndex".split()
+    "is_quantized is_nested itemsize nbytes min max abs tolist rangelist type name index id unchecked_cast EnumName "
+    "EnumValue unchecked_unwrap_optional TupleIndex TupleUnpack StringIndex ChunkSizes ModuleContainerIndex".split()
 )
 _BUILT_IN = frozenset(
     "getattr hasattr isinstance annotate uninitialized unchecked_cast fork int float bool complex str list tuple dict "
