@@ -84,7 +84,7 @@ def write(
 
 
 def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
-    """Make `module` return plain containers, in place, which need no class of its own in the file; return `output` so."""
+    """Make `module` return plain containers, in place, so that its file needs no class, and return `output` in them."""
     plain = outputs.plain(output)
     codegen: Any = module.graph._codegen
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_flatten(plain)[1])

@@ -151,7 +151,7 @@ def measure_peaks(folder):
     )
     for parameter in large.parameters():
         # Files are compressed to tell their size in transit, which takes long for random numbers.
-        nn.init.constant_(parameter, 0.01)
+        nn.init.constant_(parameter, 1 / 2048)
     for runtime, method in PEAKS:
         for width, model in ((16, small), (2048, large)):
             # The first one brings the libraries into memory.

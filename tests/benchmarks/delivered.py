@@ -1,0 +1,104 @@
+"""A benchmark of what is delivered: how much smaller and faster do the bundled studies make the bundled models?
+
+Every recipe of a bundled study is applied, its file for every CPU target made, and all of them take turns in one run
+with torch FP32, with equal threads. Accuracy is that of the test split, against the model it came from:
+
+    python tests/benchmarks/delivered.py
+    python tests/benchmarks/delivered.py --task digits-lstm --seconds 30 --inductor
+
+Run it on a machine that does nothing else. The goals, within one point of accuracy: digits-cnn at least 5 times faster
+and 12 times smaller on disk, digits-transformer and digits-lstm at least 2 times faster and 3.5 times smaller.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import targets as files
+import torch
+
+from shrinkkit import artifacts, compress, exports, intervals, loading, measure, recipes, targets, tasks, variants
+from shrinkkit.errors import ShrinkkitError
+from shrinkkit.exports import Making
+from shrinkkit.loading import Loaded
+
+GOALS = {"digits-cnn": (5.0, 12.0), "digits-transformer": (2.0, 3.5), "digits-lstm": (2.0, 3.5)}
+MOST_LOST = 0.01
+USUAL = ("FP32", "torch")
+
+
+def delivered(name: str, runtimes: list[str], folder: Path) -> tuple[dict[tuple[str, str], Loaded], dict[str, str]]:
+    """Return the loaded file of every recipe of a bundled study for every runtime, and why others are missing."""
+    task = tasks.load(name)
+    pruned: dict[str, torch.nn.Module] = {"": task.model}
+    found, missing = {}, {}
+    for recipe in [None, *recipes.read_study(name).recipes]:
+        section = recipe.prune.model_dump() if recipe and recipe.prune else {}
+        key = str(section) if section else ""
+        if key not in pruned:
+            pruned[key] = compress.prune_task(task, **section, seed=0).model
+        quantize = recipe.quantize.model_dump() if recipe and recipe.quantize else {}
+        label = recipe.name if recipe else "FP32"
+        for runtime in runtimes:
+            place = folder / label / runtime
+            (place / "scratch").mkdir(parents=True)
+            observed = variants.calibration(task, quantize.get("calibration_examples", 128))
+            making = Making(
+                place, place / "scratch", pruned[key], task.example, quantize.get("method", ""), (), observed
+            )
+            try:
+                made = exports.make(runtime, making)
+                path = place / made.file.path
+                found[label, runtime] = loading.load(path, runtime=runtime, threads=torch.get_num_threads())
+            except ShrinkkitError as error:
+                missing[f"{label} on {runtime}"] = str(error).splitlines()[0]
+    return found, missing
+
+
+def show(name: str, seconds: float, runtimes: list[str]) -> bool:
+    """Print a line for every file and return whether one of them reaches the goal."""
+    task = tasks.load(name)
+    faster, smaller = GOALS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        found, missing = delivered(name, runtimes, Path(folder))
+        times = files.take_turns({key: loaded.prepare(task.example) for key, loaded in found.items()}, seconds)
+        reference = measure.scores(found[USUAL], task, task.test)
+        usual_bytes = found[USUAL].path.stat().st_size
+        reached = []
+        print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than torch FP32")
+        for (label, runtime), loaded in found.items():
+            speed: intervals.Estimate = files.ratio(times[USUAL], times[label, runtime])
+            size = usual_bytes / sum(part.stat().st_size for part in artifacts.parts(loaded.path))
+            change = measure.accuracy(task, measure.scores(loaded, task, task.test), reference).difference
+            assert change is not None
+            good = change.value >= -MOST_LOST and speed.value >= faster and size >= smaller
+            reached += [f"{label} on {runtime}"] if good else []
+            print(
+                f"{label:28}{runtime:13}{statistics.median(times[label, runtime]):8.3f} ms{speed.value:8.2f} x "
+                f"[{speed.low:.2f}, {speed.high:.2f}]{size:8.2f} x smaller{1e2 * change.value:+8.2f} points"
+                f" [{1e2 * change.low:+.2f}, {1e2 * change.high:+.2f}]{'  *' if good else ''}"
+            )
+    for what, why in missing.items():
+        print(f"{what}: {why}")
+    print("reached by " + ", ".join(reached) if reached else "not reached")
+    return bool(reached)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", action="append", choices=sorted(GOALS), help="may be repeated (all)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of taking turns, per task (30)")
+    parser.add_argument("--threads", type=int, default=0, help="of one call (every core)")
+    parser.add_argument("--inductor", action="store_true", help="compile for inductor too, which takes minutes")
+    arguments = parser.parse_args()
+    threads = targets.use_threads(arguments.threads)
+    print(f"{targets.hardware(targets.Target('cpu', 'torch'))}, {threads} threads")
+    runtimes = ["torch", "onnxruntime", "openvino", *["inductor"] * arguments.inductor]
+    reached = {name: show(name, arguments.seconds, runtimes) for name in arguments.task or GOALS}
+    return 0 if all(reached.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
