@@ -1,9 +1,12 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from shrinkkit import copies
+from shrinkkit import copies, memory
+
+linux = pytest.mark.skipif(not memory.STATUS.exists(), reason="memory is counted by Linux's /proc")
 
 
 class Several(nn.Module):
@@ -78,3 +81,24 @@ def test_a_copy_that_owns_its_parameters_can_be_written_to():
             parameter.zero_()
         assert torch.equal(model(TOKENS), expected)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items() if name != "calls")
+
+
+@linux
+def test_memory_of_objects_that_only_refer_to_each_other_is_given_back():
+    circle = [torch.ones(16 << 20)]
+    circle.append(circle)
+    held = memory._status("VmRSS")
+    del circle
+    copies.release()
+    assert held - memory._status("VmRSS") > 60e6
+
+
+@linux
+def test_a_freed_block_is_given_back_although_a_later_one_is_in_use():
+    # Once it has freed one of 24 MB, glibc keeps those of 4 MB for later, unless it is told not to.
+    torch.ones(6 << 20)
+    with copies.returning():
+        blocks = [torch.ones(1 << 20) for _ in range(16)]
+        held = memory._status("VmRSS")
+        del blocks[:-1]
+        assert held - memory._status("VmRSS") > 55e6

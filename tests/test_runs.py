@@ -290,7 +290,7 @@ def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
     ("target", "message"),
     [
         ("cpu/onnxruntim", "Did you mean `cpu/onnxruntime`"),
-        ("cpu/torch", "the variants were made for onnxruntime only"),
+        ("cpu/openvino", "the variants were made for torch and onnxruntime only"),
         ("cuda/onnxruntime", "cuda/onnxruntime cannot run here"),
     ],
 )

@@ -13,10 +13,7 @@ from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 
 RUNTIMES = ("torch", "onnxruntime")
-PEAKS = [
-    ("torch", ""), ("torch", "float16"), ("torch", "dynamic-int8"),
-    ("onnxruntime", ""), ("onnxruntime", "dynamic-int8"),
-]  # fmt: skip
+PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", ""), ("onnxruntime", "dynamic-int8")]
 
 
 @pytest.fixture(scope="module")
