@@ -59,7 +59,9 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
     note = ""
     if not quantize.engine_of(model):
         try:
-            program, note = export(_plain(model, example), example)
+            program, note = export(model, example)
+            if not _is_plain(program.call_spec.out_spec):
+                program, note = export(PlainOutputs(model), example)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError) as error:
             note = f"torch.export cannot take this model ({brief(error)}), so its file is TorchScript"
         else:
@@ -295,10 +297,9 @@ class PlainOutputs(nn.Module):
         return outputs.plain(self.model(*inputs))
 
 
-def _plain(model: nn.Module, example: Example) -> nn.Module:
-    """Return `model`, in `PlainOutputs` if it returns objects of classes of its own."""
-    with torch.inference_mode(), quantize.plain_attention():
-        return model if outputs.is_plain(model(*example)) else PlainOutputs(model)
+def _is_plain(spec: Any) -> bool:
+    """Return whether outputs of this structure, as torch describes it, are tuples, lists and dicts of tensors."""
+    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(_is_plain, spec.children())))
 
 
 def _forget_source(path: Path) -> None:

@@ -15,11 +15,10 @@ from torch import nn
 from shrinkkit import loading, openvinograph, quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.records import LayerPrecision
+from shrinkkit.snippets import GROUP_SIZE
 from shrinkkit.usermodel import Example
 
 HALF = {"float16": "f16", "bfloat16": "bf16"}
-GROUP_SIZE = 64
-"""Numbers of an activation that share a range in dynamic int8. Of 32, 64 and whole rows, 64 was the fastest."""
 _STORED_ONLY = frozenset(
     "Convolution GroupConvolution ConvolutionBackpropData GroupConvolutionBackpropData Gather".split()
 )
