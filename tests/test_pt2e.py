@@ -64,7 +64,7 @@ def test_what_is_skipped_or_has_no_integer_kernel_stays_in_float_and_says_why(tm
 
 
 def test_integers_that_inductor_computes_in_float_are_not_called_int8(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "integer_scales", lambda path, example: [])
+    monkeypatch.setattr(compiled, "_forms", lambda packed: [])
     _, _, _, found, _ = written(Corner, tmp_path, "static-int8")
     assert {p.runs_as for p in found.values()} == {"float32", "folded"}
 

@@ -251,7 +251,7 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
         take(study, travelled.parent, say=stop)
     found = states(travelled)
     assert found["1-baseline"] == found["2-prune-half"] == "reused"
-    assert found["4-benchmark-cpu-onnxruntime"] == "done"
+    assert found["4-benchmark-cpu-onnxruntime"] in ("done", "reused")
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"] == "interrupted"
 
 

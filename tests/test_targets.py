@@ -94,13 +94,25 @@ def test_an_environment_with_no_thread_is_invalid():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is a matter of Linux")
 def test_cores_are_those_that_affinity_allows():
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(before)})
-        assert targets.cores() == 1
-    finally:
-        os.sched_setaffinity(0, before)
-    assert 1 <= targets.cores() <= len(before)
+    allowed = os.sched_getaffinity(0)
+    # In a process of its own, whose only thread it is that is bound.
+    code = (
+        f"import os; os.sched_setaffinity(0, {{{min(allowed)}}}); from shrinkkit import targets; print(targets.cores())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1"
+    assert 1 <= targets.cores() <= len(allowed)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is a matter of Linux")
+def test_a_thread_that_is_bound_to_a_core_does_not_bind_the_process():
+    code = (
+        "import os, threading; done = threading.Event(); threading.Thread(target=done.wait).start();"
+        "every = os.sched_getaffinity(0); os.sched_setaffinity(0, {min(every)});"
+        "from shrinkkit import targets; print(targets.cores() == len(every)); done.set()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(
