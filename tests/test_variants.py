@@ -13,7 +13,7 @@ from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 
 RUNTIMES = ("torch", "onnxruntime")
-PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", ""), ("onnxruntime", "dynamic-int8")]
+PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]
 
 
 @pytest.fixture(scope="module")
