@@ -1,5 +1,6 @@
 """The report: one page that stands alone, in a browser without a network as in a text editor."""
 
+import json
 import re
 import shutil
 from itertools import pairwise
@@ -94,6 +95,11 @@ def test_the_markdown_reads_without_its_pictures(pages):
 
 def test_the_report_also_leaves_its_results_for_machines(pages):
     assert (pages / "run" / "results.json").is_file()
+
+
+def test_the_report_leaves_cards_that_say_what_was_measured(pages):
+    card = json.loads((pages / "run/variants/channels-50/model-card.json").read_text())
+    assert {one["target"] for one in card["figures"] if one["speedup"]} == {"cpu/torch", "cpu/onnxruntime"}
 
 
 def test_a_missing_run_folder_is_an_error_that_names_the_remedy(tmp_path):

@@ -146,7 +146,8 @@ def test_onnx_runtime_is_opened_with_the_options_that_it_is_measured_with(run):
     namespace = {}
     code = block(run, "baseline", "onnxruntime")
     exec(code[: code.index("session = ")], namespace)
-    ours, theirs = loading.session_options(1), namespace["options"]
+    threads = variants.read(run / "variants/baseline").environment.threads
+    ours, theirs = loading.session_options(threads), namespace["options"]
     for name in ("intra_op_num_threads", "inter_op_num_threads", "graph_optimization_level", "execution_mode"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert theirs.get_session_config_entry("session.force_spinning_stop") == "1"
