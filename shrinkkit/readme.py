@@ -25,8 +25,8 @@ def text(card: Card, *, in_shares: bool) -> str:
         "## Load it\n",
         "Each block runs in this folder, without shrinkkit and without the class of the model, with the settings that "
         f"the file is measured with. Where a shape says `batch`, any size will do. `{CARD}` says all of this for "
-        "programs. `shrinkkit verify .` tells on another machine whether the files are whole, hold nothing that would "
-        "run as they are opened, and give the outputs that they must: run it before you open files of unknown origin.\n",
+        "programs. `shrinkkit verify .` tells on another machine whether the files are whole, hold nothing that "
+        "would run as they are opened, and give the outputs that they must. Run it first on files of unknown origin.\n",
         *(_file(card, file) for file in card.files),
     ]
     return "\n".join(parts)
