@@ -135,12 +135,13 @@ _INTEGERS_NOTE = (
 class Marked(Table):
     """A table whose cells with a tone are shaded."""
 
-    def _repr_html_(self) -> str:
-        return f'<div class="sk-marked">{super()._repr_html_()}</div>'
+    def html(self) -> str:
+        """Return it as a part of a page."""
+        return f'<div class="sk-marked">{super().html()}</div>'
 
 
 @dataclass(frozen=True, repr=False)
-class Strip:
+class Strip(Shown):
     """Inputs side by side, each with what it was taken for."""
 
     caption: str
@@ -152,11 +153,13 @@ class Strip:
         """Return it as plain text."""
         return "\n".join([self.caption, *(f"  {_told(one, self.variant)}" for one in self.examples)])
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as Markdown."""
         told = (_told(one, self.variant).replace("<", "&lt;") for one in self.examples)
         return "\n".join([f"**{self.caption}**", "", *(f"- {line}" for line in told)]) + "\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         shots = "".join(_shot(one, self.variant) for one in self.examples)
         return f'<figure class="sk-strip"><figcaption>{escape(self.caption)}</figcaption>{shots}</figure>'
 

@@ -1,5 +1,6 @@
 """Pictures: matplotlib's SVG with alt text and a caption, in colours that a page can give a dark mode its own of."""
 
+import base64
 import hashlib
 import io
 import re
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from shrinkkit.tables import Shown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#010203", "#040506"
+INK, FAINT = "#1b2126", "#dfe3e6"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
 """Okabe and Ito's, which colour-blind readers can tell apart, and a brown where theirs would not show on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -25,24 +28,30 @@ _VARIABLES = {
 
 
 @dataclass(frozen=True, repr=False)
-class Picture:
+class Picture(Shown):
     """An SVG with the text that stands in for it, and a caption."""
 
     svg: str
     alt: str
     caption: str
+    png: str = ""
+    """The same in base64, for viewers that take SVG out of what they show, as GitHub's does; '' leaves it out."""
 
     def __repr__(self) -> str:
         """Return it as plain text."""
         return f"[picture: {self.alt}]"
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it in words."""
         return f"*Picture, in words:* {self.alt}\n\n{self.caption}\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a figure."""
+        # Viewers that remove the SVG do not know `hidden` either, so that they show the image.
+        still = f'<img hidden alt="{escape(self.alt)}" src="data:image/png;base64,{self.png}">' if self.png else ""
         return (
             f'<figure class="sk-figure" role="group"><div class="sk-scroll" tabindex="0" role="region" '
-            f'aria-label="{escape(self.caption)}">{self.svg}</div>'
+            f'aria-label="{escape(self.caption)}">{self.svg}{still}</div>'
             f"<figcaption>{escape(self.caption)}</figcaption></figure>"
         )
 
@@ -86,7 +95,8 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
         alt: What the picture shows, numbers included, for those who cannot see it.
         caption: A sentence or two below it.
     """
-    buffer = io.StringIO()
+    still, buffer = io.BytesIO(), io.StringIO()
+    figure.savefig(still, format="png", dpi=90, facecolor="white", metadata={"Software": None})
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -103,6 +113,5 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
         f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
     )
     opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return Picture(
-        re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip(), alt, caption
-    )
+    svg = re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip()
+    return Picture(svg, alt, caption, base64.b64encode(still.getvalue()).decode())

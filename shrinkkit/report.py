@@ -45,7 +45,7 @@ def html(
 
     exporter = HTMLExporter(**_options("index.html.j2"), exclude_anchor_links=True)  # type: ignore[no-untyped-call]
     body, _ = exporter.from_notebook_node(_read(notebook_path), resources={"title": title, "home": home})
-    records.write_text(out_path, _with_contents(body))
+    records.write_text(out_path, _with_contents(_whole(body)))
 
 
 def markdown(notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
@@ -126,6 +126,12 @@ def _read(path: str | os.PathLike[str]) -> Any:
     import nbformat
 
     return nbformat.read(Path(path), as_version=4)  # type: ignore[no-untyped-call]
+
+
+def _whole(page: str) -> str:
+    """Return a page without what its outputs bring along for viewers that have no style and show no SVG."""
+    page = re.sub(r'<style class="sk-style">.*?</style>', "", page, flags=re.DOTALL)
+    return re.sub(r"(?<=</svg>)<img hidden [^>]*>", "", page)
 
 
 def _with_contents(page: str) -> str:

@@ -5,18 +5,31 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol
+from pathlib import Path
 
 FOLD = 12
 """Longer tables are folded under their caption."""
+STYLE = f'<style class="sk-style">{(Path(__file__).parent / "template" / "notebook.css").read_text("utf-8")}</style>'
+"""What makes an output legible in a notebook, light or dark; a page of its own has the whole style and drops this."""
 
 
-class Shown(Protocol):
-    """What a notebook, an HTML page and a Markdown page can each show."""
+class Shown:
+    """What shows itself in a notebook as HTML, in a text as Markdown, and in a terminal as plain text (its `repr`)."""
 
-    def _repr_html_(self) -> str: ...
+    def html(self) -> str:
+        """Return it as a part of a page that has the report's style."""
+        raise NotImplementedError
 
-    def _repr_markdown_(self) -> str: ...
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        # An output brings its style along: a notebook has no page to keep it in, and takes cells out of sight away.
+        return f'{STYLE}<div class="sk">{self.html()}</div>'
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Column:
 
 
 @dataclass(frozen=True, repr=False)
-class Table:
+class Table(Shown):
     """A table whose first column names its rows."""
 
     caption: str
@@ -66,7 +79,8 @@ class Table:
         ]
         return "\n".join([self.caption, *lines, *textwrap.wrap(self.note, 100)])
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as a Markdown table."""
         lines = ["| " + " | ".join(column.title or " " for column in self.columns) + " |"]
         lines.append("|" + "|".join(" ---: " if column.number else " --- " for column in self.columns) + "|")
         for row in self.rows:
@@ -74,7 +88,8 @@ class Table:
             lines.append("| " + " | ".join(texts + [""] * (len(self.columns) - len(texts))) + " |")
         return "\n".join([f"**{self.caption}**", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         head = "".join(f'<th scope="col"{_number(column)}>{escape(column.title)}</th>' for column in self.columns)
         body = "".join(f"<tr>{self._row(row)}</tr>" for row in self.rows)
         caption = escape(self.caption)
@@ -99,7 +114,7 @@ class Table:
 
 
 @dataclass(frozen=True, repr=False)
-class Statement:
+class Statement(Shown):
     """A sentence in large type, with remarks below it."""
 
     text: str
@@ -112,11 +127,13 @@ class Statement:
         """Return it as plain text."""
         return "\n".join([f"{self.label}: {self.text}" if self.label else self.text, *self.remarks])
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as Markdown."""
         label = f"**{self.label}.** " if self.label else ""
         return "\n\n".join([f"> {label}{self.text}", *self.remarks]) + "\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         label = f'<p class="sk-label">{escape(self.label)}</p>' if self.label else ""
         remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self.remarks)
         tone = f" sk-{self.tone}" if self.tone else ""
@@ -126,7 +143,7 @@ class Statement:
 
 
 @dataclass(frozen=True, repr=False)
-class Title:
+class Title(Shown):
     """The heading of a page, with a line below it."""
 
     text: str
@@ -136,15 +153,17 @@ class Title:
         """Return it as plain text."""
         return f"{self.text}\n{self.line}"
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as Markdown."""
         return f"# {self.text}\n\n{self.line}\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         return f'<h1 class="sk-title">{escape(self.text)}</h1><p class="sk-line">{escape(self.line)}</p>'
 
 
 @dataclass(frozen=True, repr=False)
-class Heading:
+class Heading(Shown):
     """The heading of a part of a section, such as a target."""
 
     text: str
@@ -153,15 +172,17 @@ class Heading:
         """Return it as plain text."""
         return self.text
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as Markdown."""
         return f"### {self.text}\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         return f"<h3>{escape(self.text)}</h3>"
 
 
 @dataclass(frozen=True, repr=False)
-class Command:
+class Command(Shown):
     """A command to copy, with a line about it."""
 
     text: str
@@ -171,15 +192,17 @@ class Command:
         """Return it as plain text."""
         return f"{self.line}\n  {self.text}"
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """Return it as Markdown."""
         return f"{self.line}\n\n    {self.text}\n"
 
-    def _repr_html_(self) -> str:
+    def html(self) -> str:
+        """Return it as a part of a page."""
         return f'<p>{escape(self.line)}</p><pre class="sk-command"><code>{escape(self.text)}</code></pre>'
 
 
 @dataclass(frozen=True, repr=False)
-class Several:
+class Several(Shown):
     """Tables, pictures and statements, one below the other."""
 
     parts: tuple[Shown, ...]
@@ -188,11 +211,13 @@ class Several:
         """Return it as plain text."""
         return "\n\n".join(repr(part) for part in self.parts)
 
-    def _repr_markdown_(self) -> str:
-        return "\n\n".join(part._repr_markdown_() for part in self.parts)
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        return "\n\n".join(part.markdown() for part in self.parts)
 
-    def _repr_html_(self) -> str:
-        return "\n".join(part._repr_html_() for part in self.parts)
+    def html(self) -> str:
+        """Return it as a part of a page."""
+        return "\n".join(part.html() for part in self.parts)
 
 
 def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:

@@ -135,9 +135,9 @@ def test_only_classes_whose_interval_excludes_zero_are_marked():
 
 
 def test_many_classes_are_folded_and_so_are_few_of_which_none_is_marked():
-    assert "<details" in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 13))})._repr_html_()
-    assert "<details" not in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 12))})._repr_html_()
-    assert "<details" in answers.classes({"int8": compared(classes=by_class([(1, 0)] * 12))})._repr_html_()
+    assert "<details" in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 13))}).html()
+    assert "<details" not in answers.classes({"int8": compared(classes=by_class([(20, 0)] * 12))}).html()
+    assert "<details" in answers.classes({"int8": compared(classes=by_class([(1, 0)] * 12))}).html()
 
 
 def test_of_a_thousand_classes_those_are_shown_that_lost_most_in_any_variant():
@@ -164,7 +164,7 @@ def test_a_task_without_classes_has_none_to_show():
 def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
     examples = tuple(digit(index=i, after="8" if i % 2 else "5") for i in range(10, 19))
     shown = answers.lost({"baseline": BASELINE, "int8": compared(lost=examples, lost_count=9, gained_count=2)})
-    html = shown._repr_html_()
+    html = shown.html()
     assert "int8: lost 9, gained 2 of 800; the first 6 are shown" in html
     found = images(html)
     assert [image["alt"] for image in found][:2] == [
@@ -182,7 +182,7 @@ def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
 
 def test_pictures_are_given_in_words_where_there_are_none():
     shown = answers.lost({"int8": compared(lost=(digit(),), lost_count=1)})
-    for text in (repr(shown), shown._repr_markdown_()):
+    for text in (repr(shown), shown.markdown()):
         assert "int8: lost 1, gained 0 of 800" in text
         assert "example 17: a 3, taken for an 8 by int8" in text
         assert "shown" not in text
@@ -195,7 +195,7 @@ def test_pictures_are_given_in_words_where_there_are_none():
 )
 def test_small_pictures_are_enlarged_by_whole_numbers(height, width, expected):
     one = dataclasses.replace(NOTHING, before="a", after="b", png=pictures.png(torch.zeros(1, height, width)))
-    (image,) = images(answers.lost({"v": compared(lost=(one,), lost_count=1)})._repr_html_())
+    (image,) = images(answers.lost({"v": compared(lost=(one,), lost_count=1)}).html())
     assert (int(image["width"]), int(image["height"])) == expected
 
 
@@ -218,7 +218,7 @@ def test_where_answers_are_no_classes_the_scores_are_shown():
 
 def test_an_image_whose_answer_stayed_and_whose_score_fell_shows_its_score():
     one = dataclasses.replace(digit(after="3"), score_before=0.9, score_after=0.25)
-    html = answers.lost({"int8": compared(lost=(one,), lost_count=1)})._repr_html_()
+    html = answers.lost({"int8": compared(lost=(one,), lost_count=1)}).html()
     assert "0.9 \N{RIGHTWARDS ARROW} 0.25" in html
     assert images(html)[0]["alt"] == "example 17: a 3, score 0.9 before, 0.25 by int8"
 
@@ -234,7 +234,7 @@ def test_class_names_cannot_become_markup():
     hostile = dataclasses.replace(digit(), wanted='<b>"', before='<b>"', after="<script>|")
     for one in (hostile, dataclasses.replace(hostile, png="")):
         shown = answers.lost({"int8": compared(lost=(one,), lost_count=1)})
-        assert not re.search(r"<(b|script)>", shown._repr_html_() + shown._repr_markdown_())
+        assert not re.search(r"<(b|script)>", shown.html() + shown.markdown())
 
 
 def test_records_read_back_from_disk_show_the_same(tmp_path):
@@ -242,7 +242,7 @@ def test_records_read_back_from_disk_show_the_same(tmp_path):
     records.write(tmp_path / "one.json", one)
     again = records.read(tmp_path / "one.json", Accuracy)
     for show in (answers.lost, answers.classes, answers.fidelity):
-        assert show({"int8": again})._repr_html_() == show({"int8": one})._repr_html_()
+        assert show({"int8": again}).html() == show({"int8": one}).html()
 
 
 def test_pictures_of_many_variants_leave_a_report_light():
@@ -251,11 +251,11 @@ def test_pictures_of_many_variants_leave_a_report_light():
     light = tuple(digit(index=i, side=24, seed=i) for i in range(12))
     one = compared(lost=(heavy,) * 12, lost_count=12, classes=by_class([(9, 0)] * 10))
     found = {f"variant-{i}": one for i in range(8)}
-    page = sum(len(show(found)._repr_html_()) for show in (answers.lost, answers.classes, answers.fidelity))
+    page = sum(len(show(found).html()) for show in (answers.lost, answers.classes, answers.fidelity))
     assert len(base64.b64decode(heavy.png)) > 5_000
     assert 2 * page < 400_000
-    assert len(images(answers.lost({"a": one})._repr_html_())) >= 1
-    assert len(images(answers.lost({"a": compared(lost=light, lost_count=12)})._repr_html_())) == answers.PICTURES
+    assert len(images(answers.lost({"a": one}).html())) >= 1
+    assert len(images(answers.lost({"a": compared(lost=light, lost_count=12)}).html())) == answers.PICTURES
 
 
 def with_integers(check, notes=()):

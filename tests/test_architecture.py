@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
-    "errors quiet records located intervals formats "
+    "errors quiet tables records located intervals formats "
     "schema recipes targets machines folders rows conclusions explain results "
     "snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
@@ -23,7 +23,7 @@ ORDER = (
     "contention blocks turns benchmark pictures measure "
     "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
     "compress structure onnxint8 pt2e openvinofiles exports variants trials sweep verify "
-    "tables drawing figures timings answers costs hotspots sections overview show "
+    "drawing live figures timings answers costs hotspots sections overview show "
     "report steps journal execution runs cli"
 ).split()
 """A module imports only from modules before it."""

@@ -25,8 +25,8 @@ def test_a_picture_is_sound_xml_whose_label_is_its_text():
 
 def test_a_picture_is_a_figure_with_its_caption_and_words_elsewhere():
     made = drawn()
-    assert "<figcaption>It falls.</figcaption>" in made._repr_html_()
-    assert made.alt in made._repr_markdown_()
+    assert "<figcaption>It falls.</figcaption>" in made.html()
+    assert made.alt in made.markdown()
     assert repr(made) == f"[picture: {made.alt}]"
 
 

@@ -118,5 +118,5 @@ def test_without_times_there_is_a_sentence(record):
 
 def test_it_shows_itself_as_html_markdown_and_text(record):
     shown = hotspots.layers(record, VARIANTS)
-    for text in (shown._repr_html_(), shown._repr_markdown_(), repr(shown)):
+    for text in (shown.html(), shown.markdown(), repr(shown)):
         assert "stages.3.conv1" in text

@@ -36,8 +36,8 @@ def test_every_view_survives_a_run_that_got_nowhere(view, found):
     rows = tuple(results.Row(row.variant, row.target, "not run", "it was interrupted") for row in found.rows)
     empty = dataclasses.replace(found, rows=rows, variants={}, measured={}, status=None, study=None)
     shown = view(empty)
-    assert shown._repr_html_()
-    assert shown._repr_markdown_()
+    assert shown.html()
+    assert shown.markdown()
     assert repr(shown)
 
 
@@ -53,7 +53,7 @@ def test_a_masked_variant_is_said_to_be_no_smaller(found):
 
 
 def test_what_is_missing_is_listed_once_with_its_targets(found):
-    text = overview.missing(found)._repr_markdown_()
+    text = overview.missing(found).markdown()
     assert text.count("| dynamic-int8 | cpu/torch, cpu/onnxruntime | failed |") == 1
     assert "| float16 | cpu/onnxruntime | refused |" in text
 
@@ -72,8 +72,8 @@ def test_model_files_have_their_whole_hash(found):
 
 
 def test_steps_link_to_their_pages_beside_the_report(found):
-    assert 'href="steps/1-baseline.html"' in overview.steps(found)._repr_html_()
-    assert "(steps/4-benchmark-cpu-torch.html)" in overview.steps(found)._repr_markdown_()
+    assert 'href="steps/1-baseline.html"' in overview.steps(found).html()
+    assert "(steps/4-benchmark-cpu-torch.html)" in overview.steps(found).markdown()
 
 
 def test_the_command_is_shown_as_it_was_given(found):
@@ -87,7 +87,7 @@ def away(tmp_path_factory):
 
 
 def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_facts(away):
-    text = overview.variants(away)._repr_html_()
+    text = overview.variants(away).html()
     own, other = text.split("<h3>")[1:]
     assert own.startswith(f"{examples.HERE}: {examples.CPU}</h3>")
     assert other.startswith(f"{examples.ELSEWHERE}: {examples.OTHER_CPU}</h3>")
@@ -101,8 +101,8 @@ def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_f
 
 
 def test_one_machine_has_no_section_of_its_own(found):
-    assert "<h3>" not in overview.variants(found)._repr_html_()
-    assert examples.HERE not in "".join(view(found)._repr_html_() for view in VIEWS)
+    assert "<h3>" not in overview.variants(found).html()
+    assert examples.HERE not in "".join(view(found).html() for view in VIEWS)
 
 
 def test_the_title_says_which_machine_measured_what(away):
@@ -112,7 +112,7 @@ def test_the_title_says_which_machine_measured_what(away):
 
 def test_figures_of_several_machines_name_the_machine(away):
     for view in (overview.factors, overview.tradeoff, overview.missing):
-        text = view(away)._repr_html_()
+        text = view(away).html()
         assert examples.HERE in text
         assert f"cpu/torch @ {examples.ELSEWHERE}" in text
 
@@ -125,4 +125,4 @@ def test_the_command_of_another_machine_is_shown_with_its_targets(away):
 
 def test_a_machine_that_measured_nothing_still_has_its_section(away):
     empty = dataclasses.replace(away, measured={})
-    assert f"<h3>{examples.ELSEWHERE}</h3>" in overview.variants(empty)._repr_html_()
+    assert f"<h3>{examples.ELSEWHERE}</h3>" in overview.variants(empty).html()

@@ -22,7 +22,7 @@ def found(tmp_path_factory):
     ],
 )
 def test_every_target_has_its_own_part(found, part, says):
-    text = part(found)._repr_html_()
+    text = part(found).html()
     for target in found.targets:
         assert f"<h3>{target}</h3>" in text
     assert says in text
@@ -36,7 +36,7 @@ def test_a_run_without_measurements_says_so(found, part):
 @pytest.mark.parametrize("part", [sections.lost, sections.time, sections.deployment])
 def test_parts_of_several_machines_are_headed_by_target_and_machine(part, tmp_path):
     away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
-    text = part(away)._repr_html_()
+    text = part(away).html()
     assert len(away.targets) == 3
     for target in away.targets:
         assert f"<h3>{away.where(target)}</h3>" in text

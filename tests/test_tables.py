@@ -13,24 +13,24 @@ def table(rows=1, **options):
 
 
 def test_a_table_has_a_caption_and_scopes():
-    text = table()._repr_html_()
+    text = table().html()
     assert "<caption><span>Latencies</span></caption>" in text
     assert '<th scope="col">variant</th>' in text
     assert '<th scope="row">v0</th>' in text
 
 
 def test_a_long_table_is_folded_under_its_caption():
-    assert table(13)._repr_html_().startswith('<details class="sk-fold"><summary>Latencies</summary>')
-    assert "<details" not in table(12)._repr_html_()
+    assert table(13).html().startswith('<details class="sk-fold"><summary>Latencies</summary>')
+    assert "<details" not in table(12).html()
 
 
 def test_what_a_record_says_cannot_become_markup():
     shown = Several(
         (Table("<b>", COLUMNS, ((Cell("<script>"), Cell("a|b")),), "<i>"), Statement("<img>"), Title("<u>", "<s>"))
     )
-    assert not {"b", "script", "i", "img", "u"} & set(tags(shown._repr_html_()))
-    assert "a\\|b" in shown._repr_markdown_()
-    assert "<script>" not in shown.parts[0]._repr_markdown_()
+    assert not {"b", "script", "i", "img", "u"} & set(tags(shown.html()))
+    assert "a\\|b" in shown.markdown()
+    assert "<script>" not in shown.parts[0].markdown()
 
 
 def tags(html):
@@ -43,13 +43,13 @@ def tags(html):
 
 def test_a_cell_can_take_the_rest_of_its_row():
     shown = Table("t", COLUMNS, ((Cell("v"), Cell("failed: why", wide=True)),))
-    assert 'colspan="1"' in shown._repr_html_()
+    assert 'colspan="1"' in shown.html()
     assert "failed: why" in repr(shown)
 
 
 def test_markdown_rows_have_as_many_cells_as_columns():
     shown = Table("t", (*COLUMNS, Column("x")), ((Cell("v"), Cell("wide", wide=True)),))
-    assert {line.count("|") for line in shown._repr_markdown_().splitlines() if line.startswith("|")} == {4}
+    assert {line.count("|") for line in shown.markdown().splitlines() if line.startswith("|")} == {4}
 
 
 def test_text_columns_are_aligned():
@@ -62,14 +62,14 @@ def test_empty_facts_are_left_out():
 
 
 def test_a_command_stands_alone_in_markdown():
-    assert "\n    shrinkkit run digits-cnn\n" in Command("shrinkkit run digits-cnn", "Again:")._repr_markdown_()
+    assert "\n    shrinkkit run digits-cnn\n" in Command("shrinkkit run digits-cnn", "Again:").markdown()
 
 
 def test_numbers_in_a_statement_keep_their_units():
-    assert "1.09&nbsp;MB" in Statement("1.09 MB of files")._repr_html_()
+    assert "1.09&nbsp;MB" in Statement("1.09 MB of files").html()
 
 
 def test_a_heading_stands_above_a_part():
-    assert Heading("cpu/torch & more")._repr_html_() == "<h3>cpu/torch &amp; more</h3>"
-    assert Heading("cpu/torch")._repr_markdown_() == "### cpu/torch\n"
+    assert Heading("cpu/torch & more").html() == "<h3>cpu/torch &amp; more</h3>"
+    assert Heading("cpu/torch").markdown() == "### cpu/torch\n"
     assert repr(Heading("cpu/torch")) == "cpu/torch"

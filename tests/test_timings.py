@@ -40,7 +40,7 @@ def test_a_machine_that_was_not_steady_is_named(latencies):
 
 
 def test_distributions_are_pictures_or_a_sentence(latencies):
-    assert "<svg" in timings.distributions(latencies)._repr_html_()
+    assert "<svg" in timings.distributions(latencies).html()
     assert "no times" in repr(timings.distributions({}))
 
 
