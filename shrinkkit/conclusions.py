@@ -8,14 +8,18 @@ from shrinkkit import formats, intervals, machines, records
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Comparison, Estimate
+from shrinkkit.rich import Rich
 from shrinkkit.rows import Results, Row
+from shrinkkit.tables import Shown, Statement
 
 TRUSTED = ("faster", "slower", "same")
 """Verdicts of a timing that may be quoted."""
+TONES = {"within budget": "good", "cannot tell": "doubt", "over budget": "bad", "none": "doubt"}
+"""Of the kinds of a verdict."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Rich):
     """The answer of a report, and the row that it stands on."""
 
     headline: str
@@ -31,9 +35,13 @@ class Verdict:
         """The headline and the remarks, as one text."""
         return " ".join([self.headline, *self.remarks])
 
+    def shown(self) -> Shown:
+        """Return the headline with its remarks."""
+        return Statement(self.headline, self.remarks, TONES[self.kind], f"Verdict: {self.kind}")
 
-@dataclass(frozen=True)
-class Factors:
+
+@dataclass(frozen=True, repr=False)
+class Factors(Rich):
     """Why a variant on a target is as fast as it is: factors whose product is its speed-up against torch FP32.
 
     A factor is None where the variant has no such part.

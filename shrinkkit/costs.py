@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from shrinkkit import formats, timings
+from shrinkkit import formats, views
 from shrinkkit.drawing import COLOURS, FAINT, MARKERS, Picture, canvas, picture
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Conditions, Estimate, Measurement, TargetRecord
@@ -106,7 +106,7 @@ def throughput(record: TargetRecord) -> Several:
                 else (
                     _time(point.latency_ms),
                     Cell(_rate(point.batch_size, point.latency_ms)),
-                    timings.speed(point.latency) if point.latency else Cell("reference", tone="quiet"),
+                    views.speed(point.latency) if point.latency else Cell("reference", tone="quiet"),
                 )
             ),
         )

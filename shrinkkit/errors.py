@@ -4,9 +4,17 @@ Each message names the rule, the value that broke it, and the remedy. Whoever ca
 `ShrinkkitError` catches all of them; anything else that escapes is a defect.
 """
 
+import sys
+import traceback
+from pathlib import Path
+
 
 class ShrinkkitError(Exception):
     """Base of every error that shrinkkit raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this. The message names rule, value and remedy; forty lines of our code would hide it.
+        return [f"{type(self).__name__}: {self}", *_causes(self)]
 
 
 class InvalidInput(ShrinkkitError, ValueError):
@@ -39,6 +47,17 @@ class ModelFileError(ShrinkkitError):
 
 class StepFailed(ShrinkkitError):
     """A notebook of a run failed, died, or ran out of time."""
+
+
+def _causes(error: BaseException) -> list[str]:
+    """Return the lines of the user's own code, if any, that an error of theirs came from, the innermost last."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, ShrinkkitError):
+        return []
+    here = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, "<frozen")
+    frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(here)]
+    lines = [f"  {Path(f.filename).name}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
+    return ["", "In your code:", *lines, f"  {type(cause).__name__}: {cause}"] if lines else []
 
 
 def brief(error: BaseException) -> str:

@@ -1,8 +1,11 @@
 """Numbers as people read them: units, sensible digits, intervals. The same text in terminal, HTML and Markdown."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from shrinkkit.records import Estimate
+if TYPE_CHECKING:
+    from shrinkkit.records import Estimate
 
 TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -38,6 +41,11 @@ def percent(share: float) -> str:
     return f"{_rounded(100 * share, 1)} %"
 
 
+def in_shares(scores: Sequence[float]) -> bool:
+    """Return whether scores are shares in [0, 1], which are written as per cent."""
+    return all(0 <= score <= 1 for score in scores)
+
+
 def score(value: float, *, in_shares: bool) -> str:
     """Return a score: per cent if scores are shares in [0, 1], else the plain number."""
     return percent(value) if in_shares else signed(digits(value))
@@ -51,7 +59,7 @@ def change(value: float, *, in_shares: bool) -> str:
     return signed(f"{value:+.3g}")
 
 
-def between(estimate: Estimate, *, in_shares: bool | None = None) -> str:
+def between(estimate: "Estimate", *, in_shares: bool | None = None) -> str:
     """Return the interval of an estimate in brackets, without unit.
 
     Args:

@@ -12,9 +12,15 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from shrinkkit import views
 from shrinkkit.errors import InvalidInput, UnfairComparison
+from shrinkkit.rich import Rich
+from shrinkkit.tables import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 3
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
@@ -22,17 +28,21 @@ WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Rich):
     """A value with its 95 % interval, in the unit of the field that holds it."""
 
     value: float
     low: float
     high: float
 
+    def shown(self) -> Shown:
+        """Return the view of it that `show` gives too."""
+        return views.estimate(self)
 
-@dataclass(frozen=True)
-class Environment:
+
+@dataclass(frozen=True, repr=False)
+class Environment(Rich):
     """The machine and the software that a record was made on."""
 
     cpu: str
@@ -52,17 +62,21 @@ class Environment:
     """Of the first core at that moment; None where the system does not tell."""
     load_average: float
 
+    def shown(self) -> Shown:
+        """Return the view of it that `show` gives too."""
+        return views.environment(self)
 
-@dataclass(frozen=True)
-class LayerPrecision:
+
+@dataclass(frozen=True, repr=False)
+class LayerPrecision(Rich):
     """How one runtime computes a layer, and why it was left in float if it was."""
 
     runs_as: str
     why: str = ""
 
 
-@dataclass(frozen=True)
-class LayerAudit:
+@dataclass(frozen=True, repr=False)
+class LayerAudit(Rich):
     """What happened to one layer, found by looking at the result and not at the request.
 
     `channels` counts output channels or features; `zeroed` is the share of weights that are
@@ -81,8 +95,32 @@ class LayerAudit:
     """Why a layer that could have lost channels kept them all; empty if it lost some or was not asked to."""
 
 
-@dataclass(frozen=True)
-class Port:
+class Audit(tuple[LayerAudit, ...]):
+    """What happened to each layer of a variant: a tuple that shows itself as a table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each layer's audit as a plain dict, by the layer's name."""
+        return {layer.layer: layer.to_dict() for layer in self}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a data frame with a row for each layer."""
+        import pandas as pd
+
+        return pd.DataFrame([row for layer in self for row in layer._rows()])
+
+    def __repr__(self) -> str:
+        """Return it as plain text."""
+        return repr(views.audit(self))
+
+    def _repr_html_(self) -> str:
+        return views.audit(self)._repr_html_()
+
+    def _repr_markdown_(self) -> str:
+        return views.audit(self).markdown()
+
+
+@dataclass(frozen=True, repr=False)
+class Port(Rich):
     """An input or output of a model file."""
 
     name: str
@@ -92,8 +130,8 @@ class Port:
     """`batch` stands where any size will do."""
 
 
-@dataclass(frozen=True)
-class ModelFile:
+@dataclass(frozen=True, repr=False)
+class ModelFile(Rich):
     """What a runtime loads. Runtimes may share a file; then each has its own entry with the same path."""
 
     runtime: str
@@ -114,8 +152,8 @@ class ModelFile:
     those of the model in memory, as a share of the largest absolute output."""
 
 
-@dataclass(frozen=True)
-class Variant:
+@dataclass(frozen=True, repr=False)
+class Variant(Rich):
     """One recipe applied to one task: model files and what truly happened, layer by layer."""
 
     name: str
@@ -140,9 +178,17 @@ class Variant:
     environment: Environment
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Make the audit one that shows itself."""
+        object.__setattr__(self, "audit", Audit(self.audit))
 
-@dataclass(frozen=True)
-class Conditions:
+    def shown(self) -> Shown:
+        """Return what was asked for and what was reached."""
+        return views.variant(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Conditions(Rich):
     """What must be equal before two latencies may be compared. dtype is a treatment and not here."""
 
     device: str
@@ -155,8 +201,8 @@ class Conditions:
     inputs_sha256: str
 
 
-@dataclass(frozen=True)
-class Disturbance:
+@dataclass(frozen=True, repr=False)
+class Disturbance(Rich):
     """What else used the machine while models took turns; None where the system does not tell."""
 
     own_cores: float
@@ -173,7 +219,7 @@ class Disturbance:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Rich):
     """Paired timing of `candidate` against `reference`: interleaved, with raw samples.
 
     Ratios are reference time over candidate time: 2.0 means twice as fast.
@@ -225,22 +271,27 @@ class Comparison:
             found.append("the warm-up ended before times were steady")
         return (*found, *self.disturbance.signs)
 
-    def __repr__(self) -> str:
+    def shown(self) -> Shown:
         """Return the verdict with its interval, the control, and a warning where the spread is too wide to trust."""
-        here, c = self.conditions, self.speedup
-        runtimes = here.runtime + (f" and {self.candidate_runtime}" if self.candidate_runtime != here.runtime else "")
-        lines = [
-            f"{self.candidate} is {self.verdict}: {c.value:.3g} [{c.low:.3g}, {c.high:.3g}] times the speed of "
-            f"{self.reference}",
-            f"{self.reference_ms.value:.3g} ms and {self.candidate_ms.value:.3g} ms a call of {here.batch_size} on "
-            f"{here.device} in {runtimes}, {here.threads} threads",
-            f"noise floor {self.noise_floor:.1%}, {len(self.null_samples_ms) // 2} blocks in {self.duration_s:.1f} s",
+        return views.comparison(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each timed call."""
+        of = {
+            self.reference: self.reference_samples_ms,
+            self.candidate: self.candidate_samples_ms,
+            f"{self.reference}, a copy": self.null_samples_ms,
+        }
+        return [
+            {"model": model, "slot": slot, "call": call, "ms": ms}
+            for model, samples in of.items()
+            for slot, calls in enumerate(samples)
+            for call, ms in enumerate(calls)
         ]
-        return "\n".join(lines + [f"WARNING: {'; '.join(self.doubts)}"] * bool(self.doubts))
 
 
-@dataclass(frozen=True)
-class ClassScore:
+@dataclass(frozen=True, repr=False)
+class ClassScore(Rich):
     """The score on the test examples of one class."""
 
     name: str
@@ -250,8 +301,8 @@ class ClassScore:
     """Variant minus baseline, on the same examples; None for the baseline."""
 
 
-@dataclass(frozen=True)
-class Lost:
+@dataclass(frozen=True, repr=False)
+class Lost(Rich):
     """A test example that the baseline answered better than the variant."""
 
     index: int
@@ -267,8 +318,8 @@ class Lost:
     """The input as a PNG in base64, where it is an image."""
 
 
-@dataclass(frozen=True)
-class Accuracy:
+@dataclass(frozen=True, repr=False)
+class Accuracy(Rich):
     """Per-example scores on the test split, and the paired difference to the baseline."""
 
     metric: str
@@ -290,9 +341,17 @@ class Accuracy:
     gained_count: int
     """Examples that the variant answered better than the baseline."""
 
+    def shown(self) -> Shown:
+        """Return the score, and how the answers moved."""
+        return views.accuracy(self)
 
-@dataclass(frozen=True)
-class Memory:
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each example of the test split."""
+        return [{"example": i, "score": score} for i, score in enumerate(self.scores)]
+
+
+@dataclass(frozen=True, repr=False)
+class Memory(Rich):
     """Peak memory of a process of its own that loads one model file and calls it, in bytes."""
 
     runtime_bytes: int
@@ -305,8 +364,8 @@ class Memory:
     """`resident` (the system's count of resident pages) or `allocator` (CUDA's own)."""
 
 
-@dataclass(frozen=True)
-class LayerTime:
+@dataclass(frozen=True, repr=False)
+class LayerTime(Rich):
     """Time of one operator of a layer in one call, as the runtime's own profiler or a stepped run gives it."""
 
     layer: str
@@ -319,8 +378,8 @@ class LayerTime:
     """Whether it only changes the number format: quantizes, dequantizes, casts, or reorders memory."""
 
 
-@dataclass(frozen=True)
-class IntegerCheck:
+@dataclass(frozen=True, repr=False)
+class IntegerCheck(Rich):
     """What integer kernels computed here beside the same integers computed in float: saturation shows."""
 
     deviation: float
@@ -331,8 +390,8 @@ class IntegerCheck:
     """Layers whose kernels gave other numbers than rounding explains."""
 
 
-@dataclass(frozen=True)
-class Point:
+@dataclass(frozen=True, repr=False)
+class Point(Rich):
     """One variant at another batch size or number of threads than the rest of the benchmark."""
 
     variant: str
@@ -345,8 +404,8 @@ class Point:
     latency_ms: Estimate | None = None
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Rich):
     """Everything measured of one variant's model file on one target."""
 
     variant: str
@@ -369,9 +428,13 @@ class Measurement:
     notes: tuple[str, ...] = ()
     """Why one of these could not be measured."""
 
+    def shown(self) -> Shown:
+        """Return the view of it that `show` gives too."""
+        return views.measurement(self)
 
-@dataclass(frozen=True)
-class TargetRecord:
+
+@dataclass(frozen=True, repr=False)
+class TargetRecord(Rich):
     """One target's benchmark: the same process, inputs and threads for every variant."""
 
     task: str
@@ -387,9 +450,18 @@ class TargetRecord:
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
 
+    def shown(self) -> Shown:
+        """Return each variant's latency and accuracy."""
+        return views.measurements(self)
 
-@dataclass(frozen=True)
-class Step:
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant, without raw samples and scores."""
+        whole = [row for one in self.measurements for row in one._rows()]
+        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in whole]
+
+
+@dataclass(frozen=True, repr=False)
+class Step(Rich):
     """One notebook of a run, as its parent process saw it end."""
 
     name: str
@@ -405,8 +477,8 @@ class Step:
     """Hash of everything the step depends on; an unchanged step is not run again."""
 
 
-@dataclass(frozen=True)
-class Status:
+@dataclass(frozen=True, repr=False)
+class Status(Rich):
     """What became of a run's steps."""
 
     command: str
@@ -415,6 +487,14 @@ class Status:
     """ISO 8601, UTC."""
     steps: tuple[Step, ...]
     schema_version: int = SCHEMA_VERSION
+
+    def shown(self) -> Shown:
+        """Return the steps and how each ended."""
+        return views.status(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each step."""
+        return [step.to_dict() for step in self.steps]
 
 
 R = TypeVar("R")

@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import folders, intervals, machines
+from shrinkkit import folders, intervals, machines, views
 from shrinkkit.errors import InvalidInput
 from shrinkkit.folders import Folder, again
 from shrinkkit.recipes import BASELINE, Budget, Recipe, Study, impossible
 from shrinkkit.records import Comparison, Estimate, Measurement, Status, Step, TargetRecord, Variant
+from shrinkkit.rich import Rich
+from shrinkkit.tables import Shown
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Rich):
     """One variant at one place: what is known of it, and if it was not measured, why not."""
 
     variant: str
@@ -52,8 +54,8 @@ class Row:
     file_sha256: str = ""
 
 
-@dataclass(frozen=True)
-class Results:
+@dataclass(frozen=True, repr=False)
+class Results(Rich):
     """What a run folder holds. `rows` has every variant at every place, the baseline first."""
 
     name: str
@@ -90,6 +92,14 @@ class Results:
         """Return the place `target` as a reader must see it: with its machine, if there are several."""
         several = len(self.machines) > 1
         return machines.place(machines.target_of(target), self.machine(target)) if several else target
+
+    def shown(self) -> Shown:
+        """Return a table of all rows; the report shows more of each."""
+        return views.results(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant at each place."""
+        return [row for one in self.rows for row in one._rows()]
 
     def of(self, machine: str) -> "Results":
         """Return what was measured on one of `machines`; the names of all of them stay."""

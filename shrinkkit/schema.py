@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from shrinkkit import views
 from shrinkkit.errors import InvalidInput
 from shrinkkit.located import Key, message, nearest, options
+from shrinkkit.rich import Rich
+from shrinkkit.tables import Shown
 
 BUILT_IN: tuple[str, ...] = (
     "channels-50",
@@ -146,7 +149,7 @@ Prune = Annotated[PruneChannels | PruneWeights, Field(discriminator="method")]
 Quantize = Annotated[QuantizeStatic | QuantizeDirect, Field(discriminator="method")]
 
 
-class Recipe(_Section):
+class Recipe(Rich, _Section):
     """How a model is compressed: pruned, quantized, or first the one and then the other."""
 
     name: Annotated[_FolderName, AfterValidator(_unreserved)]
@@ -166,6 +169,14 @@ class Recipe(_Section):
         """Return what the recipe does, with defaults filled in, as plain JSON values; not its name or source."""
         return self.model_dump(mode="json", include={"prune", "quantize"}, exclude_none=True)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return its name and its sections, with defaults filled in."""
+        return {"name": self.name, **self.settings()}
+
+    def shown(self) -> Shown:
+        """Return its sections, a line each."""
+        return views.recipe(self)
+
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -181,7 +192,7 @@ class Budget(_Section):
     """Where it is to be fastest; None leaves it to the report."""
 
 
-class Study(_Section):
+class Study(Rich, _Section):
     """One task, the recipes to try on it, the targets to measure them on, and a budget."""
 
     name: _FolderName
@@ -200,6 +211,18 @@ class Study(_Section):
     """Numbers of threads to time every variant with besides `threads`."""
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that one step may take."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what it says, with defaults filled in."""
+        return {**self.model_dump(mode="json"), "recipes": [recipe.to_dict() for recipe in self.recipes]}
+
+    def shown(self) -> Shown:
+        """Return what is done to what, where, and within which budget."""
+        return views.study(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each recipe."""
+        return [row for recipe in self.recipes for row in recipe._rows()]
 
     @model_validator(mode="after")
     def _agrees(self) -> "Study":

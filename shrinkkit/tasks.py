@@ -20,9 +20,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from shrinkkit import bundled, outputs, usermodel
+from shrinkkit import bundled, outputs, usermodel, views
 from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError
 from shrinkkit.located import nearest
+from shrinkkit.rich import Rich
+from shrinkkit.tables import Shown
 from shrinkkit.usercode import blaming, call, sources_of
 from shrinkkit.usermodel import Example as Example
 from shrinkkit.usermodel import raw_bytes
@@ -36,8 +38,8 @@ _EXAMPLES_HASHED = 64
 _EXAMPLES_CHECKED = 2048
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Rich):
     """A trained model together with the data and the functions that judge it.
 
     Each split is a map-style dataset of `(inputs, target)`: one example without a batch
@@ -60,6 +62,22 @@ class Task:
     metric: str = "accuracy"
     """What `score` is called in tables and pictures."""
     class_names: tuple[str, ...] = ()
+
+    def shown(self) -> Shown:
+        """Return what it consists of: model, inputs, splits and metric."""
+        return views.task(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what it consists of, without tensors, data and functions."""
+        return {
+            "name": self.name,
+            "model": type(self.model).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "inputs": [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in self.example],
+            "examples": {split: len(getattr(self, split)) for split in SPLITS},
+            "metric": self.metric,
+            "class_names": list(self.class_names),
+        }
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Task:

@@ -7,6 +7,7 @@ from shrinkkit import figures, formats
 from shrinkkit.records import Comparison
 from shrinkkit.results import Results
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table
+from shrinkkit.views import speed
 
 _TIMING = (
     Column("baseline", True),
@@ -77,9 +78,3 @@ def _timing(c: Comparison) -> tuple[Cell, ...]:
         Cell(f"{c.duration_s:.1f} s", blocks, tone="quiet"),
         Cell("; ".join(c.doubts) or "none seen", tone="doubt" if c.doubts else "quiet"),
     )
-
-
-def speed(c: Comparison) -> Cell:
-    """Return a speed-up with its interval and verdict."""
-    tone = {"faster": "good", "slower": "bad"}.get(c.verdict, "doubt" if c.verdict != "same" else "quiet")
-    return Cell(formats.times(c.speedup.value), f"{formats.between(c.speedup)}\n{c.verdict}", tone)

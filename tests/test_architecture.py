@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
-    "errors quiet tables records located intervals formats "
+    "errors quiet tables rich formats views records located intervals "
     "schema recipes targets machines folders rows conclusions explain results "
     "snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import examples
 import pytest
-import torch
+from tiny import task as tiny_task
 from torch import nn
 
 from shrinkkit import results, show
@@ -22,21 +22,10 @@ def record(found):
 
 
 def test_a_task_is_shown_with_its_splits():
-    split = torch.utils.data.TensorDataset(torch.zeros(5, 3))
-    made = SimpleNamespace(
-        name="tiny",
-        model=nn.Linear(3, 2),
-        example=(torch.zeros(4, 3),),
-        metric="accuracy",
-        class_names=("a", "b"),
-        train=split,
-        calibration=split,
-        validation=split,
-        test=split,
-    )
+    made = tiny_task()
     text = repr(show.task(made))
-    assert "(4, 3) float32" in text
-    assert "5 train, 5 calibration, 5 validation, 5 test" in text
+    assert "(4, 1, 8, 8) float32" in text
+    assert "128 train, 32 calibration, 30 validation, 42 test" in text
 
 
 def test_layers_are_listed_by_the_work_they_do():
