@@ -13,8 +13,8 @@ report: $(STAMP)  ## compress the bundled model, measure it here, write reports/
 test: $(STAMP)  ## run the whole test suite
 	@$(BIN)/python -m pytest
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+lab: $(STAMP)  ## open the notebooks in JupyterLab, the first one in front
+	@$(BIN)/jupyter lab notebooks/start.ipynb
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -24,7 +24,7 @@ from shrinkkit.overview import (
     verdict,
 )
 from shrinkkit.recipes import BASELINE
-from shrinkkit.records import Variant
+from shrinkkit.records import Comparison, Variant
 from shrinkkit.results import Results
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table
 from shrinkkit.timings import distributions, latencies, runtime, timings
@@ -57,12 +57,15 @@ __all__ = [
     "model_files",
     "runtime",
     "score",
+    "scores",
+    "shrunk",
     "steps",
     "tails",
     "task",
     "throughput",
     "timings",
     "title",
+    "trade",
     "tradeoff",
     "training",
     "trials",
@@ -80,6 +83,64 @@ def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
     return Statement(
         f"{metric.capitalize()} {value} {formats.between(mean, in_shares=shares)} on {len(scores):,} {split} examples."
     )
+
+
+def scores(found: Mapping[str, Sequence[float]], *, metric: str, split: str) -> Table:
+    """Return the mean score of each model on the same examples, and its paired difference to the first one's.
+
+    Args:
+        found: Scores by the model's name, one an example, in the same order.
+        metric: What a score is called.
+        split: What the examples are called.
+    """
+    first = next(iter(found.values()))
+    shares = all(map(formats.in_shares, found.values()))
+    means = {name: intervals.mean(one) for name, one in found.items()}
+    moved = {name: intervals.paired_difference(first, one) for name, one in found.items() if one is not first}
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(formats.score(mean.value, in_shares=shares), formats.between(mean, in_shares=shares)),
+            Cell(formats.change(moved[name].value, in_shares=shares), formats.between(moved[name], in_shares=shares))
+            if name in moved
+            else Cell("reference", tone="quiet"),
+        )
+        for name, mean in means.items()
+    )
+    columns = (Column("model"), Column(metric, True), Column("change", True))
+    return Table(f"{metric.capitalize()} on {len(first):,} {split} examples", columns, rows)
+
+
+def shrunk(*, parameters: Sequence[int], macs: Sequence[int]) -> Table:
+    """Return how many parameters and MACs of one example a model has before and after it was made smaller.
+
+    Args:
+        parameters: Before and after.
+        macs: Before and after.
+    """
+    rows = tuple(
+        (Cell(name), Cell(formats.count(before)), Cell(formats.count(after)), Cell(formats.times(before / after)))
+        for name, (before, after) in (("parameters", parameters), ("MACs of one example", macs))
+    )
+    columns = (Column(""), Column("before", True), Column("after", True), Column("fewer by", True))
+    return Table("What became smaller", columns, rows)
+
+
+def trade(timed: Comparison, before: Sequence[float], after: Sequence[float], *, metric: str) -> Statement:
+    """Return in one sentence what was won in speed and lost in score.
+
+    Args:
+        timed: Of the model before and the one after.
+        before: Its scores, one an example.
+        after: The scores of the other, of the same examples in the same order.
+        metric: What a score is called.
+    """
+    shares = formats.in_shares([*before, *after])
+    moved = intervals.paired_difference(before, after)
+    speed = f"{formats.times(timed.speedup.value)} {formats.between(timed.speedup)}"
+    change = f"{formats.change(moved.value, in_shares=shares)} {formats.between(moved, in_shares=shares)}"
+    said = f"Against the model before, this one is {timed.verdict} ({speed}), and its {metric} changes by {change}."
+    return Statement(said, timed.doubts, views.speed(timed).tone)
 
 
 def layers(model: "nn.Module", layer_macs: Mapping[str, int]) -> Table:

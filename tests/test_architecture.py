@@ -35,7 +35,7 @@ TESTED_WITH = {
     "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
-NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"]
+NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
 
 
 def sources(module):
@@ -113,7 +113,7 @@ def test_every_module_has_its_tests(module):
     assert (ROOT / "tests" / f"test_{TESTED_WITH.get(module, module)}.py").is_file()
 
 
-def test_there_are_five_notebooks():
+def test_the_notebooks_are_a_start_and_five_steps():
     assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == NAMES
 
 

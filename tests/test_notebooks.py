@@ -32,6 +32,16 @@ def shown(notebook):
     return [o.data.get("text/plain", "") for o in outputs if "data" in o]
 
 
+def test_the_first_notebook_says_what_there_is_and_measures_it(place):
+    error, notebook = execute(place, "start")
+    assert error == ""
+    said = shown(notebook)
+    assert "Task digits-cnn" in said[0]
+    assert "parameters" in said[1]
+    assert "noise floor" in said[2]
+    assert said[-1].startswith("Against the model before, this one is ")
+
+
 @pytest.mark.parametrize(
     ("name", "made"),
     [
