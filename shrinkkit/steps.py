@@ -19,17 +19,9 @@ from typing import Any
 
 from shrinkkit.errors import InvalidInput
 from shrinkkit.located import nearest
+from shrinkkit.parameters import of_type
 
 NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
-
-TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "list": (list,),
-    "dict": (dict,),
-}
 
 
 def parameters(notebook: Path) -> dict[str, tuple[str, Any, str]]:
@@ -66,12 +58,8 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
         if name not in known:
             problems.append(f"{name!r} is no parameter.{nearest(name, list(known))} There are {', '.join(known)}.")
             continue
-        annotation = known[name][0]
-        kinds = [kind.strip().partition("[")[0] for kind in annotation.split("|")]
-        allowed = tuple(t for kind in kinds for t in TYPES.get(kind, ()))
-        is_none = value is None and "None" in kinds
-        if not is_none and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-            problems.append(f"`{name}` must be {annotation}, got {value!r} ({known[name][2]}).")
+        if problem := of_type(name, known[name][0], value):
+            problems.append(f"{problem.rstrip('.')} ({known[name][2]}).")
     if problems:
         raise InvalidInput(f"{notebook.name} was not started: " + " ".join(problems))
 

@@ -16,7 +16,7 @@ PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
     "errors quiet tables rich formats views records located intervals "
-    "schema recipes targets machines folders rows conclusions explain results "
+    "schema parameters recipes targets machines folders rows conclusions explain results "
     "snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
@@ -28,7 +28,7 @@ ORDER = (
 ).split()
 """A module imports only from modules before it."""
 DRIVER = {"report", "steps", "journal", "execution", "runs", "cli"}
-DRIVER_MAY = {*DRIVER, "errors", "records", "located", "recipes", "targets", "results", "bundled", "machines"}
+DRIVER_MAY = {*DRIVER, "errors", "parameters", "records", "located", "recipes", "targets", "results", "bundled", "machines"}
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
     "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
