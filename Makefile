@@ -10,8 +10,9 @@ PIP = -m pip --quiet --disable-pip-version-check
 report: $(STAMP)  ## compress the bundled model, measure it here, write reports/digits-cnn/report.html
 	@$(BIN)/shrinkkit run digits-cnn
 
+# Two files of tests at a time, each on one thread: spinning threads that share a core make everything many times slower.
 test: $(STAMP)  ## run the whole test suite
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, the first one in front
 	@$(BIN)/jupyter lab notebooks/start.ipynb

@@ -16,7 +16,13 @@ def pytest_configure(config):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
+LONG = ("test_runs", "test_lab", "test_coverage", "test_notebooks", "test_packaging", "test_snippets", "test_trials")
+"""Files that take long come first, so that none is left when one of several workers has nothing more to do."""
+
+
 def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
     reasons = {
         "gpu": "" if torch.cuda.is_available() else "torch sees no GPU",
         "browser": "" if shutil.which("chromium") else "Chromium is not installed",

@@ -11,8 +11,11 @@ from shrinkkit import runs
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = pytest.mark.browser
 
-SHORT = {"4-benchmark": {"batch_sizes": "[]", "thread_counts": "[]"}}
-"""Parameters that a person would change who is in a hurry."""
+SHORT = {
+    **{name: {"threads": "1"} for name in ("1-baseline", "2-prune", "3-quantize")},
+    "4-benchmark": {"threads": "1", "batch_sizes": "[]", "thread_counts": "[]"},
+}
+"""Parameters that a person would change who is in a hurry and shares the machine."""
 
 
 @pytest.fixture(scope="module")

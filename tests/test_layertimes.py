@@ -98,7 +98,7 @@ def weighted(model):
 
 @pytest.mark.parametrize("kind", [*KINDS, "openvino"])
 def test_a_planted_slow_layer_is_the_hottest(tmp_path, kind):
-    found = times(Planted(), (torch.rand(64, 16),), tmp_path, kind)
+    found = times(Planted(), (torch.rand(512, 16),), tmp_path, kind)
     (layer, share), *rest = explain.hottest(found)
     assert layer == "slow"
     assert share > 0.5

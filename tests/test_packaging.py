@@ -20,6 +20,9 @@ STUDY = """
 task: digits-lstm
 recipes: [dynamic-int8]
 targets: [cpu/torch]
+threads: 1
+batch_sizes: []
+thread_counts: []
 """
 
 
