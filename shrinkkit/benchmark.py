@@ -5,7 +5,6 @@ allows one. Why this way and not another is measured by `tests/benchmarks/timing
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import fields
 from hashlib import sha256
 from typing import Any
@@ -18,7 +17,7 @@ from shrinkkit.blocks import Samples, conclude, median
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief
 from shrinkkit.records import Comparison, Conditions
 from shrinkkit.targets import Target
-from shrinkkit.turns import Call, Make, Protocol
+from shrinkkit.turns import Call, Make, Protocol, Watch
 from shrinkkit.usermodel import Example, raw_bytes
 
 
@@ -36,7 +35,7 @@ def compare(
     layouts: int = 8,
     slot_ms: float = 6.0,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = lambda _: False,
 ) -> Comparison:
     """Return the paired timing of two models under equal conditions; for two modules see `models`.
 
@@ -57,7 +56,8 @@ def compare(
         slot_ms: Milliseconds for which one model runs, at least, before the next takes its turn;
             one more call comes first and is not recorded.
         seed: Of the order within blocks and of the bootstrap.
-        progress: Called with a line at most once a second, between blocks.
+        watch: Called between blocks, at most twice a second, with those so far; returns whether to stop. What was
+            stopped, or interrupted, gets no verdict.
 
     Raises:
         InvalidInput: `width`, `cap_s`, `layouts` or `slot_ms` is not above 0; or a model fails, returns what is not
@@ -69,11 +69,11 @@ def compare(
     timer = turns.timer(conditions.device, {conditions.runtime, candidate_conditions.runtime})
     start = contention.snapshot()
     makers = (make_reference, make_candidate, make_reference)
-    blocks, warmup, steady = turns.measure(makers, (reference, candidate), timer, protocol, progress)
+    blocks, warmup, steady, stopped = turns.measure(makers, (reference, candidate), timer, protocol, watch)
     disturbance, withheld = contention.disturbance(
         start, end := contention.snapshot(), threads=conditions.threads, cores=targets.cores()
     )
-    found = conclude(blocks, withheld=withheld, seed=seed)
+    found = conclude(blocks, withheld=withheld, stopped=stopped, seed=seed)
     return Comparison(
         reference=reference,
         candidate=candidate,
@@ -93,6 +93,7 @@ def compare(
         disturbance=disturbance,
         duration_s=end.wall_s - start.wall_s,
         seed=seed,
+        stopped=stopped,
     )
 
 
@@ -106,7 +107,7 @@ def models(
     width: float = 0.005,
     cap_s: float = 4.0,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = lambda _: False,
 ) -> Comparison:
     """Return the paired timing of two modules in memory, in inference mode; both are left unchanged.
 
@@ -121,7 +122,7 @@ def models(
         width: See `compare`.
         cap_s: See `compare`.
         seed: See `compare`.
-        progress: See `compare`.
+        watch: See `compare`.
 
     Raises:
         InvalidInput: A module is in training mode, rejects `example`, returns what is not finite, does not reproduce
@@ -152,7 +153,7 @@ def models(
             width=width,
             cap_s=cap_s,
             seed=seed,
-            progress=progress,
+            watch=watch,
         )
     finally:
         torch.set_num_threads(before)

@@ -21,7 +21,13 @@ class Blocks:
 
     def __len__(self) -> int:
         """Return the number of whole blocks."""
-        return len(self.null) // 2
+        return min(len(self.reference), len(self.candidate), len(self.null)) // 2
+
+    def cut(self) -> None:
+        """Drop the slots of a block that was interrupted."""
+        whole = 2 * len(self)
+        for arm in (self.reference, self.candidate, self.null):
+            del arm[whole:]
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,22 @@ class Conclusion:
     verdict: str
 
 
-def conclude(blocks: Blocks, *, withheld: bool = False, seed: int = 0) -> Conclusion:
+def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
     """Return the ratios and the verdict that the blocks support.
 
     Args:
         blocks: At least 2.
         withheld: Whether contention was such that no verdict may be given.
+        stopped: Whether a person ended it early. Whoever looks on and stops where it pleases finds what pleases them,
+            so such an interval gets no verdict.
         seed: Of the bootstrap.
     """
     speedup = intervals.block_ratio(log_ratios(blocks, min), seed=seed)
     experienced = intervals.block_ratio(log_ratios(blocks, median), seed=seed)
     null = intervals.block_ratio(_paired(_slots(blocks.reference, min), _slots(blocks.null, min)), seed=seed)
     noisy = withheld or intervals.verdict(null) in ("faster", "slower")
-    return Conclusion(speedup, experienced, null, "too noisy" if noisy else intervals.verdict(speedup))
+    usual = "undecided" if stopped else intervals.verdict(speedup)
+    return Conclusion(speedup, experienced, null, "too noisy" if noisy else usual)
 
 
 def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:

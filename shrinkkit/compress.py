@@ -9,6 +9,7 @@ from torch import nn
 
 from shrinkkit import finetune, prune
 from shrinkkit.errors import InvalidInput
+from shrinkkit.finetune import Watch
 from shrinkkit.tasks import Task, batches
 
 
@@ -38,11 +39,12 @@ def prune_channels(
     epochs: int,
     learning_rate: float,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    watch: Watch | None = None,
 ) -> Pruned:
     """Return the task's model with channels removed, fine-tuned after each of `steps` rounds.
 
-    Arguments are those of `prune.channels` and `finetune.run`; `epochs` are spent after every round.
+    Arguments are those of `prune.channels` and `finetune.run`; `epochs` are spent after every round, and `watch`
+    counts those of all rounds.
 
     Raises:
         InvalidInput: An argument is out of its range, or a pattern matches no layer.
@@ -51,7 +53,8 @@ def prune_channels(
     scores: list[float] = []
 
     def train(model: nn.Module) -> nn.Module:
-        tuned = finetune.run(model, task, epochs=epochs, learning_rate=learning_rate, seed=seed, progress=progress)
+        follow = _following(watch, before=len(scores), total=epochs * steps)
+        tuned = finetune.run(model, task, epochs=epochs, learning_rate=learning_rate, seed=seed, watch=follow)
         scores.extend(tuned.scores)
         return tuned.model
 
@@ -95,7 +98,7 @@ def prune_weights(
     epochs: int,
     learning_rate: float,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    watch: Watch | None = None,
 ) -> Pruned:
     """Return the task's model with weights set to zero, fine-tuned while the zeros are held.
 
@@ -111,7 +114,7 @@ def prune_weights(
     if not epochs:
         return Pruned(masked, ratio, prune.sparsity(masked), {}, ())
     tuned = finetune.run(
-        masked, task, epochs=epochs, learning_rate=learning_rate, seed=seed, keep_zeros=True, progress=progress
+        masked, task, epochs=epochs, learning_rate=learning_rate, seed=seed, keep_zeros=True, watch=watch
     )
     return Pruned(tuned.model, ratio, prune.sparsity(tuned.model), {}, tuned.scores)
 
@@ -134,7 +137,15 @@ def prune_task(task: Task, *, method: str, **section: Any) -> Pruned:
     for key, default in foreign.items():
         if section.pop(key, default) != default:
             raise InvalidInput(f"`{key}` has no meaning for the method {method!r}. Leave it at {default!r}.")
-    return act(task, **section)
+    pruned = act(task, **section)
+    if section.get("watch") and not section["epochs"]:
+        section["watch"](1, 1, "nothing was trained")
+    return pruned
+
+
+def _following(watch: Watch | None, *, before: int, total: int) -> Watch | None:
+    """Return what counts the epochs of one round on from those `before` it; None if nobody watches."""
+    return watch and (lambda done, _, said: watch(before + done, total, said))
 
 
 def _loss_of(task: Task) -> Callable[[nn.Module], torch.Tensor]:

@@ -13,6 +13,8 @@ from shrinkkit import prune, tasks
 from shrinkkit.channels import Example, duplicate
 from shrinkkit.errors import InvalidInput
 
+Watch = Callable[[float, float, str], None]
+"""Called by long work with how much is done, of how much, and what it is at."""
 LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""
 
@@ -35,7 +37,7 @@ def run(
     batch_size: int = 32,
     seed: int = 0,
     keep_zeros: bool = False,
-    progress: Callable[[int, int, float], None] | None = None,
+    watch: Watch | None = None,
 ) -> Finetuned:
     """Return a copy of `model` trained on `task`'s training split, with its validation scores.
 
@@ -52,7 +54,8 @@ def run(
             because BatchNorm cannot train on one.
         seed: Seed of the order of the examples and of dropout.
         keep_zeros: Keep the weights that are exactly zero at zero, as `prune.weights` made them.
-        progress: Called after each epoch with its number from 1, `epochs`, and its mean validation score.
+        watch: Called after each batch and each epoch with the epochs done, `epochs`, and the epoch or its mean
+            validation score in words.
 
     Raises:
         InvalidInput: An argument is out of its range, no parameter can be trained, or the loss stops being finite.
@@ -65,7 +68,8 @@ def run(
     zeros = prune.masks(result) if keep_zeros else {}
     optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=learning_rate)
     size = len(task.train)  # type: ignore[arg-type]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * -(-size // batch_size)))
+    per_epoch = -(-size // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * per_epoch))
     generator = torch.Generator().manual_seed(seed)
     scores: list[float] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
@@ -77,10 +81,13 @@ def run(
                 _check_loss(loss, epoch, number, learning_rate)
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
+                if watch:
+                    # The validation at the end of an epoch counts as one more batch.
+                    watch(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
             result.eval()
             scores.append(_validated(result, task, batch_size, device))
-            if progress is not None:
-                progress(epoch, epochs, scores[-1])
+            if watch:
+                watch(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)
     return Finetuned(result, tuple(scores))
 

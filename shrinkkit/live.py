@@ -14,10 +14,9 @@ from typing import Any
 
 from shrinkkit import formats
 from shrinkkit.errors import ShrinkkitError
+from shrinkkit.finetune import Watch
 from shrinkkit.tables import Shown, Statement
 
-Watch = Callable[[float, float, str], None]
-"""Called by long work with how much is done, of how much, and what it is at."""
 PAUSE_S = 0.3
 """Between two showings of progress; more often would only take time from the work."""
 
@@ -88,19 +87,22 @@ def on_request(label: str, act: Callable[[], Shown], *, before: Shown) -> Live:
     return live
 
 
-def show_controls(widget: Any, *, said: str) -> None:
+def show_controls(widget: Any, *, said: str, instead: Shown | None = None) -> None:
     """Show a widget where a kernel runs, and one line in its place where none does.
 
     Args:
         widget: Of ipywidgets.
         said: The line: what the controls are and how they stand.
+        instead: Shown in place of the line, by viewers that know nothing of widgets; None for the line.
     """
     from IPython.display import display
 
     bundle = {
         **widget._repr_mimebundle_(),
         "text/plain": f"[controls: {said}]",
-        "text/html": f'<p class="sk-note sk-controls">Controls in a running notebook: {escape(said)}.</p>',
+        "text/html": instead._repr_html_()
+        if instead
+        else f'<p class="sk-note">In a running notebook: {escape(said)}.</p>',
     }
     display(bundle, raw=True)  # type: ignore[no-untyped-call]
 

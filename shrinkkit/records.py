@@ -249,6 +249,8 @@ class Comparison(Rich):
     disturbance: Disturbance
     duration_s: float
     seed: int
+    stopped: bool = False
+    """Whether a person ended it early; then there is no verdict."""
 
     @property
     def noise_floor(self) -> float:
@@ -269,6 +271,8 @@ class Comparison(Rich):
                 found.append(f"half of the calls of {name} scatter over {spread:.0%} of their median")
         if not self.steady:
             found.append("the warm-up ended before times were steady")
+        if self.stopped:
+            found.append("it was stopped by hand")
         return (*found, *self.disturbance.signs)
 
     def shown(self) -> Shown:

@@ -1,6 +1,6 @@
 """A run folder as rows, one for each variant and place, none left out: measured, failed, refused, or not run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -263,12 +263,18 @@ def _numbers(found: Measurement, runtime: Comparison | None, drop: float) -> dic
         chain = [c for c in (runtime, own) if c]
         if chain:
             together = intervals.product(*(c.speedup for c in chain))
-            noisy = any(c.verdict == "too noisy" for c in chain)
             known["speedup_torch"] = together
-            known["timing_torch"] = (
-                "too noisy" if noisy else chain[0].verdict if len(chain) == 1 else intervals.verdict(together)
-            )
+            known["timing_torch"] = _verdict_of_both(chain, together)
     return known
+
+
+def _verdict_of_both(chain: Sequence[Comparison], together: Estimate) -> str:
+    """Return the verdict on a product of speed-ups; what is wrong with one of them is wrong with it."""
+    if any(one.verdict == "too noisy" for one in chain):
+        return "too noisy"
+    if any(one.stopped for one in chain):
+        return "undecided"
+    return chain[0].verdict if len(chain) == 1 else intervals.verdict(together)
 
 
 def _names(

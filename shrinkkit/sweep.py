@@ -1,19 +1,20 @@
 """Other batch sizes and numbers of threads: every variant beside the baseline again, each a comparison of its own."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from shrinkkit import benchmark, loading, outputs, targets, trials, variants
+from shrinkkit import benchmark, formats, loading, outputs, targets, trials, variants
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
+from shrinkkit.finetune import Watch
 from shrinkkit.loading import Loaded
 from shrinkkit.records import Estimate, Point
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
-from shrinkkit.trials import BASELINE, Trial
+from shrinkkit.trials import BASELINE, Trial, unwatched
 
 WIDTH, CAP_S, LAYOUTS = 0.02, 0.5, 2
 """Of each comparison: many wide intervals tell more here than few narrow ones."""
@@ -31,7 +32,7 @@ def run(
     threads: int,
     seed: int = 0,
     budget_s: float = 60.0,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> tuple[Point, ...]:
     """Return the paired timing of each loaded trial at other batch sizes, and at other numbers of threads.
 
@@ -46,7 +47,7 @@ def run(
         threads: Intra-op threads of the main benchmark, also in force afterwards.
         seed: Of the order of the blocks.
         budget_s: Seconds after which no further point is begun; a point that would surely take longer is not begun.
-        progress: Called with a line for each point.
+        watch: Called for each of them.
 
     Raises:
         InvalidInput: A batch size or a number of threads is below 1.
@@ -61,14 +62,15 @@ def run(
     if loaded[BASELINE].loaded is None or not names:
         return ()
     deadline, points = time.perf_counter() + budget_s, []
-    for size, count in settings:
-        progress(f"batch of {size}, {count} threads")
+    for i, (size, count) in enumerate(settings):
+        watch(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
         with _threads(count, threads):
             found = list(
                 _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
             )
         base = next((p.latency.reference_ms for p in found if p.latency), None)
         points += [_baseline(size, count, base), *found]
+    watch(len(settings), len(settings), "")
     return tuple(points)
 
 

@@ -23,7 +23,9 @@ from shrinkkit import (
     targets,
     variants,
 )
+from shrinkkit.blocks import Blocks
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
+from shrinkkit.finetune import Watch
 from shrinkkit.loading import Loaded
 from shrinkkit.records import (
     Accuracy,
@@ -40,7 +42,12 @@ from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
 
 BASELINE = "baseline"
-Progress = Callable[[str], None]
+Onlooker = Callable[[str, int, int, Blocks], bool]
+"""Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
+
+
+def unwatched(_done: float, _total: float, _said: str) -> None:
+    """Watch long work for nobody."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,9 @@ class Inside:
     notes: tuple[str, ...] = ()
 
 
-def load(run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int) -> dict[str, Trial]:
+def load(
+    run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
+) -> dict[str, Trial]:
     """Return a trial of each variant in `names` on `target`, by name.
 
     Each file's hash is compared with its record, and its outputs with those that the model in memory gave.
@@ -77,6 +86,7 @@ def load(run: Path, names: Sequence[str], target: Target, task: Task, *, threads
         target: Where they are to run.
         task: Whose example the files are called with.
         threads: Intra-op threads.
+        watch: Called as each file has been loaded.
     """
     torch.set_num_threads(threads)
     like = variants.output_of(task)
@@ -85,11 +95,15 @@ def load(run: Path, names: Sequence[str], target: Target, task: Task, *, threads
         variants.write(folder / BASELINE, task, task.model, recipe={}, runtimes=sorted({"torch", target.runtime}))
     found = sorted(path.parent.name for path in folder.glob(f"*/{variants.RECORD}"))
     names = [BASELINE, *(name for name in names or found if name != BASELINE)]
-    return {name: _load(run / "variants" / name, target, like, threads) for name in names}
+    loaded = {}
+    for name in names:
+        loaded[name] = _load(run / "variants" / name, target, like, threads)
+        watch(len(loaded), len(names), name)
+    return loaded
 
 
 def judge(
-    trials: Mapping[str, Trial], task: Task, *, progress: Progress = lambda _: None
+    trials: Mapping[str, Trial], task: Task, *, watch: Watch = unwatched
 ) -> tuple[dict[str, Accuracy], dict[str, str]]:
     """Return the accuracy on the test split of each loaded trial, and the errors of those that could not be judged.
 
@@ -98,10 +112,10 @@ def judge(
     found: dict[str, Accuracy] = {}
     errors: dict[str, str] = {}
     reference = None
-    for name, trial in sorted(trials.items(), key=lambda item: item[0] != BASELINE):
+    for i, (name, trial) in enumerate(sorted(trials.items(), key=lambda item: item[0] != BASELINE)):
+        watch(i, len(trials), name)
         if trial.loaded is None:
             continue
-        progress(f"accuracy of {name}")
         try:
             scored = measure.scores(trial.loaded, task, task.test)
         except (ShrinkkitError, RuntimeError) as error:
@@ -113,6 +127,7 @@ def judge(
             errors[name] = "The baseline could not be judged, so there is nothing to pair this with."
             continue
         found[name] = measure.accuracy(task, scored, None if name == BASELINE else reference)
+    watch(len(trials), len(trials), "")
     return found, errors
 
 
@@ -123,11 +138,12 @@ def race(
     *,
     threads: int,
     seed: int,
-    progress: Progress = lambda _: None,
+    watch: Onlooker = lambda _name, _turn, _of, _blocks: False,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded trial against the baseline on the same target, and why one has none.
 
-    One that the machine was too noisy for is tried once more at the end.
+    One that the machine was too noisy for is tried once more at the end. Who stops it, or interrupts it, keeps what
+    was timed before.
 
     Args:
         trials: What `load` returned.
@@ -135,17 +151,20 @@ def race(
         task: Whose example is the input of every call.
         threads: Intra-op threads.
         seed: Of the order of the blocks.
-        progress: Called with a line as each comparison goes on.
+        watch: Called between blocks, at most twice a second; returns whether to stop.
     """
     conditions = describe(target, task, threads=threads)
     baseline = trials[BASELINE]
     if baseline.loaded is None:
         return {}, {}
     usual = copies(baseline.loaded, task)
+    racing = {name: trial.loaded for name, trial in trials.items() if name != BASELINE and trial.loaded is not None}
     found: dict[str, Comparison] = {}
     errors: dict[str, str] = {}
 
-    def compare(name: str, loaded: Loaded) -> None:
+    def compare(name: str, loaded: Loaded) -> bool:
+        """Time one and return whether to go on."""
+        turn = list(racing).index(name) + 1
         try:
             compared = benchmark.compare(
                 usual,
@@ -155,27 +174,37 @@ def race(
                 conditions=conditions,
                 candidate_conditions=conditions,
                 seed=seed,
-                progress=progress,
+                watch=lambda blocks: watch(name, turn, len(racing), blocks),
             )
             # A file that writes to its inputs would give the next ones other work.
             if describe(target, task, threads=threads) != conditions:
                 raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
         except (ShrinkkitError, RuntimeError) as error:
             errors[name] = str(error)
+        except KeyboardInterrupt:
+            return False
         else:
             found[name] = compared
+            return not compared.stopped
+        return True
 
-    racing = {name: trial.loaded for name, trial in trials.items() if name != BASELINE and trial.loaded is not None}
-    for name, loaded in racing.items():
-        compare(name, loaded)
+    going = all(compare(name, loaded) for name, loaded in racing.items())
     # What withholds a verdict is the control and the machine, never the candidate, so a second try favours nobody.
-    for name in [name for name, compared in found.items() if compared.verdict == "too noisy"]:
-        compare(name, racing[name])
-    return found, errors
+    for name in [name for name, compared in found.items() if going and compared.verdict == "too noisy"]:
+        going = going and compare(name, racing[name])
+    left = [name for name in racing if name not in found and name not in errors]
+    return found, errors | dict.fromkeys(left, "It was not timed: the benchmark was stopped by hand.")
 
 
 def race_runtimes(
-    run: Path, trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, seed: int
+    run: Path,
+    trials: Mapping[str, Trial],
+    target: Target,
+    task: Task,
+    *,
+    threads: int,
+    seed: int,
+    watch: Onlooker = lambda _name, _turn, _of, _blocks: False,
 ) -> Comparison | None:
     """Return the paired timing of FP32 on `target` against torch FP32 on the same device; None if `target` is torch."""
     own = trials[BASELINE].loaded
@@ -194,11 +223,12 @@ def race_runtimes(
         candidate_conditions=describe(target, task, threads=threads),
         across_runtimes=True,
         seed=seed,
+        watch=lambda blocks: watch(f"FP32 on {target.runtime}", 1, 1, blocks),
     )
 
 
 def inspect(
-    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, progress: Progress = lambda _: None
+    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
 ) -> dict[str, Inside]:
     """Return what each loaded trial's file needs in memory, where its time goes, and what its integer kernels compute.
 
@@ -207,16 +237,17 @@ def inspect(
         target: Where they run.
         task: Whose example is the input.
         threads: Intra-op threads.
-        progress: Called with a line for each file.
+        watch: Called for each file.
     """
     inputs = tuple(x.cpu() for x in task.example)
     paths = {name: trial.loaded.path for name, trial in trials.items() if trial.loaded is not None}
-    progress("peak memory")
+    watch(0, len(paths) + 1, "peak memory")
     peaks = memory.measure(paths, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device)
-    found = {}
+    found: dict[str, Inside] = {}
     for name, path in paths.items():
-        progress(f"inside {name}")
+        watch(len(found) + 1, len(paths) + 1, name)
         found[name] = _inside(path, peaks[name], target, inputs, threads)
+    watch(len(paths) + 1, len(paths) + 1, "")
     return found
 
 

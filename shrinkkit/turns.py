@@ -19,7 +19,8 @@ from shrinkkit import intervals, outputs
 from shrinkkit.blocks import Blocks, log_ratios, median
 from shrinkkit.errors import InvalidInput
 
-FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, CHECK_EVERY = 20, 6, 5
+FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
+WATCH_S = 0.5
 WARMUP_WINDOW, STEADY, WARMUP_CAP_S = 5, 0.05, 5.0
 MOST_CALLS = 32
 FRESH_CALLS = 4
@@ -34,6 +35,8 @@ Make = Callable[[], Call]
 """Returns a fresh copy of a model as a call."""
 Timer = Callable[[Call, int], tuple[float, ...]]
 """Makes a number of calls and returns the ms of each."""
+Watch = Callable[[Blocks], bool]
+"""Called between blocks, at most twice a second, with those so far; True ends the measuring."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,18 @@ def measure(
     names: tuple[str, str],
     timer: Timer,
     protocol: Protocol,
-    progress: Callable[[str], None],
-) -> tuple[Blocks, int, bool]:
-    """Return the blocks, the calls of the warm-up, and whether these became steady.
+    watch: Watch,
+) -> tuple[Blocks, int, bool, bool]:
+    """Return the blocks, the calls of the warm-up, whether these became steady, and whether a person ended it early.
+
+    An interrupt ends it too, once there are two blocks to conclude from.
 
     Args:
         makers: Of the reference, of the candidate, and of the reference again, for the control.
         names: Of reference and candidate.
         timer: `wall_times` or `cuda_times`.
         protocol: How to take turns, and when to stop.
-        progress: Called with a line at most once a second, between blocks.
+        watch: Who looks on.
 
     Raises:
         InvalidInput: A model returns what is not finite, or does not reproduce its own outputs.
@@ -76,14 +81,21 @@ def measure(
     calls, copy_s = _fresh(makers, shuffle)
     _refuse_unequal_answers(calls, *names)
     warmup, steady, call_ms = _warm_up(calls, timer)
-    blocks, told = Blocks(), time.perf_counter()
+    blocks, told, stopped = Blocks(), time.perf_counter(), False
     turns = _turns(blocks, makers, calls, copy_s, call_ms, protocol, shuffle, timer)
     del calls  # or the first copies would take memory to the end
-    for _ in turns:
-        if time.perf_counter() - told > 1:
-            told = time.perf_counter()
-            progress(f"{names[1]}: {len(blocks)} blocks")
-    return blocks, warmup, steady
+    try:
+        for _ in turns:
+            if len(blocks) >= FEWEST_STOPPED and time.perf_counter() - told > WATCH_S:
+                if stopped := watch(blocks):
+                    break
+                told = time.perf_counter()
+    except KeyboardInterrupt:
+        blocks.cut()
+        if len(blocks) < FEWEST_STOPPED:
+            raise
+        stopped = True
+    return blocks, warmup, steady, stopped
 
 
 def _turns(

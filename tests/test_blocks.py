@@ -95,6 +95,20 @@ def test_a_verdict_is_given_only_where_the_whole_interval_allows_it(speedup, noi
     assert (found.verdict != "same") or inside
 
 
+def test_whoever_stops_when_it_looks_right_gets_no_verdict():
+    # Forty peeks at models that are the same: a sceptic stops as soon as the interval says what he likes.
+    lucky = []
+    for seed in range(40):
+        taken = blocks_of(noise=0.05, count=60, seed=seed)
+        for count in range(2, 61):
+            part = Blocks(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
+            if blocks.conclude(part).verdict == "faster":
+                lucky.append(part)
+                break
+    assert lucky
+    assert {blocks.conclude(part, stopped=True).verdict for part in lucky} == {"undecided"}
+
+
 def test_models_that_are_the_same_are_rarely_called_different():
     found = [blocks.conclude(blocks_of(noise=0.03, count=20, seed=seed)).verdict for seed in range(120)]
     assert sum(verdict in ("faster", "slower") for verdict in found) <= 1

@@ -32,6 +32,22 @@ def test_each_round_is_followed_by_its_epochs(task):
     assert pruned.ratio_reached == pytest.approx(0.5)
 
 
+def test_who_watches_sees_the_epochs_of_all_rounds_as_one_count(task):
+    seen = []
+    compress.prune_task(
+        task, method="channels", **CHANNELS | {"steps": 2}, watch=lambda done, total, said: seen.append((done, total))
+    )
+    assert seen == sorted(set(seen))
+    assert seen[0][0] < 1
+    assert {(1, 2), (2, 2)} <= set(seen)
+
+
+def test_who_watches_is_told_where_nothing_is_trained(task):
+    seen = []
+    compress.prune_task(task, method="channels", **CHANNELS | {"epochs": 0}, watch=lambda *event: seen.append(event))
+    assert seen == [(1, 1, "nothing was trained")]
+
+
 def test_a_layer_that_kept_its_channels_has_a_reason(task):
     pruned = compress.prune_task(task, method="channels", **CHANNELS | {"skip": ["conv1"]})
     assert pruned.kept_because["conv1"]

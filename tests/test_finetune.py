@@ -60,9 +60,13 @@ def test_run_improves_the_score_and_reports_one_per_epoch():
     model = small_model()
     seen = []
     task = make_task(model, train=128)
-    result = finetune.run(model, task, epochs=5, learning_rate=1e-2, progress=lambda *event: seen.append(event))
+    result = finetune.run(model, task, epochs=5, learning_rate=1e-2, watch=lambda *event: seen.append(event))
     assert result.scores[-1] > 0.75
-    assert seen == [(epoch, 5, score) for epoch, score in enumerate(result.scores, start=1)]
+    done = [one for one, _, _ in seen]
+    assert done == sorted(set(done))
+    assert {total for _, total, _ in seen} == {5}
+    ends = [said for one, _, said in seen if one in range(1, 6)]
+    assert ends == [f"epoch {i} of 5, validation accuracy {x:.4g}" for i, x in enumerate(result.scores, start=1)]
 
 
 def test_run_leaves_the_model_and_the_generator_unchanged():

@@ -73,7 +73,7 @@ def test_what_refuses_a_value_is_shown_in_place_of_the_picture(kernel):
 
 def test_controls_are_a_line_of_words_where_there_is_no_kernel(kernel):
     _, controls = outputs(kernel, EXPLORE)
-    assert "Controls in a running notebook: ratio 0.5." in controls["text/html"]
+    assert "In a running notebook: ratio 0.5." in controls["text/html"]
 
 
 def test_progress_ends_in_words_that_say_how_it_ended(kernel):

@@ -133,6 +133,31 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
     assert "two calls of int8 on the same inputs differ" in errors["int8"]
 
 
+def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task):
+    loaded = trials.load(run, ["int8", "half"], TORCH, task, threads=1)
+    turns = []
+
+    def stop(name, turn, of, blocks):
+        turns.append((name, turn, of))
+        return True
+
+    found, errors = trials.race(loaded, TORCH, task, threads=1, seed=0, watch=stop)
+    assert turns == [("int8", 1, 2)]
+    assert found["int8"].stopped
+    assert found["int8"].verdict in ("undecided", "too noisy")
+    assert "it was stopped by hand" in found["int8"].doubts
+    assert errors == {"half": "It was not timed: the benchmark was stopped by hand."}
+
+
+def test_long_work_says_how_far_it_is(run, task):
+    said = []
+    loaded = trials.load(run, ["int8"], TORCH, task, threads=1, watch=lambda *told: said.append(told))
+    assert said == [(1, 2, "baseline"), (2, 2, "int8")]
+    said.clear()
+    trials.judge(loaded, task, watch=lambda *told: said.append(told))
+    assert said == [(0, 2, "baseline"), (1, 2, "int8"), (2, 2, "")]
+
+
 def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
     loaded = trials.load(run, ["int8"], TORCH, task, threads=1)
     own = dataclasses.replace(task, example=tuple(x.clone() for x in task.example))

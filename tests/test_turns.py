@@ -28,12 +28,13 @@ class Taken:
     blocks: Blocks
     warmup_calls: int
     steady: bool
+    stopped: bool
 
 
-def take(make_reference, make_candidate, *, progress=lambda _: None, **options) -> Taken:
+def take(make_reference, make_candidate, *, watch=lambda _: False, **options) -> Taken:
     protocol = Protocol(**{"width": 0.005, "cap_s": 4.0, "layouts": 8, "slot_ms": 6.0, "seed": 0} | options)
     makers = (make_reference, make_candidate, make_reference)
-    return Taken(*turns.measure(makers, ("reference", "candidate"), turns.wall_times, protocol, progress))
+    return Taken(*turns.measure(makers, ("reference", "candidate"), turns.wall_times, protocol, watch))
 
 
 def test_a_block_is_a_palindrome_in_which_each_model_runs_twice(clock):
@@ -201,11 +202,46 @@ def test_a_call_that_takes_no_time_is_refused(clock):
         take(clock.models(lambda: 0.0), clock.models(lambda: 0.0))
 
 
-def test_progress_is_told_once_a_second_at_most(clock):
-    lines: list = []
-    take(clock.models(lambda: 50.0), clock.models(lambda: 50.0), progress=lambda line: lines.append(clock.ns))
-    assert lines
-    assert all(after - before >= 1e9 for before, after in itertools.pairwise(lines))
+def test_who_looks_on_is_shown_the_blocks_twice_a_second_at_most(clock):
+    seen: list = []
+    taken = take(
+        clock.models(lambda: 50.0),
+        clock.models(lambda: 50.0),
+        watch=lambda blocks: seen.append((clock.ns, len(blocks))),
+    )
+    assert len(seen) > 3
+    assert all(after - before >= 0.5e9 for (before, _), (after, _) in itertools.pairwise(seen))
+    assert [count for _, count in seen] == sorted({count for _, count in seen})
+    assert not taken.stopped
+
+
+def test_who_looks_on_can_end_it(clock):
+    taken = take(clock.models(lambda: 50.0), clock.models(lambda: 50.0), watch=lambda blocks: len(blocks) >= 4)
+    assert taken.stopped
+    assert 4 <= len(taken.blocks) < turns.FEWEST_BLOCKS
+
+
+def test_an_interrupt_ends_it_with_whole_blocks(clock):
+    calls = itertools.count()
+
+    def interrupted():
+        if next(calls) > 60:
+            raise KeyboardInterrupt
+        return 50.0
+
+    taken = take(clock.models(lambda: 50.0), clock.models(interrupted))
+    assert taken.stopped
+    assert len(taken.blocks) >= 2
+    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.null)
+    assert {len(arm) for arm in arms} == {2 * len(taken.blocks)}
+
+
+def test_an_interrupt_before_anything_was_measured_is_passed_on(clock):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(clock.models(lambda: 50.0), clock.models(interrupted))
 
 
 @pytest.mark.parametrize("option", ["width", "cap_s", "layouts", "slot_ms"])

@@ -1,0 +1,41 @@
+"""Which variants are worth a choice: those that no other one beats in speed, accuracy and size together."""
+
+from collections.abc import Sequence
+
+from shrinkkit.conclusions import TRUSTED
+from shrinkkit.recipes import BASELINE
+from shrinkkit.rows import Row
+
+
+def front(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows that no other row beats, fastest first.
+
+    A row beats another if it is at least as good in speed-up against torch FP32, change of accuracy and size, and
+    better in one of them. Only measured rows whose timing got a verdict take part; the baseline counts as no change.
+    Rows of several machines or tasks must not be mixed; those of several runtimes of one device may.
+
+    Args:
+        rows: Of one task on one machine.
+    """
+    able = [row for row in rows if _figures(row)]
+    best = [row for row in able if not any(_beats(other, row) for other in able)]
+    return tuple(sorted(best, key=lambda row: -_figures(row)[0]))
+
+
+def _beats(one: Row, other: Row) -> bool:
+    ours, theirs = _figures(one), _figures(other)
+    return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
+
+
+def _figures(row: Row) -> tuple[float, ...]:
+    """Return speed-up, change of accuracy and negative size, more of each being better; empty if one is not known."""
+    if row.state != "measured" or row.intermediate or not row.size_bytes:
+        return ()
+    if row.speedup_torch is None:
+        # Without a comparison there is only the reference itself, torch FP32.
+        reference = row.variant == BASELINE and row.target.partition(" ")[0].endswith("/torch")
+        return (1.0, 0.0, -row.size_bytes) if reference else ()
+    if row.timing_torch not in TRUSTED:
+        return ()
+    change = row.difference.value if row.difference else 0.0
+    return row.speedup_torch.value, change, -row.size_bytes
