@@ -41,6 +41,9 @@ class Race:
         button = Button(description="Stop timing", layout=Layout(width="auto"))
         button.on_click(self._pressed)
         live.show_controls(button, said="a button that stops the timing; what is stopped gets no verdict")
+        # ipykernel hands what a widget says to the shell that it was made in, which will be busy timing. Without its
+        # note of that it takes the subshell that JupyterLab asks for, which is free.
+        vars(button.comm).pop("_reply_subshell_id", None)
         self._live = live.Live(Courses((), of=0))
 
     def _pressed(self, button: object) -> None:
