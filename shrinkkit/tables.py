@@ -190,11 +190,11 @@ class Command(Shown):
 
     def __repr__(self) -> str:
         """Return it as plain text."""
-        return f"{self.line}\n  {self.text}"
+        return f"{self.line}\n{textwrap.indent(self.text, '  ')}"
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        return f"{self.line}\n\n    {self.text}\n"
+        return f"{self.line}\n\n{textwrap.indent(self.text, '    ')}\n"
 
     def html(self) -> str:
         """Return it as a part of a page."""

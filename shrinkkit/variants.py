@@ -33,6 +33,7 @@ from shrinkkit import (
 from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 from shrinkkit.exports import Making
+from shrinkkit.finetune import Watch
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches
 
@@ -52,6 +53,7 @@ def write(
     ratio_reached: float | None = None,
     validation_scores: Sequence[float] = (),
     kept_because: Mapping[str, str] = MappingProxyType({}),
+    watch: Watch | None = None,
 ) -> Variant:
     """Quantize `model` as the recipe says, write its file for each runtime, prove the files, and return the record.
 
@@ -69,6 +71,7 @@ def write(
         ratio_reached: Pruning ratio that was reached.
         validation_scores: Mean validation score after each epoch of fine-tuning.
         kept_because: Why a layer kept all its channels although the recipe asked for some, by layer.
+        watch: Called before each runtime's file and after the last with the files done, all of them, and which is next.
 
     Raises:
         NothingChanged: The recipe left the model as it was.
@@ -88,7 +91,7 @@ def write(
             "The prune section removed nothing: 0.0 % of what it may prune. Raise `ratio` or drop `skip`."
         )
 
-    made = _files(folder, task, model, example, options, runtimes)
+    made = _files(folder, task, model, example, options, runtimes, watch)
     if not made.files:
         reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
         raise Unsupported(f"No runtime can have this variant. {reasons}")
@@ -127,6 +130,7 @@ def write_pruned(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
+    watch: Watch | None = None,
 ) -> Variant:
     """Write what `compress.prune_task` returned and return the record; see `write`.
 
@@ -137,6 +141,7 @@ def write_pruned(
         section: The recipe's `prune` section.
         runtimes: Runtimes to write a file for.
         seed: The seed that was used.
+        watch: See `write`.
     """
     return write(
         folder,
@@ -150,6 +155,7 @@ def write_pruned(
         ratio_reached=pruned.ratio_reached,
         validation_scores=pruned.validation_scores,
         kept_because=pruned.kept_because,
+        watch=watch,
     )
 
 
@@ -162,6 +168,7 @@ def write_quantized(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
+    watch: Watch | None = None,
 ) -> Variant:
     """Quantize `model`, write the files and return the record, which also says how `source` was pruned; see `write`.
 
@@ -173,6 +180,7 @@ def write_quantized(
         section: The recipe's `quantize` section.
         runtimes: Runtimes to write a file for.
         seed: Recorded.
+        watch: See `write`.
     """
     before = read(folder.parent / source) if source != "baseline" else None
     return write(
@@ -186,6 +194,7 @@ def write_quantized(
         ratio_asked=before.ratio_asked if before else None,
         ratio_reached=before.ratio_reached if before else None,
         kept_because={row.layer: row.kept_because for row in before.audit} if before else {},
+        watch=watch,
     )
 
 
@@ -246,6 +255,7 @@ def _files(
     example: Example,
     options: Mapping[str, Any],
     runtimes: Sequence[str],
+    watch: Watch | None,
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
@@ -253,7 +263,9 @@ def _files(
     observed = calibration(task, options["calibration_examples"]) if method == "static-int8" else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = Making(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
-        for runtime in runtimes:
+        for number, runtime in enumerate(runtimes):
+            if watch:
+                watch(number, len(runtimes), f"for {runtime}")
             try:
                 one = exports.make(runtime, making)
             except (Unsupported, ModelFileError) as error:
@@ -264,6 +276,8 @@ def _files(
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
+    if watch:
+        watch(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
     return made
 
 

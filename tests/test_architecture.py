@@ -22,13 +22,28 @@ ORDER = (
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
     "contention blocks turns benchmark pictures measure "
     "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
-    "compress structure onnxint8 pt2e openvinofiles exports variants trials sweep verify "
-    "drawing live figures convergence timings answers browse costs hotspots sections overview show "
-    "report steps journal execution runs cli"
+    "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
+    "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
+    "report pdf index steps journal execution runs cli"
 ).split()
 """A module imports only from modules before it."""
-DRIVER = {"report", "steps", "journal", "execution", "runs", "cli"}
-DRIVER_MAY = {*DRIVER, "errors", "parameters", "records", "located", "recipes", "targets", "results", "bundled", "machines"}
+DRIVER = {"report", "pdf", "index", "steps", "journal", "execution", "runs", "cli"}
+DRIVER_MAY = {
+    *DRIVER,
+    "conclusions",
+    "drawing",
+    "formats",
+    "pareto",
+    "errors",
+    "parameters",
+    "records",
+    "located",
+    "recipes",
+    "targets",
+    "results",
+    "bundled",
+    "machines",
+}
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
     "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",

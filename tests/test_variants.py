@@ -44,6 +44,15 @@ def test_the_baseline_has_a_proved_file_for_each_runtime(run):
         assert file.deviation < 1e-3
 
 
+def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
+    seen = []
+    half = {"quantize": {"method": "float16"}}
+    variants.write(
+        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, watch=lambda *event: seen.append(event)
+    )
+    assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
+
+
 def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
     before, after = variants.read(run / "variants/baseline"), variants.read(run / "variants/half")
     assert after.parameters < before.parameters
