@@ -49,8 +49,9 @@ def explore(draw: Callable[..., Shown], *, layout: Any = None, **controls: Any) 
         layout: The widget in which the controls stand; None puts them one below the other.
         controls: ipywidgets with a `value`, by the name of the parameter of `draw` that they set.
     """
-    values = {name: control.value for name, control in controls.items()}
-    live = Live(attempt(draw, **values))
+    first = attempt(draw, **{name: control.value for name, control in controls.items()})
+    show_controls(layout or _column(list(controls.values())), said=_settings(controls))
+    live = Live(first)
     turn = threading.Lock()
 
     def changed(_: object) -> None:
@@ -59,7 +60,6 @@ def explore(draw: Callable[..., Shown], *, layout: Any = None, **controls: Any) 
 
     for control in controls.values():
         control.observe(changed, names="value")
-    show_controls(layout or _column(list(controls.values())), said=_settings(controls))
     return live
 
 
@@ -97,8 +97,10 @@ def show_controls(widget: Any, *, said: str, instead: Shown | None = None) -> No
     """
     from IPython.display import display
 
+    shown = widget._repr_mimebundle_()
+    # anywidget gives the metadata beside the data, ipywidgets the data alone.
     bundle = {
-        **widget._repr_mimebundle_(),
+        **(shown[0] if isinstance(shown, tuple) else shown),
         "text/plain": f"[controls: {said}]",
         "text/html": instead._repr_html_()
         if instead

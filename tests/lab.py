@@ -74,9 +74,10 @@ def _await(address, process, log):
 class Notebook:
     """A notebook open in JupyterLab, in a page of its own."""
 
-    def __init__(self, opened, address, path, *, theme="light"):
-        """Open the notebook at `path`, relative to the server's folder, in the browser `opened`."""
-        self.context = opened.new_context(viewport={"width": 1280, "height": 1400}, color_scheme=theme)
+    def __init__(self, opened, address, path):
+        """Open the notebook at `path`, relative to the server's folder, in the browser `opened`, with a new kernel."""
+        # So high that JupyterLab, which takes cells out of sight away, keeps all of them.
+        self.context = opened.new_context(viewport={"width": 1280, "height": 9000})
         self.page = self.context.new_page()
         self.address, self.outside, self.problems = address, [], []
         self.page.on("request", self._look_at)

@@ -47,11 +47,38 @@ def opened():
         found.close()
 
 
+def move_a_slider(page):
+    """Move the first slider by the keyboard and return the outputs that follow it, before and after."""
+    before = page.locator(".sk-live").all_inner_texts()
+    page.locator(".widget-slider .noUi-handle").first.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(CHANGED, arg=before, timeout=60_000)
+    return before, page.locator(".sk-live").all_inner_texts()
+
+
+def choose_another(page):
+    """Choose another entry of the first list by the keyboard; see `move_a_slider`."""
+    before = page.locator(".sk-live").all_inner_texts()
+    page.locator(".widget-dropdown select").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function(CHANGED, arg=before, timeout=60_000)
+    return before, page.locator(".sk-live").all_inner_texts()
+
+
+CHANGED = "before => [...document.querySelectorAll('.sk-live')].map(e => e.innerText).join() !== before.join()"
+ACTS = {"2-prune": move_a_slider, "3-quantize": choose_another, "5-report": choose_another}
+
+
 @pytest.mark.parametrize("name", ["start", "1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"])
-def test_every_cell_of_a_notebook_runs_in_jupyterlab(place, address, opened, name):
+def test_every_cell_runs_every_control_moves_and_what_was_shown_stays(place, address, opened, name):
     path = f"notebooks/{name}.ipynb"
     notebook = lab.Notebook(opened, address, path)
     notebook.run_all()
+    if act := ACTS.get(name):
+        before, after = act(notebook.page)
+        assert before
+        assert len(before) == len(after)
     notebook.save()
     found = lab.outputs(place / path)
     notebook.close()
@@ -59,3 +86,49 @@ def test_every_cell_of_a_notebook_runs_in_jupyterlab(place, address, opened, nam
     assert [o for o in found if o["output_type"] in ("error", "stream")] == []
     assert notebook.outside == []
     assert notebook.problems == []
+
+
+@pytest.mark.parametrize("name", ["2-prune", "4-benchmark"])
+def test_a_notebook_that_is_opened_again_shows_all_that_was_there_and_no_dead_widget(place, address, opened, name):
+    # The kernel that knew the widgets is gone.
+    notebook = lab.Notebook(opened, address, f"notebooks/{name}.ipynb")
+    notebook.page.evaluate(lab.IDLE)
+    notebook.page.wait_for_function("document.querySelectorAll('.sk-live').length > 1")
+    seen = notebook.page.locator(".jp-OutputArea-output:visible").all_inner_texts()
+    alive = notebook.page.locator(".sk-live").all_inner_texts()
+    notebook.close()
+    assert [text for text in seen if "model not found" in text or "Loading widget" in text] == []
+    assert all(text.strip() for text in alive)
+    kept = [
+        o for o in lab.outputs(place / "notebooks" / f"{name}.ipynb") if "sk-live" in str(o["data"].get("text/html"))
+    ]
+    assert len(alive) == len(kept)
+
+
+def test_the_stop_button_is_heard_while_the_kernel_is_timing(place, address, opened):
+    notebook = lab.Notebook(opened, address, "notebooks/4-benchmark.ipynb")
+    notebook.page.evaluate(lab.IDLE)
+    notebook.page.evaluate(
+        "{ window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.done = 1) }"
+    )
+    button = notebook.page.locator("button:has-text('Stop timing')")
+    button.wait_for(timeout=120_000)
+    button.click()
+    notebook.page.wait_for_function("window.done", timeout=180_000)
+    notebook.save()
+    notebook.close()
+    said = "".join(str(o.get("data", {}).get("text/plain")) for o in lab.outputs(place / "notebooks/4-benchmark.ipynb"))
+    assert "Stopped by hand in comparison 1 of 2, which gets no verdict" in said
+    assert "it was stopped by hand" in said
+
+
+def test_a_wrong_parameter_is_told_in_one_line(place, address, opened):
+    path = place / "notebooks" / "2-prune.ipynb"
+    wrong = place / "notebooks" / "wrong.ipynb"
+    wrong.write_text(path.read_text().replace("ratio: float = 0.5", 'ratio: float = \\"half\\"'))
+    notebook = lab.Notebook(opened, address, "notebooks/wrong.ipynb")
+    notebook.run_all()
+    notebook.save()
+    notebook.close()
+    (error,) = [o for o in lab.outputs(wrong) if o["output_type"] == "error"]
+    assert error["traceback"] == ["InvalidInput: `ratio` must be float, got 'half'."]

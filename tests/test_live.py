@@ -60,19 +60,19 @@ def outputs(client, source):
     ("source", "said"), [(EXPLORE, "a ratio of 0.5"), (MOVED, "a ratio of 0.8"), (BACK, "a ratio of 0.2")]
 )
 def test_the_last_picture_is_what_the_notebook_keeps(kernel, source, said):
-    picture, controls = outputs(kernel, source)
+    controls, picture = outputs(kernel, source)
     assert said in picture["text/html"]
     assert WIDGET not in picture
     assert WIDGET in controls
 
 
 def test_what_refuses_a_value_is_shown_in_place_of_the_picture(kernel):
-    picture, _ = outputs(kernel, TOO_FAR)
+    _, picture = outputs(kernel, TOO_FAR)
     assert "InvalidInput: `ratio` must be at most 0.9. Pass less." in picture["text/plain"]
 
 
 def test_controls_are_a_line_of_words_where_there_is_no_kernel(kernel):
-    _, controls = outputs(kernel, EXPLORE)
+    controls, _ = outputs(kernel, EXPLORE)
     assert "In a running notebook: ratio 0.5." in controls["text/html"]
 
 
