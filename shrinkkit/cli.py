@@ -1,4 +1,4 @@
-"""The command line: `run`, `list`, `new`, `report`, `verify`, `notebooks`. Starts without importing torch."""
+"""The command line: `run`, `list`, `new`, `report`, `index`, `verify`, `notebooks`. Starts without importing torch."""
 
 import argparse
 import os
@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("file", type=Path, metavar="FILE.py")
     report = command("report", _report, "make the report of a run folder again")
     report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("--pdf", action="store_true", help="also print it to report.pdf, by a Chromium of this machine")
+    index = command("index", _index, "write one page over all runs of a folder")
+    index.add_argument("reports", type=Path, nargs="?", default=Path("reports"), metavar="REPORTS")
     verify = command("verify", _verify, "check a variant's files on this machine", VERIFY)
     verify.add_argument("folder", type=Path, metavar="VARIANT", help="such as reports/digits-cnn/variants/static-int8")
     verify.add_argument("--target", action="append", default=[], metavar="T", help="check only this; may be repeated")
@@ -233,6 +236,18 @@ def _report(arguments: argparse.Namespace) -> int:
 
     runs.rebuild_report(arguments.run, say=_Progress())
     print(f"report: {arguments.run / 'report.html'}")
+    if arguments.pdf:
+        from shrinkkit import pdf
+
+        pdf.write(arguments.run / "report.html", arguments.run / "report.pdf")
+        print(f"on paper: {arguments.run / 'report.pdf'}")
+    return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from shrinkkit import index
+
+    print(f"all runs: {index.write(arguments.reports)}")
     return 0
 
 

@@ -105,6 +105,7 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
     svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sk-font, sans-serif)", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
+    svg = _light(svg)
     mark = "sk" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{mark}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)
@@ -115,3 +116,25 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
     opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
     svg = re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip()
     return Picture(svg, alt, caption, base64.b64encode(still.getvalue()).decode())
+
+
+def _light(svg: str) -> str:
+    """Return the same picture without what no browser draws: groups around nothing, ids that nobody names, spaces.
+
+    Ids that begin with `point-` are kept: who draws them means them to be clicked.
+    """
+    named = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(
+        r'\sid="([^"]*)"',
+        lambda found: found.group() if found[1] in named or found[1].startswith("point-") else "",
+        svg,
+    )
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sk-font, sans-serif)", svg)
+    svg = re.sub(r'(?<=\sd=")[^"]*', lambda found: " ".join(found.group().split()), svg)
+    # Emptied groups leave emptier ones behind.
+    count = 1
+    while count:
+        svg, count = re.subn(
+            r"<g>\s*</g>|<g>\s*(<(?:path|text|use)\b[^>]*/>)\s*</g>", lambda found: found[1] or "", svg
+        )
+    return svg

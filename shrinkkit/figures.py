@@ -52,7 +52,7 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.axvline(1, color=INK, linewidth=0.8)
             axes.grid(axis="x", color=FAINT)
-        _speed_axis(column[-1], [end for row in found for end in (*_ends(row), row.total.low, row.total.high)])
+        speed_axis(column[-1], [end for row in found for end in (*_ends(row), row.total.low, row.total.high)])
         _legend_of_factors(figure)
         return picture(
             figure,
@@ -157,7 +157,7 @@ def tradeoff(results: "Results") -> Picture | None:
         for axes in grid[:, 0]:
             axes.set_ylabel(f"change of {results.metric}{unit}")
         ends = [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)]
-        _speed_axis(grid[0, 0], ends)
+        speed_axis(grid[0, 0], ends)
         label = grid[0, 0].get_xlabel()
         grid[0, 0].set_xlabel("")
         # Of each column the lowest, below which there may be none on the last line.
@@ -294,7 +294,8 @@ def _middle(samples: Sequence[Sequence[float]]) -> str:
     return f"median {formats.milliseconds(middle)}, {spread}"
 
 
-def _speed_axis(axes: "Axes", values: Sequence[float]) -> None:
+def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
+    """Make the horizontal axis one of speed-ups, logarithmic and labelled, wide enough for `values` (> 0) and 1."""
     low, high = min([1.0, *values]) / 1.5, max([1.0, *values]) * 1.5
     steps = [2.0**power for power in range(-7, 8)]
     axes.set_xscale("log")

@@ -129,9 +129,12 @@ def _read(path: str | os.PathLike[str]) -> Any:
 
 
 def _whole(page: str) -> str:
-    """Return a page without what its outputs bring along for viewers that have no style and show no SVG."""
+    """Return a page whose code can be reached, without what outputs bring along for viewers of less than a page."""
     page = re.sub(r'<style class="sk-style">.*?</style>', "", page, flags=re.DOTALL)
-    return re.sub(r"(?<=</svg>)<img hidden [^>]*>", "", page)
+    # Code that is wider than the page scrolls, by keyboard too.
+    page = re.sub(r"<pre\b(?![^>]*\btabindex=)", '<pre tabindex="0"', page)
+    # nbconvert writes the markup anew: attributes change their order, and `hidden` becomes `hidden=""`.
+    return re.sub(r"(</svg>)\s*<img\b[^>]*?\shidden\b[^>]*>", r"\1", page)
 
 
 def _with_contents(page: str) -> str:

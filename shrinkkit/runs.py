@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import execution, machines, records, steps
+from shrinkkit import execution, index, machines, records, steps
 from shrinkkit.errors import InvalidInput, StepFailed, brief
 from shrinkkit.journal import Journal, done, log
 from shrinkkit.located import nearest, options
@@ -142,7 +142,7 @@ def run(
     for step in planned:
         steps.check_parameters(notebooks() / f"{step.notebook}.ipynb", step.parameters)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with index.listed(folder, say), _alone(folder):
         # The run folder is passed around: it says nothing of where the study and the task lay.
         kept = study.model_copy(update={"task": task})
         text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
@@ -189,7 +189,7 @@ def benchmark(
     planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
     for step in planned:
         steps.check_parameters(notebooks() / f"{step.notebook}.ipynb", step.parameters)
-    with _alone(folder):
+    with index.listed(folder, say), _alone(folder):
         journal = Journal(folder, command, _pending(planned), say, only=True)
         log(folder, f"{command} on {', '.join(dict.fromkeys(map(machines.here, chosen)))}")
         _take_all(planned, journal, folder, fingerprint + _software(), study.timeout_s, threads, force)
@@ -204,7 +204,7 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
     """
     if not (folder / "study.json").is_file():
         raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
-    with _alone(folder):
+    with index.listed(folder, say), _alone(folder):
         error = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
     if error:
         raise StepFailed(f"The report could not be made: {error} See {folder / 'run.log'}.")

@@ -53,7 +53,7 @@ def test_new_wants_a_python_file(tmp_path, capsys):
 
 def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 5
+    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 6
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 

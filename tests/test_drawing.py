@@ -49,3 +49,11 @@ def test_the_same_drawing_gives_the_same_bytes_and_another_one_other_ids():
     assert drawn().svg == drawn().svg
     assert ids[0]
     assert not ids[0] & ids[1]
+
+
+def test_a_picture_holds_nothing_that_no_browser_draws():
+    svg = drawn().svg
+    named = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    assert set(re.findall(r'\bid="([^"]+)"', svg)) == named
+    assert not re.search(r"<g>\s*</g>", svg)
+    assert "DejaVu" not in svg
