@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from shrinkkit import formats
+from shrinkkit import formats, views
 from shrinkkit.records import Accuracy, ClassScore, Estimate, Lost, TargetRecord
 from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table
 
@@ -33,20 +33,6 @@ def fidelity(found: Mapping[str, Accuracy]) -> Table:
     return _scores("Each file against the task's own model", "runtime", found, {})
 
 
-def change(accuracy: Accuracy) -> Cell:
-    """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
-    if accuracy.difference is None:
-        return Cell("reference", tone="quiet")
-    shares = in_shares(accuracy.scores)
-    value = formats.change(accuracy.difference.value, in_shares=shares)
-    return Cell(value, formats.between(accuracy.difference, in_shares=shares))
-
-
-def in_shares(scores: Sequence[float]) -> bool:
-    """Return whether scores are shares in [0, 1], which are written as per cent."""
-    return all(0 <= score <= 1 for score in scores)
-
-
 def classes(found: Mapping[str, Accuracy]) -> Shown:
     """Return how the score on each class changed, class by variant; a change is marked if its interval excludes 0.
 
@@ -58,7 +44,7 @@ def classes(found: Mapping[str, Accuracy]) -> Shown:
         return Statement("There is no score by class: no variant was judged on targets that are classes.")
     of = {name: {row.name: row for row in one.classes} for name, one in found.items() if one.classes}
     first = next(iter(compared.values()))
-    shares = in_shares(first.scores)
+    shares = formats.in_shares(first.scores)
     names = [row.name for row in first.classes]
     chosen, which = names, ""
     if len(names) > CLASSES:
@@ -184,8 +170,8 @@ def _scores(caption: str, first: str, found: Mapping[str, Accuracy], errors: Map
     rows: list[tuple[Cell, ...]] = [
         (
             Cell(name),
-            _mean(one.mean, in_shares(one.scores)),
-            change(one),
+            _mean(one.mean, formats.in_shares(one.scores)),
+            views.change(one),
             *([_agreement(one)] if agree else []),
             Cell(_cosine(one.cosine) if one.difference else ""),
             *([Cell(_divergence(one.divergence) if one.difference else "")] if diverge else []),
@@ -263,7 +249,7 @@ def _lost(name: str, accuracy: Accuracy) -> Shown:
     columns = [Column("example")]
     columns += [Column("right answer"), Column("before"), Column(f"by {name}")] if named else []
     columns += [] if right_or_wrong else [Column("score before", True), Column("score after", True)]
-    shares = in_shares(accuracy.scores)
+    shares = formats.in_shares(accuracy.scores)
     rows = tuple(
         (
             Cell(f"{one.index:,}"),

@@ -110,10 +110,12 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
     svg = re.sub(r'\bid="', f'id="{mark}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
+    # A line of the page is as long as 9.2 inches of a drawing, so that letters are of one size in all pictures.
+    width = f"--sk-width: {66 / 9.2 * figure.get_figwidth():.0f}rem"
     opening = (
-        f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg" '
+        f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}" style="{width}" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
-    opening += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
     svg = re.sub(r"\n\s*", "\n", re.sub(r"<svg\b[^>]*>", lambda _: opening, svg, count=1)).strip()
     return Picture(svg, alt, caption, base64.b64encode(still.getvalue()).decode())
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shrinkkit import figures, formats, machines, results
+from shrinkkit import figures, formats, machines, results, views
 from shrinkkit.conclusions import TRUSTED
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Environment
 from shrinkkit.results import Results, Row
-from shrinkkit.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title, facts
+from shrinkkit.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title
 
 # What decides comes first: a phone shows four columns before it scrolls.
 _COLUMNS = (
@@ -150,7 +150,7 @@ def _software(found: Results, *, folded: bool = False) -> tuple[Table, ...]:
         )
         seen.setdefault(key, ([], record.environment))[0].append(found.where(target))
     return tuple(
-        replace(facts(f"Machine and software of {' and '.join(targets)}", _machine(one)), folded=folded)
+        replace(views.environment(one), caption=f"Machine and software of {' and '.join(targets)}", folded=folded)
         for targets, one in seen.values()
     )
 
@@ -284,21 +284,3 @@ def _masked(rows: Sequence[Row]) -> str:
 def _contention(found: Results, target: str) -> str:
     signs = found.measured[target].notes if target in found.measured else ()
     return f"Signs of contention while it was measured: {'; '.join(signs)}." if signs else ""
-
-
-def _machine(one: Environment) -> list[tuple[str, str]]:
-    return [
-        ("processor", f"{one.cpu}, {formats.counted(one.cores, 'core')}"),
-        ("instructions", ", ".join(one.cpu_flags)),
-        ("accelerator", one.gpu),
-        ("memory", formats.size(one.memory_bytes)),
-        ("threads of one call", str(one.threads)),
-        ("may run on cores", ", ".join(map(str, one.affinity))),
-        ("clock governor", one.governor),
-        ("clock when it ended", f"{one.clock_mhz:.0f} MHz" if one.clock_mhz else ""),
-        ("load when it ended", f"{one.load_average:g}"),
-        ("system", one.platform),
-        ("Python", one.python),
-        ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items())),
-        ("variables", ", ".join(f"{name}={value}" for name, value in one.variables.items())),
-    ]

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import lab
 import pytest
 import torch
 
@@ -25,9 +26,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
     reasons = {
         "gpu": "" if torch.cuda.is_available() else "torch sees no GPU",
-        "browser": "" if shutil.which("chromium") else "Chromium is not installed",
+        "browser": "" if lab.browser() else "Chromium is not installed",
     }
     for item in items:
         for mark, reason in reasons.items():
             if reason and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=lab.browser(), args=lab.ARGUMENTS)
+        yield found
+        found.close()

@@ -57,3 +57,12 @@ def test_a_picture_holds_nothing_that_no_browser_draws():
     assert set(re.findall(r'\bid="([^"]+)"', svg)) == named
     assert not re.search(r"<g>\s*</g>", svg)
     assert "DejaVu" not in svg
+
+
+def test_letters_are_of_one_size_in_wide_and_narrow_pictures():
+    widths = {}
+    for inches in (9.2, 4.6):
+        with drawing.canvas(inches, 2) as figure:
+            figure.subplots()
+            widths[inches] = re.search(r"--sk-width: (\d+)rem", drawing.picture(figure, "alt", "caption").svg)[1]
+    assert widths == {9.2: "66", 4.6: "33"}

@@ -8,7 +8,6 @@ import pytest
 
 from shrinkkit import runs
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = pytest.mark.browser
 
 SHORT = {
@@ -37,14 +36,6 @@ def place(tmp_path_factory):
 def address(place):
     with lab.server(place) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def opened():
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=lab.browser(), args=lab.ARGUMENTS)
-        yield found
-        found.close()
 
 
 def move_a_slider(page):

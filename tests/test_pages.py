@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import examples
-import lab
 import nbformat
 import papermill
 import pytest
@@ -12,7 +11,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from shrinkkit import index, pdf, report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
 pytestmark = pytest.mark.browser
 
@@ -59,14 +57,6 @@ def place(tmp_path_factory):
     (folder / "damaged/study.json").write_text("{")
     index.write(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def opened():
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=lab.browser(), args=lab.ARGUMENTS)
-        yield found
-        found.close()
 
 
 @pytest.fixture
