@@ -132,9 +132,15 @@ class Progress(Shown):
 
     def __repr__(self) -> str:
         """Return it as plain text."""
+        return f"{self.work}{f' ({self.said})' if self.said else ''}: {self._how_far()}"
+
+    def _how_far(self) -> str:
+        if not self.total:
+            return "there was nothing to do"
+        if not self.done:
+            return "under way"
         share = formats.percent(self.done / self.total) if self.done < self.total else "done"
-        how_far = f"{share} in {self.elapsed_s:.1f} s" if self.done else "under way"
-        return f"{self.work}{f' ({self.said})' if self.said else ''}: {how_far}"
+        return f"{share} in {self.elapsed_s:.1f} s"
 
     def markdown(self) -> str:
         """Return it as one line."""

@@ -107,3 +107,7 @@ def test_outside_of_a_notebook_outputs_are_printed(capsys):
 def test_a_bar_never_says_that_nothing_was_done():
     assert repr(live.Progress("Fine-tuning", 0, 3, "", 0.1)) == "Fine-tuning: under way"
     assert 'max="3"' in live.Progress("Fine-tuning", 1, 3, "", 0.1).html()
+
+
+def test_work_of_no_steps_says_that_there_was_nothing_to_do():
+    assert repr(live.Progress("Timing", 0, 0, "", 0.0)) == "Timing: there was nothing to do"
