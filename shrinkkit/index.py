@@ -16,8 +16,8 @@ from shrinkkit.tables import Cell, Column, Table
 
 TEMPLATE = Path(__file__).parent / "template"
 PAGE = "index.html"
-_LEFT = ("study.json", "status.json", "variants", "measurements", "report.html")
-"""What makes a folder one of a run, whole or not."""
+_LEFT = ("study.json", "status.json", "variants", "measurements")
+"""What makes a folder one of a run, whole or not; pages alone, such as a report that was passed on, do not."""
 _MARK = '<meta name="generator" content="shrinkkit index">'
 _COLUMNS = (
     Column("run"),
@@ -97,7 +97,7 @@ def _run(folder: Path) -> Run:
         conclusions.verdict(found)
     except ShrinkkitError:
         notes = folders.read(folder).notes if (folder / "study.json").exists() else ()
-        reason = notes[0] if notes else "Its records are not here, only its pages or what a run left before it began."
+        reason = notes[0] if notes else "It holds no study, only what was left of a run."
         return Run(folder.name, "unreadable", reason, None, files)
     except Exception as error:
         # Whatever lies in one folder, the other runs must stay listed.

@@ -95,6 +95,12 @@ def test_only_trusted_timings_are_in_a_front(tmp_path):
     assert (best.variant, best.target) not in {(row.variant, row.target) for _, row in again}
 
 
+def test_a_report_without_its_run_is_no_run(tmp_path):
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample/report.html").write_text("passed on")
+    assert index.read(tmp_path) == ()
+
+
 def test_no_runs_is_a_sentence_that_says_what_to_do(tmp_path):
     assert "shrinkkit run digits-cnn" in index.write(tmp_path).read_text()
 
