@@ -135,14 +135,14 @@ def test_a_model_of_many_layers_stays_as_wide_and_names_what_fits(quantized):
 
 def test_sliders_change_the_picture_and_refusals_stand_in_its_place(cell):
     texts = cell(PRUNING)
-    assert "conv2 8 of 16" in texts[0]
-    assert "controls: share to remove 0.5" in texts[1]
+    assert "controls: share to remove 0.5" in texts[0]
+    assert "conv2 8 of 16" in texts[1]
     assert texts[-1].startswith("Not judged yet.")
     moved = cell(f"{PRUNING}control(FloatSlider, -2).value = 0.7 - 1e-16")
-    assert "conv2 4 of 16" in moved[0]
-    assert "ratio: float = 0.7\n" in moved[0]
+    assert "conv2 4 of 16" in moved[1]
+    assert "ratio: float = 0.7\n" in moved[1]
     refused = cell(f"{PRUNING}control(Dropdown, -1).value = 'head'")
-    assert "`layers` asks for 0.5 of `head`, which makes the model's outputs" in refused[0]
+    assert "`layers` asks for 0.5 of `head`, which makes the model's outputs" in refused[1]
     judged = cell(f"{PRUNING}control(Button, -1).click()\ncontrol(Dropdown, -2).value = 'global'")
     assert "50.0 % by layer ranking" in judged[-1]
     assert "as it is" in judged[-1]
@@ -151,9 +151,9 @@ def test_sliders_change_the_picture_and_refusals_stand_in_its_place(cell):
 def test_another_method_changes_the_errors_and_one_that_is_impossible_says_why(cell):
     texts = cell(QUANTIZATION)
     assert "Quantizing by bfloat16: done in" in texts[0]
-    assert texts[1].startswith("In bfloat16 ")
+    assert texts[2].startswith("In bfloat16 ")
     moved = cell(f"{QUANTIZATION}control(Dropdown, -2).value = 'dynamic-int8'")
-    assert moved[1].startswith("In dynamic-int8 ")
+    assert moved[2].startswith("In dynamic-int8 ")
     refused = cell(f"{QUANTIZATION}control(Dropdown, -2).value = 'dynamic-int8'; control(Dropdown, -1).value = 'head'")
-    assert "Possible for this model: static-int8, float16, bfloat16." in refused[1]
+    assert "Possible for this model: static-int8, float16, bfloat16." in refused[2]
     assert "Quantizing by dynamic-int8: done in" in refused[0]

@@ -150,6 +150,11 @@ def test_a_run_folder_in_use_is_refused(study, tmp_path):
         take(study, tmp_path)
 
 
+def steps_of(child):
+    """Return the processes of steps that a run has started, which it waits for."""
+    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.steps" in p.cmdline()]
+
+
 def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
     (tmp_path / "s.yaml").write_text(RECIPES.format(task=TASK))
     child = subprocess.Popen(
@@ -157,7 +162,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     status = tmp_path / "reports/corner/status.json"
-    while not (status.is_file() and "running" in states(status.parent).values()):
+    while not (status.is_file() and "running" in states(status.parent).values() and steps_of(child)):
         assert child.poll() is None
         time.sleep(0.1)
     os.kill(child.pid, signal.SIGINT)
