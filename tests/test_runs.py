@@ -160,6 +160,8 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "shrinkkit.cli", "run", "s.yaml"], cwd=tmp_path, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # A suite that a shell runs in the background was told to ignore Ctrl-C, and so would its children be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     status = tmp_path / "reports/corner/status.json"
     while not (status.is_file() and "running" in states(status.parent).values() and steps_of(child)):
