@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import answers, formats, live, machines, pareto
+from shrinkkit import answers, figures, formats, live, machines, pareto
 from shrinkkit.drawing import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.errors import InvalidInput
 from shrinkkit.records import Accuracy, Lost
@@ -122,14 +122,11 @@ def drawing(found: Results) -> Picture:
             style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.scatter([_speed(row)], [scale * _change(row)], s=90, gid=f"point-{i}", **style)
         _name_points(axes, best, scale)
-        axes.set_xscale("log")
-        axes.set_xlabel("speed-up against torch FP32")
+        figures.speed_axis(axes, [_speed(row) for row in (*best, *rest)])
         axes.set_ylabel(f"change of {found.metric}{', points' if found.in_shares else ''}")
-        axes.xaxis.set_major_formatter(lambda value, _: formats.times(value))
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(color=FAINT)
-        axes.margins(x=0.16, y=0.2)
+        axes.margins(y=0.3)
         said = "; ".join(f"{_label(row)}: {_figures(found, row)}" for row in best)
         count = formats.counted(len(set(names)), "variant")
         caption = f"Filled and named: {count} that no other beats in speed, accuracy and size together."
@@ -138,8 +135,13 @@ def drawing(found: Results) -> Picture:
 
 def _name_points(axes: "Axes", rows: Sequence[Row], scale: float) -> None:
     for i, row in enumerate(rows):
-        offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9 if i % 2 else -15), "ha": "center"}
-        axes.annotate(row.variant, (_speed(row), scale * _change(row)), fontsize=8, **offset)
+        offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9 if i % 2 else -25), "ha": "center"}
+        axes.annotate(
+            f"{row.variant}\n{machines.target_of(row.target)}",
+            (_speed(row), scale * _change(row)),
+            fontsize=8,
+            **offset,
+        )
 
 
 def _own(found: Results) -> tuple[Row, ...]:
