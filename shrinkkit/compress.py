@@ -9,7 +9,7 @@ from torch import nn
 
 from shrinkkit import finetune, prune
 from shrinkkit.errors import InvalidInput
-from shrinkkit.finetune import Watch
+from shrinkkit.finetune import Watch, unwatched
 from shrinkkit.tasks import Task, batches
 
 
@@ -39,7 +39,7 @@ def prune_channels(
     epochs: int,
     learning_rate: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Pruned:
     """Return the task's model with channels removed, fine-tuned after each of `steps` rounds.
 
@@ -53,8 +53,15 @@ def prune_channels(
     scores: list[float] = []
 
     def train(model: nn.Module) -> nn.Module:
-        follow = _following(watch, before=len(scores), total=epochs * steps)
-        tuned = finetune.run(model, task, epochs=epochs, learning_rate=learning_rate, seed=seed, watch=follow)
+        before = len(scores)
+        tuned = finetune.run(
+            model,
+            task,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+            watch=lambda done, _, said: watch(before + done, epochs * steps, said),
+        )
         scores.extend(tuned.scores)
         return tuned.model
 
@@ -98,7 +105,7 @@ def prune_weights(
     epochs: int,
     learning_rate: float,
     seed: int,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Pruned:
     """Return the task's model with weights set to zero, fine-tuned while the zeros are held.
 
@@ -138,14 +145,9 @@ def prune_task(task: Task, *, method: str, **section: Any) -> Pruned:
         if section.pop(key, default) != default:
             raise InvalidInput(f"`{key}` has no meaning for the method {method!r}. Leave it at {default!r}.")
     pruned = act(task, **section)
-    if section.get("watch") and not section["epochs"]:
-        section["watch"](1, 1, "nothing was trained")
+    if not section["epochs"]:
+        section.get("watch", unwatched)(1, 1, "nothing was trained")
     return pruned
-
-
-def _following(watch: Watch | None, *, before: int, total: int) -> Watch | None:
-    """Return what counts the epochs of one round on from those `before` it; None if nobody watches."""
-    return watch and (lambda done, _, said: watch(before + done, total, said))
 
 
 def _loss_of(task: Task) -> Callable[[nn.Module], torch.Tensor]:

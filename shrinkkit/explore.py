@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from shrinkkit.records import Accuracy
     from shrinkkit.tasks import Task
 
-METHODS = ("dynamic-int8", "static-int8", "float16", "bfloat16")
 LARGEST_RATIO = 0.95
 """Of the sliders; a notebook's parameter may be larger."""
 NAMED, NUMBERED = 64, 14
@@ -78,12 +77,12 @@ def pruning(task: "Task", *, seed: int = 0, **section: Any) -> None:
         "own": FloatSlider(section["ratio"], description="share to remove of it", disabled=True, **sliding),
     }
     controls["layer"].observe(lambda now: setattr(controls["own"], "disabled", now["new"] == REST), names="value")
-    found(**_values(controls))
+    found(**live.values(controls))
     live.explore(draw, **controls)
     tried: dict[str, Accuracy] = {}
 
     def judge() -> Shown:
-        values = _values(controls)
+        values = live.values(controls)
         tried[_settings(**values)] = pruner.accuracy(found(**values))
         return accuracies(pruner, tried)
 
@@ -126,7 +125,7 @@ def quantization(task: "Task", model: "nn.Module", *, method: str, skip: Sequenc
     wide: dict[str, Any] = {"style": {"description_width": "14em"}, "layout": {"width": "40em"}}
     layers = [NONE, *quantizer.layers()]
     controls = {
-        "method": Dropdown(options=METHODS, value=method, description="method", **wide),
+        "method": Dropdown(options=schema.METHODS, value=method, description="method", **wide),
         "left": Dropdown(options=layers, description="layer to leave in float", disabled=method in HALF, **wide),
     }
     controls["method"].observe(
@@ -175,10 +174,6 @@ def accuracies(pruner: Pruner, tried: "Mapping[str, Accuracy]") -> Table:
 def quantized(found: Quantization) -> Several:
     """Return what a preview of quantization found: a picture, what came out in the end, and each layer."""
     return Several((_answers(found), _errors_picture(found), _errors(found)))
-
-
-def _values(controls: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: control.value for name, control in controls.items()}
 
 
 def _settings(ratio: float, scope: str, layer: str, own: float) -> str:

@@ -15,6 +15,12 @@ from shrinkkit.errors import InvalidInput
 
 Watch = Callable[[float, float, str], None]
 """Called by long work with how much is done, of how much, and what it is at."""
+
+
+def unwatched(_done: float, _total: float, _said: str) -> None:
+    """Watch long work for nobody."""
+
+
 LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""
 
@@ -37,7 +43,7 @@ def run(
     batch_size: int = 32,
     seed: int = 0,
     keep_zeros: bool = False,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Finetuned:
     """Return a copy of `model` trained on `task`'s training split, with its validation scores.
 
@@ -81,13 +87,11 @@ def run(
                 _check_loss(loss, epoch, number, learning_rate)
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
-                if watch:
-                    # The validation at the end of an epoch counts as one more batch.
-                    watch(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
+                # The validation at the end of an epoch counts as one more batch.
+                watch(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
             result.eval()
             scores.append(_validated(result, task, batch_size, device))
-            if watch:
-                watch(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
+            watch(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)
     return Finetuned(result, tuple(scores))
 

@@ -7,7 +7,7 @@ a kernel.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -49,18 +49,23 @@ def explore(draw: Callable[..., Shown], *, layout: Any = None, **controls: Any) 
         layout: The widget in which the controls stand; None puts them one below the other.
         controls: ipywidgets with a `value`, by the name of the parameter of `draw` that they set.
     """
-    first = attempt(draw, **{name: control.value for name, control in controls.items()})
+    first = attempt(draw, **values(controls))
     show_controls(layout or _column(list(controls.values())), said=_settings(controls))
     live = Live(first)
     turn = threading.Lock()
 
     def changed(_: object) -> None:
         with turn:
-            live.show(attempt(draw, **{name: control.value for name, control in controls.items()}))
+            live.show(attempt(draw, **values(controls)))
 
     for control in controls.values():
         control.observe(changed, names="value")
     return live
+
+
+def values(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each control by its name."""
+    return {name: control.value for name, control in controls.items()}
 
 
 def on_request(label: str, act: Callable[[], Shown], *, before: Shown) -> Live:

@@ -9,7 +9,7 @@ from typing import Any
 
 from shrinkkit.errors import InvalidInput
 from shrinkkit.located import nearest, options
-from shrinkkit.schema import BASELINE
+from shrinkkit.schema import BASELINE, TARGETS
 
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -18,9 +18,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "list": (list,),
     "dict": (dict,),
+    "None": (type(None),),
 }
 """What a value may be, by the name of the type that a notebook declares."""
-RUNTIMES = ("torch", "inductor", "onnxruntime", "openvino")
+RUNTIMES = tuple(dict.fromkeys(target.partition("/")[2] for target in TARGETS))
 
 
 def check(names: Mapping[str, Any]) -> None:

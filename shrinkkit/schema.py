@@ -48,6 +48,8 @@ TARGETS: tuple[str, ...] = get_args(TargetName)
 
 _INT8 = ("dynamic-int8", "static-int8")
 _HALF = ("float16", "bfloat16")
+METHODS = (*_INT8, *_HALF)
+"""Of quantization."""
 _IMPOSSIBLE = {
     **{(method, "cuda/torch"): "torch has no CUDA kernels for its int8 layers" for method in _INT8},
     **{(method, "mps/torch"): "torch has no int8 layers on Apple GPUs" for method in _INT8},

@@ -9,12 +9,13 @@ import torch
 
 from shrinkkit import benchmark, formats, loading, outputs, targets, trials, variants
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
-from shrinkkit.finetune import Watch
+from shrinkkit.finetune import Watch, unwatched
 from shrinkkit.loading import Loaded
+from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Estimate, Point
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
-from shrinkkit.trials import BASELINE, Trial, unwatched
+from shrinkkit.trials import Trial
 
 WIDTH, CAP_S, LAYOUTS = 0.02, 0.5, 2
 """Of each comparison: many wide intervals tell more here than few narrow ones."""

@@ -25,8 +25,9 @@ from shrinkkit import (
 )
 from shrinkkit.blocks import Blocks
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
-from shrinkkit.finetune import Watch
+from shrinkkit.finetune import Watch, unwatched
 from shrinkkit.loading import Loaded
+from shrinkkit.recipes import BASELINE
 from shrinkkit.records import (
     Accuracy,
     Comparison,
@@ -41,13 +42,13 @@ from shrinkkit.records import (
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
 
-BASELINE = "baseline"
 Onlooker = Callable[[str, int, int, Blocks], bool]
 """Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
 
 
-def unwatched(_done: float, _total: float, _said: str) -> None:
-    """Watch long work for nobody."""
+def unstopped(_name: str, _turn: int, _of: int, _blocks: Blocks) -> bool:
+    """Look on at nothing and stop nothing."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def race(
     *,
     threads: int,
     seed: int,
-    watch: Onlooker = lambda _name, _turn, _of, _blocks: False,
+    watch: Onlooker = unstopped,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded trial against the baseline on the same target, and why one has none.
 
@@ -204,7 +205,7 @@ def race_runtimes(
     *,
     threads: int,
     seed: int,
-    watch: Onlooker = lambda _name, _turn, _of, _blocks: False,
+    watch: Onlooker = unstopped,
 ) -> Comparison | None:
     """Return the paired timing of FP32 on `target` against torch FP32 on the same device; None if `target` is torch."""
     own = trials[BASELINE].loaded

@@ -33,7 +33,7 @@ from shrinkkit import (
 from shrinkkit.compress import Pruned
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 from shrinkkit.exports import Making
-from shrinkkit.finetune import Watch
+from shrinkkit.finetune import Watch, unwatched
 from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches
 
@@ -53,7 +53,7 @@ def write(
     ratio_reached: float | None = None,
     validation_scores: Sequence[float] = (),
     kept_because: Mapping[str, str] = MappingProxyType({}),
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Variant:
     """Quantize `model` as the recipe says, write its file for each runtime, prove the files, and return the record.
 
@@ -64,7 +64,7 @@ def write(
         task: What is compressed; its own model is what the audit compares with.
         model: Float model: the task's own or a pruned copy of it, in eval mode.
         recipe: `prune` and `quantize` sections as plain values; empty for the baseline.
-        runtimes: Of `targets.RUNTIMES`; a runtime that cannot have the variant is recorded with its reason.
+        runtimes: Of `parameters.RUNTIMES`; a runtime that cannot have the variant is recorded with its reason.
         source: The variant that `model` was rebuilt from.
         seed: The seed that pruning and fine-tuning used.
         ratio_asked: Pruning ratio that was asked for, in [0, 1).
@@ -130,7 +130,7 @@ def write_pruned(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Variant:
     """Write what `compress.prune_task` returned and return the record; see `write`.
 
@@ -168,7 +168,7 @@ def write_quantized(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
 ) -> Variant:
     """Quantize `model`, write the files and return the record, which also says how `source` was pruned; see `write`.
 
@@ -255,7 +255,7 @@ def _files(
     example: Example,
     options: Mapping[str, Any],
     runtimes: Sequence[str],
-    watch: Watch | None,
+    watch: Watch,
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
@@ -264,8 +264,7 @@ def _files(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = Making(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
         for number, runtime in enumerate(runtimes):
-            if watch:
-                watch(number, len(runtimes), f"for {runtime}")
+            watch(number, len(runtimes), f"for {runtime}")
             try:
                 one = exports.make(runtime, making)
             except (Unsupported, ModelFileError) as error:
@@ -276,8 +275,7 @@ def _files(
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
-    if watch:
-        watch(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
+    watch(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
     return made
 
 

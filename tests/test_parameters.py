@@ -69,3 +69,8 @@ def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, said)
 
 def test_a_whole_number_is_a_float_too():
     parameters.check({"__annotations__": {"ratio": float}, "ratio": 0})
+
+
+def test_none_is_allowed_only_where_it_is_declared():
+    assert parameters.of_type("limit", "float | None", None) == ""
+    assert parameters.of_type("limit", "float", None) == "`limit` must be float, got None."
