@@ -1,10 +1,11 @@
 """Model files: write them, and say what is in them and how far they are from what was meant. To run them see `loading`.
 
-`.pt2` from torch.export for torch and inductor, TorchScript for what torch cannot export, ONNX for ONNX Runtime and
-OpenVINO. None of them needs the user's class, and loading one runs no Python code from it.
+TorchScript for torch, `.pt2` from torch.export for inductor, ONNX for ONNX Runtime and OpenVINO. None of them needs the
+user's class, and loading one runs no Python code from it.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import copies, onnxfiles, onnxnames, outputs, quantize, quiet
+from shrinkkit import copies, onnxfiles, onnxnames, outputs, quantize, quiet, scripting
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.loading import Loaded
 from shrinkkit.records import ModelFile, Port
@@ -32,6 +33,8 @@ ONNX Runtime's dynamic LSTM, for one, takes its ranges from what a thread sees: 
 that saturate were seen at 0.019 and far beyond; `emulation` tells them apart.
 """
 
+_NOT_EXPORTED = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError)
+
 INT8_OPERATORS = frozenset(
     "QLinearConv ConvInteger MatMulInteger MatMulIntegerToFloat QLinearMatMul QGemm DynamicQuantizeMatMul "
     "DynamicQuantizeLSTM QAttention".split()
@@ -40,10 +43,10 @@ INT8_OPERATORS = frozenset(
 
 
 def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str, str]:
-    """Write `model` as a file that torch loads without its class.
+    """Write `model` as a file that torch loads without its class: TorchScript, whether in float or in int8.
 
-    Float models become `model.pt2`. torch cannot export its own int8 layers, nor models whose control flow depends on
-    the data: these become `model.torchscript.pt`.
+    Float models are exported and then scripted, so that layers in float and in int8 run in one form. What TorchScript
+    has no form for is written by `write_program`.
 
     Args:
         model: Model in eval mode, on the CPU.
@@ -51,29 +54,57 @@ def write_torch(model: nn.Module, example: Example, folder: Path) -> tuple[Path,
         folder: Existing folder for the file.
 
     Returns:
-        The file, its format (`pt2` or `torchscript`), and a note on what could not be had ('' if nothing).
+        The file, its format (`torchscript` or `pt2`), and a note on what could not be had ('' if nothing).
 
     Raises:
         Unsupported: torch can neither export nor script the model.
     """
-    note = ""
-    if not quantize.engine_of(model):
-        try:
-            program, note = export(model, example)
-            if not _is_plain(program.call_spec.out_spec):
-                program, note = export(PlainOutputs(model), example)
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError) as error:
-            note = f"torch.export cannot take this model ({brief(error)}), so its file is TorchScript"
-        else:
-            save(program, folder / "model.pt2")
-            return folder / "model.pt2", "pt2", note
     path = folder / "model.torchscript.pt"
-    script, script_note = _script(model, example)
-    # Saving unpacks the weights, with whatever engine is in force.
+    extra = {"quantized_engine": quantize.engine_of(model)}
+    program = None
+    try:
+        if extra["quantized_engine"]:
+            script, note = _script(model, example)
+        else:
+            program, note = _exported(model, example)
+            with quiet.libraries():
+                script, layers = scripting.script(program)
+            extra["layers"] = json.dumps(layers)
+    except _NOT_EXPORTED as error:
+        if program is not None:
+            path, note = write_program(model, example, folder)
+            note = f"TorchScript has no form for this model ({brief(error)}), so its file is .pt2; {note}"
+            return path, "pt2", note.removesuffix("; ")
+        script, note = _script(model, example)
+        note = f"torch.export cannot take this model ({brief(error)}), so its own code was scripted; {note}"
+    # Saving unpacks int8 weights, with whatever engine is in force.
     with quiet.libraries(), quantize.using_engine(quantize.engine_of(model)):
-        script.save(str(path), _extra_files={"quantized_engine": quantize.engine_of(model)})
+        script.save(str(path), _extra_files=extra)
     _forget_source(path)
-    return path, "torchscript", "; ".join(filter(None, (note, script_note)))
+    return path, "torchscript", note.removesuffix("; ")
+
+
+def write_program(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str]:
+    """Write the float `model` as the exported program `model.pt2`, and return the file and a note ('' if nothing).
+
+    Raises:
+        Unsupported: torch cannot export the model.
+    """
+    try:
+        program, note = _exported(model, example)
+    except _NOT_EXPORTED as error:
+        raise Unsupported(
+            f"inductor compiles exported programs, and torch cannot export this model: {brief(error)}. "
+            "Use the torch runtime."
+        ) from error
+    save(program, folder / "model.pt2")
+    return folder / "model.pt2", note
+
+
+def _exported(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
+    """Return the exported program, with outputs in tuples, lists and dicts only, and the note of `export`."""
+    program, note = export(model, example)
+    return (program, note) if _is_plain(program.call_spec.out_spec) else export(PlainOutputs(model), example)
 
 
 def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
@@ -182,6 +213,7 @@ def describe(
         inputs=tuple(_port(name, x, size) for name, x in zip(inputs, example, strict=True)),
         outputs=tuple(_port(name, x, size) for name, x in zip(named, outputs.tensors(output), strict=True)),
         deviation=deviation,
+        tolerance=TOLERANCE[format],
     )
 
 
@@ -200,6 +232,12 @@ def sha256(path: Path) -> str:
     for chunk in _chunks(parts(path)):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def tolerance(file: ModelFile, device: str) -> float:
+    """Return the largest deviation from its stored outputs at which `file` counts as verified on `device`."""
+    # A GPU rounds the products of float32 matrices more than the CPU on which the outputs were stored.
+    return LOW_PRECISION_TOLERANCE if device != "cpu" else min(file.tolerance, LOW_PRECISION_TOLERANCE)
 
 
 def deviation(expected: Any, found: Any) -> float:

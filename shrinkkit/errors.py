@@ -62,4 +62,6 @@ def _causes(error: BaseException) -> list[str]:
 
 def brief(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop, or its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # TorchScript states the cause last, below the code that it interprets.
+    return (lines[-1] if "failed in the TorchScript interpreter" in lines[0] else lines[0]).rstrip(".")

@@ -5,7 +5,7 @@ What a runtime cannot have is an `Unsupported` error that says what it can. To p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,9 @@ class Making:
         return frozenset(matching(names, self.skip)) if self.skip else frozenset()
 
     @cached_property
-    def plain(self) -> tuple[Any, Path, str, str]:
-        """What the model returns as torch runs it in float or 16 bits, and its file, format and note."""
-        model = quantize.half(self.model, self.example, dtype=self.method) if self.method else self.model
-        return (self.answer(model), *artifacts.write_torch(model, self.example, self.folder))
+    def plain(self) -> nn.Module:
+        """The model as torch and inductor run it in float or 16 bits."""
+        return quantize.half(self.model, self.example, dtype=self.method) if self.method else self.model
 
     @cached_property
     def onnx(self) -> tuple[Path, str]:
@@ -135,10 +134,13 @@ def _inductor(making: Making) -> Made:
 
 
 def _plain(runtime: str, making: Making) -> Made:
-    """Return the file that torch and inductor share."""
-    expected, path, format, note = making.plain
+    """Return the file in float or 16 bits that torch or inductor runs."""
+    if runtime == "torch":
+        path, format, note = artifacts.write_torch(making.plain, making.example, making.folder)
+    else:
+        (path, note), format = artifacts.write_program(making.plain, making.example, making.folder), "pt2"
     found = {name: LayerPrecision(making.method) for name in audit.layers(making.model)} if making.method else {}
-    return _proved(runtime, path, format, making, expected, found, note)
+    return _proved(runtime, path, format, making, making.answer(making.plain), found, note)
 
 
 def _onnxruntime(making: Making) -> Made:
@@ -214,15 +216,16 @@ def _proved(
     None stands for a graph that exists only as a file: what it gives here is what it must give wherever it is loaded.
     """
     copies.release()
-    load = partial(loading.load, path, runtime=runtime, threads=torch.get_num_threads())
+    load = partial(loading.load, path, runtime=runtime, threads=torch.get_num_threads(), like=expected)
     if expected is None:
         expected = load()(*making.example)
     loaded = load()
     found = loaded(*making.example)
     error = artifacts.deviation(expected, found)
-    # inductor fuses what torch rounds one by one.
-    coarse = making.method or any(p.dtype in quantize.HALF.values() for p in making.model.parameters())
-    fused = coarse and runtime == "inductor"
+    dtypes = {p.dtype for p in making.model.parameters()}
+    halved = making.method in quantize.HALF or bool(dtypes & set(quantize.HALF.values()))
+    # In 16 bits each fused step saves a rounding, and inductor fuses what is quantized too.
+    fused = halved or (making.method and runtime == "inductor")
     limit = artifacts.LOW_PRECISION_TOLERANCE if fused else artifacts.TOLERANCE[format]
     if error > limit:
         for part in artifacts.parts(path):
@@ -235,6 +238,8 @@ def _proved(
     file = artifacts.describe(
         loaded, making.folder, format=format, example=making.example, output=found, fixed_batch=fixed, deviation=error
     )
+    if making.method or halved:
+        file = replace(file, tolerance=artifacts.LOW_PRECISION_TOLERANCE)
     return Made(file, precision, "; ".join(filter(None, notes)), expected)
 
 

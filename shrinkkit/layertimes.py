@@ -11,6 +11,7 @@ import re
 import statistics
 import tempfile
 import time
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from shrinkkit import compiled, loading, onnxnames, openvinograph, outputs, quiet
+from shrinkkit import compiled, loading, onnxnames, openvinograph, outputs, quiet, scripting
 from shrinkkit.errors import Unsupported
 from shrinkkit.records import LayerTime
 from shrinkkit.tasks import Example
@@ -37,7 +38,7 @@ CONVERSIONS = frozenset(
 """Operators that only change a number format or the order of numbers in memory."""
 
 _profile = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU])
-_ROUNDS, _NOWHERE = 4, "_empty_nn_module_stack"
+_ROUNDS = 4
 _Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
 
@@ -182,7 +183,7 @@ class _Stepped(torch.fx.Interpreter):
         result = n.target(*args, **kwargs)
         end = self._mark()
         if made := outputs.tensors(result):
-            self.marks.append((_module_of(n), _plain(n.target), start, end))
+            self.marks.append((scripting.layer_of(n), scripting.operator(n.target), start, end))
         if self.looks:
             known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
             # A view holds what was counted before.
@@ -198,30 +199,12 @@ class _Stepped(torch.fx.Interpreter):
         return event
 
 
-def _module_of(node: torch.fx.Node) -> str:
-    """Return the name, in the task's model, of the innermost module that `node` was exported from."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    name = str(stack[-1][0]) if stack else ""
-    # A model in 16 bits, or with outputs of its own classes, is held in another module, as `model`.
-    for _, kind in stack:
-        if not str(kind).endswith(("quantize.HalfPrecision", "artifacts.PlainOutputs")):
-            break
-        name = name.removeprefix("model").removeprefix(".")
-    return name
-
-
-def _plain(operator: Any) -> str:
-    """Return an operator's name without the name space of torch's own, and without its overload."""
-    name = operator if isinstance(operator, str) else str(operator.name())
-    return name.removeprefix("aten::").partition(".")[0]
-
-
 def _torchscript(path: Path, inputs: Example, calls: int) -> _Calls:
     module = loading.module(path)
     call = partial(module, *inputs)
     with quiet.libraries(), torch.inference_mode():
         each = -(-_number(call, calls) // _ROUNDS)
-        owners = _owners(module, call)
+        owners = _owners(module, call, _layers(path))
         plain, recorded, events = [], [], []
         for _ in range(_ROUNDS):
             plain += [_timed(call) for _ in range(each)]
@@ -239,7 +222,7 @@ def _torchscript(path: Path, inputs: Example, calls: int) -> _Calls:
         )
     cost = max(0.0, min(recorded) - min(plain)) * len(recorded) / sum(inside for *_, inside in events)
     owned = zip(owners * len(recorded), events, strict=True)
-    times = [(layer, _plain(event[0]), _unrecorded(event, cost)) for layer, event in owned]
+    times = [(layer, scripting.operator(event[0]), _unrecorded(event, cost)) for layer, event in owned]
     return [times[i : i + len(owners)] for i in range(0, len(times), len(owners))]
 
 
@@ -260,7 +243,24 @@ def _outermost(spans: Iterable[tuple[Any, float, float]]) -> list[list[Any]]:
     return found
 
 
-def _owners(module: Any, call: Callable[[], Any]) -> list[str]:
+def _layers(path: Path) -> list[tuple[str, str]]:
+    """Return the operators and layers that a script of an exported program states, [] for any other."""
+    with zipfile.ZipFile(path) as archive:
+        stated = next((name for name in archive.namelist() if name.endswith("/extra/layers")), "")
+        return [(operator, layer) for operator, layer in json.loads(archive.read(stated))] if stated else []
+
+
+def _aligned(operators: Iterable[str], stated: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the layer of each operator that ran, where TorchScript has left some of the stated ones out."""
+    place, found = 0, []
+    for operator in operators:
+        ahead = next((i for i in range(place, len(stated)) if stated[i][0] == operator), None)
+        found.append("" if ahead is None else stated[ahead][1])
+        place = place if ahead is None else ahead + 1
+    return found
+
+
+def _owners(module: Any, call: Callable[[], Any], stated: Sequence[tuple[str, str]]) -> list[str]:
     """Return the layer of each operator of one call, in order."""
     with _profile(with_modules=True) as profile:
         call()
@@ -270,6 +270,8 @@ def _owners(module: Any, call: Callable[[], Any]) -> list[str]:
     # Operators have a namespace, calls of methods do not.
     found = [e for e in events if e.get("cat") == "cpu_op" and "::" in e["name"]]
     spans = _outermost(((e["name"], e["args"]["Module Hierarchy"]), e["ts"], e["ts"] + e["dur"]) for e in found)
+    if stated:
+        return _aligned((scripting.operator(name) for (name, _), *_ in spans), stated)
     # A hierarchy reads like `TOP(Net)::forward.stem(Conv2d)::forward.SELF(Conv2d)::_conv_forward.`.
     places = [(name, re.findall(r"\b(?!TOP\(|SELF\()(\w+)\(\w+\)::", text)) for (name, text), *_ in spans]
     if module.original_name == "GraphModule":
@@ -390,4 +392,4 @@ def _scope(node: Any) -> str | None:
         return None
     # A list like `['', 'stem', 'conv2d']`: the model, its modules, and the operation.
     names = json.loads(told.replace("'", '"'))[:-1]
-    return str(names[-1]) if names and _NOWHERE not in names[-1] else ""
+    return str(names[-1]) if names and scripting.NOWHERE not in names[-1] else ""

@@ -43,6 +43,8 @@ class Loaded:
     """From what the call returned to CPU tensors."""
     again: Callable[[], "Loaded"]
     """Returns the same model at another place in memory."""
+    form: str
+    """What executes it: `torchscript`, `graph` (operators called from Python), `compiled`, or a runtime of its own."""
     source: Any
     """What the runtime itself made of the file: a torch module, an ONNX Runtime session, a compiled OpenVINO model."""
 
@@ -152,20 +154,27 @@ def openvino_settings(model: Any, threads: int) -> dict[str, Any]:
 
 
 def _on_torch(module: Any, path: Path, device: str, like: Any) -> Loaded:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    packed = partial(quantize.using_engine, engine(path) if scripted else "")
+    # Copies of int8 weights are packed anew, for the engine in force.
+    with quiet.libraries(), packed():
+        ready = torch.jit.freeze(module) if scripted else module
+
     def prepare(inputs: Example) -> Callable[[], Any]:
         placed = tuple(x.to(device) for x in inputs)
 
         @torch.inference_mode()
         def call() -> Any:
-            return module(*placed)
+            return ready(*placed)
 
         return call
 
     def again() -> Loaded:
-        with quiet.libraries():
+        with quiet.libraries(), packed():
             return _on_torch(copy.deepcopy(module), path, device, like)
 
-    return Loaded(path, "torch", device, prepare, partial(_to_cpu, like=like), again, module)
+    form = "torchscript" if scripted else "graph"
+    return Loaded(path, "torch", device, prepare, partial(_to_cpu, like=like), again, form, module)
 
 
 def _on_inductor(module: Any, path: Path, device: str, like: Any) -> Loaded:
@@ -202,7 +211,7 @@ def _on_inductor(module: Any, path: Path, device: str, like: Any) -> Loaded:
         with quiet.libraries():
             return _on_inductor(copy.deepcopy(module), path, device, like)
 
-    return Loaded(path, "inductor", device, prepare, partial(_to_cpu, like=like), again, module)
+    return Loaded(path, "inductor", device, prepare, partial(_to_cpu, like=like), again, "compiled", module)
 
 
 def _compile(call: Callable[[], Any], path: Path) -> None:
@@ -271,7 +280,14 @@ def _on_onnxruntime(path: Path, device: str, threads: int, like: Any) -> Loaded:
         return _structured(output if device == "cpu" else output.copy_outputs_to_cpu(), like)
 
     return Loaded(
-        path, "onnxruntime", device, prepare, fetch, lambda: _on_onnxruntime(path, device, threads, like), session
+        path,
+        "onnxruntime",
+        device,
+        prepare,
+        fetch,
+        lambda: _on_onnxruntime(path, device, threads, like),
+        "onnxruntime",
+        session,
     )
 
 
@@ -293,7 +309,9 @@ def _on_openvino(path: Path, threads: int, like: Any) -> Loaded:
         # The request's own memory, which its next call overwrites.
         return _structured([array.copy() for array in output.values()], like)
 
-    return Loaded(path, "openvino", "cpu", prepare, fetch, lambda: _on_openvino(path, threads, like), compiled)
+    return Loaded(
+        path, "openvino", "cpu", prepare, fetch, lambda: _on_openvino(path, threads, like), "openvino", compiled
+    )
 
 
 def _structured(arrays: Any, like: Any) -> Any:

@@ -150,6 +150,8 @@ class ModelFile(Rich):
     deviation: float
     """Largest absolute difference between the outputs of the file loaded back from disk and
     those of the model in memory, as a share of the largest absolute output."""
+    tolerance: float
+    """Largest such difference from the stored outputs, in [0, 0.02], at which the file counts as verified on a CPU."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -73,7 +73,7 @@ def _torch(file: ModelFile, settings: dict[str, Any], device: str) -> list[str]:
         lines.append("torch._inductor.config.freezing = True  # packs weights and chooses kernels when it compiles")
     if script:
         moved = "" if device == "cpu" else f'.to("{device}")'
-        lines.append(f"model = torch.jit.load({json.dumps(file.path)}){moved}.eval()")
+        lines.append(f"model = torch.jit.freeze(torch.jit.load({json.dumps(file.path)}){moved}.eval())")
     else:
         lines.append(f"program = torch.export.load({json.dumps(file.path)})")
         program = "program" if device == "cpu" else f'move_to_device_pass(program, "{device}")'

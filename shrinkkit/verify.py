@@ -141,7 +141,7 @@ class _Here:
         except ModelFileError as error:
             return replace(blank, state=DAMAGED, why=str(error))
         try:
-            ran = _run(self.folder / file.path, file, self.variant, target, inputs, expected, self.threads)
+            ran = _run(self.folder / file.path, file, target, inputs, expected, self.threads)
         except Unsupported as error:
             return replace(blank, state=NOT_HERE, why=str(error))
         except ModelFileError as error:
@@ -186,7 +186,7 @@ class _Here:
             own, expected = _reference(self.beside, target)
             if benchmark.inputs_sha256(own) != benchmark.inputs_sha256(inputs):
                 raise ModelFileError("it was made for other inputs")
-            ran = _run(self.beside / file.path, file, usual, target, own, expected, self.threads)
+            ran = _run(self.beside / file.path, file, target, own, expected, self.threads)
             if ran.why:
                 raise ModelFileError(ran.why)
         except ShrinkkitError as error:
@@ -293,18 +293,14 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
     return inputs, expected
 
 
-def _run(
-    path: Path, file: ModelFile, variant: Variant, target: Target, inputs: Example, expected: Any, threads: int
-) -> _Ran:
+def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected: Any, threads: int) -> _Ran:
     """Load a file, call it, and compare what it gives.
 
     Raises:
         ModelFileError: It does not load or run.
         Unsupported: The runtime cannot run it here.
     """
-    # A GPU rounds the products of float32 matrices more than the CPU on which the reference was made.
-    low = _method(variant) or target.device != "cpu"
-    limit = artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]
+    limit = artifacts.tolerance(file, target.device)
     try:
         loaded = loading.load(path, runtime=target.runtime, device=target.device, threads=threads)
         found = outputs.tensors(loaded(*inputs))

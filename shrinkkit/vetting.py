@@ -34,7 +34,7 @@ _PT2_RECORDS = re.compile(
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
 )
 _SCRIPT_RECORDS = re.compile(
-    rf"{_RECORDS}|extra/quantized_engine|(data|constants|traced_inputs)(\.pkl|/\d+)|code/[\w/]+\.py(\.debug_pkl)?"
+    rf"{_RECORDS}|extra/(quantized_engine|layers)|(data|constants|traced_inputs)(\.pkl|/\d+)|code/[\w/]+\.py(\.debug_pkl)?"
 )
 
 _FORBIDDEN = frozenset("save from_file _print record_stream dist_backward to_here local_value".split())

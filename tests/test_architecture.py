@@ -21,7 +21,7 @@ ORDER = (
     "outputs usercode usermodel tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
     "contention blocks turns benchmark pictures measure "
-    "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
+    "scripting onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
     "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
     "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
     "report pdf index steps journal execution runs cli"
@@ -49,7 +49,7 @@ DRIVER_MAY = {
 }
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
+    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts", "scripting": "artifacts",
     "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})

@@ -37,7 +37,8 @@ def outputs_of(model, inputs):
 
 def test_a_model_is_exported_whole_and_nothing_is_noted(model, tmp_path):
     path, kind, note = artifacts.write_torch(model, EXAMPLE, tmp_path)
-    assert (path.name, kind, note) == ("model.pt2", "pt2", "")
+    assert (path.name, kind, note) == ("model.torchscript.pt", "torchscript", "")
+    assert artifacts.write_program(model, EXAMPLE, tmp_path) == (tmp_path / "model.pt2", "")
     assert artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx") == ""
 
 
@@ -121,7 +122,7 @@ def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
     artifacts.write_onnx(model, inputs, tmp_path / "m.onnx")
     path, _, _ = artifacts.write_torch(model, inputs, tmp_path)
     for found in (
-        loading.load(path, runtime="torch")(*inputs),
+        loading.load(path, runtime="torch", like=like)(*inputs),
         loading.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
     ):
         assert found.keys() == like.keys()
@@ -150,7 +151,7 @@ def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_
 
 def test_a_pt2_file_does_not_hold_the_example_nor_what_it_is_a_view_of(model, tmp_path):
     few = torch.rand(5000, 1, 8, 8)[:4]
-    path, _, _ = artifacts.write_torch(model, (few,), tmp_path)
+    path, _ = artifacts.write_program(model, (few,), tmp_path)
     assert path.stat().st_size < few.untyped_storage().nbytes() / 4
     with zipfile.ZipFile(path) as archive:
         pickled = [n for n in archive.namelist() if archive.read(n)[:1] in (b"\x80", b"P") and "model.pt" in n]
@@ -175,7 +176,7 @@ def test_the_matrices_of_a_recurrent_layer_are_found_by_its_name_once_they_are_i
 
 
 def test_a_file_says_nothing_of_the_disk_that_it_was_made_on(model, tmp_path):
-    artifacts.write_torch(model, EXAMPLE, tmp_path)
+    artifacts.write_program(model, EXAMPLE, tmp_path)
     artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
     artifacts.write_torch(quantize.static_int8(model, EXAMPLE, [EXAMPLE], engine="onednn"), EXAMPLE, tmp_path)
     held = {"model.onnx": (tmp_path / "model.onnx").read_bytes()}

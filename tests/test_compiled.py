@@ -19,7 +19,7 @@ def model():
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    artifacts.write_torch(model, EXAMPLE, folder)
+    artifacts.write_program(model, EXAMPLE, folder)
     pt2e.write(model, EXAMPLE, [EXAMPLE], folder / "int8.pt2", method="static-int8", skipped=frozenset())
     return folder
 

@@ -9,9 +9,13 @@ from torch import nn
 from shrinkkit import artifacts, explain, layertimes, onnxint8, quantize
 from shrinkkit.errors import ModelFileError, Unsupported
 
-KINDS = ("pt2", "static torchscript", "dynamic torchscript", "onnx", "static onnx")
+KINDS = ("pt2", "torchscript", "static torchscript", "dynamic torchscript", "onnx", "static onnx")
 NAMED = (
     ("used twice", "pt2"),
+    ("used twice", "torchscript"),
+    ("recurrent", "torchscript"),
+    ("dense", "torchscript"),
+    ("torch's transformer", "torchscript"),
     ("used twice", "onnx"),
     ("dense", "static torchscript"),
     ("recurrent", "dynamic torchscript"),
@@ -79,6 +83,8 @@ def write(model, example, folder, kind):
         path = folder / "int8.onnx"
         onnxint8.write(folder / "float.onnx", path, method=f"{method}-int8", calibration=[example])
         return path, "onnxruntime"
+    if kind == "pt2":
+        return artifacts.write_program(model, example, folder)[0], "torch"
     engine = torch.backends.quantized.supported_engines[-1]
     if method == "static":
         model = quantize.static_int8(model, example, [example], engine=engine)
@@ -124,7 +130,7 @@ def test_every_layer_with_weights_is_found_by_its_name_and_no_other_name_is(tmp_
     assert blocks == sorted(blocks)
 
 
-@pytest.mark.parametrize("kind", ["pt2", "static torchscript", "static onnx"])
+@pytest.mark.parametrize("kind", ["pt2", "torchscript", "static torchscript", "static onnx"])
 def test_layers_of_one_name_that_follow_each_other_are_told_apart(tmp_path, kind):
     found = times(Twins(), (torch.rand(8, 16),), tmp_path, kind)
     layers = [one.layer for one in found if not one.converts and one.layer]
@@ -135,6 +141,7 @@ def test_layers_of_one_name_that_follow_each_other_are_told_apart(tmp_path, kind
     ("kind", "conversions"),
     [
         ("pt2", set()),
+        ("torchscript", set()),
         ("static torchscript", {"quantize_per_tensor", "dequantize"}),
         ("static onnx", {"QuantizeLinear", "DequantizeLinear"}),
     ],

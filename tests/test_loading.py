@@ -9,7 +9,7 @@ from shrinkkit import artifacts, loading, outputs
 from shrinkkit.errors import ModelFileError, Unsupported
 
 EXAMPLE = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
-RUNTIMES = {"torch": "model.pt2", "onnxruntime": "model.onnx", "openvino": "model.onnx"}
+RUNTIMES = {"torch": "model.torchscript.pt", "onnxruntime": "model.onnx", "openvino": "model.onnx"}
 
 
 class Named(nn.Module):
@@ -33,6 +33,7 @@ def model():
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     artifacts.write_torch(model, EXAMPLE, folder)
+    artifacts.write_program(model, EXAMPLE, folder)
     artifacts.write_onnx(model, EXAMPLE, folder / "model.onnx")
     return folder
 
@@ -140,10 +141,12 @@ def test_outputs_of_a_class_that_nobody_else_knows_come_back_as_it_and_are_plain
     model = BertModel(BertConfig(vocab_size=11, max_position_embeddings=8, **sizes)).eval()
     example = (torch.randint(0, 11, (3, 6)), torch.ones(3, 6, dtype=torch.int64))
     path, format, _ = artifacts.write_torch(model, example, tmp_path)
-    assert format == "pt2"
+    assert format == "torchscript"
     with torch.inference_mode():
         like = model(*example)
-    assert type(loading.load(path, runtime="torch")(*example)) is dict
+    assert type(loading.load(path, runtime="torch")(*example)) is tuple
+    program, _ = artifacts.write_program(model, example, tmp_path)
+    assert type(loading.load(program, runtime="torch")(*example)) is dict
     found = loading.load(path, runtime="torch", like=like)(*example)
     assert type(found) is type(like)
     assert torch.allclose(found.pooler_output, like.pooler_output, atol=1e-5)

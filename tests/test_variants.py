@@ -35,7 +35,7 @@ def run(task, tmp_path_factory):
 
 def test_the_baseline_has_a_proved_file_for_each_runtime(run):
     variant = variants.read(run / "variants/baseline")
-    assert [(f.runtime, f.format) for f in variant.files] == [("torch", "pt2"), ("onnxruntime", "onnx")]
+    assert [(f.runtime, f.format) for f in variant.files] == [("torch", "torchscript"), ("onnxruntime", "onnx")]
     for file in variant.files:
         path = run / "variants/baseline" / file.path
         assert path.stat().st_size == file.size_bytes

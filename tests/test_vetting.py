@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     model = Corner().eval()
-    artifacts.write_torch(model, EXAMPLE, folder)
+    artifacts.write_program(model, EXAMPLE, folder)
     artifacts.write_torch(quantize.static_int8(model, EXAMPLE, [EXAMPLE]), EXAMPLE, folder)
     artifacts.write_onnx(model, EXAMPLE, folder / "model.onnx")
     openvino.save_model(openvino.Core().read_model(folder / "model.onnx"), folder / "model.openvino.xml")
