@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import contention, intervals, quantize, targets, turns
-from shrinkkit.blocks import Samples, conclude, median
+from shrinkkit import contention, quantize, targets, turns
+from shrinkkit.blocks import Blocks, Samples, conclude
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief
 from shrinkkit.records import Comparison, Conditions
 from shrinkkit.targets import Target
@@ -64,30 +64,26 @@ def compare(
             finite, or does not reproduce its own outputs. Nothing was timed then.
         UnfairComparison: The conditions differ.
     """
-    _refuse(conditions, candidate_conditions, allowed=frozenset({"runtime"} if across_runtimes else ()))
+    _refuse(conditions, candidate_conditions, allowed=frozenset({"runtime", "form"} if across_runtimes else ()))
     protocol = Protocol(width, cap_s, layouts, slot_ms, seed)
     timer = turns.timer(conditions.device, {conditions.runtime, candidate_conditions.runtime})
     start = contention.snapshot()
     makers = (make_reference, make_candidate, make_reference)
     blocks, warmup, steady, stopped = turns.measure(makers, (reference, candidate), timer, protocol, watch)
-    disturbance, withheld = contention.disturbance(
+    disturbance = contention.disturbance(
         start, end := contention.snapshot(), threads=conditions.threads, cores=targets.cores()
     )
-    found = conclude(blocks, withheld=withheld, stopped=stopped, seed=seed)
+    blocks = Blocks(_stored(blocks.reference), _stored(blocks.candidate), _stored(blocks.null))
+    found = conclude(blocks, withheld=disturbance.withheld, stopped=stopped, seed=seed)
     return Comparison(
         reference=reference,
         candidate=candidate,
         conditions=conditions,
         candidate_runtime=candidate_conditions.runtime,
-        speedup=found.speedup,
-        experienced=found.experienced,
-        verdict=found.verdict,
-        reference_ms=intervals.median([median(slot) for slot in blocks.reference], seed=seed),
-        candidate_ms=intervals.median([median(slot) for slot in blocks.candidate], seed=seed),
-        null_ratio=found.null_ratio,
-        reference_samples_ms=_stored(blocks.reference),
-        candidate_samples_ms=_stored(blocks.candidate),
-        null_samples_ms=_stored(blocks.null),
+        **vars(found),
+        reference_samples_ms=tuple(blocks.reference),
+        candidate_samples_ms=tuple(blocks.candidate),
+        null_samples_ms=tuple(blocks.null),
         warmup_calls=warmup,
         steady=steady,
         disturbance=disturbance,
@@ -139,13 +135,14 @@ def models(
             device=device,
             hardware=targets.hardware(Target(device, "torch")),
             runtime="torch",
+            form="eager",
             threads=threads,
             batch_size=example[0].shape[0],
             inputs_sha256=inputs_sha256(example),
         )
         return compare(
-            _copies(reference, example),
-            _copies(candidate, example),
+            copies(reference, example),
+            copies(candidate, example),
             reference=names[0],
             candidate=names[1],
             conditions=here,
@@ -193,13 +190,20 @@ def _refuse_module(model: nn.Module, example: Example, name: str) -> None:
         )
 
 
-def _copies(model: nn.Module, example: Example) -> Make:
-    """Return a factory of copies of `model`, each ready to be called on `example`."""
+def copies(model: nn.Module, example: Example, *, form: str = "eager") -> Make:
+    """Return a factory of copies of `model`, each ready to be called on `example` as a user calls it.
+
+    Args:
+        model: Module in eval mode; it is left unchanged.
+        example: Positional inputs of one call, batch first, on the device that the copies go to.
+        form: `eager`, or `compiled` for `torch.compile`.
+    """
     engine = quantize.engine_of(model)
 
     def make() -> Call:
         with quantize.using_engine(engine):  # copying packs int8 weights anew, for the engine in force
-            own = copy.deepcopy(model)
+            own: Any = copy.deepcopy(model).to(example[0].device)
+        own = torch.compile(own) if form == "compiled" else own
 
         @torch.inference_mode()
         def call() -> Any:
@@ -223,6 +227,6 @@ def _refuse(a: Conditions, b: Conditions, *, allowed: frozenset[str]) -> None:
         )
 
 
-def _stored(samples: Samples) -> tuple[tuple[float, ...], ...]:
+def _stored(samples: Samples) -> Samples:
     """Return the samples with six significant digits, which is more than a clock gives."""
-    return tuple(tuple(float(f"{ms:.6g}") for ms in slot) for slot in samples)
+    return [tuple(float(f"{ms:.6g}") for ms in slot) for slot in samples]

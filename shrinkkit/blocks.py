@@ -37,6 +37,8 @@ class Conclusion:
     speedup: Estimate
     experienced: Estimate
     null_ratio: Estimate
+    reference_ms: Estimate
+    candidate_ms: Estimate
     verdict: str
 
 
@@ -55,7 +57,9 @@ def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, s
     null = intervals.block_ratio(_paired(_slots(blocks.reference, min), _slots(blocks.null, min)), seed=seed)
     noisy = withheld or intervals.verdict(null) in ("faster", "slower")
     usual = "undecided" if stopped else intervals.verdict(speedup)
-    return Conclusion(speedup, experienced, null, "too noisy" if noisy else usual)
+    reference_ms = intervals.block_ratio(reference_logs(blocks), seed=seed)
+    candidate_ms = intervals.product(reference_ms, intervals.inverse(speedup))
+    return Conclusion(speedup, experienced, null, reference_ms, candidate_ms, "too noisy" if noisy else usual)
 
 
 def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
@@ -65,8 +69,22 @@ def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[f
         blocks: At least 1.
         of: What stands for the calls of a slot: `min` for the speed of the code, `median` for what is experienced.
     """
-    reference = [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.null, of), strict=True)]
-    return _paired(reference, _slots(blocks.candidate, of))
+    return _paired(_reference(blocks, of), _slots(blocks.candidate, of))
+
+
+def reference_logs(blocks: Blocks) -> list[float]:
+    """Return the logarithm of the reference's latency in ms in each block: of the fastest call of a turn, as speed-ups.
+
+    Args:
+        blocks: At least 1.
+    """
+    logs = _reference(blocks, min)
+    return [(logs[i] + logs[i + 1]) / 2 for i in range(0, len(logs), 2)]
+
+
+def _reference(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
+    """Return the logarithm of each turn of the reference, both of its copies together."""
+    return [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.null, of), strict=True)]
 
 
 def _slots(samples: Samples, of: Callable[[Sequence[float]], float]) -> list[float]:

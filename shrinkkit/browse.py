@@ -109,7 +109,7 @@ def drawing(found: Results) -> Picture:
     best = pareto.front(_own(found))
     names = [row.variant for row in best]
     rest = [
-        row for row in _own(found) if row not in best and row.speedup_torch and row.difference and not row.intermediate
+        row for row in _own(found) if row not in best and row.speedup_today and row.difference and not row.intermediate
     ]
     scale = 100 if found.in_shares else 1
     with canvas(9.2, 3.8) as figure:
@@ -153,7 +153,7 @@ def _label(row: Row) -> str:
 
 
 def _speed(row: Row) -> float:
-    return row.speedup_torch.value if row.speedup_torch else 1.0
+    return row.speedup_today.value if row.speedup_today else 1.0
 
 
 def _change(row: Row) -> float:
@@ -187,7 +187,7 @@ def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
         (
             Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
             Cell(machines.target_of(one.target)),
-            Cell(formats.times(_speed(one)), formats.between(one.speedup_torch) if one.speedup_torch else ""),
+            Cell(formats.times(_speed(one)), formats.between(one.speedup_today) if one.speedup_today else ""),
             Cell(formats.change(_change(one), in_shares=found.in_shares)),
             Cell(formats.size(one.size_bytes or 0)),
         )
@@ -196,7 +196,7 @@ def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
     columns = (
         Column("variant"),
         Column("target"),
-        Column("vs torch FP32", True),
+        Column("vs PyTorch today", True),
         Column("change", True),
         Column("on disk", True),
     )

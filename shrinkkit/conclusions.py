@@ -42,7 +42,7 @@ class Verdict(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Factors(Rich):
-    """Why a variant on a target is as fast as it is: factors whose product is its speed-up against torch FP32.
+    """Why a variant on a target is as fast as it is: factors whose product is its speed-up against PyTorch today.
 
     A factor is None where the variant has no such part.
     """
@@ -89,7 +89,7 @@ def _has_figures(part: Results) -> bool:
 def _verdict(results: Results) -> Verdict:
     """Return the verdict of one machine."""
     rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
-    remarks = (*_runtime_remark(results, rows), *_noise_remark(results))
+    remarks = (*_runtime_remark(results, rows), *_export_remark(results), *_noise_remark(results))
     if not rows:
         return Verdict(_nothing(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -97,6 +97,7 @@ def _verdict(results: Results) -> Verdict:
         found = [row for row in better if row.accuracy_verdict == kind]
         if found and kind == "within budget":
             best = max(found, key=lambda row: _rank(row, results))
+            remarks = (*_class_remark(best, results), *remarks)
             return Verdict(f"{_claim(best, results)}: within the budget of {_budget(results)}.", remarks, kind, best)
         if found:
             best = max(found, key=lambda row: (row.difference.low if row.difference else 0.0, _gain(row, results)))
@@ -109,7 +110,7 @@ def factors(results: Results) -> tuple[Factors, ...]:
     """Return the factors of every variant that was measured, the baseline on other runtimes than torch included."""
     found = []
     for row in results.rows:
-        if row.state != "measured" or row.speedup_torch is None or row.intermediate:
+        if row.state != "measured" or row.speedup_today is None or row.intermediate:
             continue
         runtime = results.measured[row.target].runtime
         pruning, quantization, compression = _parts(results, row)
@@ -121,8 +122,8 @@ def factors(results: Results) -> tuple[Factors, ...]:
                 pruning=pruning,
                 quantization=quantization,
                 compression=compression,
-                total=row.speedup_torch,
-                timing=row.timing_torch,
+                total=row.speedup_today,
+                timing=row.timing_today,
             )
         )
     return tuple(found)
@@ -143,8 +144,7 @@ def _parts(results: Results, row: Row) -> tuple[Estimate | None, Estimate | None
         records.speedup(source, own)
     except UnfairComparison:
         return None, None, row.speedup
-    inverse = Estimate(1 / source.speedup.value, 1 / source.speedup.high, 1 / source.speedup.low)
-    return source.speedup, intervals.product(own.speedup, inverse), None
+    return source.speedup, intervals.product(own.speedup, intervals.inverse(source.speedup)), None
 
 
 def _comparison(results: Results, variant: str, target: str) -> Comparison | None:
@@ -163,7 +163,7 @@ def _eligible(row: Row, results: Results) -> bool:
 
 def _trusted(row: Row) -> bool:
     # The comparison of runtimes may end undecided near 1; what must be sure is the compression's own.
-    return row.timing in TRUSTED and row.timing_torch not in ("", "too noisy")
+    return row.timing in TRUSTED and row.timing_today not in ("", "too noisy")
 
 
 def _gain(row: Row, results: Results) -> float:
@@ -173,12 +173,12 @@ def _gain(row: Row, results: Results) -> float:
         return smaller if smaller > 1.01 else 1.0
     if results.budget.target:
         return row.speedup.value if row.speedup and row.timing == "faster" else 1.0
-    return row.speedup_torch.value if row.speedup_torch and row.timing_torch == "faster" else 1.0
+    return row.speedup_today.value if row.speedup_today and row.timing_today == "faster" else 1.0
 
 
 def _rank(row: Row, results: Results) -> tuple[float, float]:
     """Return what the best of the better rows has most of; speed decides between files of one size."""
-    speed = row.speedup_torch.value if row.speedup_torch else 0.0
+    speed = row.speedup_today.value if row.speedup_today else 0.0
     return (-float(row.size_bytes or 0), speed) if results.budget.want == "smallest" else (_gain(row, results), speed)
 
 
@@ -212,16 +212,16 @@ def _size_text(row: Row, results: Results) -> str:
 
 
 def _speed_text(row: Row) -> str:
-    if not _trusted(row) or row.speedup_torch is None:
+    if not _trusted(row) or row.speedup_today is None:
         return "of a speed that the timing cannot tell"
-    speed = row.speedup_torch
-    if row.timing_torch == "same":
-        return "as fast as torch FP32"
-    if row.timing_torch == "undecided":
-        return f"nearly as fast as torch FP32 ({formats.times(speed.value)} {formats.between(speed)})"
-    if row.timing_torch == "slower":
-        return f"{formats.times(1 / speed.value)} slower than torch FP32"
-    return f"{formats.times(speed.value)} {formats.between(speed)} faster than torch FP32"
+    speed = row.speedup_today
+    if row.timing_today == "same":
+        return "as fast as PyTorch today"
+    if row.timing_today == "undecided":
+        return f"nearly as fast as PyTorch today ({formats.times(speed.value)} {formats.between(speed)})"
+    if row.timing_today == "slower":
+        return f"{formats.times(1 / speed.value)} slower than PyTorch today"
+    return f"{formats.times(speed.value)} {formats.between(speed)} faster than PyTorch today"
 
 
 def _cost(row: Row, results: Results) -> str:
@@ -281,14 +281,14 @@ def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:
     """Return a sentence where changing the runtime alone beats every compression, so that nobody credits the latter."""
     if results.budget.want != "fastest" or results.budget.target:
         return ()
-    plain = [r for r in results.rows if r.variant == BASELINE and r.timing_torch == "faster" and r.speedup_torch]
-    speeds = {row.target: row.speedup_torch.value for row in plain if row.speedup_torch}
-    kept = [r.speedup_torch.value for r in rows if r.speedup_torch and r.accuracy_verdict != "over budget"]
+    plain = [r for r in results.rows if r.variant == BASELINE and r.timing_today == "faster" and r.speedup_today]
+    speeds = {row.target: row.speedup_today.value for row in plain if row.speedup_today}
+    kept = [r.speedup_today.value for r in rows if r.speedup_today and r.accuracy_verdict != "over budget"]
     if not speeds or max(speeds.values()) <= max(kept, default=1.0):
         return ()
     target = max(speeds, key=lambda name: speeds[name])
     where = _named(results, target)
-    return (f"The unchanged model on {where} is faster still: {formats.times(speeds[target])} torch FP32.",)
+    return (f"The unchanged model on {where} is faster still: {formats.times(speeds[target])} PyTorch today.",)
 
 
 def _noise_remark(results: Results) -> tuple[str, ...]:
@@ -296,13 +296,40 @@ def _noise_remark(results: Results) -> tuple[str, ...]:
     noisy = [
         f"{row.variant} on {_named(results, row.target)}"
         for row in results.rows
-        if row.timing_torch == "too noisy" and row.accuracy_verdict == "within budget" and not row.intermediate
+        if row.timing_today == "too noisy" and row.accuracy_verdict == "within budget" and not row.intermediate
         if _asked(row.target, results)
     ]
     if not noisy or results.budget.want == "smallest":
         return ()
     listed = ", ".join(noisy)
     return (f"Passed over, because the machine was too noisy to time them: {listed}. Run again when it is quiet.",)
+
+
+def _class_remark(row: Row, results: Results) -> tuple[str, ...]:
+    """Return a sentence about classes that lose surely more than the budget, although the mean of all does not."""
+    record = results.measured.get(row.target)
+    accuracy = next((m.accuracy for m in record.measurements if m.variant == row.variant), None) if record else None
+    drop, shares = results.budget.accuracy_drop, results.in_shares
+    lost = [
+        f"{one.name} to {formats.score(one.mean.value, in_shares=shares)} of {formats.counted(one.examples, 'example')}"
+        for one in (accuracy.classes if accuracy else ())
+        if one.difference and one.difference.high < -drop
+    ]
+    return (f"But {row.variant} loses more than the budget on the class {', '.join(lost)}.",) if lost else ()
+
+
+def _export_remark(results: Results) -> tuple[str, ...]:
+    """Return a sentence where the unchanged model's file is slower than the module it was made from."""
+    slower = [
+        f"{_named(results, target)} ({formats.times(record.runtime.speedup.value)})"
+        for target, record in results.measured.items()
+        if record.runtime and record.runtime.verdict == "slower"
+    ]
+    if not slower or results.budget.want != "fastest":
+        return ()
+    return (
+        f"Before any compression, the model's file is slower than your module in PyTorch today on {', '.join(slower)}.",
+    )
 
 
 def _failure_remark(results: Results) -> tuple[str, ...]:

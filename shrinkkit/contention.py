@@ -41,8 +41,8 @@ def snapshot() -> Snapshot:
     return Snapshot(time.perf_counter(), own.ru_utime + own.ru_stime, len(cores), busy, steal, own.ru_nivcsw, load)
 
 
-def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> tuple[Disturbance, bool]:
-    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld.
+def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> Disturbance:
+    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld for it.
 
     They must be where threads had to wait for a core: those that spin for each other then burn whole time slices.
 
@@ -73,7 +73,7 @@ def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) 
     rate = (after.forced_switches - before.forced_switches) / wall
     if rate > SWITCHES_PER_S:
         signs.append(f"threads were forced off their core {rate:.0f} times a second")
-    return Disturbance(own, others, stolen, rate, after.load_average, tuple(signs)), withheld
+    return Disturbance(own, others, stolen, rate, after.load_average, tuple(signs), withheld)
 
 
 def _cores() -> frozenset[int]:

@@ -33,7 +33,7 @@ def training(scores: Sequence[float], *, metric: str) -> Picture:
 
 
 def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
-    """Return how runtime, pruning and quantization multiply to each variant's speed-up against torch FP32.
+    """Return how runtime, pruning and quantization multiply to each variant's speed-up against PyTorch today.
 
     Args:
         found: Factors of at least one variant.
@@ -56,14 +56,14 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
         _legend_of_factors(figure)
         return picture(
             figure,
-            "Speed-up against torch FP32 by variant. " + " ".join(_in_words(row) for row in found),
+            "Speed-up against PyTorch today by variant. " + " ".join(_in_words(row) for row in found),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
             "The dot is the whole speed-up with its 95 % interval; a hollow dot means that it got no verdict.",
         )
 
 
 def _ends(row: "Factors") -> list[float]:
-    """Return where each of a row's bars ends, as speed-ups against torch FP32."""
+    """Return where each of a row's bars ends, as speed-ups against PyTorch today."""
     ends, reached = [], 1.0
     for factor in (row.runtime, row.pruning, row.quantization, row.compression):
         reached *= factor.value if factor else 1.0
@@ -127,8 +127,8 @@ def _in_words(row: "Factors") -> str:
 
 
 def tradeoff(results: "Results") -> Picture | None:
-    """Return speed-up against torch FP32, change of accuracy and size of each measured variant; None without any."""
-    rows = [r for r in results.rows if r.speedup_torch and r.difference and r.size_bytes and not r.intermediate]
+    """Return speed-up against PyTorch today, change of accuracy and size of each measured variant; None without any."""
+    rows = [r for r in results.rows if r.speedup_today and r.difference and r.size_bytes and not r.intermediate]
     if not rows:
         return None
     drawn = {row.target for row in rows}
@@ -156,7 +156,7 @@ def tradeoff(results: "Results") -> Picture | None:
         unit = ", points" if results.in_shares else ""
         for axes in grid[:, 0]:
             axes.set_ylabel(f"change of {results.metric}{unit}")
-        ends = [end for r in rows if r.speedup_torch for end in (r.speedup_torch.low, r.speedup_torch.high)]
+        ends = [end for r in rows if r.speedup_today for end in (r.speedup_today.low, r.speedup_today.high)]
         speed_axis(grid[0, 0], ends)
         label = grid[0, 0].get_xlabel()
         grid[0, 0].set_xlabel("")
@@ -176,7 +176,7 @@ _TRADEOFF = (
 
 
 def _point(axes: "Axes", row: "Row", index: int, largest: int, scale: float) -> None:
-    speed, change = row.speedup_torch, row.difference
+    speed, change = row.speedup_today, row.difference
     if speed is None or change is None:
         return
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
@@ -186,7 +186,7 @@ def _point(axes: "Axes", row: "Row", index: int, largest: int, scale: float) -> 
     }
     axes.errorbar([speed.value], [scale * change.value], fmt="none", ecolor=colour, elinewidth=1, **spread)
     area = 25 + 300 * (row.size_bytes or 0) / largest
-    trusted = row.timing_torch not in ("too noisy", "undecided")
+    trusted = row.timing_today not in ("too noisy", "undecided")
     axes.scatter(
         [speed.value], [scale * change.value], s=area, marker=marker, color=colour, alpha=0.85 if trusted else 0.35
     )
@@ -212,12 +212,12 @@ def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     said = [
         f"{row.variant} on {results.where(row.target)}: "
-        f"{'too noisy to tell' if row.timing_torch == 'too noisy' else formats.times(row.speedup_torch.value)}, "
+        f"{'too noisy to tell' if row.timing_today == 'too noisy' else formats.times(row.speedup_today.value)}, "
         f"{formats.change(row.difference.value, in_shares=results.in_shares)}, {formats.size(row.size_bytes or 0)}."
         for row in rows
-        if row.speedup_torch and row.difference
+        if row.speedup_today and row.difference
     ]
-    return f"Speed-up against torch FP32, change of {results.metric} and size. " + " ".join(said)
+    return f"Speed-up against PyTorch today, change of {results.metric} and size. " + " ".join(said)
 
 
 def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Picture | None:
@@ -304,4 +304,4 @@ def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
         [s for s in steps if low <= s <= high], [f"{s:g} {formats.TIMES}" for s in steps if low <= s <= high]
     )
     axes.minorticks_off()
-    axes.set_xlabel("speed-up against torch FP32")
+    axes.set_xlabel("speed-up against PyTorch today")

@@ -87,8 +87,8 @@ def beside_the_report(reported: Figures, found: Finding, *, machine: str, thread
     said = f"{there}: {_times(reported.speedup)}; here {where}: {_times(found.speedup)}"
     if "too noisy" in (reported.verdict, found.verdict):
         return f"{said}: cannot tell, too noisy {'there' if reported.verdict == 'too noisy' else 'here'}."
-    inverse = Estimate(1 / reported.speedup.value, 1 / reported.speedup.high, 1 / reported.speedup.low)
-    differs = intervals.verdict(intervals.product(found.speedup, inverse)) in ("faster", "slower")
+    ratio = intervals.product(found.speedup, intervals.inverse(reported.speedup))
+    differs = intervals.verdict(ratio) in ("faster", "slower")
     return f"{said}: {'differs' if differs else 'no difference can be told'}."
 
 

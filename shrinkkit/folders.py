@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from shrinkkit import machines, records
+from shrinkkit import evidence, machines, records
 from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.recipes import BASELINE, TARGETS, Study
 from shrinkkit.records import ModelFile, Status, Step, TargetRecord, Variant
@@ -159,8 +159,22 @@ def _measured(run: Path, own: Sequence[str], notes: list[str]) -> dict[str, Targ
         elif at in found:
             notes.append(f"{path.parent.name}/{path.name} is of {at}, as another file is; not reported.")
         else:
-            found[at] = record
+            try:
+                found[at] = _derived(record, at, notes)
+            except InvalidInput as error:
+                notes.append(f"{path.parent.name}/{path.name} cannot be used: {brief(error)}. {again(at)}")
     return found
+
+
+def _derived(record: TargetRecord, at: str, notes: list[str]) -> TargetRecord:
+    """Return a record with the figures that its raw samples give, and a note if it states others."""
+    derived = evidence.derive(record)
+    if wrong := evidence.contradictions(record, derived):
+        notes.append(
+            f"The record of {at} states figures for {', '.join(wrong)} that its raw samples contradict; those of the "
+            f"samples are reported. {again(at)}"
+        )
+    return derived
 
 
 def _nameless(error: InvalidInput, path: Path) -> str:

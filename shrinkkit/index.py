@@ -173,8 +173,8 @@ def _table(runs: Sequence[Run]) -> str:
         '<div class="sk-scroll" role="region" tabindex="0" aria-label="Runs"><table class="sk-table" id="runs">'
         f"<caption><span>Every run of this folder</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
         '</table></div><p class="sk-note">Speed-up, size and change are those of the variant that the verdict names, '
-        "against torch FP32 on the same machine and against the baseline's file; brackets are 95 % intervals. A speed "
-        "without a sure timing is left out.</p>"
+        "against PyTorch today on the same machine and against the baseline's file; brackets are 95 % intervals. A "
+        "speed without a sure timing is left out.</p>"
     )
 
 
@@ -208,8 +208,8 @@ def _figures(found: Results | None, row: Row | None) -> tuple[str, ...]:
     if found is None or row is None:
         return empty, empty, empty
     speed = change = size = empty
-    if row.speedup_torch and row.timing_torch in conclusions.TRUSTED:
-        value = row.speedup_torch
+    if row.speedup_today and row.timing_today in conclusions.TRUSTED:
+        value = row.speedup_today
         speed = _cell(f"{value.value:g}", formats.times(value.value), formats.between(value), number=True)
     before = found.row(BASELINE, row.target).size_bytes
     if before and row.size_bytes:
@@ -270,8 +270,8 @@ def _best(chosen: Sequence[tuple[Run, Row]], metric: str) -> str:
             Cell(f"{i}. {row.variant}", href=_address(run)),
             Cell(run.name),
             Cell(machines.target_of(row.target)),
-            Cell(formats.times(row.speedup_torch.value), formats.between(row.speedup_torch))
-            if row.speedup_torch
+            Cell(formats.times(row.speedup_today.value), formats.between(row.speedup_today))
+            if row.speedup_today
             else Cell("reference", tone="quiet"),
             Cell(formats.size(row.size_bytes or 0)),
             Cell(
@@ -287,7 +287,7 @@ def _best(chosen: Sequence[tuple[Run, Row]], metric: str) -> str:
         Column("variant"),
         Column("run"),
         Column("target"),
-        Column("vs torch FP32", True),
+        Column("vs PyTorch today", True),
         Column("on disk", True),
         Column(f"change of {metric}", True),
     )
@@ -299,7 +299,7 @@ def _address(run: Run) -> str:
 
 
 def _drawn(runs: Sequence[Run], best: dict[tuple[str, str, str], tuple[tuple[Run, Row], ...]]) -> Picture:
-    """Return one small picture for each task and machine: speed against size, the front's points numbered."""
+    """Return one small picture for each task and machine: speed against accuracy, the front's points numbered."""
     columns = min(3, len(best))
     lines = -(-len(best) // columns)
     with canvas(9.2, 2.9 * lines + 0.2) as figure:
@@ -312,24 +312,20 @@ def _drawn(runs: Sequence[Run], best: dict[tuple[str, str, str], tuple[tuple[Run
                 for run in runs
                 if run.found and (run.found.task, run.found.metric) == (task, metric)
                 for row in run.found.rows
-                if run.found.machine(row.target) == machine and row.speedup_torch and row.size_bytes
-                if row.timing_torch in conclusions.TRUSTED and not row.intermediate
+                if run.found.machine(row.target) == machine and row.speedup_today and row.difference
+                if row.timing_today in conclusions.TRUSTED and not row.intermediate
             ]
-            x, y = (
-                [row.speedup_torch.value for row in others if row.speedup_torch],
-                [row.size_bytes for row in others],
-            )
-            axes.scatter(x, y, s=14, color=INK, alpha=0.35, marker=MARKERS[0], linewidth=0)
-            for i, (_, row) in enumerate(chosen, 1):
-                at = row.speedup_torch.value if row.speedup_torch else 1.0
-                axes.scatter([at], [row.size_bytes], s=42, color=COLOURS[0], marker=MARKERS[1])
-                axes.annotate(str(i), (at, row.size_bytes or 0), xytext=(5, 4), textcoords="offset points")
+            shares = all(run.found.in_shares for run, _ in chosen if run.found)
+            scale, own = (100 if shares else 1), [row for _, row in chosen]
+            x = [row.speedup_today.value for row in (*others, *own) if row.speedup_today]
+            axes.scatter(*_points(others, scale), s=14, color=INK, alpha=0.35, marker=MARKERS[0], linewidth=0)
+            axes.scatter(*_points(own, scale), s=42, color=COLOURS[0], marker=MARKERS[1])
+            for i, at in enumerate(zip(*_points(own, scale), strict=True), 1):
+                axes.annotate(str(i), at, xytext=(5, 4), textcoords="offset points")
             axes.set_title(f"{task}\n{machine}", loc="left")
-            axes.set_yscale("log")
-            sizes = [row.size_bytes or 1 for row in others] + [row.size_bytes or 1 for _, row in chosen]
-            marks = _sizes(min(sizes), max(sizes))
-            axes.set_ylim(marks[0] / 1.2, marks[-1] * 1.4)
-            axes.set_yticks(marks, [formats.size(mark) for mark in marks])
+            axes.set_ylabel(f"change of {metric}{', points' if shares else ''}")
+            axes.axhline(0, color=INK, linewidth=0.8)
+            axes.margins(y=0.15)
             axes.grid(color=FAINT)
             figures.speed_axis(axes, [*x, 1.0])
             axes.tick_params(axis="x", labelsize=7)
@@ -339,24 +335,18 @@ def _drawn(runs: Sequence[Run], best: dict[tuple[str, str, str], tuple[tuple[Run
         )
         return picture(
             figure,
-            f"Speed-up against torch FP32 and size on disk of the best variants. {words}",
-            "Right is faster, down is smaller; both axes are logarithmic. Numbered squares are the best, named below. "
-            "Small dots are the others whose timing got a verdict.",
+            f"Speed-up against PyTorch today and change of accuracy of the best variants. {words}",
+            "Right is faster, up is more accurate. Numbered squares are the Pareto-optimal variants, named below. "
+            "Small dots are the others that were measured, those over their budget included.",
         )
 
 
-def _sizes(low: float, high: float) -> list[float]:
-    """Return a few round sizes in bytes from just below `low` to just above `high`, each four times the last."""
-    marks = [1e3]
-    while marks[0] > low:
-        marks.insert(0, marks[0] / 4)
-    while marks[-1] < high:
-        marks.append(marks[-1] * 4)
-    while len(marks) > 2 and marks[1] <= low:
-        marks.pop(0)
-    return marks
+def _points(rows: Sequence[Row], scale: float) -> tuple[list[float], list[float]]:
+    """Return speed-ups and changes of accuracy; the baseline's change is 0."""
+    speeds = [row.speedup_today.value if row.speedup_today else 1.0 for row in rows]
+    return speeds, [scale * row.difference.value if row.difference else 0.0 for row in rows]
 
 
 def _in_words(number: int, run: Run, row: Row) -> str:
-    speed = formats.times(row.speedup_torch.value) if row.speedup_torch else formats.times(1.0)
+    speed = formats.times(row.speedup_today.value) if row.speedup_today else formats.times(1.0)
     return f"{number} {row.variant} of {run.name} at {speed} and {formats.size(row.size_bytes or 0)}"

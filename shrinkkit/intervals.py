@@ -11,6 +11,8 @@ from shrinkkit.records import Estimate
 
 Z = 1.959964
 """The 97.5 % quantile of the normal distribution."""
+ONE_SIDED = 0.025
+"""Chance of each error that a 95 % interval leaves."""
 RESAMPLES = 1000
 MARGIN = 0.01
 """Ratios of times within this share of 1 count as no difference."""
@@ -40,7 +42,10 @@ def mean(scores: Sequence[float]) -> Estimate:
 def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
     """Return the mean of variant minus baseline over the same examples, with an interval that uses the pairing.
 
-    Scores that are all 0 or 1 get Tango's score interval, which stays honest when no example changed; others Student's.
+    Scores that are all 0 or 1 get Tango's score interval, which stays honest when no example changed. Others get
+    Student's of the differences and of as many pseudo-examples at each end of the scale as Wilson's interval adds: a
+    variant that ruins a few examples may ruin none of those seen, or one. The scale is the range of the scores, or
+    their largest magnitude if that is more; what costs more than that per example is not covered.
 
     Args:
         baseline: One score per example.
@@ -50,21 +55,51 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
         InvalidInput: The two differ in length, are empty, or hold a number that is not finite.
 
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 1998.
+    design", Statistics in Medicine 1998; Agresti and Coull, "Approximate is better than exact for interval estimation
+    of binomial proportions", The American Statistician 1998.
     """
-    before, after = _checked(baseline), _checked(variant)
-    if len(before) != len(after):
-        raise InvalidInput(
-            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
-            "Score one split."
-        )
+    before, after = _paired_scores(baseline, variant)
     difference = after - before
     centre = float(difference.mean())
     if _binary(before) and _binary(after):
         low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
         return Estimate(centre, low, high)
-    half = _score_half_width(difference, np.concatenate([before, after]))
-    return Estimate(centre, centre - half, centre + half)
+    middle, error = _augmented(difference, np.concatenate([before, after]))
+    half = _quantile(len(before)) * error
+    return Estimate(centre, min(centre, middle - half), max(centre, middle + half))
+
+
+def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop: float) -> tuple[bool, ...]:
+    """Return which variants surely lose less than `drop`, at most one study in 40 calling any of them so wrongly.
+
+    With one variant this says whether its interval lies above -`drop`. With several, Holm's step-down procedure keeps
+    the chance that any of them is wrongly called within the budget at 2.5 %, however many there are.
+
+    Args:
+        baseline: One score per example.
+        variants: The scores of the same examples, in the same order, of each variant.
+        drop: The most that may be lost, >= 0.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+    """
+    from scipy.special import ndtr, stdtr
+
+    chances = []
+    for scores in variants:
+        before, after = _paired_scores(baseline, scores)
+        difference = after - before
+        if _binary(before) and _binary(after):
+            gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+            chances.append(float(ndtr(-_tango_score(-drop, gained, lost, len(before)))))
+        else:
+            middle, error = _augmented(difference, np.concatenate([before, after]))
+            chances.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
+    sure = [False] * len(chances)
+    for rank, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if not chances[index] <= ONE_SIDED / (len(chances) - rank):
+            break
+        sure[index] = True
+    return tuple(sure)
 
 
 def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
@@ -110,20 +145,9 @@ def verdict(ratio: Estimate) -> str:
     return "same" if ratio.low > 1 / upper and ratio.high < upper else "undecided"
 
 
-def median(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Return the median of `values` with a bootstrap interval.
-
-    Args:
-        values: At least one finite number.
-        seed: Of the bootstrap.
-
-    Raises:
-        InvalidInput: There are none, or one is not finite.
-    """
-    found = _checked(values)
-    picks = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
-    low, high = np.quantile(np.median(found[picks], axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(found)), float(low), float(high))
+def inverse(ratio: Estimate) -> Estimate:
+    """Return 1 / `ratio`, which must lie above 0 with its whole interval."""
+    return Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
 
 
 def product(*ratios: Estimate) -> Estimate:
@@ -173,29 +197,56 @@ def _score_half_width(values: NDArray[np.float64], scores: NDArray[np.float64]) 
     return scale * Z**2 / (len(values) + Z**2)
 
 
+def _paired_scores(
+    baseline: Sequence[float], variant: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    before, after = _checked(baseline), _checked(variant)
+    if len(before) != len(after):
+        raise InvalidInput(
+            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
+            "Score one split."
+        )
+    return before, after
+
+
+def _augmented(values: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard error of `values` with Z^2 / 2 pseudo-examples at each end of the scale of `scores`."""
+    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
+    total = len(values) + Z**2
+    middle = float(values.sum()) / total
+    variance = (float((values**2).sum()) + Z**2 * scale**2) / total - middle**2
+    return middle, math.sqrt(max(0.0, variance) / total)
+
+
+def _quantile(count: int) -> float:
+    """Return the 97.5 % quantile of Student's distribution for `count` examples; of two for one."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, count - 1), 0.975))
+
+
 def _student_half_width(values: NDArray[np.float64]) -> float:
     if len(values) < 2:
         return 0.0
-    from scipy.special import stdtrit
-
-    return float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
     """Return the interval of the difference in proportions when `gained` and `lost` of `n` pairs are discordant."""
-
-    def score(d: float) -> float:
-        b = -(gained + lost) + (2 * n - gained + lost) * d
-        c = -lost * d * (1 - d)
-        q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
-        variance = n * (2 * q + d * (1 - d))
-        distance = gained - lost - n * d
-        return (
-            distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
-        )
-
     centre = (gained - lost) / n
-    return _root(lambda d: score(d) - Z, -1.0, centre), _root(lambda d: score(d) + Z, centre, 1.0)
+    return _root(lambda d: _tango_score(d, gained, lost, n) - Z, -1.0, centre), _root(
+        lambda d: _tango_score(d, gained, lost, n) + Z, centre, 1.0
+    )
+
+
+def _tango_score(d: float, gained: int, lost: int, n: int) -> float:
+    """Return by how many standard errors the data lie above a true difference of `d`."""
+    b = -(gained + lost) + (2 * n - gained + lost) * d
+    c = -lost * d * (1 - d)
+    q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    variance = n * (2 * q + d * (1 - d))
+    distance = gained - lost - n * d
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
 
 
 def _root(f: Callable[[float], float], low: float, high: float) -> float:

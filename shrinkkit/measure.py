@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from shrinkkit import intervals, outputs, pictures, quiet
+from shrinkkit import evidence, intervals, outputs, pictures, quiet
 from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.quantize import plain_attention
 from shrinkkit.records import Accuracy, ClassScore, Lost
@@ -18,8 +18,6 @@ from shrinkkit.tasks import SPLITS, Example, Task, batches
 
 LOST = 12
 """Lost examples that a record keeps at most."""
-ROUNDING = 1e-6
-"""Scores nearer to each other than this share of the largest are equal: another order of sums moves them as far."""
 
 _ROWS = 4096
 _SURE = 1e-3
@@ -192,7 +190,7 @@ def accuracy(task: Task, found: Scored, baseline: Scored | None) -> Accuracy:
     """Return the record of a model's scores and answers, paired with those of the baseline on the same target.
 
     Agreement and divergence are None where outputs are no classes, and there are no classes where targets are none; see
-    `scores` for the rule. An example is lost if its score fell, and gained if it rose, by more than `ROUNDING`. The
+    `scores` for the rule. An example is lost if its score fell, and gained if it rose, beyond rounding. The
     lost ones are kept with the largest fall first, and in the split's order where falls are equal.
 
     Args:
@@ -210,9 +208,8 @@ def accuracy(task: Task, found: Scored, baseline: Scored | None) -> Accuracy:
             "`found` and `baseline` must hold outputs of one shape, got "
             f"{tuple(found.outputs.shape)} and {tuple(reference.outputs.shape)}. Score the same task's models."
         )
-    changes = [after - before for before, after in zip(reference.scores, found.scores, strict=True)]
-    least = ROUNDING * max(map(abs, [*reference.scores, *found.scores]))
-    lost = sorted((change, index) for index, change in enumerate(changes) if change < -least)
+    changes = evidence.changes(reference.scores, found.scores)
+    lost = sorted((change, index) for index, change in enumerate(changes) if change < 0)
     same = sum(before == after for before, after in zip(reference.answers, found.answers, strict=True))
     return Accuracy(
         metric=task.metric,
@@ -225,7 +222,7 @@ def accuracy(task: Task, found: Scored, baseline: Scored | None) -> Accuracy:
         classes=_classes(task, found, baseline),
         lost=tuple(_lost(task, found, reference, index) for _, index in lost[:LOST]),
         lost_count=len(lost),
-        gained_count=sum(change > least for change in changes),
+        gained_count=sum(change > 0 for change in changes),
     )
 
 

@@ -64,9 +64,9 @@ class Figures:
     """Against FP32 on the same target; None for the baseline."""
     verdict: str
     """Of `speedup`: `faster`, `slower`, `same`, `undecided`, or `too noisy`; empty where there is none."""
-    speedup_torch: Estimate | None
-    """Against torch FP32 on the same device."""
-    verdict_torch: str
+    speedup_today: Estimate | None
+    """Against PyTorch today on the same device."""
+    verdict_today: str
     peak_memory_bytes: int | None
     load_ms: float | None
     first_call_ms: float | None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shrinkkit import figures, formats, machines, results, views
+from shrinkkit import evidence, figures, formats, machines, results, views
 from shrinkkit.conclusions import TRUSTED
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Environment
@@ -14,7 +14,7 @@ from shrinkkit.tables import Cell, Column, Command, Heading, Several, Shown, Sta
 _COLUMNS = (
     Column("variant"),
     Column("on disk", True),
-    Column("vs torch FP32", True),
+    Column("vs PyTorch today", True),
     Column("vs FP32 here", True),
     Column("change", True),
     Column("accuracy", True),
@@ -83,7 +83,7 @@ def _tables(found: Results) -> tuple[Shown, ...]:
     tables: list[Shown] = []
     for target in found.targets:
         rows = [row for row in found.rows if row.target == target]
-        cells = tuple(_variant(row, found, chosen=row == best) for row in rows)
+        cells = (*_today(found, target), *(_variant(row, found, chosen=row == best) for row in rows))
         columns = tuple(Column(found.metric, True) if column.title == "accuracy" else column for column in _COLUMNS)
         tables.append(
             Table(
@@ -237,6 +237,19 @@ def _variant(row: Row, found: Results, *, chosen: bool) -> tuple[Cell, ...]:
     )
 
 
+def _today(found: Results, target: str) -> tuple[tuple[Cell, ...], ...]:
+    """Return the row of the user's own module, which the speed-ups of the first column are against."""
+    record = found.measured.get(target)
+    latency_ms = evidence.today_ms(record) if record else None
+    if record is None or record.runtime is None or latency_ms is None:
+        return ()
+    form = {"eager": "as called in eager PyTorch", "compiled": "as called with torch.compile"}
+    name = Cell("your module today", form.get(record.runtime.conditions.form, ""))
+    latency = Cell(formats.milliseconds(latency_ms.value), formats.between(latency_ms))
+    empty = Cell("")
+    return ((name, empty, Cell("reference", tone="quiet"), empty, empty, empty, latency, empty, empty, empty),)
+
+
 def _change(row: Row, shares: bool) -> Cell:
     if row.difference is None:
         return Cell("reference", tone="quiet")
@@ -247,7 +260,7 @@ def _change(row: Row, shares: bool) -> Cell:
 
 
 def _speed(row: Row, *, torch: bool) -> Cell:
-    speed, timing = (row.speedup_torch, row.timing_torch) if torch else (row.speedup, row.timing)
+    speed, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
     if speed is None:
         return Cell("reference", tone="quiet") if row.variant == BASELINE else Cell("not timed", tone="doubt")
     tone = {"faster": "good", "slower": "bad", "same": "quiet"}.get(timing, "doubt")
@@ -260,13 +273,13 @@ def _runtime(found: Results, target: str) -> str:
     baseline = found.row(BASELINE, target)
     if record is None or baseline.latency_ms is None:
         return ""
-    text = f": FP32 takes {formats.milliseconds(baseline.latency_ms.value)} here"
+    text = f": the unchanged model takes {formats.milliseconds(baseline.latency_ms.value)} here"
     compared = record.runtime.conditions if record.runtime else None
     compared = compared or next((m.latency.conditions for m in record.measurements if m.latency), None)
     text += (
         f", for a batch of {compared.batch_size} on {formats.counted(compared.threads, 'thread')}" if compared else ""
     )
-    return f"{text}, {formats.times(record.runtime.speedup.value)} torch's speed" if record.runtime else text
+    return text
 
 
 def _masked(rows: Sequence[Row]) -> str:

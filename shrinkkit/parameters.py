@@ -90,6 +90,10 @@ def _new_variant(name: str, value: str) -> str:
     return ""
 
 
+def _today(name: str, value: str) -> str:
+    return "" if value in ("eager", "compiled") else f"`{name}` must be eager or compiled, got {value!r}."
+
+
 RULES: dict[str, Callable[[str, Any], str]] = {
     "threads": _whole(0),
     "seed": _whole(0, 2**32),
@@ -100,5 +104,6 @@ RULES: dict[str, Callable[[str, Any], str]] = {
     "skip": _texts,
     "batch_sizes": _counts,
     "thread_counts": _counts,
+    "today": _today,
 }
 """What a parameter of this name must be, in whichever notebook; those of recipes are checked where they are used."""

@@ -10,9 +10,10 @@ from shrinkkit.rows import Row
 def front(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the rows that no other row beats, fastest first.
 
-    A row beats another if it is at least as good in speed-up against torch FP32, change of accuracy and size, and
-    better in one of them. Only measured rows whose timing got a verdict take part; the baseline counts as no change.
-    Rows of several machines or tasks must not be mixed; those of several runtimes of one device may.
+    A row beats another if it is at least as good in speed-up against PyTorch today, change of accuracy and size, and
+    better in one of them. Only measured rows within the budget whose timing got a verdict take part; the baseline
+    counts as no change. Rows of several machines or tasks must not be mixed; those of several runtimes of one device
+    may.
 
     Args:
         rows: Of one task on one machine.
@@ -31,11 +32,10 @@ def _figures(row: Row) -> tuple[float, ...]:
     """Return speed-up, change of accuracy and negative size, more of each being better; empty if one is not known."""
     if row.state != "measured" or row.intermediate or not row.size_bytes:
         return ()
-    if row.speedup_torch is None:
-        # Without a comparison there is only the reference itself, torch FP32.
-        reference = row.variant == BASELINE and row.target.partition(" ")[0].endswith("/torch")
-        return (1.0, 0.0, -row.size_bytes) if reference else ()
-    if row.timing_torch not in TRUSTED:
+    if row.speedup_today is None or row.timing_today not in TRUSTED:
         return ()
-    change = row.difference.value if row.difference else 0.0
-    return row.speedup_torch.value, change, -row.size_bytes
+    if row.variant == BASELINE:
+        return row.speedup_today.value, 0.0, -row.size_bytes
+    if row.difference is None or row.accuracy_verdict != "within budget":
+        return ()
+    return row.speedup_today.value, row.difference.value, -row.size_bytes

@@ -57,7 +57,7 @@ def _kind(kind: Precision) -> str:
     return f"{formats.counted(kind.layers, 'layer')} {how}" + (f" ({', '.join(reasons)})" if reasons else "")
 
 
-_HEAD = ("target", "machine", "score", "change", "a call, p50", "against FP32 there", "against torch FP32", "memory")
+_HEAD = ("target", "machine", "score", "change", "a call, p50", "against FP32 there", "against PyTorch today", "memory")
 
 
 def _measured(card: Card, in_shares: bool) -> str:
@@ -86,7 +86,7 @@ def _cells(one: Figures, in_shares: bool) -> tuple[str, ...]:
         _with_interval(change, one.difference, in_shares) if one.difference else "",
         formats.milliseconds(one.p50_ms) if one.p50_ms is not None else "",
         speed(one.speedup, one.verdict),
-        speed(one.speedup_torch, one.verdict_torch),
+        speed(one.speedup_today, one.verdict_today),
         formats.size(one.peak_memory_bytes) if one.peak_memory_bytes is not None else "",
     )
 

@@ -22,7 +22,7 @@ from shrinkkit.tables import Shown
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
@@ -198,6 +198,8 @@ class Conditions(Rich):
     hardware: str
     """The processor or accelerator by its own name."""
     runtime: str
+    form: str
+    """What executes the model: `eager`, `compiled`, `torchscript`, `graph`, or the runtime's own."""
     threads: int
     batch_size: int
     inputs_sha256: str
@@ -218,6 +220,8 @@ class Disturbance(Rich):
     """Over the last minute, at the end."""
     signs: tuple[str, ...]
     """What of this is worth a reader's attention, in words; empty on a quiet machine."""
+    withheld: bool = False
+    """Whether threads had to wait for a core, so that no verdict may be given."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -239,7 +243,9 @@ class Comparison(Rich):
     verdict: str
     """`faster`, `slower`, `same`, `undecided`, or `too noisy`."""
     reference_ms: Estimate
+    """Latency: the typical fastest call of a turn, over both copies of the reference."""
     candidate_ms: Estimate
+    """The same of the candidate, which is `reference_ms` / `speedup`."""
     null_ratio: Estimate
     """A copy of the reference timed against the reference in the same blocks."""
     reference_samples_ms: tuple[tuple[float, ...], ...]
@@ -425,6 +431,7 @@ class Measurement(Rich):
     latency: Comparison | None = None
     """Against FP32 on the same target. The baseline's own is None."""
     latency_ms: Estimate | None = None
+    """Of the baseline: pooled over all comparisons on the target. Of a variant: the baseline's / its speed-up."""
     memory: Memory | None = None
     layers: tuple[LayerTime, ...] = ()
     denormals: int = 0
@@ -450,7 +457,8 @@ class TargetRecord(Rich):
     environment: Environment
     measurements: tuple[Measurement, ...]
     runtime: Comparison | None
-    """FP32 on this target against torch FP32 on the same device; None on the torch target."""
+    """The baseline's file on this target against the user's own module, as it is called today on the same device; None
+    if that could not be timed."""
     sweep: tuple[Point, ...]
     """Other batch sizes and numbers of threads."""
     notes: tuple[str, ...]

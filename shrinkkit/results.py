@@ -117,7 +117,7 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
 
 def _speed_text(row: Row, *, torch: bool) -> str:
     """Return a row's speed-up as far as its verdict allows it to be quoted, '' where there is none."""
-    speed, timing = (row.speedup_torch, row.timing_torch) if torch else (row.speedup, row.timing)
+    speed, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
     if speed is None:
         return "1" if row.variant == BASELINE and row.state == "measured" else ""
     if timing == "too noisy":

@@ -45,10 +45,10 @@ class Row(Rich):
     """Against FP32 on the same target; None for the baseline."""
     timing: str = ""
     """Verdict on `speedup`: `faster`, `slower`, `same`, `undecided`, or `too noisy`."""
-    speedup_torch: Estimate | None = None
-    """Against torch FP32 on the same device; None for the baseline on torch, which is torch FP32."""
-    timing_torch: str = ""
-    """Verdict on `speedup_torch`."""
+    speedup_today: Estimate | None = None
+    """Against the user's own module, called in PyTorch on the same device as it is today."""
+    timing_today: str = ""
+    """Verdict on `speedup_today`."""
     load_ms: float | None = None
     first_call_ms: float | None = None
     file_sha256: str = ""
@@ -156,18 +156,26 @@ def failures(results: Results) -> tuple[Row, ...]:
     return tuple(row for row in results.rows if row.state in ("failed", "not run"))
 
 
-def accuracy_verdict(difference: Estimate | None, drop: float) -> str:
-    """Return whether a paired difference of accuracy is surely within a budget, surely over it, or neither.
+def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
+    """Return of each variant whether it is surely within a budget, surely over it, or neither.
+
+    Many variants are looked at together, and one of many that truly cost too much would seem within the budget by
+    chance; see `intervals.within`.
 
     Args:
-        difference: Variant minus baseline, with its interval; None gives ''.
-        drop: The most that may be lost, >= 0.
+        record: What was measured on one target.
+        drop: The most accuracy that may be lost, >= 0.
     """
-    if difference is None:
-        return ""
-    if difference.low >= -drop:
-        return "within budget"
-    return "over budget" if difference.high < -drop else "cannot tell"
+    scored = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
+    baseline = scored.pop(BASELINE, None)
+    if baseline is None:
+        return {}
+    sure = intervals.within(baseline.scores, [one.scores for one in scored.values()], drop)
+    return {
+        name: "within budget" if within else "over budget" if one.difference.high < -drop else "cannot tell"
+        for (name, one), within in zip(scored.items(), sure, strict=True)
+        if one.difference
+    }
 
 
 def _row(folder: Folder, name: str, target: str) -> Row:
@@ -186,7 +194,8 @@ def _row(folder: Folder, name: str, target: str) -> Row:
         state, reason = _doubt(found, known.get("file_sha256", ""), target) or (state, reason)
         if found and state == "measured":
             drop = (folder.study.budget if folder.study else Budget()).accuracy_drop
-            known |= _numbers(found, record.runtime, drop)
+            known |= _numbers(found, record.runtime)
+            known["accuracy_verdict"] = accuracy_verdicts(record, drop).get(name, "")
     return Row(name, target, state, reason, **known)
 
 
@@ -244,7 +253,7 @@ def _doubt(found: Measurement | None, sha256: str, target: str) -> tuple[str, st
     return None
 
 
-def _numbers(found: Measurement, runtime: Comparison | None, drop: float) -> dict[str, Any]:
+def _numbers(found: Measurement, runtime: Comparison | None) -> dict[str, Any]:
     own = found.latency
     known: dict[str, Any] = {
         "latency_ms": found.latency_ms,
@@ -254,17 +263,12 @@ def _numbers(found: Measurement, runtime: Comparison | None, drop: float) -> dic
         "timing": own.verdict if own else "",
     }
     if found.accuracy:
-        difference = found.accuracy.difference
-        known |= {"accuracy": found.accuracy.mean, "difference": difference, "agreement": found.accuracy.agreement}
-        known["accuracy_verdict"] = accuracy_verdict(difference, drop)
-    # Without a comparison of runtimes, only torch's own targets are known to be what is run today.
-    comparable = own is not None or found.variant == BASELINE
-    if comparable and (runtime or found.target.endswith("/torch")):
+        known |= {"accuracy": found.accuracy.mean, "difference": found.accuracy.difference}
+        known["agreement"] = found.accuracy.agreement
+    if runtime and (own is not None or found.variant == BASELINE):
         chain = [c for c in (runtime, own) if c]
-        if chain:
-            together = intervals.product(*(c.speedup for c in chain))
-            known["speedup_torch"] = together
-            known["timing_torch"] = _verdict_of_both(chain, together)
+        together = intervals.product(*(c.speedup for c in chain))
+        known |= {"speedup_today": together, "timing_today": _verdict_of_both(chain, together)}
     return known
 
 

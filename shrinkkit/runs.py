@@ -95,7 +95,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
             add("3-quantize", recipe.name, source, _section(recipe.quantize))
     for target in study.targets:
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
-        parameters = {**common, "target": target, "variants": list(variants), **sizes}
+        parameters = {**common, "target": target, "variants": list(variants), **sizes, "today": study.today}
         here = machines.here(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, ["4-benchmark", target.replace("/", "-"), guest]))

@@ -211,6 +211,8 @@ class Study(Rich, _Section):
     """Batches to time every variant on besides that of the task's example."""
     thread_counts: Annotated[tuple[_Count, ...], Field(strict=False)] = (1,)
     """Numbers of threads to time every variant with besides `threads`."""
+    today: Literal["eager", "compiled"] = "eager"
+    """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that one step may take."""
 
@@ -266,6 +268,7 @@ RULES = {
     "batch_sizes.*": "a whole number >= 1",
     "thread_counts": "a list of whole numbers >= 1",
     "thread_counts.*": "a whole number >= 1",
+    "today": "eager or compiled",
     "timeout_s": "a number of seconds > 0",
 }
 """What a setting must be, by its key; `*` stands for each entry of a list or mapping."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from shrinkkit import benchmark, formats, loading, outputs, targets, trials, variants
+from shrinkkit import benchmark, evidence, formats, loading, outputs, targets, trials, variants
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
 from shrinkkit.finetune import Watch, unwatched
 from shrinkkit.loading import Loaded
 from shrinkkit.recipes import BASELINE
-from shrinkkit.records import Estimate, Point
+from shrinkkit.records import Point
 from shrinkkit.targets import Target
 from shrinkkit.tasks import Example, Task
 from shrinkkit.trials import Trial
@@ -69,10 +69,9 @@ def run(
             found = list(
                 _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
             )
-        base = next((p.latency.reference_ms for p in found if p.latency), None)
-        points += [_baseline(size, count, base), *found]
+        points += [_baseline(size, count, any(p.latency for p in found)), *found]
     watch(len(settings), len(settings), "")
-    return tuple(points)
+    return tuple(evidence.points(points))
 
 
 def batch(example: Example, size: int) -> Example:
@@ -91,7 +90,6 @@ def _points(
 ) -> Iterator[Point]:
     """Yield the point of each variant on the task's example with `threads` threads."""
     size = task.example[0].shape[0]
-    conditions = trials.describe(target, task, threads=threads)
     try:
         like = variants.output_of(task) if target.runtime != "torch" else None
     except Exception as error:  # the user's own model may raise anything
@@ -107,8 +105,8 @@ def _points(
                 trials.copies(candidate, task),
                 reference=BASELINE,
                 candidate=name,
-                conditions=conditions,
-                candidate_conditions=conditions,
+                conditions=trials.describe(target, task, threads=threads, form=reference.form),
+                candidate_conditions=trials.describe(target, task, threads=threads, form=candidate.form),
                 width=WIDTH,
                 cap_s=CAP_S,
                 layouts=LAYOUTS,
@@ -117,7 +115,7 @@ def _points(
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             yield Point(name, size, threads, error=f"{brief(error)}.")
         else:
-            yield Point(name, size, threads, latency=compared, latency_ms=compared.candidate_ms)
+            yield Point(name, size, threads, latency=compared)
 
 
 def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object) -> Loaded:
@@ -148,10 +146,8 @@ def _refuse_long(reference: Loaded, candidate: Loaded, example: Example, deadlin
     raise Unsupported("The time for other batch sizes and threads was used up")
 
 
-def _baseline(size: int, threads: int, latency_ms: Estimate | None) -> Point:
-    if latency_ms is None:
-        return Point(BASELINE, size, threads, error="No variant could be timed beside it here.")
-    return Point(BASELINE, size, threads, latency_ms=latency_ms)
+def _baseline(size: int, threads: int, timed: bool) -> Point:
+    return Point(BASELINE, size, threads, error="" if timed else "No variant could be timed beside it here.")
 
 
 @contextmanager

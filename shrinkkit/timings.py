@@ -10,8 +10,6 @@ from shrinkkit.tables import Cell, Column, Several, Shown, Statement, Table
 from shrinkkit.views import speed
 
 _TIMING = (
-    Column("baseline", True),
-    Column("this", True),
     Column("speed-up", True),
     Column("as experienced", True),
     Column("noise floor", True),
@@ -19,8 +17,8 @@ _TIMING = (
     Column("doubts"),
 )
 _TIMING_NOTE = (
-    "Times are medians, and brackets are 95 % intervals. The speed-up compares the fastest call of each turn, which is "
-    "the speed of the code; as experienced compares the median one. The noise floor is how far a copy of the baseline, "
+    "Brackets are 95 % intervals. The speed-up compares the fastest call of each turn, which is the speed of the code; "
+    "as experienced compares the median one. The noise floor is how far a copy of the baseline, "
     "which took turns with both, may be from the baseline itself by the same data; where the two surely differ by more "
     "than 1 %, no verdict is given. A speed-up is called faster or slower only if its whole interval is more than 1 % "
     "away from 1, and the same if all of it is nearer."
@@ -41,11 +39,11 @@ def distributions(compared: Mapping[str, Comparison]) -> Shown:
 
 
 def runtime(compared: Comparison | None) -> Shown:
-    """Return what the runtime alone gives, or that there is nothing to compare."""
+    """Return what the runtime and its form of file give by themselves, or that it is not known."""
     if compared is None:
-        return Statement("This is torch, which the others are compared with; there is no factor of the runtime.")
-    row = (Cell(f"FP32 in {compared.candidate_runtime}"), *_timing(compared))
-    caption = f"FP32 in {compared.candidate_runtime} beside FP32 in {compared.conditions.runtime}"
+        return Statement("The baseline has no file here, so there is nothing to compare with your module today.")
+    row = (Cell(_unchanged(compared)), *_timing(compared))
+    caption = f"The unchanged model in {compared.candidate_runtime} against your module as called today"
     return Table(caption, (Column("model"), *_TIMING), (row,), _TIMING_NOTE)
 
 
@@ -55,7 +53,7 @@ def timings(found: Results) -> Several:
     for target, record in found.measured.items():
         compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
         if record.runtime:
-            compared[f"FP32 in {record.runtime.candidate_runtime}"] = record.runtime
+            compared[_unchanged(record.runtime)] = record.runtime
         where = found.where(target)
         if picture := figures.distributions(compared, title=where):
             parts.append(picture)
@@ -65,13 +63,15 @@ def timings(found: Results) -> Several:
     return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
 
 
+def _unchanged(compared: Comparison) -> str:
+    return f"unchanged in {compared.candidate_runtime}, against today"
+
+
 def _timing(c: Comparison) -> tuple[Cell, ...]:
     blocks = (
         f"{formats.counted(len(c.null_samples_ms) // 2, 'block')}\n{formats.counted(c.warmup_calls, 'call')} before"
     )
     return (
-        Cell(formats.milliseconds(c.reference_ms.value), formats.between(c.reference_ms)),
-        Cell(formats.milliseconds(c.candidate_ms.value), formats.between(c.candidate_ms)),
         speed(c),
         Cell(formats.times(c.experienced.value), formats.between(c.experienced)),
         Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.between(c.null_ratio)),

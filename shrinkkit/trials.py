@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from shrinkkit import (
     artifacts,
     benchmark,
     emulation,
+    evidence,
     layertimes,
     loading,
     machines,
@@ -49,6 +50,10 @@ Onlooker = Callable[[str, int, int, Blocks], bool]
 def unstopped(_name: str, _turn: int, _of: int, _blocks: Blocks) -> bool:
     """Look on at nothing and stop nothing."""
     return False
+
+
+TODAY = "your module today"
+"""What the reference of `against_today` is called."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +159,10 @@ def race(
         seed: Of the order of the blocks.
         watch: Called between blocks, at most twice a second; returns whether to stop.
     """
-    conditions = describe(target, task, threads=threads)
     baseline = trials[BASELINE]
     if baseline.loaded is None:
         return {}, {}
+    conditions = describe(target, task, threads=threads, form=baseline.loaded.form)
     usual = copies(baseline.loaded, task)
     racing = {name: trial.loaded for name, trial in trials.items() if name != BASELINE and trial.loaded is not None}
     found: dict[str, Comparison] = {}
@@ -173,12 +178,12 @@ def race(
                 reference=BASELINE,
                 candidate=name,
                 conditions=conditions,
-                candidate_conditions=conditions,
+                candidate_conditions=replace(conditions, form=loaded.form),
                 seed=seed,
                 watch=lambda blocks: watch(name, turn, len(racing), blocks),
             )
             # A file that writes to its inputs would give the next ones other work.
-            if describe(target, task, threads=threads) != conditions:
+            if benchmark.inputs_sha256(task.example) != conditions.inputs_sha256:
                 raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
         except (ShrinkkitError, RuntimeError) as error:
             errors[name] = str(error)
@@ -197,34 +202,44 @@ def race(
     return found, errors | dict.fromkeys(left, "It was not timed: the benchmark was stopped by hand.")
 
 
-def race_runtimes(
-    run: Path,
+def against_today(
     trials: Mapping[str, Trial],
     target: Target,
     task: Task,
     *,
     threads: int,
     seed: int,
+    today: str = "eager",
     watch: Onlooker = unstopped,
 ) -> Comparison | None:
-    """Return the paired timing of FP32 on `target` against torch FP32 on the same device; None if `target` is torch."""
+    """Return the paired timing of the baseline's file on `target` against the task's own module, called as it is today.
+
+    This is what the runtime and its form of file give by themselves, torch's included; a model that does other work
+    when it is exported shows here. None if the baseline has no file.
+
+    Args:
+        trials: What `load` returned.
+        target: Where they run; the module runs in torch on the same device.
+        task: Whose module and example are used.
+        threads: Intra-op threads.
+        seed: Of the order of the blocks.
+        today: How the module is called: `eager`, or `compiled` by `torch.compile`.
+        watch: Called between blocks, at most twice a second; returns whether to stop.
+    """
     own = trials[BASELINE].loaded
-    if target.runtime == "torch" or own is None:
+    if own is None:
         return None
-    usual = Target(target.device, "torch")
-    plain = _load(run / "variants" / BASELINE, usual, variants.output_of(task), threads).loaded
-    if plain is None:
-        return None
+    placed = tuple(x.to(target.device) for x in task.example)
     return benchmark.compare(
-        copies(plain, task),
+        benchmark.copies(task.model, placed, form=today),
         copies(own, task),
-        reference=BASELINE,
+        reference=TODAY,
         candidate=BASELINE,
-        conditions=describe(usual, task, threads=threads),
-        candidate_conditions=describe(target, task, threads=threads),
+        conditions=describe(Target(target.device, "torch"), task, threads=threads, form=today),
+        candidate_conditions=describe(target, task, threads=threads, form=own.form),
         across_runtimes=True,
         seed=seed,
-        watch=lambda blocks: watch(f"FP32 on {target.runtime}", 1, 1, blocks),
+        watch=lambda blocks: watch(f"{BASELINE} beside {TODAY}", 1, 1, blocks),
     )
 
 
@@ -291,35 +306,22 @@ def record(
     threads: int,
 ) -> TargetRecord:
     """Return everything that was measured on `target`, one measurement for each trial."""
-    any_latency = next(iter(latencies.values()), None)
-    measurements = []
-    for name, trial in trials.items():
-        compared = latencies.get(name)
-        own = (
-            compared.candidate_ms
-            if compared
-            else any_latency.reference_ms
-            if any_latency and name == BASELINE
-            else None
+    measurements = [
+        Measurement(
+            variant=name,
+            target=target.name,
+            error=trial.error or errors.get(name, ""),
+            file_sha256=trial.file_sha256,
+            load_ms=trial.load_ms,
+            first_call_ms=trial.first_call_ms,
+            accuracy=accuracies.get(name),
+            latency=latencies.get(name),
+            **vars(inside.get(name, Inside())),
         )
-        if name == BASELINE and own is None and runtime is not None:
-            own = runtime.candidate_ms
-        measurements.append(
-            Measurement(
-                variant=name,
-                target=target.name,
-                error=trial.error or errors.get(name, ""),
-                file_sha256=trial.file_sha256,
-                load_ms=trial.load_ms,
-                first_call_ms=trial.first_call_ms,
-                accuracy=accuracies.get(name),
-                latency=compared,
-                latency_ms=own,
-                **vars(inside.get(name, Inside())),
-            )
-        )
+        for name, trial in trials.items()
+    ]
     notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
-    return TargetRecord(
+    record = TargetRecord(
         task=task.name,
         target=target.name,
         machine=machines.here(target.name),
@@ -329,6 +331,7 @@ def record(
         sweep=tuple(sweep),
         notes=tuple(notes),
     )
+    return evidence.derive(record)
 
 
 def write(run: Path, found: TargetRecord) -> Path:
@@ -338,12 +341,13 @@ def write(run: Path, found: TargetRecord) -> Path:
     return path
 
 
-def describe(target: Target, task: Task, *, threads: int) -> Conditions:
-    """Return the conditions under which a model of `task` runs on `target`."""
+def describe(target: Target, task: Task, *, threads: int, form: str) -> Conditions:
+    """Return the conditions under which a model of `task` runs on `target` in one form; see `Conditions`."""
     return Conditions(
         device=target.device,
         hardware=targets.hardware(target),
         runtime=target.runtime,
+        form=form,
         threads=threads,
         batch_size=task.example[0].shape[0],
         inputs_sha256=benchmark.inputs_sha256(task.example),

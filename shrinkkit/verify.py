@@ -195,10 +195,11 @@ class _Here:
         return ran.loaded
 
     def _compare(self, usual: Loaded, own: Loaded, inputs: Example, target: Target) -> Comparison:
-        conditions = Conditions(
+        here = Conditions(
             device=target.device,
             hardware=targets.hardware(target),
             runtime=target.runtime,
+            form=usual.form,
             threads=self.threads,
             batch_size=inputs[0].shape[0],
             inputs_sha256=benchmark.inputs_sha256(inputs),
@@ -208,8 +209,8 @@ class _Here:
             lambda: own.again().prepare(inputs),
             reference=self.variant.name if usual is own else BASELINE,
             candidate=self.variant.name,
-            conditions=conditions,
-            candidate_conditions=conditions,
+            conditions=here,
+            candidate_conditions=replace(here, form=own.form),
             cap_s=self.seconds,
         )
 

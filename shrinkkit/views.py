@@ -69,7 +69,7 @@ def results(of: "Results") -> Table:
         Column("target"),
         Column("on disk", True),
         Column("vs FP32 here", True),
-        Column("vs torch FP32", True),
+        Column("vs PyTorch today", True),
         Column("change", True),
     )
     return Table(f"Run {of.name} of {of.task}", columns, tuple(_row(row, of.in_shares) for row in of.rows))
@@ -262,7 +262,7 @@ def _row(one: "Row", in_shares: bool) -> tuple[Cell, ...]:
         return name, target, Cell(f"{one.state}: {one.reason}", tone="doubt", wide=True)
     speeds = [
         Cell(formats.times(ratio.value), f"{formats.between(ratio)}\n{verdict}") if ratio else Cell("reference")
-        for ratio, verdict in ((one.speedup, one.timing), (one.speedup_torch, one.timing_torch))
+        for ratio, verdict in ((one.speedup, one.timing), (one.speedup_today, one.timing_today))
     ]
     moved = one.difference
     change = (

@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
-    "errors quiet tables rich formats views records located intervals "
+    "errors quiet tables rich formats views records located intervals blocks evidence "
     "schema parameters recipes targets machines folders rows conclusions pareto explain results "
     "snippets modelcard readme cards findings "
     "outputs usercode usermodel tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
-    "contention blocks turns benchmark pictures measure "
-    "scripting onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
+    "contention turns benchmark pictures measure "
+    "scripting onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled "
+    "layertimes subgraphs emulation memory "
     "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
     "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
     "report pdf index steps journal execution runs cli"
@@ -49,7 +50,8 @@ DRIVER_MAY = {
 }
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts", "scripting": "artifacts",
+    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
+    "scripting": "artifacts",
     "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})

@@ -14,12 +14,19 @@ from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.records import Comparison, Conditions
 
 HERE = Conditions(
-    device="cpu", hardware="a processor", runtime="torch", threads=1, batch_size=8, inputs_sha256="0" * 64
+    device="cpu",
+    hardware="a processor",
+    runtime="torch",
+    form="torchscript",
+    threads=1,
+    batch_size=8,
+    inputs_sha256="0" * 64,
 )
 OTHER = {
     "device": "cuda",
     "hardware": "another",
     "runtime": "onnxruntime",
+    "form": "eager",
     "threads": 2,
     "batch_size": 1,
     "inputs_sha256": "1" * 64,
@@ -59,7 +66,7 @@ def test_models_under_different_conditions_are_refused(field):
         )
 
 
-@pytest.mark.parametrize("field", [name for name in OTHER if name != "runtime"])
+@pytest.mark.parametrize("field", [name for name in OTHER if name not in ("runtime", "form")])
 def test_runtimes_under_different_conditions_are_refused(field):
     with pytest.raises(UnfairComparison, match=field):
         benchmark.compare(

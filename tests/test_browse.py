@@ -56,7 +56,7 @@ def test_the_model_as_it_was_has_no_recipe_to_save(found, tmp_path):
 
 
 def test_a_run_without_sure_timings_says_so(found, capsys):
-    rows = tuple(dataclasses.replace(row, timing_torch="too noisy", speedup_torch=None) for row in found.rows)
+    rows = tuple(dataclasses.replace(row, timing_today="too noisy", speedup_today=None) for row in found.rows)
     browse.front(dataclasses.replace(found, rows=tuple(r for r in rows if r.variant != "baseline")))
     assert "No variant has a timing that may be quoted" in capsys.readouterr().out
 

@@ -52,8 +52,8 @@ def test_a_change_that_straddles_the_budget_is_not_within_it(found):
     made = conclusions.verdict(wide)
     assert made.kind == "cannot tell"
     assert made.headline.startswith("No variant is surely within the budget")
-    # 0.018 must shrink to 0.008, which takes (18 / 8) squared times the 540 examples.
-    assert "too small for it. About 2,800 examples would tell; it has 540." in made.headline
+    # 0.018 must shrink to 0.008, which takes (18 / 8) squared times the examples.
+    assert "too small for it. About 10,200 examples would tell; it has 2,000." in made.headline
 
 
 def test_integer_kernels_that_saturate_are_named_in_the_verdict(found):
@@ -74,14 +74,14 @@ def test_when_all_lose_too_much_the_closest_is_named(found):
 
 
 def test_a_noisy_timing_never_wins(found):
-    made = conclusions.verdict(with_rows(found, timing="too noisy", timing_torch="too noisy"))
+    made = conclusions.verdict(with_rows(found, timing="too noisy", timing_today="too noisy"))
     assert (made.kind, made.row) == ("none", None)
     assert "quieter machine" in made.headline
 
 
 def test_variants_that_were_too_noisy_are_named(found):
     changed = [
-        dataclasses.replace(row, timing="too noisy", timing_torch="too noisy") if row.variant == "channels-50" else row
+        dataclasses.replace(row, timing="too noisy", timing_today="too noisy") if row.variant == "channels-50" else row
         for row in found.rows
     ]
     text = conclusions.verdict(dataclasses.replace(found, rows=tuple(changed))).sentence
@@ -92,7 +92,7 @@ def test_variants_that_were_too_noisy_are_named(found):
 def test_slower_variants_leave_the_baseline(found):
     half = Estimate(0.5, 0.49, 0.51)
     made = conclusions.verdict(
-        with_rows(found, speedup=half, speedup_torch=half, timing="slower", timing_torch="slower")
+        with_rows(found, speedup=half, speedup_today=half, timing="slower", timing_today="slower")
     )
     assert "keep the baseline" in made.headline
     assert "The unchanged model on cpu/onnxruntime is faster still" in made.sentence
@@ -117,8 +117,8 @@ def test_factors_multiply_to_the_speed_against_torch(found):
 def test_factors_come_from_the_pruned_model_that_was_measured(found):
     made = {(one.variant, one.target): one for one in conclusions.factors(found)}
     both = made["channels-50-static-int8", "cpu/onnxruntime"]
-    assert both.pruning.value == pytest.approx(3.31)
-    assert both.quantization.value == pytest.approx(4.51 / 3.31)
+    assert both.pruning.value == pytest.approx(3.31, rel=0.01)
+    assert both.quantization.value == pytest.approx(4.51 / 3.31, rel=0.01)
     assert made["static-int8", "cpu/torch"].pruning is None
 
 
@@ -127,7 +127,7 @@ def test_without_the_pruned_model_the_two_are_not_told_apart(found):
     made = conclusions.factors(dataclasses.replace(found, rows=kept))
     both = next(one for one in made if (one.variant, one.target) == ("channels-50-static-int8", "cpu/torch"))
     assert (both.pruning, both.quantization) == (None, None)
-    assert both.compression.value == pytest.approx(4.97)
+    assert both.compression.value == pytest.approx(4.97, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +146,12 @@ def test_each_machine_has_a_verdict_of_its_own(away):
 def test_a_faster_variant_on_another_machine_does_not_outdo_one_on_the_runs_own(away):
     huge = Estimate(90.0, 89.0, 91.0)
     changed = [
-        dataclasses.replace(row, speedup=huge, speedup_torch=huge)
+        dataclasses.replace(row, speedup=huge, speedup_today=huge)
         if row.variant == "static-int8" and row.target != "cpu/onnxruntime" and "@" in row.target
         else row
         for row in away.rows
     ]
-    assert len([row for row in changed if row.speedup_torch == huge]) == 1
+    assert len([row for row in changed if row.speedup_today == huge]) == 1
     made = conclusions.verdict(dataclasses.replace(away, rows=tuple(changed)))
     assert made.row.target == "cpu/onnxruntime"
     assert "static-int8 on cpu/torch is" in made.remarks[-1]

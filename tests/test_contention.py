@@ -11,8 +11,8 @@ QUIET = dataclasses.replace(START, wall_s=10.0, own_s=20.0, busy_s=20.0)
 
 
 def signs(*, threads=2, cores=2, start=START, **changes):
-    found, withheld = contention.disturbance(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
-    return found.signs, withheld
+    found = contention.disturbance(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
+    return found.signs, found.withheld
 
 
 def test_a_quiet_machine_shows_no_sign():
@@ -57,7 +57,7 @@ def test_where_the_machine_hides_its_counters_the_load_average_is_named():
 
 
 def test_what_was_counted_is_kept_beside_its_names():
-    found, _ = contention.disturbance(
+    found = contention.disturbance(
         START,
         dataclasses.replace(QUIET, own_s=15.0, steal_s=0.8, forced_switches=5000, load_average=2.5),
         threads=2,

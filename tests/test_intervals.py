@@ -81,8 +81,8 @@ def test_turning_the_pairs_around_turns_the_interval_around():
 
 
 def test_pairing_makes_the_interval_of_scores_narrower():
-    hard = np.linspace(0, 1, 50)
-    found = intervals.paired_difference(hard, hard + np.tile([0.01, 0.02], 25))
+    hard = np.linspace(0, 1, 2000)
+    found = intervals.paired_difference(hard, hard + np.tile([0.01, 0.02], 1000))
     assert found.value == pytest.approx(0.015)
     assert found.high - found.low < 0.01
 
@@ -99,7 +99,7 @@ def test_scores_of_different_examples_are_refused():
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
-@pytest.mark.parametrize("of", [intervals.mean, intervals.median, intervals.block_ratio])
+@pytest.mark.parametrize("of", [intervals.mean, intervals.block_ratio])
 def test_nothing_and_not_finite_numbers_are_refused(of, values):
     with pytest.raises(InvalidInput, match="finite"):
         of(values)
@@ -122,12 +122,6 @@ def test_a_paired_difference_of_zeros_and_ones_stays_within_one(pairs):
     found = intervals.paired_difference(*zip(*pairs, strict=True))
     assert -1 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
-
-
-@given(st.lists(finite, min_size=1, max_size=40))
-def test_a_median_lies_in_its_interval(values):
-    found = intervals.median(values)
-    assert min(values) <= found.low <= found.value <= found.high <= max(values)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))

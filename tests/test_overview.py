@@ -44,7 +44,7 @@ def test_every_view_survives_a_run_that_got_nowhere(view, found):
 def test_the_variants_are_shown_target_by_target_with_failures_in_place(found):
     text = repr(overview.variants(found))
     assert text.count("failed: Unsupported") == 2
-    assert "cpu/onnxruntime: FP32 takes 23.3 ms here" in text
+    assert "cpu/onnxruntime: the unchanged model takes 23.4 ms here" in text
     assert "the verdict" in text
 
 
@@ -94,8 +94,8 @@ def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_f
     assert "Linux-synthetic" in own
     assert "Linux-elsewhere" not in own
     assert "Linux-elsewhere" in other
-    assert f"cpu/torch @ {examples.HERE}: FP32 takes 30.1 ms here" in own
-    assert f"cpu/torch @ {examples.ELSEWHERE}: FP32 takes 7.53 ms here" in other
+    assert f"cpu/torch @ {examples.HERE}: the unchanged model takes 30.2 ms here" in own
+    assert f"cpu/torch @ {examples.ELSEWHERE}: the unchanged model takes 7.55 ms here" in other
     assert other.count("<table") == 2
     assert "the verdict" in other
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +12,9 @@ from shrinkkit.rows import Row
 
 
 def row(name, *, speed=2.0, change=0.0, size=100, timing="faster", **changes):
-    figures = {"speedup_torch": Estimate(speed, speed, speed), "difference": Estimate(change, change, change)}
-    return Row(name, "cpu/onnxruntime", "measured", size_bytes=size, timing_torch=timing, **figures | changes)
+    figures = {"speedup_today": Estimate(speed, speed, speed), "difference": Estimate(change, change, change)}
+    figures |= {"accuracy_verdict": "within budget", "timing_today": timing}
+    return Row(name, "cpu/onnxruntime", "measured", size_bytes=size, **figures | changes)
 
 
 def names(*rows):
@@ -38,10 +40,17 @@ def test_a_variant_without_a_comparison_is_no_reference():
     assert names(row("a"), Row("b", "cpu/torch", "measured", size_bytes=1)) == ["a"]
 
 
-def test_torch_fp32_is_what_the_others_are_compared_with():
-    reference = Row("baseline", "cpu/torch", "measured", size_bytes=100)
-    assert names(reference, row("a", change=-0.1)) == ["a", "baseline"]
-    assert names(Row("baseline", "cpu/openvino", "measured", size_bytes=100), row("a", change=-0.1)) == ["a"]
+def test_the_baseline_takes_part_with_no_change_of_accuracy():
+    assert names(row("baseline", difference=None, accuracy_verdict="", speed=1.0), row("a", change=-0.1)) == [
+        "a",
+        "baseline",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"accuracy_verdict": "over budget"}, {"accuracy_verdict": "cannot tell"},
+                                     {"difference": None, "accuracy_verdict": ""}])  # fmt: skip
+def test_what_is_not_surely_within_the_budget_is_not_on_it(changes):
+    assert names(row("a"), row("b", speed=9.0, size=1, **changes)) == ["a"]
 
 
 levels = st.integers(0, 3)

@@ -14,7 +14,7 @@ from shrinkkit.errors import InvalidInput, UnfairComparison
 
 STORED = (records.Variant, records.TargetRecord, records.Status)
 QUIET = records.Disturbance(1.9, 0.0, 0.0, 3.0, 0.4, ())
-CONDITIONS = records.Conditions("cpu", "a cpu", "torch", 2, 8, "0" * 64)
+CONDITIONS = records.Conditions("cpu", "a cpu", "torch", "torchscript", 2, 8, "0" * 64)
 
 
 def comparison(speedup=2.0, conditions=CONDITIONS, **changes):

@@ -77,10 +77,10 @@ def test_trials_say_why_a_variant_was_not_loaded():
 def test_accuracies_are_paired_with_the_baseline(record):
     found = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
     text = repr(show.accuracies(found, {"broken": "scores are not finite"}))
-    assert "540 examples" in text
+    assert "2000 examples" in text
     assert "reference" in text
     assert "scores are not finite" in text
-    assert "540 examples" in repr(show.fidelity({"torch": found["channels-50"]}))
+    assert "2000 examples" in repr(show.fidelity({"torch": found["channels-50"]}))
 
 
 def test_measurements_keep_errors_in_place(record):

@@ -86,7 +86,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     accuracies, errors = trials.judge(loaded, task)
     latencies, untimed = trials.race(loaded, ONNX, task, threads=1, seed=0)
     assert untimed == {}
-    runtime = trials.race_runtimes(run, loaded, ONNX, task, threads=1, seed=0)
+    runtime = trials.against_today(loaded, ONNX, task, threads=1, seed=0)
     inside = trials.inspect(loaded, ONNX, task, threads=1)
     record = trials.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
     path = trials.write(run, record)
@@ -98,7 +98,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     assert by_name["baseline"].latency_ms is not None
     assert by_name["int8"].latency.conditions.runtime == "onnxruntime"
     assert by_name["half"].error
-    assert record.runtime.conditions.runtime == "torch"
+    assert (record.runtime.conditions.runtime, record.runtime.conditions.form) == ("torch", "eager")
     assert record.runtime.candidate_runtime == "onnxruntime"
     assert by_name["int8"].memory.peak_bytes > 0
     assert {time.layer for time in by_name["int8"].layers} >= {"conv1", "conv2", "head"}
@@ -198,9 +198,9 @@ def test_speed_ups_of_different_targets_are_refused(run, task):
     assert records.speedup(on_torch["int8"], on_torch["int8"]) == 1.0
 
 
-def test_there_is_no_runtime_to_compare_on_torch_itself(run, task):
-    loaded = trials.load(run, [], TORCH, task, threads=1)
-    assert trials.race_runtimes(run, loaded, TORCH, task, threads=1, seed=0) is None
+def test_torch_s_own_file_is_compared_with_the_module_as_it_is_called_today(run, task):
+    found = trials.against_today(trials.load(run, [], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
+    assert (found.conditions.form, found.candidate_runtime, found.candidate) == ("eager", "torch", "baseline")
 
 
 def test_a_missing_baseline_is_made_first(task, tmp_path):
@@ -209,10 +209,10 @@ def test_a_missing_baseline_is_made_first(task, tmp_path):
 
 
 def test_conditions_tell_inputs_threads_and_batch(task):
-    found = trials.describe(TORCH, task, threads=1)
+    found = trials.describe(TORCH, task, threads=1, form="torchscript")
     assert (found.batch_size, found.threads, found.runtime) == (4, 1, "torch")
     assert found.hardware == targets.hardware(TORCH)
-    assert found != trials.describe(TORCH, tiny_task(batch=2), threads=1)
+    assert found != trials.describe(TORCH, tiny_task(batch=2), threads=1, form="torchscript")
 
 
 @pytest.mark.gpu

@@ -178,7 +178,7 @@ def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(
     figures = {field.name: None for field in dataclasses.fields(modelcard.Figures)}
     figures |= {"target": "cpu/torch", "machine": machine or machines.here("cpu/torch"), "threads": 1}
     figures |= {"state": "measured", "verdict": "faster", "latency_ms": examples.around(0.001, 0.01)}
-    figures |= {"speedup": examples.around(1000.0, 0.01), "verdict_torch": "", "processor": "", "runtime_version": ""}
+    figures |= {"speedup": examples.around(1000.0, 0.01), "verdict_today": "", "processor": "", "runtime_version": ""}
     figures |= {"reason": "", "metric": "", "saturated": (), "notes": ()}
     records.write(folder / "model-card.json", dataclasses.replace(card, figures=(modelcard.Figures(**figures),)))
     found = check(folder, "cpu/torch")

@@ -1,7 +1,7 @@
 """A benchmark of what is delivered: how much smaller and faster do the bundled studies make the bundled models?
 
 Every recipe of a bundled study is applied, its file for every CPU target made, and all of them take turns in one run
-with torch FP32, with equal threads. Accuracy is that of the test split, against the model it came from:
+with PyTorch today, with equal threads. Accuracy is that of the test split, against the model it came from:
 
     python tests/benchmarks/delivered.py
     python tests/benchmarks/delivered.py --task digits-lstm --seconds 30 --inductor
@@ -67,7 +67,7 @@ def show(name: str, seconds: float, runtimes: list[str]) -> bool:
         reference = measure.scores(found[USUAL], task, task.test)
         usual_bytes = found[USUAL].path.stat().st_size
         reached = []
-        print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than torch FP32")
+        print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than PyTorch today")
         for (label, runtime), loaded in found.items():
             speed: intervals.Estimate = files.ratio(times[USUAL], times[label, runtime])
             size = usual_bytes / sum(part.stat().st_size for part in artifacts.parts(loaded.path))

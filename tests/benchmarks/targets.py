@@ -344,7 +344,7 @@ def complaints(rows: Sequence[Row], missing: dict[tuple[str, str], str]) -> list
 
 def show(rows: Sequence[Row], missing: dict[tuple[str, str], str]) -> None:
     print(
-        f"{'target':18}{'file':14}{'ms':>8}{'size':>10}{'speed against torch FP32':>30}{'cosine':>10}"
+        f"{'target':18}{'file':14}{'ms':>8}{'size':>10}{'speed against PyTorch today':>30}{'cosine':>10}"
         "  latency / recommended"
     )
     for row in rows:
