@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shrinkkit import formats, intervals, machines, records
+from shrinkkit import evidence, formats, intervals, machines, records
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.recipes import BASELINE
 from shrinkkit.records import Comparison, Estimate
@@ -14,6 +14,8 @@ from shrinkkit.tables import Shown, Statement
 
 TRUSTED = ("faster", "slower", "same")
 """Verdicts of a timing that may be quoted."""
+DRIFT = 1.1
+"""Ratio of the module's own latencies beside two targets from which on they are said to differ."""
 TONES = {"within budget": "good", "cannot tell": "doubt", "over budget": "bad", "none": "doubt"}
 """Of the kinds of a verdict."""
 
@@ -89,7 +91,12 @@ def _has_figures(part: Results) -> bool:
 def _verdict(results: Results) -> Verdict:
     """Return the verdict of one machine."""
     rows = [row for row in results.rows if row.variant != BASELINE and not row.intermediate and _eligible(row, results)]
-    remarks = (*_runtime_remark(results, rows), *_export_remark(results), *_noise_remark(results))
+    remarks = (
+        *_runtime_remark(results, rows),
+        *_export_remark(results),
+        *_drift_remark(results),
+        *_noise_remark(results),
+    )
     if not rows:
         return Verdict(_nothing(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -329,6 +336,19 @@ def _export_remark(results: Results) -> tuple[str, ...]:
         return ()
     return (
         f"Before any compression, the model's file is slower than your module in PyTorch today on {', '.join(slower)}.",
+    )
+
+
+def _drift_remark(results: Results) -> tuple[str, ...]:
+    """Return a sentence where the module itself took other times beside one target than beside another."""
+    times = {target: evidence.today_ms(record) for target, record in results.measured.items()}
+    known = {target: one.value for target, one in times.items() if one}
+    if not known or max(known.values()) <= DRIFT * min(known.values()):
+        return ()
+    said = ", ".join(f"{formats.milliseconds(ms)} beside {_named(results, target)}" for target, ms in known.items())
+    return (
+        f"The machine's speed changed between targets: your module took {said}. Speed-ups hold, because both took turns; "
+        "latencies of different targets should not be compared.",
     )
 
 

@@ -20,7 +20,7 @@ SCHEMA_VERSION = records.SCHEMA_VERSION
 """Of results.json; raised whenever a key changes its meaning or goes away."""
 
 WIDTH = 100
-_HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs torch")
+_HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs today")
 _SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "scores", "png")
 
 
@@ -34,8 +34,8 @@ def table(results: Results) -> str:
     drop = formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
     legend = (
         f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
-        f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs torch: against torch "
-        "FP32 on the same device; ? undecided."
+        f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs today: against your own "
+        "module, called in PyTorch on the same device; ? undecided."
     )
     return "\n\n".join([*parts, textwrap.fill(legend, WIDTH)])
 

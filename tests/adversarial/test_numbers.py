@@ -234,3 +234,19 @@ def test_a_class_that_is_given_up_is_named_beside_the_headline(found):
 @pytest.mark.parametrize("difference", [Estimate(-0.1, -0.3, 0.1), Estimate(0.0, -0.2, 0.2), None])
 def test_a_class_that_may_have_lost_nothing_is_not_named(found, difference):
     assert not any("rare" in remark for remark in conclusions.verdict(with_class(found, difference)).remarks)
+
+
+def test_a_machine_whose_speed_changed_between_targets_is_told(found):
+    assert not any("speed changed" in remark for remark in conclusions.verdict(found).remarks)
+    record = found.measured["cpu/torch"]
+    slower = tuple(
+        dataclasses.replace(m, latency_ms=intervals.product(m.latency_ms, Estimate(1.5, 1.5, 1.5)))
+        if m.latency_ms
+        else m
+        for m in record.measurements
+    )
+    drifted = found.measured | {"cpu/torch": dataclasses.replace(record, measurements=slower)}
+    assert any(
+        "speed changed" in remark
+        for remark in conclusions.verdict(dataclasses.replace(found, measured=drifted)).remarks
+    )

@@ -1,0 +1,97 @@
+"""The speed-up that a form of file gives by itself: the same float model in each form, timed by shrinkkit.
+
+Prints how fast each form is against the module as called today (eager), and the control: the model's file against the
+same model written again, which must be the same within 1 %.
+
+    python tests/benchmarks/forms.py [--seconds 8] [--threads 1]
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shrinkkit import artifacts, benchmark, loading, quiet, targets, tasks
+from shrinkkit.formats import between, times
+from shrinkkit.records import Comparison, Conditions
+from shrinkkit.targets import Target
+from shrinkkit.turns import Make
+
+
+def models() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
+    """Return a model whose time is the interpreter's, one of many small operators, and the three bundled ones."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(8) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    convolutions = [layer for i in range(12) for layer in (nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.ReLU())]
+    bundled = {name: tasks.load(name) for name in ("digits-cnn", "digits-transformer", "digits-lstm")}
+    return {
+        "MLP of 8 layers, batch 1": (nn.Sequential(*layers).eval(), (torch.randn(1, 32),)),
+        "CNN of 12 layers, batch 1": (nn.Sequential(*convolutions).eval(), (torch.randn(1, 3, 16, 16),)),
+        **{name: (task.model, task.example) for name, task in bundled.items()},
+    }
+
+
+def compare(
+    reference: Make, candidate: Make, example: tuple[torch.Tensor, ...], forms: tuple[str, str], seconds: float
+) -> Comparison:
+    """Return the paired timing of two makers of calls."""
+    own = [
+        Conditions(
+            device="cpu",
+            hardware=targets.hardware(Target("cpu", "torch")),
+            runtime="torch",
+            form=form,
+            threads=torch.get_num_threads(),
+            batch_size=len(example[0]),
+            inputs_sha256=benchmark.inputs_sha256(example),
+        )
+        for form in forms
+    ]
+    return benchmark.compare(
+        reference,
+        candidate,
+        reference=forms[0],
+        candidate=forms[1],
+        conditions=own[0],
+        candidate_conditions=own[1],
+        across_runtimes=True,
+        cap_s=seconds,
+    )
+
+
+def fresh(file: loading.Loaded, example: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+    """Return a new copy of a loaded file as a call."""
+    return file.again().prepare(example)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    targets.use_threads(asked.threads)
+    print("| model | `ep.module()`, as a .pt2 file loads | file for torch (TorchScript) | the file written twice |")
+    print("|---|---|---|---|")
+    for name, (model, example) in models().items():
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second, quiet.libraries():
+            paths = [artifacts.write_torch(model, example, Path(folder))[0] for folder in (first, second)]
+            program, _ = artifacts.write_program(model, example, Path(first))
+            files = [loading.load(path, runtime="torch") for path in (*paths, program)]
+            makers = [partial(fresh, file, example) for file in files]
+            eager = benchmark.copies(model, example)
+            timed = [
+                compare(eager, makers[2], example, ("eager", "graph"), asked.seconds),
+                compare(eager, makers[0], example, ("eager", "torchscript"), asked.seconds),
+                compare(makers[0], makers[1], example, ("torchscript", "torchscript"), asked.seconds),
+            ]
+        cells = [f"{times(one.speedup.value)} {between(one.speedup)}" for one in timed]
+        print(f"| {name} | {cells[0]} | {cells[1]} | {cells[2]} {timed[2].verdict} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
