@@ -347,8 +347,8 @@ def _drift_remark(results: Results) -> tuple[str, ...]:
         return ()
     said = ", ".join(f"{formats.milliseconds(ms)} beside {_named(results, target)}" for target, ms in known.items())
     return (
-        f"The machine's speed changed between targets: your module took {said}. Speed-ups hold, because both took turns; "
-        "latencies of different targets should not be compared.",
+        f"The machine's speed changed between targets: your module took {said}. Speed-ups hold, because both took "
+        "turns; latencies of different targets should not be compared.",
     )
 
 

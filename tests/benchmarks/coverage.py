@@ -1,0 +1,66 @@
+"""Simulations of accuracy intervals: how often they hold the true change, and how often chance gets a variant approved.
+
+python tests/benchmarks/coverage.py [--repeats 2000]
+"""
+
+import argparse
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from shrinkkit import intervals
+
+Scores = NDArray[np.float64]
+BUDGET, LOSS, EXAMPLES = 0.01, 0.0101, 800
+
+
+def ruined(random: np.random.Generator, count: int) -> tuple[Scores, Scores]:
+    """Return continuous scores of a baseline, and of a variant that loses half a point on 3 % of the examples."""
+    before = random.beta(8, 2, count)
+    return before, before + random.normal(0, 0.002, count) - 0.5 * (random.random(count) < 0.03)
+
+
+def covered(random: np.random.Generator, count: int, repeats: int) -> tuple[float, float]:
+    """Return the share of intervals that hold the true change of -0.015: Student's, and ours."""
+    students = ours = 0
+    for _ in range(repeats):
+        before, after = ruined(random, count)
+        difference = after - before
+        half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5
+        students += abs(difference.mean() + 0.015) <= half
+        found = intervals.paired_difference(before, after)
+        ours += found.low <= -0.015 <= found.high
+    return students / repeats, ours / repeats
+
+
+def approved(random: np.random.Generator, variants: int, repeats: int) -> tuple[float, float]:
+    """Return the share of studies that call a variant within the budget although all lose more: singly, together."""
+    singly = together = 0
+    for _ in range(repeats):
+        before = (random.random(EXAMPLES) < 0.99).astype(float)
+        lost = [(random.random(EXAMPLES) < LOSS / before.mean()) & (before == 1) for _ in range(variants)]
+        after = [np.where(one, 0.0, before) for one in lost]
+        singly += any(intervals.within(before, [one], BUDGET)[0] for one in after)
+        together += any(intervals.within(before, after, BUDGET))
+    return singly / repeats, together / repeats
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=2000)
+    repeats = parser.parse_args().repeats
+    random = np.random.default_rng(0)
+    print("| test examples | 95 % intervals that hold the true change: Student's | shrinkkit's |\n|---|---|---|")
+    for count in (20, 50, 100, 400):
+        students, ours = covered(random, count, repeats)
+        print(f"| {count} | {students:.0%} | {ours:.1%} |", flush=True)
+    print("\n| variants in the study | each judged by its own interval | shrinkkit |\n|---|---|---|")
+    for variants in (1, 7, 20):
+        singly, together = approved(random, variants, repeats)
+        print(f"| {variants} | {singly:.1%} | {together:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
