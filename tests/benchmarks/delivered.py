@@ -19,7 +19,19 @@ from pathlib import Path
 import targets as files
 import torch
 
-from shrinkkit import artifacts, compress, exports, intervals, loading, measure, recipes, targets, tasks, variants
+from shrinkkit import (
+    artifacts,
+    benchmark,
+    compress,
+    exports,
+    intervals,
+    loading,
+    measure,
+    recipes,
+    targets,
+    tasks,
+    variants,
+)
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.exports import Making
 from shrinkkit.loading import Loaded
@@ -63,13 +75,15 @@ def show(name: str, seconds: float, runtimes: list[str]) -> bool:
     faster, smaller = GOALS[name]
     with tempfile.TemporaryDirectory() as folder:
         found, missing = delivered(name, runtimes, Path(folder))
-        times = files.take_turns({key: loaded.prepare(task.example) for key, loaded in found.items()}, seconds)
+        calls = {key: loaded.prepare(task.example) for key, loaded in found.items()}
+        today = benchmark.copies(task.model, task.example)()
+        times = files.take_turns({files.TODAY: today, **calls}, seconds)
         reference = measure.scores(found[USUAL], task, task.test)
         usual_bytes = found[USUAL].path.stat().st_size
         reached = []
         print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than PyTorch today")
         for (label, runtime), loaded in found.items():
-            speed: intervals.Estimate = files.ratio(times[USUAL], times[label, runtime])
+            speed: intervals.Estimate = files.ratio(times[files.TODAY], times[label, runtime])
             size = usual_bytes / sum(part.stat().st_size for part in artifacts.parts(loaded.path))
             change = measure.accuracy(task, measure.scores(loaded, task, task.test), reference).difference
             assert change is not None

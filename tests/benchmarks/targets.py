@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shrinkkit import artifacts, exports, intervals, loading, outputs, quiet, targets, tasks, variants
+from shrinkkit import artifacts, benchmark, exports, intervals, loading, outputs, quiet, targets, tasks, variants
 from shrinkkit.exports import Making
 from shrinkkit.loading import Loaded
 from shrinkkit.usermodel import Example
@@ -209,6 +209,8 @@ def torch_file(subject: Subject, folder: Path) -> Loaded:
     return loading.load(path, runtime="torch")
 
 
+TODAY = ("today", "eager")
+
 RECOMMENDED: dict[str, Callable[[Subject, Path], Loaded]] = {
     "torch": torch_file,
     "inductor": inductor_file,
@@ -225,8 +227,8 @@ class Row:
     target: str
     file: str
     ms: float
-    against_torch: intervals.Estimate
-    """Speed against FP32 in torch, with its 95 % interval."""
+    against_today: intervals.Estimate
+    """Speed against the module as called in eager PyTorch, with its 95 % interval."""
     against_recommended: intervals.Estimate | None
     """Latency over that of the recommended pipeline: below 1 is faster."""
     cosine: float
@@ -311,7 +313,8 @@ def cosine(loaded: Loaded, subject: Subject) -> float:
 def measure(subject: Subject, seconds: float) -> tuple[list[Row], dict[tuple[str, str], str]]:
     with tempfile.TemporaryDirectory() as folder:
         found, missing = files(subject, Path(folder))
-        times = take_turns({key: loaded.prepare(subject.example) for key, loaded in found.items()}, seconds)
+        calls = {key: loaded.prepare(subject.example) for key, loaded in found.items()}
+        times = take_turns({TODAY: benchmark.copies(subject.model, subject.example)(), **calls}, seconds)
         rows = []
         for (target, file), loaded in found.items():
             own, theirs = times[target, file], times.get((target, THEIRS))
@@ -321,7 +324,7 @@ def measure(subject: Subject, seconds: float) -> tuple[list[Row], dict[tuple[str
                     target=target,
                     file=file,
                     ms=statistics.median(own),
-                    against_torch=ratio(times["cpu/torch", FLOAT], own),
+                    against_today=ratio(times[TODAY], own),
                     against_recommended=ratio(own, theirs) if file == OURS and theirs else None,
                     cosine=cosine(loaded, subject),
                     size_bytes=sum(part.stat().st_size for part in artifacts.parts(loaded.path)),
@@ -350,7 +353,7 @@ def show(rows: Sequence[Row], missing: dict[tuple[str, str], str]) -> None:
     for row in rows:
         against = row.against_recommended
         beside = f"{against.value:.3f} [{against.low:.3f}, {against.high:.3f}]" if against else ""
-        speed = row.against_torch
+        speed = row.against_today
         print(
             f"{row.target:18}{row.file:14}{row.ms:8.3f}{row.size_bytes / 1e3:8.0f}kB"
             f"{f'{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]':>30}{row.cosine:10.5f}  {beside}"

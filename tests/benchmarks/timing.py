@@ -133,7 +133,7 @@ MODELS = {"matrices": matrices, "vectors": vectors, "convolutions": convolutions
 
 def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: int) -> tuple[Comparison, Said, float]:
     """Return what shrinkkit's paired timing says, what it would if contention never withheld its verdict, and early."""
-    here = Conditions("cpu", targets.hardware(targets.resolve("cpu/torch")), "torch", threads, 1, "")
+    here = Conditions("cpu", targets.hardware(targets.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
     found = benchmark.compare(
         lambda: model(kind, 0.0),
         lambda: model(kind, slow_down),
@@ -336,7 +336,7 @@ def main() -> None:
             answers.append(answer)
             if sys.stderr.isatty():
                 print(f"\r{len(answers)} answers", end="", file=sys.stderr)
-    found, _ = contention.disturbance(before, contention.snapshot(), threads=options.threads, cores=targets.cores())
+    found = contention.disturbance(before, contention.snapshot(), threads=options.threads, cores=targets.cores())
     groups = [[a for a in answers if (a.method, a.slow_down) == (m, s)] for s in SLOW_DOWNS for m in METHODS]
     rows = [row(group) for group in groups if group]
     if options.json:
