@@ -224,7 +224,7 @@ def _proved(
     coarse = making.method or any(p.dtype in quantize.HALF.values() for p in making.model.parameters())
     fused = coarse and runtime == "inductor"
     limit = artifacts.LOW_PRECISION_TOLERANCE if fused else artifacts.TOLERANCE[format]
-    if error > limit:
+    if not error <= limit:
         for part in artifacts.parts(path):
             part.unlink()
         raise ModelFileError(

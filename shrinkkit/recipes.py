@@ -51,6 +51,7 @@ __all__ = [
     "Recipe",
     "Study",
     "builtin_studies",
+    "changed",
     "check_patterns",
     "impossible",
     "layer_patterns",
@@ -113,6 +114,7 @@ def study(
     recipes: Sequence[str | Recipe],
     targets: Sequence[str],
     accuracy_drop: float = 0.01,
+    unit: str = "share",
     want: str = "fastest",
     budget_target: str | None = None,
     name: str | None = None,
@@ -126,7 +128,8 @@ def study(
         task: One of `TASKS`, or the path of a Python file with one function `task()`.
         recipes: Built-in names, paths of YAML files, or recipes; at least one.
         targets: Of `TARGETS`; at least one.
-        accuracy_drop: The most accuracy that may be given up, a share in [0, 1].
+        accuracy_drop: The most accuracy that may be given up, a share in [0, 1], or >= 0 in units of the score.
+        unit: Of `accuracy_drop`, `share` or `score`.
         want: `fastest` or `smallest`.
         budget_target: Where it is to be fastest, one of `targets`.
         name: Of the run folder; default the task's name.
@@ -137,12 +140,29 @@ def study(
     Raises:
         InvalidInput: Arguments break rules: each on a line of its own.
     """
-    budget = {"accuracy_drop": accuracy_drop, "want": want, "target": budget_target}
+    budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s}
     lists = {"recipes": tuple(recipes), "targets": tuple(targets)}
     return _study(
         Source({"name": name or Path(task).stem, "task": task, **lists, "budget": budget, **settings}), Path()
     )
+
+
+def changed(study: Study, *, threads: int | None = None, **budget: Any) -> Study:
+    """Return `study` with other threads and another budget, held to the same rules as its file.
+
+    Args:
+        study: Left unchanged.
+        threads: None leaves them as they are.
+        budget: Keys of the section `budget`; None leaves one as it is.
+
+    Raises:
+        InvalidInput: A value breaks its rule: each on a line of its own.
+    """
+    data = study.model_dump(exclude_unset=True)
+    section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
+    data |= {"budget": section} | ({} if threads is None else {"threads": threads})
+    return _study(Source(data | {"recipes": study.recipes}), Path())
 
 
 def matches(pattern: str, layer: str) -> bool:

@@ -377,7 +377,7 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         error = artifacts.deviation(expected, outputs.tensors(found))
         # A GPU rounds the products of float32 matrices more than the CPU on which the reference was made.
         low = variant.recipe.get("quantize") or target.device != "cpu"
-        if error > (limit := artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]):
+        if not error <= (limit := artifacts.LOW_PRECISION_TOLERANCE if low else artifacts.TOLERANCE[file.format]):
             raise ModelFileError(
                 f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
                 + _saturating(path, target, inputs, threads)

@@ -24,10 +24,10 @@ ORDER = (
     "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
     "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
     "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
-    "report pdf index steps journal execution runs cli"
+    "report pdf index steps journal watchdog execution runs cli"
 ).split()
 """A module imports only from modules before it."""
-DRIVER = {"report", "pdf", "index", "steps", "journal", "execution", "runs", "cli"}
+DRIVER = {"report", "pdf", "index", "steps", "journal", "watchdog", "execution", "runs", "cli"}
 DRIVER_MAY = {
     *DRIVER,
     "conclusions",
