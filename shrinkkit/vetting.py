@@ -236,7 +236,7 @@ def _bits(node: ast.AST) -> float:
         return _constant_bits(node.value)
     name, parts = _operation(node)
     if name in _POWERS:
-        return max(map(_bits, parts)) * 2.0 ** min(64, max(map(_bits, parts[1:] or parts)))
+        return max(map(_bits, parts)) * math.exp2(min(64, max(map(_bits, parts[1:] or parts))))
     if name == "Float" and len(parts) > 1:
         # The others are how many digits to compute.
         return _bits(parts[0]) if max(map(_bits, parts[1:])) <= _MOST_DIGITS_BITS else math.inf

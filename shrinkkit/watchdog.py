@@ -34,6 +34,7 @@ def run(
     *,
     limit_s: float,
     env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
     heard: Callable[[str], bool] = lambda _: False,
     tick: Callable[[float], None] = lambda _: None,
 ) -> Ended:
@@ -43,6 +44,7 @@ def run(
         command: Program and arguments.
         limit_s: Seconds that it may take, above 0.
         env: Its environment; None for this process's own.
+        cwd: The folder that it works in; None for this process's own.
         heard: Called with each line of its standard error; returns whether the time starts again.
         tick: Called several times a second with the seconds since the time started.
     """
@@ -52,6 +54,7 @@ def run(
         child = subprocess.Popen(
             command,
             env=env,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.PIPE,

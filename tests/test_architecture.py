@@ -18,7 +18,7 @@ ORDER = (
     "errors quiet tables rich formats views records located intervals "
     "schema parameters recipes targets machines folders rows conclusions pareto explain results "
     "snippets modelcard readme cards findings "
-    "outputs usercode usermodel tasks bundled "
+    "sources outputs usercode usermodel userscore duplicates tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
     "contention blocks turns benchmark pictures measure "
     "onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled layertimes subgraphs emulation memory "
@@ -46,10 +46,11 @@ DRIVER_MAY = {
     "results",
     "bundled",
     "machines",
+    "sources",
 }
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
+    "usercode": "tasks", "usermodel": "tasks", "userscore": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
     "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
