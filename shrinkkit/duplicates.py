@@ -83,14 +83,15 @@ class Sketches:
         if not self.values or len(table) < 2:
             return set()
         table = np.nan_to_num(table, posinf=0.0, neginf=0.0)
-        low, high = np.quantile(table, [0.1, 0.9], axis=0)
-        # One example far off must not make all others look alike.
-        spread = np.where(high > low, (high - low) / 2.56, table.std(axis=0))
+        table -= np.median(table, axis=0)
+        # An example or two far off must not make all others look alike.
+        kept = np.sort(np.abs(table), axis=0)[: -max(1, len(table) // 100)]
+        spread = np.sqrt(np.mean(kept**2, axis=0))
         varied = spread[spread > 0]
         if not varied.size:
             return set()
         # A number that is the same everywhere but for noise is not to be magnified.
-        table = (table - np.median(table, axis=0)) / np.maximum(spread, 1e-2 * np.median(varied))
+        table /= np.maximum(spread, 1e-2 * np.median(varied))
         others = np.frombuffer(b"".join(self._others), np.uint64)
         limit = NEAR_FEW if self.values < FEW else NEAR
         found: set[tuple[int, int]] = set()
