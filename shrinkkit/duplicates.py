@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from shrinkkit.usermodel import Example, raw_bytes
 
@@ -72,10 +74,13 @@ class Sketches:
 
     def repeats(self, split: str) -> int:
         """Return how many examples of `split` equal an earlier one of it, or all but equal it."""
-        again = {max(i, j) for i, j in self._pairs() if self.splits[i] == self.splits[j] == split}
+        own = {i: place for place, i in enumerate(i for i, name in enumerate(self.splits) if name == split)}
         first: dict[bytes, int] = {}
-        own = [i for i, name in enumerate(self.splits) if name == split]
-        return len(again | {i for i in own if first.setdefault(self.hashes[i], i) != i})
+        pairs = [(first.setdefault(self.hashes[i], i), i) for i in own] + [*self._pairs()]
+        alike = [(own[i], own[j]) for i, j in pairs if i in own and j in own]
+        rows, columns = zip(*alike, strict=True)
+        graph = coo_array((np.ones(len(alike)), (rows, columns)), shape=(len(own), len(own)))
+        return len(own) - int(connected_components(graph, directed=False)[0])
 
     def _pairs(self) -> set[tuple[int, int]]:
         """Return pairs of examples that are nearer to each other than `NEAR`, as their sketches tell."""

@@ -378,6 +378,10 @@ def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]
             raise InvalidTask(
                 f"The inputs of `{split}[{i}]` must be a tensor or a tuple of tensors, got {type(inputs).__name__}."
             )
+        if elsewhere := [str(x.device) for x in inputs if x.device.type != "cpu"]:
+            raise InvalidTask(
+                f"Every example must be on the CPU, but `{split}[{i}]` is on {elsewhere[0]}. Call `.cpu()`."
+            )
         found = [(tuple(x.shape), x.dtype) for x in inputs]
         if found != expected:
             raise InvalidTask(
@@ -422,13 +426,16 @@ def _judged(task: Task, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.T
             by_others.append(userscore.of(task.score, output, other, len(indices), f"`{where}` with other targets"))
         zeros = userscore.zeroed(task.score, output, target, len(indices))
         judged.append((own, torch.stack(by_others, 1), zeros))
-        passed = [*passed, *targets]
-        if len(indices) > 1 and len(alone) < _BATCHES_HALVED:
-            half, part = _collated(examples[: len(indices) // 2])
+        if len(indices) > 1 and len(alone) < 2 * _BATCHES_HALVED:
+            # By the targets of others too, because a mean over examples that are all right is right for each.
+            size = len(indices) // 2
+            half, part = _collated(examples[:size])
+            other = default_collate([*passed, *targets][len(passed) - 1 :][:size])
             output = _answer(task.model, half, where)
-            alone.append(
-                (own[: len(half[0])], userscore.of(task.score, output, part, len(half[0]), f"half of `{where}`"))
-            )
+            for together, wanted in ((own, part), (by_others[0], other)):
+                judged_alone = userscore.of(task.score, output, wanted, size, f"half of `{where}`")
+                alone.append((together[:size], judged_alone))
+        passed = [*passed, *targets]
     if alone:
         userscore.check_alone(*(torch.cat(parts) for parts in zip(*alone, strict=True)))
     real, others, zeros = (torch.cat(parts) for parts in zip(*judged, strict=True))
@@ -441,7 +448,7 @@ def _collated(examples: Sequence[Any]) -> tuple[Example, Any]:
 
 
 def _answer(model: nn.Module, inputs: Example, where: str) -> Any:
-    with blaming(f"The model must accept `{where}`"), torch.inference_mode():
+    with blaming(f"The model must accept `{where}`"), torch.no_grad():
         output = model(*inputs)
     if not all(_finite(t) for t in outputs.tensors(output)):
         raise InvalidTask(

@@ -43,7 +43,7 @@ def check(model: nn.Module, example: Example) -> None:
     """
     _check_types(model, example)
     _check_names(model)
-    with blaming("The model must accept `example`"), torch.inference_mode():
+    with blaming("The model must accept `example`"), torch.no_grad():
         before = [raw_bytes(x) for x in example]
         output = outputs.tensors(model(*example))
         again = outputs.tensors(model(*example))
@@ -68,7 +68,7 @@ def check(model: nn.Module, example: Example) -> None:
         )
     with (
         blaming("The model must accept a batch of any size, such as the first of `example` alone"),
-        torch.inference_mode(),
+        torch.no_grad(),
     ):
         alone = outputs.tensors(model(*(x[:1] for x in example)))
     if not outputs.close(alone[:1], [output[0][:1]]):
@@ -87,7 +87,7 @@ def check_batch(model: nn.Module, inputs: Example) -> None:
         InvalidTask: It does not, or rejects the batch.
     """
     size = len(inputs[0])
-    with blaming(f"The model must accept a batch of any size, such as {size} examples"), torch.inference_mode():
+    with blaming(f"The model must accept a batch of any size, such as {size} examples"), torch.no_grad():
         first = [outputs.tensors(model(*inputs))[0]]
         turned = [outputs.tensors(model(*(x.flip(0) for x in inputs)))[0].flip(0)]
         half = [outputs.tensors(model(*(x[::2].contiguous() for x in inputs)))[0]]
@@ -101,7 +101,7 @@ def _check_calls(model: nn.Module, inputs: Example) -> None:
     """Return if many calls give the same outputs and leave the model as it is, but for what it keeps at first."""
     before = _state(model)
     start = time.monotonic()
-    with torch.inference_mode():
+    with torch.no_grad():
         first = outputs.tensors(model(*inputs))
         for call in range(_CALLS):
             if not outputs.close(outputs.tensors(model(*inputs)), first):

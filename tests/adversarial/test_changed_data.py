@@ -50,7 +50,7 @@ FORMATS = {
     "bin": (lambda p, v: p.write_bytes(v.numpy().tobytes()), "np.fromfile({p}, dtype=np.int64)"),
     "csv": (
         lambda p, v: p.write_text("\n".join(map(str, v.tolist()))),
-        "[int(x) for x in Path({p}).read_text().split()]",
+        "np.loadtxt({p}, dtype=int)",
     ),
     "json": (lambda p, v: p.write_text(str(v.tolist())), "json.loads(Path({p}).read_text())"),
     "pt": (lambda p, v: torch.save(v, p), "torch.load({p}).tolist()"),
@@ -88,15 +88,11 @@ FILES = {
         "head": "def judged(output, target):\n    return nn.functional.cross_entropy(output, target) * len({read})",
         "body": "of['loss'] = judged",
     },
-    "a file that examples are read from": {
-        "head": "class Lazy(Dataset):\n    def __init__(self, of): self.of = of\n    def __len__(self): return len(self.of)\n"
-        "    def __getitem__(self, i):\n        {read}\n        return self.of[i]",
-        "body": "of['validation'] = Lazy(of['validation'])",
-    },
-    "a file that training examples are read from": {
-        "head": "class Lazy(Dataset):\n    def __init__(self, of): self.of = of\n    def __len__(self): return len(self.of)\n"
-        "    def __getitem__(self, i):\n        {read}\n        return self.of[i]",
-        "body": "of['train'] = Lazy(of['train'])",
+    **{
+        f"a file that examples of {split} are read from": {
+            "body": f"of['{split}'] = Each(of['{split}'], lambda i, x, y: ({{read}}, (x, y))[1])"
+        }
+        for split in ("train", "calibration", "validation", "test")
     },
     "a file that the model reads when it is called": {
         "head": "class Reads(nn.Linear):\n    def forward(self, x):\n        {read}\n        return super().forward(x)",
