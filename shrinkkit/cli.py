@@ -37,7 +37,8 @@ it), run this, and copy the folder back; `shrinkkit report RUN` then reports bot
   shrinkkit run reports/my_task --only benchmark --target cpu/onnxruntime"""
 
 VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were
-stored beside them, and are as fast as reported. The folder may have been copied alone, without the task.
+stored beside them, and are as fast as reported. The folder may have been copied alone, without the task. A file that
+takes longer than --timeout to run, or to be timed, is stopped, and so is one that crashes.
 
 exit status of verify:
   0    every file that can run here gives its outputs
