@@ -244,9 +244,14 @@ def deviation(expected: Any, found: Any) -> float:
     """Return the largest absolute difference between two outputs, as a share of the largest absolute expected value.
 
     Raises:
-        ModelFileError: The outputs differ in number or shape, or the found ones are not finite.
+        ModelFileError: The outputs differ in number or shape, the expected ones hold no number, or some are not finite.
     """
     pairs = list(zip(outputs.tensors(expected), outputs.tensors(found), strict=False))
+    if not any(a.numel() for a, _ in pairs) or not all(torch.isfinite(a).all() for a, _ in pairs):
+        raise ModelFileError(
+            "The outputs to compare with must hold numbers, all of them finite; got NaN, infinity or none at all. "
+            "Run the step that makes them again."
+        )
     if len(outputs.tensors(expected)) != len(outputs.tensors(found)) or any(a.shape != b.shape for a, b in pairs):
         raise ModelFileError(
             f"The loaded model must return outputs of shapes {[tuple(t.shape) for t in outputs.tensors(expected)]}, "
@@ -317,7 +322,7 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
             moved = deviation(model(*halved), traced(*halved))
         except (RuntimeError, ModelFileError):
             return traced, f"the batch is fixed at {example[0].shape[0]}: tracing recorded it"
-        if moved > TOLERANCE["torchscript"]:
+        if not moved <= TOLERANCE["torchscript"]:
             raise Unsupported("torch cannot trace the quantized model: its control flow depends on the data.")
         return traced, ""
 

@@ -1,10 +1,10 @@
 """The command line: `run`, `list`, `new`, `report`, `index`, `verify`, `notebooks`. Starts without importing torch."""
 
 import argparse
+import math
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,8 @@ it), run this, and copy the folder back; `shrinkkit report RUN` then reports bot
   shrinkkit run reports/my_task --only benchmark --target cpu/onnxruntime"""
 
 VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were
-stored beside them, and are as fast as reported. The folder may have been copied alone, without the task.
+stored beside them, and are as fast as reported. The folder may have been copied alone, without the task. A file that
+takes longer than --timeout to run, or to be timed, is stopped, and so is one that crashes.
 
 exit status of verify:
   0    every file that can run here gives its outputs
@@ -96,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--accuracy-drop", type=float, metavar="D", help="the budget: accuracy that may be given up (0.01)"
     )
+    run.add_argument(
+        "--unit", metavar="U", help="of --accuracy-drop: share (of scores in [0, 1]) or score (of others; share)"
+    )
     run.add_argument("--threads", type=int, metavar="N", help="threads of one call (default: every core)")
     run.add_argument(
         "--reports", type=Path, default=Path("reports"), metavar="DIR", help="where run folders go (reports)"
@@ -118,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="VARIANT", help="such as reports/digits-cnn/variants/static-int8")
     verify.add_argument("--target", action="append", default=[], metavar="T", help="check only this; may be repeated")
     verify.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one call (default: every core)")
+    verify.add_argument(
+        "--timeout", type=float, default=120, metavar="S", help="seconds for a file to run, and again to be timed (120)"
+    )
     verify.add_argument("--json", action="store_true", help="print what was found as JSON")
     notebooks = command("notebooks", _notebooks, "copy the step notebooks out, to work in them")
     notebooks.add_argument("folder", type=Path, metavar="DIR")
@@ -135,6 +142,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         study = _study(arguments)
         threads = study.threads or targets.cores()
+        targets.check_threads(threads, *study.thread_counts)
         folder = runs.run(study, reports=arguments.reports, threads=threads, **common)
     found = results.load(folder)
     print(f"\n{results.table(found)}\n\n{results.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
@@ -145,7 +153,7 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
     """Return the run folder that `--only` is about: given as such, or that of a study or task."""
     from shrinkkit import recipes
 
-    if arguments.recipe or arguments.accuracy_drop is not None:
+    if arguments.recipe or _budget(arguments):
         raise InvalidInput(
             "`--only benchmark` measures what a run made, for which `--recipe` and `--accuracy-drop` are settled. "
             "Leave them out."
@@ -168,18 +176,20 @@ def _study(arguments: argparse.Namespace) -> "Study":
             raise InvalidInput(
                 "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
             )
-        study = recipes.read_study(what)
-        changes = {"threads": arguments.threads} if arguments.threads else {}
-        if arguments.accuracy_drop is not None:
-            changes["budget"] = study.budget.model_copy(update={"accuracy_drop": arguments.accuracy_drop})
-        return study.model_copy(update=changes)
+        return recipes.changed(recipes.read_study(what), threads=arguments.threads, **_budget(arguments))
     return recipes.study(
         what,
         recipes=arguments.recipe or recipes.BUILT_IN,
         targets=arguments.target or _usual_targets(),
-        accuracy_drop=0.01 if arguments.accuracy_drop is None else arguments.accuracy_drop,
         threads=arguments.threads,
+        **_budget(arguments),
     )
+
+
+def _budget(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of the budget, by the keys of a study."""
+    said = {"accuracy_drop": arguments.accuracy_drop, "unit": arguments.unit}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _usual_targets() -> tuple[str, ...]:
@@ -252,14 +262,35 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shrinkkit import targets
+    from shrinkkit import targets, watchdog
 
-    # In a process of its own, because OpenMP reads its settings when torch is loaded.
+    targets.check_threads(arguments.threads)
+    if not 0 < arguments.timeout < math.inf:
+        raise InvalidInput(
+            f"`--timeout` must be a number of seconds > 0, got {arguments.timeout}. Leave it out for 120."
+        )
+    # In a process of its own: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
     count = str(arguments.threads or targets.cores())
     asked = [str(arguments.folder), "--threads", count, *(f"--target={target}" for target in arguments.target)]
-    call = [sys.executable, "-m", "shrinkkit.verify", *asked, *["--json"] * arguments.json]
+    call = [sys.executable, "-P", "-m", "shrinkkit.verify", *asked, *["--json"] * arguments.json]
     own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return subprocess.run(call, env=os.environ | own, check=False).returncode
+    failed: dict[str, str] = {}
+    trying = ""
+
+    def heard(line: str) -> bool:
+        nonlocal trying
+        print(line, file=sys.stderr, flush=True)
+        trying = line.removesuffix(" ...") if line.endswith(" ...") else trying
+        return line.endswith(" ...")
+
+    while True:
+        again = [part for item in failed.items() for part in ("--failed", *item)]
+        ended = watchdog.run([*call, *again], limit_s=arguments.timeout, env=os.environ | own, heard=heard)
+        if ended.status in (0, 1, 2) or not trying or trying in failed:
+            print(ended.output, end="")
+            return 1 if ended.status not in (0, 1, 2) else ended.status
+        late = f"took longer than {arguments.timeout:g} s and was stopped; `--timeout` allows more"
+        failed[trying] = late if ended.status is None else f"ended its process with status {ended.status}"
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:

@@ -227,7 +227,7 @@ def _proved(
     # In 16 bits each fused step saves a rounding, and inductor fuses what is quantized too.
     fused = halved or (making.method and runtime == "inductor")
     limit = artifacts.LOW_PRECISION_TOLERANCE if fused else artifacts.TOLERANCE[format]
-    if error > limit:
+    if not error <= limit:
         for part in artifacts.parts(path):
             part.unlink()
         raise ModelFileError(

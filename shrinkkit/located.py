@@ -9,6 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from shrinkkit.errors import InvalidInput
@@ -16,7 +17,9 @@ from shrinkkit.errors import InvalidInput
 Key = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists, outermost first."""
 
-_DEEPEST = 12
+MOST_BYTES, MOST_NODES, _DEEPEST = 1 << 20, 5000, 12
+"""Of a file, of what stands in it once its aliases are followed, and the levels of nesting."""
+_DEEPEST_READ = 64
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
         shown: What messages call the file; default `path`.
 
     Raises:
-        InvalidInput: There is no such file, it is empty, not YAML, or its top level is not a mapping.
+        InvalidInput: There is no such file, it is empty, too large or too deep, not YAML, or its top level is not a
+            mapping.
     """
     shown = shown or os.fspath(path)
     yaml = YAML(typ="safe", pure=True)
     try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"))
+        text = _text(Path(path), shown)
+        _check_depth(text, shown)
+        root = yaml.compose(text)
     except FileNotFoundError as error:
         raise InvalidInput(f"There is no file {shown}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -66,6 +72,26 @@ def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
     problems: list[str] = []
     data = _plain(root, (), yaml, shown, lines, problems)
     return Source(data, shown, lines, tuple(problems))
+
+
+def _text(path: Path, shown: str) -> str:
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{shown} must be a file, and is {'a folder' if path.is_dir() else 'none'}. Check the path.")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise InvalidInput(f"{shown} must have at most {MOST_BYTES} characters. Leave out what is no setting.")
+    return text
+
+
+def _check_depth(text: str, shown: str) -> None:
+    """Raise if YAML is nested so deep that reading it would fail, or holds more than any file of settings."""
+    depth = 0
+    for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if not (depth <= _DEEPEST_READ and number <= 3 * MOST_NODES):
+            where = f"{shown}:{event.start_mark.line + 1}"
+            raise InvalidInput(message(f"A file holds at most {MOST_NODES} values, {_DEEPEST} levels deep", where))
 
 
 def message(text: str, where: str = "", remedy: str = "") -> str:
@@ -103,6 +129,10 @@ def _not_yaml(shown: str, error: YAMLError) -> str:
 
 def _plain(node: Node, key: Key, yaml: YAML, shown: str, lines: dict[Key, int], problems: list[str]) -> Any:
     lines.setdefault(key, node.start_mark.line + 1)
+    if len(lines) > MOST_NODES:
+        raise InvalidInput(
+            message(f"A file holds at most {MOST_NODES} values, aliases followed", f"{shown}:{lines[key]}")
+        )
     if len(key) > _DEEPEST:
         problems.append(message(f"Nothing is nested deeper than {_DEEPEST} levels", f"{shown}:{lines[key]}"))
         return None
@@ -114,7 +144,7 @@ def _plain(node: Node, key: Key, yaml: YAML, shown: str, lines: dict[Key, int], 
         return yaml.constructor.construct_object(node, deep=True)
     except (YAMLError, ValueError) as error:
         problem = getattr(error, "problem", None) or str(error)
-        problems.append(message(f"{node.value[:40]!r} cannot be read: {problem}", f"{shown}:{lines[key]}"))
+        problems.append(message(f"{node.value[:40]!r} cannot be read: {problem[:100]}", f"{shown}:{lines[key]}"))
         return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shrinkkit.errors import InvalidInput
 from shrinkkit.located import nearest, options
-from shrinkkit.schema import BASELINE, TARGETS
+from shrinkkit.schema import BASELINE, MOST_BATCH, MOST_EPOCHS, MOST_SIZES, MOST_THREADS, TARGETS
 
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -56,16 +56,23 @@ def of_type(name: str, annotation: str, value: Any) -> str:
 
 def _whole(least: int, below: int | None = None) -> Callable[[str, Any], str]:
     def rule(name: str, value: Any) -> str:
-        if value >= least and (below is None or value < below):
+        if least <= value and (below is None or value < below):
             return ""
         return f"`{name}` must be at least {least}{f' and below {below}' if below else ''}, got {value}."
 
     return rule
 
 
-def _counts(name: str, values: Sequence[Any]) -> str:
-    wrong = [one for one in values if not isinstance(one, int) or isinstance(one, bool) or one < 1]
-    return f"`{name}` must be whole numbers >= 1, got {wrong[0]!r}. Leave it out." if wrong else ""
+def _counts(most: int) -> Callable[[str, Any], str]:
+    def rule(name: str, values: Sequence[Any]) -> str:
+        if len(values) > MOST_SIZES:
+            return f"`{name}` must hold at most {MOST_SIZES} numbers, got {len(values)}. Leave some out."
+        wrong = [one for one in values if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= most]
+        return (
+            f"`{name}` must be whole numbers >= 1 and at most {most}, got {wrong[0]!r}. Leave it out." if wrong else ""
+        )
+
+    return rule
 
 
 def _texts(name: str, values: Sequence[Any]) -> str:
@@ -95,15 +102,15 @@ def _today(name: str, value: str) -> str:
 
 
 RULES: dict[str, Callable[[str, Any], str]] = {
-    "threads": _whole(0),
+    "threads": _whole(0, MOST_THREADS + 1),
     "seed": _whole(0, 2**32),
-    "epochs": _whole(0),
+    "epochs": _whole(0, MOST_EPOCHS + 1),
     "runtimes": _known_runtimes,
     "variant": _new_variant,
     "variants": _texts,
     "skip": _texts,
-    "batch_sizes": _counts,
-    "thread_counts": _counts,
+    "batch_sizes": _counts(MOST_BATCH),
+    "thread_counts": _counts(MOST_THREADS),
     "today": _today,
 }
 """What a parameter of this name must be, in whichever notebook; those of recipes are checked where they are used."""

@@ -51,7 +51,9 @@ __all__ = [
     "Recipe",
     "Study",
     "builtin_studies",
+    "changed",
     "check_patterns",
+    "check_unit",
     "impossible",
     "layer_patterns",
     "matches",
@@ -113,6 +115,7 @@ def study(
     recipes: Sequence[str | Recipe],
     targets: Sequence[str],
     accuracy_drop: float = 0.01,
+    unit: str = "share",
     want: str = "fastest",
     budget_target: str | None = None,
     name: str | None = None,
@@ -126,7 +129,8 @@ def study(
         task: One of `TASKS`, or the path of a Python file with one function `task()`.
         recipes: Built-in names, paths of YAML files, or recipes; at least one.
         targets: Of `TARGETS`; at least one.
-        accuracy_drop: The most accuracy that may be given up, a share in [0, 1].
+        accuracy_drop: The most accuracy that may be given up, a share in [0, 1], or >= 0 in units of the score.
+        unit: Of `accuracy_drop`, `share` or `score`.
         want: `fastest` or `smallest`.
         budget_target: Where it is to be fastest, one of `targets`.
         name: Of the run folder; default the task's name.
@@ -137,12 +141,29 @@ def study(
     Raises:
         InvalidInput: Arguments break rules: each on a line of its own.
     """
-    budget = {"accuracy_drop": accuracy_drop, "want": want, "target": budget_target}
+    budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s}
     lists = {"recipes": tuple(recipes), "targets": tuple(targets)}
     return _study(
         Source({"name": name or Path(task).stem, "task": task, **lists, "budget": budget, **settings}), Path()
     )
+
+
+def changed(study: Study, *, threads: int | None = None, **budget: Any) -> Study:
+    """Return `study` with other threads and another budget, held to the same rules as its file.
+
+    Args:
+        study: Left unchanged.
+        threads: None leaves them as they are.
+        budget: Keys of the section `budget`; None leaves one as it is.
+
+    Raises:
+        InvalidInput: A value breaks its rule: each on a line of its own.
+    """
+    data = study.model_dump(exclude_unset=True)
+    section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
+    data |= {"budget": section} | ({} if threads is None else {"threads": threads})
+    return _study(Source(data | {"recipes": study.recipes}), Path())
 
 
 def matches(pattern: str, layer: str) -> bool:
@@ -191,6 +212,25 @@ def check_patterns(recipe_or_study: Recipe | Study, layers: Sequence[str]) -> No
     _whole(recipe_or_study, wrong)
 
 
+def check_unit(study: Study, scores: Sequence[float]) -> None:
+    """Return if the budget of `study` is in the unit of the scores.
+
+    Args:
+        study: Its budget is in shares unless it says otherwise.
+        scores: The lowest and the highest score of the task's model.
+
+    Raises:
+        InvalidInput: The budget is in shares, and a score lies outside [0, 1].
+    """
+    low, high = scores
+    if study.budget.unit == "share" and not 0 <= low <= high <= 1:
+        raise InvalidInput(
+            f"`budget.accuracy_drop` is a share, for scores in [0, 1], but this task's scores go from {low:g} to "
+            f"{high:g}. State the most that the mean score may drop in its own unit: `budget: {{accuracy_drop: "
+            f"{(high - low) / 100:.2g}, unit: score}}`, or `--accuracy-drop {(high - low) / 100:.2g} --unit score`."
+        )
+
+
 def _study(source: Source, folder: Path) -> Study:
     wrong = list(source.problems)
     data = {"name": Path(source.path).stem, **source.data}
@@ -237,9 +277,9 @@ def _named_recipe(name: str, folder: Path, where: str, wrong: list[str]) -> Reci
         with as_file(files("shrinkkit").joinpath("bundled", "recipes", f"{name}.yaml")) as file:
             source = load(file, shown=file.name)
     elif name.endswith((".yaml", ".yml")):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             wrong.append(
-                message(f"There is no recipe file {name!r}", where, "Check the path." + _RELATIVE * bool(where))
+                message(f"There is no recipe file {name!r:.200}", where, "Check the path." + _RELATIVE * bool(where))
             )
             return None
         try:
@@ -350,12 +390,14 @@ def _rule(key: Key) -> str:
 def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
     if task in TASKS or not task:
         return task
-    path = (folder / task).resolve()
-    if not (task.endswith(".py") and path.is_file()):
-        problem = "there is no such file" if task.endswith(".py") else "it is neither"
-        text = f"`task` must be {RULES['task']}, got {task!r}, but {problem}"
+    path = Path(os.path.abspath(folder / task))
+    if not (task.endswith(".py") and os.path.isfile(path)):
+        problem = "it is neither" if not task.endswith(".py") else "there is no such file"
+        problem = "that is a folder" if os.path.isdir(path) else problem
+        text = f"`task` must be {RULES['task']}, got {task!r:.200}, but {problem}"
         wrong.append(message(text, source.where(("task",)), nearest(task, TASKS)))
-    return str(path)
+        return task
+    return str(path.resolve())
 
 
 def _key(name: str) -> Key:

@@ -565,13 +565,13 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
 
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} must be a JSON record, but cannot be read: {error}. Run its step again.") from error
     found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
     if found != SCHEMA_VERSION:
         raise InvalidInput(
-            f"{path} has schema version {found}, this shrinkkit reads {SCHEMA_VERSION}. "
-            + ("Update shrinkkit." if found > SCHEMA_VERSION else "Run the study again.")
+            f"{path} has schema version {found!r:.40}, this shrinkkit reads {SCHEMA_VERSION}. "
+            + ("Update shrinkkit." if isinstance(found, int) and found > SCHEMA_VERSION else "Run the study again.")
         )
     try:
         return TypeAdapter(kind).validate_python(data)

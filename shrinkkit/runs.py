@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import execution, index, machines, records, steps
+from shrinkkit import execution, index, machines, records, sources, steps, watchdog
 from shrinkkit.errors import InvalidInput, StepFailed, brief
 from shrinkkit.journal import Journal, done, log
 from shrinkkit.located import nearest, options
-from shrinkkit.recipes import TASKS, Recipe, Study, check_patterns, layer_patterns
+from shrinkkit.recipes import TASKS, Recipe, Study, check_patterns, check_unit, layer_patterns
 from shrinkkit.records import Step, Variant
+from shrinkkit.sources import Look
 from shrinkkit.targets import available, cores
 
 PACKAGE = Path(__file__).parent
-REPORT_TIMEOUT_S = 600.0
+REPORT_TIMEOUT_S, LOOK_TIMEOUT_S = 600.0, 300.0
 PACKAGES = (
     *("torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
     *("numpy", "papermill", "nbconvert"),
@@ -128,12 +129,13 @@ def run(
         InvalidInput: A layer pattern matches no layer, or a parameter does not fit its notebook; nothing was started.
         StepFailed: The report itself could not be made.
     """
-    fingerprint, layers = _look_at(study.task) if _needs_a_look(study) else ("", ())
-    if layers:
-        check_patterns(study, layers)
+    seen = _look_at(study, study.task, say)
+    if seen.layers:
+        check_patterns(study, seen.layers)
+    check_unit(study, seen.scores)
     folder = reports / study.name
     task = study.task if study.task in TASKS else os.path.relpath(study.task, folder)
-    fingerprint += _software()
+    fingerprint = seen.fingerprint + _software()
     planned = plan(study, task=task, threads=threads)
     # Of variants that are kept, the run's own machine stays the one that made them.
     if not force and _unchanged(planned[0], folder, done(folder), _inputs(planned[0], folder, fingerprint)):
@@ -148,7 +150,7 @@ def run(
         text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
         records.write_text(folder / "study.json", text + "\n")
         journal = Journal(folder, command, _pending(planned), say)
-        _take_all(planned, journal, folder, fingerprint, study.timeout_s, threads, force)
+        _take_all(planned, journal, folder, fingerprint, study.timeout_s, threads, force, seen.files)
     return folder
 
 
@@ -183,7 +185,7 @@ def benchmark(
     chosen = _measurable(study, baseline, targets, say)
     study = study.model_copy(update={"targets": chosen})
     threads = threads or study.threads or cores()
-    fingerprint = _look_at(task)[0] if _needs_a_look(study) else ""
+    seen = _look_at(study, task, say)
     own = machines.names(baseline.environment)
     whole = plan(study, task=study.task, threads=threads, own=own)
     planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
@@ -192,7 +194,7 @@ def benchmark(
     with index.listed(folder, say), _alone(folder):
         journal = Journal(folder, command, _pending(planned), say, only=True)
         log(folder, f"{command} on {', '.join(dict.fromkeys(map(machines.here, chosen)))}")
-        _take_all(planned, journal, folder, fingerprint + _software(), study.timeout_s, threads, force)
+        _take_all(planned, journal, folder, seen.fingerprint + _software(), study.timeout_s, threads, force, seen.files)
 
 
 def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
@@ -276,10 +278,17 @@ def _take_all(
     timeout_s: float,
     threads: int,
     force: bool,
+    files: Mapping[str, str],
 ) -> None:
     try:
         for step in planned:
+            if step.leaves and (error := sources.changed(files)):
+                journal.set(step.name, state="failed", error=error)
+                continue
             _take(step, journal, folder, fingerprint, timeout_s, threads, force)
+            if step.leaves and journal.step(step.name).state == "done" and (error := sources.changed(files)):
+                (folder / step.leaves).unlink()
+                journal.set(step.name, state="failed", error=error)
     except KeyboardInterrupt:
         journal.close()
         raise
@@ -347,13 +356,42 @@ def _needs_a_look(study: Study) -> bool:
     return study.task not in TASKS or any(layer_patterns(recipe) for recipe in study.recipes)
 
 
-def _look_at(task: str) -> tuple[str, tuple[str, ...]]:
-    """Return a task's fingerprint and layer names, from a process that may import torch."""
-    found = subprocess.run([sys.executable, "-m", "shrinkkit.tasks", task], capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise InvalidInput(found.stderr.strip() or f"The task {task!r} could not be loaded.")
-    answer = json.loads(found.stdout.splitlines()[-1])
-    return answer["fingerprint"], tuple(answer["layers"])
+def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
+    """Return what a study needs to know of its task, from a process that may import torch.
+
+    It works in an empty folder, as no step works in this one, and has the time of a step, but no more than five minutes
+    unless the study says so.
+
+    Raises:
+        InvalidInput: The task breaks a rule, ends its process, or takes too long.
+    """
+    if not _needs_a_look(study):
+        return Look()
+    limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, LOOK_TIMEOUT_S)
+    with tempfile.TemporaryDirectory() as empty:
+        ended = watchdog.run(
+            [sys.executable, "-P", "-m", "shrinkkit.tasks", task],
+            limit_s=limit_s,
+            cwd=empty,
+            tick=lambda s: say(f"loading and checking {task} \N{MIDDLE DOT} {s:.0f} s", False),
+        )
+    if ended.status is None:
+        raise InvalidInput(
+            f"The task {task} must load and pass its checks within {limit_s:g} s, and was stopped. Load weights that "
+            "are trained already, or raise `timeout_s` in the study."
+        )
+    try:
+        answer = json.loads(ended.output)
+    except ValueError as error:
+        last = ended.errors.strip().rpartition("\n")[2]
+        raise InvalidInput(
+            f"The task {task} must not end the process that loads it, but that ended with status {ended.status}"
+            f"{f' after {last!r:.200}' if last else ''}. Raise an error instead of calling `os._exit`; below 0, the "
+            "status is the signal of a crash or of too little memory."
+        ) from error
+    if "error" in answer:
+        raise InvalidInput(answer["error"])
+    return Look(**answer)
 
 
 def _software() -> str:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from shrinkkit import views
 from shrinkkit.errors import InvalidInput
@@ -83,6 +83,8 @@ def _unreserved(name: str) -> str:
     return name
 
 
+MOST_EPOCHS, MOST_CHANNELS, MOST_STEPS = 10_000, 65536, 1000
+"""Limits of a recipe: passes over the training data, channels that are left or go together, and steps of pruning."""
 _FolderName = Annotated[str, AfterValidator(_fit_for_a_folder)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Patterns = Annotated[tuple[str, ...], Field(strict=False)]  # from Python, a list is as good as a tuple
@@ -101,7 +103,7 @@ class _AnyPrune(_Section):
     """Patterns of layer names to leave alone; see `matches`."""
     layers: dict[str, _Share] = {}
     """Ratio by pattern of layer names, instead of `ratio`."""
-    epochs: Annotated[int, Field(ge=0)] = 3
+    epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = 3
     """Passes over the training data that fine-tune the pruned model, per step."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Of the fine-tuning."""
@@ -113,9 +115,9 @@ class PruneChannels(_AnyPrune):
     method: Literal["channels"]
     criterion: Literal["magnitude", "batchnorm", "geometric-median", "lamp", "taylor", "random"] = "magnitude"
     """What makes a channel important."""
-    round_to: Annotated[int, Field(ge=1)] = 8
+    round_to: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] = 8
     """Channels are left in multiples of this, which kernels like."""
-    steps: Annotated[int, Field(ge=1)] = 1
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 1
     """Prune and fine-tune this many times, a part of `ratio` each."""
 
 
@@ -180,18 +182,30 @@ class Recipe(Rich, _Section):
         return views.recipe(self)
 
 
-_Count = Annotated[int, Field(ge=1)]
+MOST_THREADS, MOST_BATCH, MOST_SIZES, MOST_SECONDS = 1024, 65536, 16, 2_678_400
+"""Limits of a study: threads of a call, examples of a batch, entries of a sweep, and seconds of a step (31 days)."""
+_Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+_Batch = Annotated[int, Field(ge=1, le=MOST_BATCH)]
 
 
 class Budget(_Section):
     """The most accuracy that may be given up, and what for."""
 
-    accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """In shares: 0.01 is one percentage point."""
+    unit: Literal["share", "score"] = "share"
+    """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, which have a unit of their own."""
+    accuracy_drop: Annotated[float, Field(ge=0)] = 0.01
+    """Of shares, 0.01 is one percentage point, and 1 is the most."""
     want: Literal["fastest", "smallest"] = "fastest"
     """What to pick among the variants that keep within the budget."""
     target: TargetName | None = None
     """Where it is to be fastest; None leaves it to the report."""
+
+    @field_validator("accuracy_drop")
+    @classmethod
+    def _is_a_share(cls, drop: float, others: ValidationInfo) -> float:
+        if others.data.get("unit") == "share" and not drop <= 1:
+            raise PydanticKnownError("less_than_equal", {"le": 1})
+        return drop
 
 
 class Study(Rich, _Section):
@@ -205,15 +219,15 @@ class Study(Rich, _Section):
     targets: Annotated[tuple[TargetName, ...], Field(strict=False, min_length=1)]
     budget: Budget = Budget()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: _Threads | None = None
     """None takes every core that this process may use."""
-    batch_sizes: Annotated[tuple[_Count, ...], Field(strict=False)] = (1, 32)
+    batch_sizes: Annotated[tuple[_Batch, ...], Field(strict=False, max_length=MOST_SIZES)] = (1, 32)
     """Batches to time every variant on besides that of the task's example."""
-    thread_counts: Annotated[tuple[_Count, ...], Field(strict=False)] = (1,)
+    thread_counts: Annotated[tuple[_Threads, ...], Field(strict=False, max_length=MOST_SIZES)] = (1,)
     """Numbers of threads to time every variant with besides `threads`."""
     today: Literal["eager", "compiled"] = "eager"
     """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""
-    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    timeout_s: Annotated[float, Field(gt=0, le=MOST_SECONDS)] = 1800.0
     """Seconds that one step may take."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,10 +261,10 @@ RULES = {
     "prune.skip.*": "a layer pattern in quotes",
     "prune.layers": "a mapping of layer patterns to ratios",
     "prune.layers.*": "a number in [0, 1)",
-    "prune.round_to": "a whole number >= 1",
-    "prune.steps": "a whole number >= 1",
+    "prune.round_to": f"a whole number >= 1 and at most {MOST_CHANNELS}",
+    "prune.steps": f"a whole number >= 1 and at most {MOST_STEPS}",
     "prune.biases": "true or false",
-    "prune.epochs": "a whole number >= 0",
+    "prune.epochs": f"a whole number >= 0 and at most {MOST_EPOCHS}",
     "prune.learning_rate": "a number > 0",
     "quantize": "a section with at least `method`",
     "quantize.method": "dynamic-int8, static-int8, float16 or bfloat16",
@@ -260,16 +274,17 @@ RULES = {
     "task": f"{options(TASKS)}, or the path of a Python file",
     "recipes": "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`",
     "targets": f"a list of at least one of {options(TARGETS)}",
-    "budget": "a section with `accuracy_drop`, `want` or `target`",
+    "budget": "a section with `accuracy_drop`, `unit`, `want` or `target`",
+    "budget.unit": "share or score",
     "budget.accuracy_drop": "a share in [0, 1]",
     "seed": "a whole number in [0, 4294967296)",
-    "threads": "a whole number >= 1",
-    "batch_sizes": "a list of whole numbers >= 1",
-    "batch_sizes.*": "a whole number >= 1",
-    "thread_counts": "a list of whole numbers >= 1",
-    "thread_counts.*": "a whole number >= 1",
+    "threads": f"a whole number >= 1 and at most {MOST_THREADS}",
+    "batch_sizes": f"a list of whole numbers >= 1, at most {MOST_SIZES} of them",
+    "batch_sizes.*": f"a whole number >= 1 and at most {MOST_BATCH}",
+    "thread_counts": f"a list of whole numbers >= 1, at most {MOST_SIZES} of them",
+    "thread_counts.*": f"a whole number >= 1 and at most {MOST_THREADS}",
     "today": "eager or compiled",
-    "timeout_s": "a number of seconds > 0",
+    "timeout_s": f"a number of seconds > 0 and at most {MOST_SECONDS}",
 }
 """What a setting must be, by its key; `*` stands for each entry of a list or mapping."""
 

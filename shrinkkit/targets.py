@@ -30,6 +30,8 @@ _PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "openvino", "nncf", "torch-pruning", "torchao"),
     *("numpy", "papermill", "nbconvert"),
 )
+OVERSUBSCRIPTION = 4
+"""Threads for each core, at most."""
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
 
 
@@ -136,14 +138,28 @@ def cores() -> int:
     return max(1, min(allowed, math.floor(quota)) if math.isfinite(quota) else allowed)
 
 
+def check_threads(*threads: int) -> None:
+    """Return if this machine can compute with each number of `threads`; 0 stands for every core.
+
+    Raises:
+        InvalidInput: One is below 0, or above four for each core that this process may use.
+    """
+    most = OVERSUBSCRIPTION * cores()
+    for count in threads:
+        if not 0 <= count <= most:
+            raise InvalidInput(
+                f"`threads` must be >= 0 and at most {most}, {OVERSUBSCRIPTION} for each of the {cores()} cores that "
+                f"this process may use, got {count}. Pass 0 or leave it out for every core."
+            )
+
+
 def use_threads(threads: int) -> int:
     """Make this process compute with `threads` threads and return their number; 0 stands for `cores()`.
 
     Raises:
-        InvalidInput: `threads` < 0.
+        InvalidInput: The number is not one that `check_threads` allows.
     """
-    if threads < 0:
-        raise InvalidInput(f"`threads` must be >= 0, got {threads}. Pass 0 for every core that this process may use.")
+    check_threads(threads)
     import torch
 
     torch.set_num_threads(threads or cores())

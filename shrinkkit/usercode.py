@@ -14,7 +14,7 @@ import torch
 from shrinkkit.errors import InvalidTask, brief
 from shrinkkit.located import nearest, options
 
-_CALLERS = ("usercode.py", "usermodel.py", "tasks.py")
+_CALLERS = ("usercode.py", "usermodel.py", "userscore.py", "tasks.py")
 
 
 @contextlib.contextmanager
@@ -34,8 +34,16 @@ def blaming(rule: str, path: Path | None = None) -> Iterator[None]:
         raise
     # A file that calls sys.exit would otherwise end the caller without a word.
     except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {brief(error)}" if str(error) else type(error).__name__
-        raise InvalidTask(f"{rule}, but {_place(error, path)} raised {what}.") from error
+        raise InvalidTask(f"{rule}, but {_place(error, path)} raised {named(error)}.") from error
+
+
+def named(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message, which a user's class may fail to give."""
+    try:
+        text = str(error)
+    except Exception:  # whatever a user's class raises there
+        text = ""
+    return f"{type(error).__name__}: {brief(Exception(text))[:300]}" if text.strip() else type(error).__name__
 
 
 def call(path: Path, function: str, *, shown: str) -> Any:
@@ -72,16 +80,6 @@ def call(path: Path, function: str, *, shown: str) -> Any:
             return found()
     finally:
         sys.path.remove(str(path.parent))
-
-
-def sources_of(path: Path) -> set[Path]:
-    """Return `path` and the files of modules imported from its folder, installed packages left out."""
-    loaded = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    files = {Path(f) for name, f in loaded.items() if f and f.endswith(".py") and name.split(".")[0] != "shrinkkit"}
-    installed = tuple({Path(p) for p in (sys.prefix, sys.base_prefix)})
-    return {path} | {
-        f for f in files if f.is_relative_to(path.parent) and not any(f.is_relative_to(p) for p in installed)
-    }
 
 
 def _place(error: BaseException, path: Path | None) -> str:

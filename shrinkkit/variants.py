@@ -288,7 +288,7 @@ def _same_task(baseline: Path, task: Task) -> None:
         return
     with torch.inference_mode():
         found = outputs.tensors(copies.sharing(task.model, device="cpu")(*inputs))
-    if artifacts.deviation(expected, found) > artifacts.TOLERANCE["pt2"]:
+    if not artifacts.deviation(expected, found) <= artifacts.TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."

@@ -8,10 +8,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ def check(
     only: Sequence[str] = (),
     threads: int = 0,
     seconds: float = 4.0,
+    failed: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verification:
     """Return whether the variant in `folder` is whole, answers as it must, and is as fast as its report says.
@@ -63,7 +65,8 @@ def check(
         only: Targets to check; empty for all.
         threads: Threads of one call, 0 for every core that this process may use.
         seconds: That each file is timed for, above 0; slow models get three times that.
-        progress: Called with the name of each target in turn.
+        failed: Targets that are not tried again, each with what its file did to the process that tried it.
+        progress: Called with the name of each target in turn, and again when its file is about to be timed.
 
     Raises:
         InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
@@ -85,7 +88,7 @@ def check(
     if folder.resolve() != beside and not (beside / variants.RECORD).is_file():
         notes.append("There is no folder `../baseline`, so each file was timed alone, and there is no speed-up.")
     with _computing_with(threads) as used:
-        here = _Here(folder, variant, card, beside, used, seconds)
+        here = _Here(folder, variant, card, beside, used, seconds, failed, progress)
         found = []
         for name in only or _asked(variant):
             progress(name)
@@ -124,6 +127,8 @@ class _Here:
     """Where the baseline's folder would be."""
     threads: int
     seconds: float
+    failed: Mapping[str, str]
+    progress: Callable[[str], None]
 
     def finding(self, target: Target) -> Finding:
         file = _file(self.variant, target)
@@ -140,6 +145,8 @@ class _Here:
             inputs, expected = _reference(self.folder, target)
         except ModelFileError as error:
             return replace(blank, state=DAMAGED, why=str(error))
+        if why := self.failed.get(target.name, ""):
+            return replace(blank, state=FAILS, why=f"{file.path} {why}.")
         try:
             ran = _run(self.folder / file.path, file, target, inputs, expected, self.threads)
         except Unsupported as error:
@@ -151,6 +158,7 @@ class _Here:
         found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
         if ran.why:
             return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
+        self.progress(target.name)
         return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
 
     def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
@@ -291,6 +299,11 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
             f"{variants.REFERENCE} must hold inputs and outputs for {target.runtime}, got "
             f"{formats.counted(len(inputs), 'input')} and {formats.counted(len(expected), 'output')}. {_AGAIN}"
         )
+    if not all(x.numel() and torch.isfinite(x).all() for x in (*inputs, *expected)):
+        raise ModelFileError(
+            f"{variants.REFERENCE} must hold finite numbers for {target.runtime}, and at least one in each input and "
+            f"output, because nothing is proved by NaN, infinity or an empty batch. {_AGAIN}"
+        )
     return inputs, expected
 
 
@@ -314,7 +327,7 @@ def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected:
     except ModelFileError as error:
         return _Ran(loaded, None, limit, f"{path.name}: {error}")
     why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."
-    return _Ran(loaded, deviation, limit, why if deviation > limit else "")
+    return _Ran(loaded, deviation, limit, "" if deviation <= limit else why)
 
 
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
@@ -338,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--failed", action="append", nargs=2, default=[])
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(argv)
 
@@ -345,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{target} ...", file=sys.stderr, flush=True)
 
     try:
-        found = check(asked.folder, only=asked.target, threads=asked.threads, progress=say)
+        found = check(asked.folder, only=asked.target, threads=asked.threads, failed=dict(asked.failed), progress=say)
     except InvalidInput as error:
         print(f"shrinkkit: {error}", file=sys.stderr)
         return 2

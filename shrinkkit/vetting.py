@@ -10,6 +10,7 @@ Source: torch 2.13, `torch.export.pt2_archive`, `torch._export.serde` and `torch
 
 import ast
 import json
+import math
 import pickletools
 import re
 import warnings
@@ -67,6 +68,9 @@ _FUNCTIONS = frozenset(
     "StrictLessThan StrictGreaterThan LessThan GreaterThan Eq Ne Lt Le Gt Ge Piecewise ExprCondPair floor "
     "ceiling".split()
 )
+_POWERS = frozenset("Pow PowByNatural FloatPow LShift".split())
+_MOST_BITS, _MOST_NODES, _MOST_DIGITS_BITS = 1 << 14, 4096, 10
+"""Of a number that an expression gives, of the expression itself, and of a number of digits, so 1023 of them."""
 _CONSTANTS = frozenset("oo int_oo true false".split())
 _SIZES = frozenset("size stride storage_offset dim".split())
 _COMPARED = (ast.BinOp | ast.BoolOp | ast.UnaryOp | ast.Compare | ast.Subscript | ast.operator | ast.boolop) | (
@@ -209,12 +213,57 @@ def _expression(text: str) -> None:
     """Look at the size of a dimension, which torch evaluates: functions of symbols and numbers."""
     if not _EXPRESSION.fullmatch(text) or not all(map(_is_arithmetic, ast.walk(ast.parse(text, mode="eval")))):
         _refuse("the size", text)
+    if not _bounded(ast.parse(text, mode="eval")):
+        _refuse("the endless size", text)
 
 
 def _guard(text: str) -> None:
     """Look at a condition on inputs, which torch makes code of: comparisons of their sizes."""
     if not _GUARD.fullmatch(text) or not all(map(_compares, ast.walk(ast.parse(text, mode="eval")))):
         _refuse("the guard", text)
+    if not _bounded(ast.parse(text, mode="eval")):
+        _refuse("the endless guard", text)
+
+
+def _bounded(tree: ast.Expression) -> bool:
+    """Return whether no number in an expression, which torch evaluates as it reads it, can grow beyond bounds."""
+    return sum(1 for _ in ast.walk(tree)) <= _MOST_NODES and _bits(tree.body) <= _MOST_BITS
+
+
+def _bits(node: ast.AST) -> float:
+    """Return how many bits an expression's value takes at most; a symbol is as long as any size."""
+    if isinstance(node, ast.Constant):
+        return _constant_bits(node.value)
+    name, parts = _operation(node)
+    if name in _POWERS:
+        return max(map(_bits, parts)) * math.exp2(min(64, max(map(_bits, parts[1:] or parts))))
+    if name == "Float" and len(parts) > 1:
+        # The others are how many digits to compute.
+        return _bits(parts[0]) if max(map(_bits, parts[1:])) <= _MOST_DIGITS_BITS else math.inf
+    if name in ("Mul", "Mult"):
+        return sum(map(_bits, parts))
+    return max(map(_bits, parts)) + len(parts) if parts else 64.0
+
+
+def _operation(node: ast.AST) -> tuple[str, list[ast.expr]]:
+    """Return what a node does, by name, and with what."""
+    if isinstance(node, ast.Call):
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        # Symbol('s0', integer=True), Integer(3), Float('0.5', precision=53)
+        if name == "Symbol" or isinstance(node.func, ast.Attribute):
+            return name, []
+        return name, [*node.args, *(keyword.value for keyword in node.keywords)]
+    if isinstance(node, ast.BinOp):
+        return type(node.op).__name__, [node.left, node.right]
+    return type(node).__name__, [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, ast.expr)]
+
+
+def _constant_bits(value: Any) -> float:
+    try:
+        number = abs(float(value)) if not isinstance(value, str) or re.match(r"-?\d", value) else 1.0
+    except OverflowError:
+        return math.inf
+    return math.log2(number + 1) if math.isfinite(number) else math.inf
 
 
 def _is_arithmetic(node: ast.AST) -> bool:

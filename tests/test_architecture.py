@@ -18,17 +18,17 @@ ORDER = (
     "errors quiet tables rich formats views records located intervals blocks evidence "
     "schema parameters recipes targets machines folders rows conclusions pareto explain results "
     "snippets modelcard readme cards findings "
-    "outputs usercode usermodel tasks bundled "
+    "sources outputs usercode usermodel userscore duplicates tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
     "contention turns benchmark pictures measure "
     "scripting onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled "
     "layertimes subgraphs emulation memory "
     "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
     "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
-    "report pdf index steps journal execution runs cli"
+    "report pdf index steps journal watchdog execution runs cli"
 ).split()
 """A module imports only from modules before it."""
-DRIVER = {"report", "pdf", "index", "steps", "journal", "execution", "runs", "cli"}
+DRIVER = {"report", "pdf", "index", "steps", "journal", "watchdog", "execution", "runs", "cli"}
 DRIVER_MAY = {
     *DRIVER,
     "conclusions",
@@ -47,11 +47,12 @@ DRIVER_MAY = {
     "results",
     "bundled",
     "machines",
+    "sources",
 }
 TESTED_WITH = {
     "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "subgraphs": "emulation", "onnxnames": "artifacts",
-    "scripting": "artifacts",
+    "usercode": "tasks", "usermodel": "tasks", "userscore": "tasks", "subgraphs": "emulation",
+    "onnxnames": "artifacts", "scripting": "artifacts",
     "modelcard": "cards", "readme": "cards", "exports": "variants",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})

@@ -48,7 +48,7 @@ def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
         ("1-baseline", "runtimes", [], "`runtimes` must name at least one of torch"),
         ("1-baseline", "threads", "two", "`threads` must be int, got 'two'."),
         ("1-baseline", "threads", True, "`threads` must be int, got True."),
-        ("1-baseline", "threads", -1, "`threads` must be at least 0, got -1."),
+        ("1-baseline", "threads", -1, "`threads` must be at least 0 and below 1025, got -1."),
         ("1-baseline", "seed", -1, "`seed` must be at least 0 and below 4294967296, got -1."),
         ("2-prune", "layers", [1], "`layers` must be dict, got [1]."),
         ("2-prune", "learning_rate", "fast", "`learning_rate` must be float, got 'fast'."),
@@ -56,8 +56,8 @@ def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
         ("2-prune", "variant", "baseline", "which names the unchanged model"),
         ("2-prune", "skip", [1], "`skip` must be a list of texts, got 1. Put it in quotes."),
         ("3-quantize", "variant", "", "`variant` names a folder"),
-        ("4-benchmark", "batch_sizes", ["a"], "`batch_sizes` must be whole numbers >= 1, got 'a'."),
-        ("4-benchmark", "thread_counts", [0], "`thread_counts` must be whole numbers >= 1, got 0."),
+        ("4-benchmark", "batch_sizes", ["a"], "`batch_sizes` must be whole numbers >= 1 and at most 65536, got 'a'."),
+        ("4-benchmark", "thread_counts", [0], "`thread_counts` must be whole numbers >= 1 and at most 1024, got 0."),
     ],
 )
 def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, said):

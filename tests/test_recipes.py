@@ -97,9 +97,12 @@ def test_settings_hold_what_a_recipe_does_with_defaults_and_nothing_about_its_fi
             "`prune` must be a section with at least `method` and `ratio`, got nothing (my.yaml:1). "
             "Fill it, or leave it out.",
         ),
-        (HALF + "  epochs: 1.5", "`prune.epochs` must be a whole number >= 0, got 1.5 (my.yaml:4)."),
-        (HALF + "  epochs: true", "`prune.epochs` must be a whole number >= 0, got true (my.yaml:4)."),
-        (HALF + "  round_to: 0", "`prune.round_to` must be a whole number >= 1, got 0 (my.yaml:4)."),
+        (HALF + "  epochs: 1.5", "`prune.epochs` must be a whole number >= 0 and at most 10000, got 1.5 (my.yaml:4)."),
+        (
+            HALF + "  epochs: true",
+            "`prune.epochs` must be a whole number >= 0 and at most 10000, got true (my.yaml:4).",
+        ),
+        (HALF + "  round_to: 0", "`prune.round_to` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4)."),
         (HALF + "  learning_rate: .inf", "`prune.learning_rate` must be a number > 0, got inf (my.yaml:4)."),
         (HALF + "  skip: head", "`prune.skip` must be a list of layer patterns, got 'head' (my.yaml:4)."),
         (HALF + "  skip:\n  - head\n  - 3", "`prune.skip.1` must be a layer pattern in quotes, got 3 (my.yaml:6)."),
@@ -207,19 +210,31 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         ),
         (
             STUDY + "budget: {channels: 1}",
-            "`budget.channels` is no key of budget (my.yaml:4). Allowed: accuracy_drop, want, target.",
+            "`budget.channels` is no key of budget (my.yaml:4). Allowed: unit, accuracy_drop, want, target.",
         ),
         (
             STUDY + "budget: 5",
-            "`budget` must be a section with `accuracy_drop`, `want` or `target`, got 5 (my.yaml:4).",
+            "`budget` must be a section with `accuracy_drop`, `unit`, `want` or `target`, got 5 (my.yaml:4).",
         ),
-        (STUDY + "threads: 0", "`threads` must be a whole number >= 1, got 0 (my.yaml:4)."),
-        (STUDY + "threads: true", "`threads` must be a whole number >= 1, got true (my.yaml:4)."),
+        (STUDY + "threads: 0", "`threads` must be a whole number >= 1 and at most 1024, got 0 (my.yaml:4)."),
+        (STUDY + "threads: true", "`threads` must be a whole number >= 1 and at most 1024, got true (my.yaml:4)."),
         (STUDY + "seed: -1", "`seed` must be a whole number in [0, 4294967296), got -1 (my.yaml:4)."),
-        (STUDY + "batch_sizes: 8", "`batch_sizes` must be a list of whole numbers >= 1, got 8 (my.yaml:4)."),
-        (STUDY + "batch_sizes: [1, 0]", "`batch_sizes.1` must be a whole number >= 1, got 0 (my.yaml:4)."),
-        (STUDY + "thread_counts: [two]", "`thread_counts.0` must be a whole number >= 1, got 'two' (my.yaml:4)."),
-        (STUDY + "timeout_s: .inf", "`timeout_s` must be a number of seconds > 0, got inf (my.yaml:4)."),
+        (
+            STUDY + "batch_sizes: 8",
+            "`batch_sizes` must be a list of whole numbers >= 1, at most 16 of them, got 8 (my.yaml:4).",
+        ),
+        (
+            STUDY + "batch_sizes: [1, 0]",
+            "`batch_sizes.1` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4).",
+        ),
+        (
+            STUDY + "thread_counts: [two]",
+            "`thread_counts.0` must be a whole number >= 1 and at most 1024, got 'two' (my.yaml:4).",
+        ),
+        (
+            STUDY + "timeout_s: .inf",
+            "`timeout_s` must be a number of seconds > 0 and at most 2678400, got inf (my.yaml:4).",
+        ),
         (
             STUDY.replace("cpu/torch", "cpu/torhc"),
             f"`targets.0` must be {ALL_TARGETS}, got 'cpu/torhc' (my.yaml:3). Did you mean `cpu/torch`?",
@@ -301,7 +316,7 @@ def test_a_study_survives_the_way_to_json_and_back(tmp_path):
 def test_a_study_from_the_command_line_is_named_after_its_task_and_names_the_argument_in_errors():
     study = recipes.study("digits-lstm", recipes=["dynamic-int8"], targets=["cpu/torch"], want="smallest")
     assert (study.name, study.budget.want) == ("digits-lstm", "smallest")
-    with pytest.raises(InvalidInput, match=r"^`threads` must be a whole number >= 1, got 0\.$"):
+    with pytest.raises(InvalidInput, match=r"^`threads` must be a whole number >= 1 and at most 1024, got 0\.$"):
         recipes.study("digits-lstm", recipes=["dynamic-int8"], targets=["cpu/torch"], threads=0)
 
 

@@ -136,7 +136,9 @@ def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
 
 
 def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, tmp_path):
-    hasty = study.model_copy(update={"timeout_s": 1.0, "name": "hasty"})
+    hasty = study.model_copy(
+        update={"timeout_s": 1.0, "name": "hasty", "task": "digits-cnn", "recipes": study.recipes[:1]}
+    )
     take(hasty, tmp_path)
     found = states(tmp_path / "hasty")
     assert "longer than 1 s" in (tmp_path / "hasty/report.md").read_text()
