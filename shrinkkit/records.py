@@ -7,14 +7,15 @@ by the notebooks and read by the runner and the report; nothing else passes betw
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shrinkkit import views
+from shrinkkit import lease, views
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.rich import Rich
 from shrinkkit.tables import Shown
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
+PART = ".part"
+"""Suffix of a file that is being written; its name begins with a dot."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
@@ -150,6 +153,10 @@ class ModelFile(Rich):
     deviation: float
     """Largest absolute difference between the outputs of the file loaded back from disk and
     those of the model in memory, as a share of the largest absolute output."""
+
+    def __post_init__(self) -> None:
+        """Raise unless each path stays inside the variant's folder."""
+        _check_inside(self.path, *self.beside)
 
 
 @dataclass(frozen=True, repr=False)
@@ -479,6 +486,14 @@ class Step(Rich):
     """The cause in one line; the whole traceback stands in the executed notebook."""
     inputs_sha256: str = ""
     """Hash of everything the step depends on; an unchanged step is not run again."""
+    note: str = ""
+    """What went wrong in a step that worked, such as that it has no page."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file that it left, by path relative to the run folder. See `manifest`."""
+
+    def __post_init__(self) -> None:
+        """Raise unless each path stays inside the run folder."""
+        _check_inside(*self.files)
 
 
 @dataclass(frozen=True, repr=False)
@@ -554,14 +569,15 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} must be a JSON record, but cannot be read: {error}. Run its step again.") from error
     found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
     if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise InvalidInput(
             f"{path} has schema version {found}, this shrinkkit reads {SCHEMA_VERSION}. "
-            + ("Update shrinkkit." if found > SCHEMA_VERSION else "Run the study again.")
+            + ("Update shrinkkit." if newer else "Run the study again.")
         )
     try:
         return TypeAdapter(kind).validate_python(data)
@@ -569,15 +585,34 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
         raise InvalidInput(f"{path} is not a {kind.__name__} record: {error}. Run its step again.") from error
 
 
+def _check_inside(*paths: str) -> None:
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if not parts or ".." in parts or PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
+            raise ValueError(f"a path must stay inside its folder, got {path!r}")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        LeaseLost: This process belongs to a run that has ended.
+    """
+    lease.check()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).chmod(0o644)
+        lease.check()
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
