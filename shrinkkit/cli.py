@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +97,7 @@ def _sentence(error: Exception) -> str:
     """Return in one sentence what went wrong that no rule of this package foresees."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
-    return f"{type(error).__name__}: {brief(error)}. This is a defect of shrinkkit."
+    return f"{type(error).__name__}: {brief(error)}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -305,7 +304,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     asked += [*(f"--target={target}" for target in arguments.target), *["--json"] * arguments.json]
     own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     # In a folder of its own as well: libraries read settings from the working directory, which may be the variant's.
-    with tempfile.TemporaryDirectory() as empty:
+    with children.short_folder() as empty:
         call = children.command("shrinkkit.verify", *asked)
         return subprocess.run(call, cwd=empty, env=children.environment() | own, check=False).returncode
 

@@ -3,14 +3,11 @@
 What it amounts to, variant by variant, stands in `rows`.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
-
-from pydantic import ValidationError
 
 from shrinkkit import machines, manifest, records
 from shrinkkit.errors import InvalidInput, brief
@@ -126,7 +123,7 @@ def _study(path: Path, notes: list[str]) -> Study | None:
         return None
     try:
         return Study.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         notes.append(f"study.json cannot be read ({brief(error)}); what is missing cannot be known.")
         return None
 
@@ -152,7 +149,8 @@ def _changed(run: Path, status: Status | None, notes: list[str]) -> dict[str, st
 def _variants(run: Path, changed: Mapping[str, str], notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
     found: dict[str, Variant] = {}
     unreadable = {}
-    for path in sorted(run.glob("variants/*/variant.json")):
+    lost = (run / path for path in changed if path.endswith("/variant.json"))
+    for path in sorted({*run.glob("variants/*/variant.json"), *lost}):
         problems: list[str] = []
         if why := changed.get(path.relative_to(run).as_posix()):
             unreadable[path.parent.name] = f"{why} Run the study again."
@@ -173,24 +171,12 @@ def _damage(
         for file in variant.files:
             paths = [f"variants/{name}/{path}" for path in (file.path, *file.beside)]
             why = next((changed[path] for path in paths if path in changed), "")
-            if not why and _sha256([run / path for path in paths]) != file.sha256:
-                why = f"{paths[0]} is not the file that variant.json describes."
+            if not why and (what := manifest.differs(run, paths, file.sha256)):
+                why = f"{paths[0]} {what}."
                 notes.append(why)
             if why:
                 found.setdefault(name, {})[file.runtime] = f"{why} Run the study again."
     return found
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    """Return the hash of a model file with those beside it, as `artifacts.sha256` does; '' if one is missing."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_symlink() or not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> TargetRecord:

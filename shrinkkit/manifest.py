@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +24,9 @@ class Taken(Protocol):
 
 
 def left(run: Path, step: Taken) -> dict[str, str]:
-    """Return the manifest of what a step has just left: a variant's files, a benchmark's record, or the cards."""
+    """Return the manifest of what a step has just left: a variant's files, a benchmark's record, or study and cards."""
     if not step.leaves:
-        return _of(run, [path for name in _OF_THE_REPORT for path in run.glob(f"variants/*/{name}")])
+        return _of(run, [run / "study.json", *(p for name in _OF_THE_REPORT for p in run.glob(f"variants/*/{name}"))])
     record = run / step.leaves
     if record.name != "variant.json":
         return _of(run, [record])
@@ -40,16 +40,32 @@ def changed(run: Path, files: Mapping[str, str]) -> dict[str, str]:
         run: The folder that the paths are relative to.
         files: The manifest.
     """
-    found = {}
-    for path, sha256 in files.items():
-        at = run / path
-        if at.is_symlink():
-            found[path] = "is a link"
-        elif not at.is_file():
-            found[path] = "is missing"
-        elif records.sha256(at) != sha256:
-            found[path] = "has changed since it was written"
-    return found
+    return {path: what for path, sha256 in files.items() if (what := differs(run, (path,), sha256))}
+
+
+def differs(folder: Path, paths: Sequence[str], sha256: str) -> str:
+    """Return what happened to files that together had the hash `sha256`, in words; '' if they still have it.
+
+    Args:
+        folder: The folder that the paths are relative to; what lies outside of it, behind a link, is not read.
+        paths: The files, in order.
+        sha256: Of one after the other.
+    """
+    places = [folder / path for path in paths]
+    if any(linked(folder, path) for path in paths):
+        return "is a link"
+    if not all(place.is_file() for place in places):
+        return "is missing"
+    try:
+        return "" if records.sha256(*places) == sha256 else "has changed since it was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def linked(folder: Path, path: str) -> bool:
+    """Return whether `path` leads from `folder` to a file over a link."""
+    parts = Path(path).parts
+    return any(folder.joinpath(*parts[: i + 1]).is_symlink() for i in range(len(parts)))
 
 
 def check_kinds(run: Path) -> None:

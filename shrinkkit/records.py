@@ -582,7 +582,9 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise InvalidInput(f"{path} is not a {kind.__name__} record: {error}. Run its step again.") from error
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InvalidInput(f"{path} is not a {kind.__name__} record: {why}. Run its step again.") from error
 
 
 def _check_inside(*paths: str) -> None:
@@ -619,7 +621,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the file at `path`, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the files at `paths`, one after the other, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

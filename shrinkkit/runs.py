@@ -132,8 +132,9 @@ def run(
     report.templates()
     folder = reports / study.name
     manifest.check_kinds(folder)
-    if reports.exists() and not reports.is_dir():
-        raise InvalidInput(f"`reports` must be a folder for run folders, but {reports} is a file. Name another one.")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise InvalidInput(f"`reports` must be a folder for run folders, but {above} is a file. Name another one.")
     fingerprint, layers = _look_at(study.task) if _needs_a_look(study) else ("", ())
     if layers:
         check_patterns(study, layers)

@@ -252,12 +252,6 @@ def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[s
     return [f"{problem} One of the files is not as it was written. {_AGAIN}" for problem in found]
 
 
-def _below(folder: Path, path: str) -> list[Path]:
-    """Return each step of the way from `folder` to a file inside it."""
-    parts = Path(path).parts
-    return [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
-
-
 def _file(variant: Variant, target: Target) -> ModelFile | None:
     return next((file for file in variant.files if file.runtime == target.runtime), None)
 
@@ -265,7 +259,7 @@ def _file(variant: Variant, target: Target) -> ModelFile | None:
 def _damage(folder: Path, file: ModelFile) -> str:
     """Return what is wrong with the bytes of a model file, '' if nothing is."""
     paths = (file.path, *file.beside)
-    if links := [path for path in paths if any(at.is_symlink() for at in _below(folder, path))]:
+    if links := [path for path in paths if manifest.linked(folder, path)]:
         return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
     if missing := [path for path in paths if not (folder / path).is_file()]:
         return f"{', '.join(missing)} is missing. {_AGAIN}"

@@ -224,7 +224,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     after = contents(travelled)
     changed = {path for path in before if before[path] != after.get(path)}
     assert {path.name for path in changed} <= {"status.json", "run.log", "report.html", "report.md", "results.json",
-                                              "5-report.ipynb", "model-card.json", "README.md", "SHA256SUMS"}  # fmt: skip
+        "5-report.ipynb", "model-card.json", "README.md", "SHA256SUMS"}  # fmt: skip
     assert Path(RECORD) in after.keys() - before.keys()
     step = f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"
     assert Path("steps", f"{step}.html") in after.keys() - before.keys()
