@@ -4,13 +4,14 @@ A variant's folder is passed on alone. `model-card.json` says for programs, and 
 otherwise have to look up in the report. Needs no torch.
 """
 
+import dataclasses
 import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shrinkkit import machines, readme, records, results, snippets
+from shrinkkit import machines, manifest, readme, records, results, snippets
 from shrinkkit.modelcard import CARD, Card, Figures, Precision, Summary
 from shrinkkit.records import Comparison, Measurement, TargetRecord, Variant
 from shrinkkit.results import Results, Row
@@ -45,9 +46,17 @@ def write_unmeasured(folder: Path, variant: Variant) -> tuple[Path, ...]:
     return _write(folder, _card(folder, variant, ()), in_shares=True)
 
 
+def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
+    """Return the fields that record and card of a variant both state, and state differently; empty if they agree."""
+    stated = [f.name for f in dataclasses.fields(card) if f.name != "audit" and hasattr(variant, f.name)]
+    audit = () if card.audit == _summary(variant) else ("audit",)
+    return (*(name for name in stated if getattr(card, name) != getattr(variant, name)), *audit)
+
+
 def _write(folder: Path, card: Card, *, in_shares: bool) -> tuple[Path, ...]:
     records.write(folder / CARD, card)
     records.write_text(folder / README, readme.text(card, in_shares=in_shares))
+    manifest.write_sums(folder)
     return folder / CARD, folder / README
 
 

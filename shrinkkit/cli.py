@@ -5,22 +5,28 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import __version__
-from shrinkkit.errors import InvalidInput, ShrinkkitError
+from shrinkkit import __version__, children
+from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 
 if TYPE_CHECKING:
     from shrinkkit.recipes import Recipe, Study
 
+TRACEBACK = "SHRINKKIT_TRACEBACK"
+"""Environment variable that has an error which nobody foresaw shown whole."""
 EXIT_CODES = """exit status:
   0    every variant was made and measured wherever it can run
   1    a step failed, or the report could not be made; the report says which and why
   2    the command, a recipe, a study or a task is not valid; nothing was started
-  130  interrupted; the same command goes on from there"""
+  130  interrupted; the same command goes on from there. By SIGTERM it is 143, by SIGHUP 129"""
 
 RUN = """Compress a task by recipes, measure every variant fairly on this machine, and write one report.
 
@@ -34,7 +40,7 @@ Steps whose inputs have not changed since the last run are not taken again.
 To measure the same variants on another machine, copy the run folder there (and the task's file to the same place beside
 it), run this, and copy the folder back; `shrinkkit report RUN` then reports both machines:
 
-  shrinkkit run reports/my_task --only benchmark --target cpu/onnxruntime"""
+  shrinkkit run reports/my_task --only benchmark --task my_task.py --target cpu/onnxruntime"""
 
 VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were
 stored beside them, and are as fast as reported. The folder may have been copied alone, without the task. A file that
@@ -50,17 +56,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        status: int = arguments.command(arguments)
+        with _stoppable():
+            status: int = arguments.command(arguments)
     except InvalidInput as error:
         print(f"shrinkkit: {error}", file=sys.stderr)
         return 2
     except ShrinkkitError as error:
         print(f"shrinkkit: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nshrinkkit: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    except Exception as error:  # a full disk, or a defect: one sentence, and the rest on request
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"shrinkkit: {_sentence(error)} Set {TRACEBACK}=1 to see where it happened.", file=sys.stderr)
+        return 1
     return status
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP as Ctrl-C is taken; one that is ignored, as SIGHUP is under `nohup`, stays ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    # Only the main thread hears signals.
+    here = threading.current_thread() is threading.main_thread()
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(n) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _sentence(error: Exception) -> str:
+    """Return in one sentence what went wrong that no rule of this package foresees."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
+    return f"{type(error).__name__}: {brief(error)}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--only", choices=("benchmark",), help="measure what a run made on this machine, and report; make nothing anew"
     )
+    run.add_argument(
+        "--task", metavar="FILE", help="with --only and a run folder: the task's file, which you trust to be run"
+    )
     run.add_argument("--force", action="store_true", help="take every step again, changed or not")
 
     listing = command("list", _list, "what there is: tasks, recipes, or targets")
@@ -137,8 +178,10 @@ def _run(arguments: argparse.Namespace) -> int:
     command = shlex.join(["shrinkkit", *sys.argv[1:]])
     common: dict[str, Any] = {"command": command, "force": arguments.force, "say": _Progress()}
     if arguments.only:
-        folder = _run_folder(arguments)
-        runs.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, **common)
+        folder, task = _run_folder(arguments)
+        runs.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, task=task, **common)
+    elif arguments.task:
+        raise InvalidInput("`--task` goes with `--only` and a run folder. Name the task as the first argument instead.")
     else:
         study = _study(arguments)
         threads = study.threads or targets.cores()
@@ -149,8 +192,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if results.failures(found) else 0
 
 
-def _run_folder(arguments: argparse.Namespace) -> Path:
-    """Return the run folder that `--only` is about: given as such, or that of a study or task."""
+def _run_folder(arguments: argparse.Namespace) -> tuple[Path, str | None]:
+    """Return the run folder that `--only` is about, given as such or by a study or task, and the task if given."""
     from shrinkkit import recipes
 
     if arguments.recipe or _budget(arguments):
@@ -160,10 +203,11 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
         )
     what = arguments.study
     if Path(what).is_dir():
-        return Path(what)
+        return Path(what), arguments.task
     if what.endswith((".yaml", ".yml")):
-        return Path(arguments.reports, recipes.read_study(what).name)
-    return Path(arguments.reports, Path(what).stem)
+        study = recipes.read_study(what)
+        return Path(arguments.reports, study.name), arguments.task or study.task
+    return Path(arguments.reports, Path(what).stem), arguments.task or what
 
 
 def _study(arguments: argparse.Namespace) -> "Study":
@@ -271,8 +315,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     # In a process of its own: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
     count = str(arguments.threads or targets.cores())
-    asked = [str(arguments.folder), "--threads", count, *(f"--target={target}" for target in arguments.target)]
-    call = [sys.executable, "-P", "-m", "shrinkkit.verify", *asked, *["--json"] * arguments.json]
+    asked = [os.path.abspath(arguments.folder), "--threads", count]
+    asked += [*(f"--target={target}" for target in arguments.target), *["--json"] * arguments.json]
     own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     failed: dict[str, str] = {}
     trying = ""
@@ -283,14 +327,18 @@ def _verify(arguments: argparse.Namespace) -> int:
         trying = line.removesuffix(" ...") if line.endswith(" ...") else trying
         return line.endswith(" ...")
 
-    while True:
-        again = [part for item in failed.items() for part in ("--failed", *item)]
-        ended = watchdog.run([*call, *again], limit_s=arguments.timeout, env=os.environ | own, heard=heard)
-        if ended.status in (0, 1, 2) or not trying or trying in failed:
-            print(ended.output, end="")
-            return 1 if ended.status not in (0, 1, 2) else ended.status
-        late = f"took longer than {arguments.timeout:g} s and was stopped; `--timeout` allows more"
-        failed[trying] = late if ended.status is None else f"ended its process with status {ended.status}"
+    # In a folder of its own as well: libraries read settings from the working directory, which may be the variant's.
+    with children.short_folder() as empty:
+        while True:
+            again = [part for item in failed.items() for part in ("--failed", *item)]
+            call = children.command("shrinkkit.verify", *asked, *again)
+            environment = children.environment() | own
+            ended = watchdog.run(call, limit_s=arguments.timeout, cwd=str(empty), env=environment, heard=heard)
+            if ended.status in (0, 1, 2) or not trying or trying in failed:
+                print(ended.output, end="")
+                return 1 if ended.status not in (0, 1, 2) else ended.status
+            late = f"took longer than {arguments.timeout:g} s and was stopped; `--timeout` allows more"
+            failed[trying] = late if ended.status is None else f"ended its process with status {ended.status}"
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:

@@ -49,6 +49,10 @@ class StepFailed(ShrinkkitError):
     """A notebook of a run failed, died, or ran out of time."""
 
 
+class LeaseLost(ShrinkkitError):
+    """A process of a run that has ended must not write into its folder any more."""
+
+
 def _causes(error: BaseException) -> list[str]:
     """Return the lines of the user's own code, if any, that an error of theirs came from, the innermost last."""
     cause = error.__cause__

@@ -1,22 +1,29 @@
 """A step's process: started, waited for, stopped in time, and its pages put where people look for them."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import steps
+from shrinkkit import children, lease, steps
 from shrinkkit.journal import log
 
 REPORT = "5-report"
 """The notebook that ends every run."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a step ended."""
+
+    error: str = ""
+    """Why it failed; empty if it did not."""
+    note: str = ""
+    """Why a step that worked has no page; empty if it has one."""
 
 
 def execute(
@@ -28,14 +35,15 @@ def execute(
     timeout_s: float,
     threads: int,
     tick: Callable[[float], None],
-) -> str:
-    """Execute a step's notebook in a process of its own, publish what it left, and return why it failed ('' if not).
+) -> Ended:
+    """Execute a step's notebook in a process of its own, publish what it left, and return how it ended.
 
-    The executed notebook and its page go to the folder's `steps`; of the report, the pages go to the folder itself.
+    The notebook works in a new folder inside the run folder. The executed notebook and its page go to the folder's
+    `steps`; of the report, the pages go to the folder itself.
 
     Args:
         notebook: To execute; it is left unchanged.
-        folder: The run folder, in which it works.
+        folder: The run folder, which this process holds.
         name: The step's name.
         parameters: Of the notebook, already checked.
         timeout_s: Seconds after which it is stopped.
@@ -44,19 +52,19 @@ def execute(
     """
     reports = notebook.stem == REPORT
     (folder / "steps").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".attempt-") as attempt_name, _short_folder() as runtime:
-        attempt = Path(attempt_name)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".attempt-") as made, children.short_folder() as runtime:
+        attempt = Path(made).resolve()
         request = {
             "notebook": str(notebook),
             "parameters": dict(parameters),
-            "cwd": str(folder.resolve()),
             "title": folder.name if reports else f"{name} · {folder.name}",
             "home": "" if reports else "../report.html",
         }
         (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (attempt / "stderr.txt").open("w+", encoding="utf-8") as stderr:
             child = subprocess.Popen(
-                [sys.executable, "-m", "shrinkkit.steps", str(attempt.resolve() / "request.json")],
+                children.command("shrinkkit.steps", str(attempt / "request.json")),
+                cwd=attempt,
                 env=_environment(threads, runtime, training=notebook.stem == "2-prune"),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
@@ -66,7 +74,9 @@ def execute(
             )
             timed_out = _wait(child, timeout_s, tick)
             stderr.seek(0)
-            log(folder, stderr.read())
+            said = stderr.read()
+            log(folder, said)
+        lease.check()
         # Of a step, the page is enough; the report is also there to be pasted.
         for suffix in (".ipynb", ".html", ".md") if reports else (".ipynb", ".html"):
             if (attempt / f"notebook{suffix}").is_file():
@@ -74,11 +84,13 @@ def execute(
         if reports:
             _publish_report(folder)
         if timed_out:
-            return f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study."
+            return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
         if (attempt / steps.ANSWER).is_file():
-            error: str = json.loads((attempt / steps.ANSWER).read_text(encoding="utf-8"))["error"]
-            return error or ("" if child.returncode == 0 else "Its notebook could not be exported; see run.log.")
-        return f"The step's process ended with status {child.returncode} and left no answer; see run.log."
+            answer = Ended(**json.loads((attempt / steps.ANSWER).read_text(encoding="utf-8")))
+            # Of the report, the page is all there is.
+            return Ended(answer.error or answer.note) if reports else answer
+        last = (said.strip().splitlines() or ["see run.log"])[-1]
+        return Ended(f"The step's process ended with status {child.returncode} and left no answer: {last}.")
 
 
 def _wait(child: subprocess.Popen[bytes], timeout_s: float, tick: Callable[[float], None]) -> bool:
@@ -95,13 +107,7 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, tick: Callable[[floa
                 if elapsed > timeout_s:
                     return True
     finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        children.end(child)
 
 
 def _publish_report(folder: Path) -> None:
@@ -119,7 +125,8 @@ def _environment(threads: int, runtime: Path, *, training: bool) -> dict[str, st
     # timed, an engine or a variant, they stay as users have them.
     patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
     return (
-        os.environ
+        children.environment()
+        | lease.environment()
         | patience
         | {
             "OMP_NUM_THREADS": count,
@@ -134,10 +141,3 @@ def _environment(threads: int, runtime: Path, *, training: bool) -> dict[str, st
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
     )
-
-
-@contextmanager
-def _short_folder() -> Iterator[Path]:
-    """A folder for sockets, whose paths must stay below about 100 characters."""
-    with tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as name:
-        yield Path(name)

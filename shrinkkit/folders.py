@@ -5,16 +5,14 @@ What it amounts to, variant by variant, stands in `rows`.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
-from shrinkkit import evidence, machines, records
+from shrinkkit import evidence, machines, manifest, records
 from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.recipes import BASELINE, TARGETS, Study
-from shrinkkit.records import ModelFile, Status, Step, TargetRecord, Variant
+from shrinkkit.records import Measurement, ModelFile, Status, Step, TargetRecord, Variant
 
 _Record = TypeVar("_Record")
 
@@ -32,7 +30,9 @@ class Folder:
     own: tuple[str, ...]
     """Names of the machine that the run was made on, the one of its processor first; see `machines.names`."""
     measured: Mapping[str, TargetRecord]
-    """By place."""
+    """By place; without figures of model files that are not there any more."""
+    changed: Mapping[str, str]
+    """A sentence about each file that is not as its step left it, by its path relative to the run folder."""
     notes: tuple[str, ...]
     """What could not be read, and why."""
 
@@ -51,9 +51,12 @@ def read(run: Path) -> Folder:
     notes: list[str] = []
     study = _study(run / "study.json", notes)
     status = _read(run / "status.json", Status, notes)
-    variants, unreadable = _variants(run, notes)
+    changed = _changed(run, status, notes)
+    variants, unreadable = _variants(run, changed, notes)
     own = _own(variants)
-    return Folder(study, status, variants, unreadable, own, _measured(run, own, notes), tuple(notes))
+    damage = _damage(run, variants, changed, notes) | {name: {"": why} for name, why in unreadable.items()}
+    measured = {at: _held(record, damage) for at, record in _measured(run, own, changed, notes).items()}
+    return Folder(study, status, variants, unreadable, own, measured, changed, tuple(notes))
 
 
 def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -120,7 +123,7 @@ def _study(path: Path, notes: list[str]) -> Study | None:
         return None
     try:
         return Study.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         notes.append(f"study.json cannot be read ({brief(error)}); what is missing cannot be known.")
         return None
 
@@ -135,22 +138,70 @@ def _read(path: Path, kind: type[_Record], notes: list[str]) -> _Record | None:
         return None
 
 
-def _variants(run: Path, notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
+def _changed(run: Path, status: Status | None, notes: list[str]) -> dict[str, str]:
+    """Return a sentence about each file that is not as its step left it, by its path."""
+    files = {path: sha256 for step in (status.steps if status else ()) for path, sha256 in step.files.items()}
+    found = {path: f"{path} {what}." for path, what in manifest.changed(run, files).items()}
+    notes.extend(found.values())
+    return found
+
+
+def _variants(run: Path, changed: Mapping[str, str], notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
     found: dict[str, Variant] = {}
     unreadable = {}
-    for path in sorted(run.glob("variants/*/variant.json")):
+    lost = (run / path for path in changed if path.endswith("/variant.json"))
+    for path in sorted({*run.glob("variants/*/variant.json"), *lost}):
         problems: list[str] = []
-        if record := _read(path, Variant, problems):
+        if why := changed.get(path.relative_to(run).as_posix()):
+            unreadable[path.parent.name] = f"{why} Run the study again."
+        elif record := _read(path, Variant, problems):
             found[path.parent.name] = record
         else:
-            unreadable[path.parent.name] = problems[0]
-    notes.extend(unreadable.values())
+            unreadable[path.parent.name] = problems[0] if problems else "variant.json is no file. Run the study again."
+    notes.extend(why for name, why in unreadable.items() if f"variants/{name}/variant.json" not in changed)
     return found, unreadable
 
 
-def _measured(run: Path, own: Sequence[str], notes: list[str]) -> dict[str, TargetRecord]:
+def _damage(
+    run: Path, variants: Mapping[str, Variant], changed: Mapping[str, str], notes: list[str]
+) -> dict[str, dict[str, str]]:
+    """Return why model files are not those that their records describe, by variant and runtime."""
+    found: dict[str, dict[str, str]] = {}
+    for name, variant in variants.items():
+        for file in variant.files:
+            paths = [f"variants/{name}/{path}" for path in (file.path, *file.beside)]
+            why = next((changed[path] for path in paths if path in changed), "")
+            if not why and (what := manifest.differs(run, paths, file.sha256)):
+                why = f"{paths[0]} {what}."
+                notes.append(why)
+            if why:
+                found.setdefault(name, {})[file.runtime] = f"{why} Run the study again."
+    return found
+
+
+def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> TargetRecord:
+    """Return a benchmark without figures of model files that are not there any more, nor comparisons with them."""
+    runtime = machines.runtime_of(record.target)
+
+    def why(name: str, runtime: str) -> str:
+        return damage.get(name, {}).get(runtime) or damage.get(name, {}).get("", "")
+
+    lost = {m.variant: why(m.variant, runtime) or why(BASELINE, runtime) for m in record.measurements}
+    return replace(
+        record,
+        measurements=tuple(
+            Measurement(m.variant, m.target, lost[m.variant]) if lost[m.variant] else m for m in record.measurements
+        ),
+        runtime=None if why(BASELINE, runtime) or why(BASELINE, "torch") else record.runtime,
+        sweep=tuple(point for point in record.sweep if not lost.get(point.variant)),
+    )
+
+
+def _measured(run: Path, own: Sequence[str], changed: Mapping[str, str], notes: list[str]) -> dict[str, TargetRecord]:
     found: dict[str, TargetRecord] = {}
     for path in sorted(run.glob("measurements/*/*.json")):
+        if path.relative_to(run).as_posix() in changed:
+            continue
         if (record := _read(path, TargetRecord, notes)) is None:
             continue
         at = machines.place(record.target, "" if record.machine in own else record.machine)

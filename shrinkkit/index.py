@@ -1,5 +1,6 @@
 """All runs of a folder on one page: what became of each, its verdict, and the best variants over all of them."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,6 +64,10 @@ def write(reports: Path) -> Path:
     path = reports / PAGE
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise InvalidInput(f"{path} is no page of shrinkkit's, so it is left as it is. Move it away to have an index.")
+    for left in reports.glob(f".{PAGE}.*{records.PART}"):
+        # That of a run which ends at this moment may still be under way.
+        if time.time() - left.lstat().st_mtime > 60:
+            left.unlink(missing_ok=True)
     records.write_text(path, page(read(reports)))
     return path
 
@@ -111,6 +116,8 @@ def _ended(found: Results) -> tuple[str, str]:
     measured = any(row.state == "measured" for row in found.rows)
     if found.notes and not measured:
         return "unreadable", found.notes[0]
+    if found.status and not found.study:
+        return "with failures", found.notes[0]
     steps = found.status.steps if found.status else ()
     # The step of the report is under way while it is made, so that it says nothing.
     left = [s.name for s in steps if s.state in ("running", "interrupted", "pending") and s.notebook != "5-report"]

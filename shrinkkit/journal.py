@@ -1,5 +1,6 @@
 """The books of a run: what became of its steps, kept by the process that takes them, and its log."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -7,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import records
+from shrinkkit import lease, records
 from shrinkkit.errors import InvalidInput
 from shrinkkit.records import Status, Step
 
@@ -24,6 +25,13 @@ def status(folder: Path) -> Status | None:
     with suppress(InvalidInput):
         return records.read(folder / "status.json", Status)
     return None
+
+
+def keep(folder: Path, name: str, files: Mapping[str, str]) -> None:
+    """Write down that the step `name`, taken again by itself, left `files`. Without a status there is nothing to do."""
+    if before := status(folder):
+        steps = tuple(replace(step, files=dict(files)) if step.name == name else step for step in before.steps)
+        records.write(folder / "status.json", replace(before, steps=steps))
 
 
 class Journal:
@@ -74,7 +82,8 @@ class Journal:
         if step.state == "running":
             self.say(place, False)
             return
-        text = f"{place} · {step.state} · {step.duration_s:.1f} s" + (f"\n    {step.error}" if step.error else "")
+        words = "".join(f"\n    {text}" for text in (step.error, step.note) if text)
+        text = f"{place} · {step.state} · {step.duration_s:.1f} s{words}"
         self.say(text, True)
         log(self.folder, text)
 
@@ -96,7 +105,18 @@ class Journal:
 
 
 def log(folder: Path, text: str) -> None:
-    """Append `text` to the run's log, with the time."""
+    """Append `text` to the run's log, with the time.
+
+    Raises:
+        LeaseLost: This process belongs to a run that has ended.
+    """
     if text.strip():
-        with (folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n")
+        lease.check()
+        path = folder / "run.log"
+        line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n"
+        if path.is_file() and path.lstat().st_nlink > 1:
+            # Another name of the same file is a copy somewhere else, which is not ours to change.
+            records.write_text(path, path.read_text(encoding="utf-8", errors="replace") + line)
+            return
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "a") as file:
+            file.write(line)

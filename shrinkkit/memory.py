@@ -21,6 +21,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from shrinkkit import children
 from shrinkkit.errors import brief
 from shrinkkit.records import Memory
 from shrinkkit.usermodel import Example
@@ -69,8 +70,8 @@ def measure(
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         # Large blocks must go back to the system when they are freed, or the next one is not seen.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "shrinkkit.memory", name]
+        environment = children.environment() | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
+        command = children.command("shrinkkit.memory", name)
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if not (folder / "answer.json").is_file():
             cause = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
@@ -120,9 +121,11 @@ def _succeeds(work: Callable[[], Any]) -> bool:
 def _in_child(work: Callable[[], Any]) -> Any:
     """Return what `work` returned in a fork of this process, or in a sentence why it returned nothing."""
     reading, writing = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
+            children.die_with(parent)
             os.close(reading)
             signal.alarm(TIMEOUT_S)
             try:

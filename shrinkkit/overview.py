@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
 from shrinkkit import evidence, figures, formats, machines, results, views
 from shrinkkit.conclusions import TRUSTED
 from shrinkkit.recipes import BASELINE
-from shrinkkit.records import Environment
+from shrinkkit.records import Environment, Step
 from shrinkkit.results import Results, Row
 from shrinkkit.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title
 
@@ -178,16 +179,20 @@ def steps(found: Results) -> Shown:
         return Statement("The notebooks were run by hand; no status was kept.")
     rows = tuple(
         (
-            Cell(step.name, href=f"steps/{step.name}.html" if step.state in ("done", "reused", "failed") else ""),
+            Cell(step.name, href=_page(step)),
             Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
             Cell(f"{step.duration_s:.1f} s"),
-            Cell(step.error),
+            Cell(step.error or step.note),
         )
         for step in found.status.steps
         if step.notebook != "5-report"
     )
-    columns = (Column("notebook"), Column("state"), Column("took", True), Column("why it failed"))
+    columns = (Column("notebook"), Column("state"), Column("took", True), Column("what went wrong"))
     return Table("Executed notebooks", columns, rows, folded=False)
+
+
+def _page(step: Step) -> str:
+    return f"steps/{step.name}.html" if step.state in ("done", "reused", "failed") and not step.note else ""
 
 
 def commands(found: Results) -> Shown:
@@ -197,10 +202,12 @@ def commands(found: Results) -> Shown:
     seed = found.study.seed if found.study else 0
     own = Command(found.status.command, f"The seed is {seed}. The same run again, on any machine:")
     asked = found.study.targets if found.study else found.targets
+    file = found.task if found.task.endswith(".py") else ""
     more = {name: [t for t in found.of(name).targets if t not in asked] for name in found.machines}
     others = [
         Command(
             f"shrinkkit run reports/{found.name} --only benchmark"
+            + (f" --task {PurePath(file).name}" if file else "")
             + "".join(f" --target {machines.target_of(target)}" for target in targets),
             f"Then on {name}, with this run folder:",
         )

@@ -7,14 +7,15 @@ by the notebooks and read by the runner and the report; nothing else passes betw
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shrinkkit import views
+from shrinkkit import lease, views
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.rich import Rich
 from shrinkkit.tables import Shown
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 4
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
+PART = ".part"
+"""Suffix of a file that is being written; its name begins with a dot."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
@@ -152,6 +155,10 @@ class ModelFile(Rich):
     those of the model in memory, as a share of the largest absolute output."""
     tolerance: float
     """Largest such difference from the stored outputs, in [0, 0.02], at which the file counts as verified on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Raise unless each path stays inside the variant's folder."""
+        _check_inside(self.path, *self.beside)
 
 
 @dataclass(frozen=True, repr=False)
@@ -489,6 +496,14 @@ class Step(Rich):
     """The cause in one line; the whole traceback stands in the executed notebook."""
     inputs_sha256: str = ""
     """Hash of everything the step depends on; an unchanged step is not run again."""
+    note: str = ""
+    """What went wrong in a step that worked, such as that it has no page."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file that it left, by path relative to the run folder. See `manifest`."""
+
+    def __post_init__(self) -> None:
+        """Raise unless each path stays inside the run folder."""
+        _check_inside(*self.files)
 
 
 @dataclass(frozen=True, repr=False)
@@ -564,37 +579,63 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} must be a JSON record, but cannot be read: {error}. Run its step again.") from error
     found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
     if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise InvalidInput(
             f"{path} has schema version {found!r:.40}, this shrinkkit reads {SCHEMA_VERSION}. "
-            + ("Update shrinkkit." if isinstance(found, int) and found > SCHEMA_VERSION else "Run the study again.")
+            + ("Update shrinkkit." if newer else "Run the study again.")
         )
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise InvalidInput(f"{path} is not a {kind.__name__} record: {error}. Run its step again.") from error
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InvalidInput(f"{path} is not a {kind.__name__} record: {why}. Run its step again.") from error
+
+
+def _check_inside(*paths: str) -> None:
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if not parts or ".." in parts or PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
+            raise ValueError(f"a path must stay inside its folder, got {path!r}")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        LeaseLost: This process belongs to a run that has ended.
+    """
+    lease.check()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).chmod(0o644)
+        lease.check()
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the file at `path`, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the files at `paths`, one after the other, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

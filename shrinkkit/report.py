@@ -5,14 +5,19 @@ Needs neither a kernel nor torch: what the notebook shows was kept in it when it
 
 import os
 import re
+import sys
 from html import escape, unescape
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from shrinkkit import records
+from shrinkkit.errors import InvalidInput
 
 TEMPLATE = Path(__file__).parent / "template"
+_BASE = "nbconvert/templates/base/display_priority.j2"
+"""A file of nbconvert's own template, which ours extend."""
 _LOADING = {
     "src",
     "srcset",
@@ -111,13 +116,29 @@ class _Finder(HTMLParser):
         self.found += [a for a in map(str.strip, addresses) if a and not a.startswith(("data:", "#", "about:"))]
 
 
+def templates() -> Path:
+    """Return the folder of nbconvert's own templates. nbconvert itself misses it where environments are layered.
+
+    Raises:
+        InvalidInput: It is not there.
+    """
+    recorded = [Path(str(f.locate())) for f in metadata.files("nbconvert") or () if f.as_posix().endswith(_BASE)]
+    found = next((path for path in (*recorded, Path(sys.prefix, "share/jupyter", _BASE)) if path.is_file()), None)
+    if found is None:
+        raise InvalidInput(
+            "nbconvert must be installed with its templates, which every page is made with, but they are missing. "
+            "Install it again: pip install --force-reinstall nbconvert."
+        )
+    return found.resolve().parent.parent
+
+
 def _options(template_file: str) -> dict[str, Any]:
     from traitlets.config import Config
 
     return {
         "template_name": TEMPLATE.name,
         "template_file": template_file,
-        "extra_template_basedirs": [str(TEMPLATE.parent)],
+        "extra_template_basedirs": [str(TEMPLATE.parent), str(templates())],
         "config": Config({"NbConvertBase": {"display_data_priority": _PREFERRED}}),
     }
 

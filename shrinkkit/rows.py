@@ -224,6 +224,8 @@ def _unmeasured(folder: Folder, target: str) -> tuple[str, str] | None:
     if step and step.state in ("failed", "skipped"):
         return "failed", f"The benchmark of {target} failed: {_cause(folder, step)}"
     if target not in folder.measured:
+        if why := next((folder.changed[path] for path in (step.files if step else ()) if path in folder.changed), ""):
+            return "failed", f"{why} {again(target)}"
         return "not run", _waiting(step) if step else f"{target} was not benchmarked. Run the study."
     return None
 

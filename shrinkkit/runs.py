@@ -4,10 +4,10 @@ Each step is a notebook in a process of its own. A step whose inputs have not ch
 fails stops only what needs it, and every run ends in a report.
 """
 
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shrinkkit import execution, index, machines, records, sources, steps, watchdog
+from shrinkkit import children, execution, index, lease, machines, manifest, records, report, sources, steps, watchdog
 from shrinkkit.errors import InvalidInput, StepFailed, brief
-from shrinkkit.journal import Journal, done, log
+from shrinkkit.journal import Journal, done, keep, log
 from shrinkkit.located import nearest, options
 from shrinkkit.recipes import TASKS, Recipe, Study, check_patterns, check_unit, layer_patterns
 from shrinkkit.records import Step, Variant
@@ -29,6 +29,7 @@ from shrinkkit.targets import available, cores
 
 PACKAGE = Path(__file__).parent
 REPORT_TIMEOUT_S, LOOK_TIMEOUT_S = 600.0, 300.0
+_UNFINISHED = (".attempt-*", ".making-*", f".*{records.PART}")
 PACKAGES = (
     *("torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
     *("numpy", "papermill", "nbconvert"),
@@ -48,7 +49,7 @@ class Planned:
     """The record, relative to the run folder, that proves that the step was taken; empty for the report."""
 
 
-_REPORT = Planned("5-report", execution.REPORT, "", {"run": "."}, (), "")
+_REPORT = Planned("5-report", execution.REPORT, "", {"run": ".."}, (), "")
 
 
 def notebooks() -> Path:
@@ -65,13 +66,13 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
 
     Args:
         study: What to do.
-        task: The task's name or path, as the notebooks see it from the run folder.
+        task: The task's name or path, as the notebooks see it from a folder inside the run folder.
         threads: Intra-op threads for every runtime.
         own: Names of the machine that the run was made on, if that is settled. On another one the steps that measure
             carry its name, so that they replace none of the others.
     """
     runtimes = list(dict.fromkeys(t.partition("/")[2] for t in study.targets))
-    common = {"task": task, "run": ".", "threads": threads, "seed": study.seed}
+    common = {"task": task, "run": "..", "threads": threads, "seed": study.seed}
     # Every target is compared with what is run today, which is torch.
     usual = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
     steps_ = [Planned("1-baseline", "1-baseline", "baseline", usual, (), _record("baseline"))]
@@ -129,12 +130,17 @@ def run(
         InvalidInput: A layer pattern matches no layer, or a parameter does not fit its notebook; nothing was started.
         StepFailed: The report itself could not be made.
     """
+    report.templates()
+    folder = reports / study.name
+    manifest.check_kinds(folder)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise InvalidInput(f"`reports` must be a folder for run folders, but {above} is a file. Name another one.")
     seen = _look_at(study, study.task, say)
     if seen.layers:
         check_patterns(study, seen.layers)
     check_unit(study, seen.scores)
-    folder = reports / study.name
-    task = study.task if study.task in TASKS else os.path.relpath(study.task, folder)
+    task = _seen_from_inside(folder, study.task)
     fingerprint = seen.fingerprint + _software()
     planned = plan(study, task=task, threads=threads)
     # Of variants that are kept, the run's own machine stays the one that made them.
@@ -146,7 +152,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with index.listed(folder, say), _alone(folder):
         # The run folder is passed around: it says nothing of where the study and the task lay.
-        kept = study.model_copy(update={"task": task})
+        kept = study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")})
         text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
         records.write_text(folder / "study.json", text + "\n")
         journal = Journal(folder, command, _pending(planned), say)
@@ -160,6 +166,7 @@ def benchmark(
     targets: Sequence[str],
     command: str,
     threads: int | None,
+    task: str | None = None,
     force: bool = False,
     say: Callable[[str, bool], None],
 ) -> None:
@@ -172,6 +179,8 @@ def benchmark(
         targets: Where to measure; empty takes those of the study that this machine can run.
         command: The command line, for the report of a folder that has none.
         threads: Intra-op threads for every runtime; None takes the study's, or else every core.
+        task: The task: a bundled one's name, or the path of its file. The study in the folder says which one it was,
+            but a file that is named there is not run unless it is passed here.
         force: Measure again, whatever changed.
         say: Called with a line about the progress and whether it is final.
 
@@ -180,14 +189,17 @@ def benchmark(
             started.
         StepFailed: The report itself could not be made.
     """
+    report.templates()
+    manifest.check_kinds(folder)
     study, baseline = _kept(folder)
-    task = study.task if study.task in TASKS else str(_task_file(folder, study.task))
+    task = _own_task(folder, study.task, task)
+    study = study.model_copy(update={"task": task})
     chosen = _measurable(study, baseline, targets, say)
     study = study.model_copy(update={"targets": chosen})
     threads = threads or study.threads or cores()
     seen = _look_at(study, task, say)
     own = machines.names(baseline.environment)
-    whole = plan(study, task=study.task, threads=threads, own=own)
+    whole = plan(study, task=_seen_from_inside(folder, task), threads=threads, own=own)
     planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
     for step in planned:
         steps.check_parameters(notebooks() / f"{step.notebook}.ipynb", step.parameters)
@@ -206,10 +218,13 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
     """
     if not (folder / "study.json").is_file():
         raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
+    report.templates()
+    manifest.check_kinds(folder)
     with index.listed(folder, say), _alone(folder):
-        error = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
-    if error:
-        raise StepFailed(f"The report could not be made: {error} See {folder / 'run.log'}.")
+        ended = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
+        if ended.error:
+            raise StepFailed(f"The report could not be made: {ended.error} See {folder / 'run.log'}.")
+        keep(folder, _REPORT.name, manifest.left(folder, _REPORT))
 
 
 def _kept(folder: Path) -> tuple[Study, Variant]:
@@ -226,20 +241,36 @@ def _kept(folder: Path) -> tuple[Study, Variant]:
         )
     try:
         study = Study.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read: {brief(error)}. Copy it again, or run the study again.") from error
     return study, records.read(folder / _record("baseline"), Variant)
 
 
-def _task_file(folder: Path, task: str) -> Path:
-    """Return the path of the task's file, which a study in a run folder names relative to the folder."""
-    path = (folder / task).resolve()
-    if not path.is_file():
+def _own_task(folder: Path, named: str, given: str | None) -> str:
+    """Return the task to run: what the user gave, or a bundled one that the study names, but no file that it names.
+
+    Raises:
+        InvalidInput: A file has to be given, or what was given is no task.
+    """
+    if given is None and named not in TASKS:
         raise InvalidInput(
-            f"The task of this run is {task} (relative to {folder}), but there is no {path}. Copy that file from the "
+            f"The task of this run is the file {named} (relative to {folder}). A folder that was copied here may name "
+            "any file, so pass it yourself if you trust it: `--task FILE`."
+        )
+    task = given or named
+    if task in TASKS:
+        return task
+    if not Path(task).is_file():
+        raise InvalidInput(
+            f"`--task` must be a bundled task or a Python file, but there is no {task}. Copy that file from the "
             "machine that made the run, with the modules and the data that it reads."
         )
-    return path
+    return os.path.abspath(task)
+
+
+def _seen_from_inside(folder: Path, task: str) -> str:
+    """Return a task's name or path as a notebook sees it, which works in a folder inside the run folder."""
+    return task if task in TASKS else os.path.relpath(os.path.abspath(task), folder.resolve() / "steps")
 
 
 def _measurable(
@@ -306,7 +337,8 @@ def _take(
         return
     inputs = _inputs(step, folder, fingerprint)
     if not force and _unchanged(step, folder, journal.done, inputs):
-        journal.set(step.name, state="reused", duration_s=journal.done[step.name].duration_s, inputs_sha256=inputs)
+        journal.steps[step.name] = journal.done[step.name]
+        journal.set(step.name, state="reused")
         return
     journal.set(step.name, state="running")
     if step.leaves:
@@ -314,20 +346,28 @@ def _take(
     start = time.monotonic()
     # However little time a step is given, a run ends in a report.
     limit_s = timeout_s if step.leaves else max(timeout_s, REPORT_TIMEOUT_S)
-    error = _execute(step, folder, limit_s, threads, lambda s: journal.tick(step.name, s))
+    ended = _execute(step, folder, limit_s, threads, lambda s: journal.tick(step.name, s))
+    error = ended.error
     if not error and step.leaves and not (folder / step.leaves).is_file():
         error = f"The notebook ended without leaving {step.leaves}."
-    state = "failed" if error else "done"
-    journal.set(step.name, state=state, duration_s=time.monotonic() - start, error=error, inputs_sha256=inputs)
+    changes = {"duration_s": time.monotonic() - start, "inputs_sha256": inputs, "note": ended.note}
+    if error:
+        journal.set(step.name, state="failed", error=error, **changes)
+    else:
+        journal.set(step.name, state="done", files=manifest.left(folder, step), **changes)
 
 
 def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: str) -> bool:
-    """Return whether a step was taken before, by the same `inputs`, and what it left is still there."""
-    left = bool(step.leaves) and (folder / step.leaves).is_file()
-    return left and step.name in before and before[step.name].inputs_sha256 == inputs
+    """Return whether a step was taken before, by the same `inputs`, and every file that it left is as it was."""
+    known = before.get(step.name)
+    if not step.leaves or known is None or known.inputs_sha256 != inputs:
+        return False
+    return step.leaves in known.files and not manifest.changed(folder, known.files)
 
 
-def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]) -> str:
+def _execute(
+    step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]
+) -> execution.Ended:
     return execution.execute(
         notebooks() / f"{step.notebook}.ipynb",
         folder,
@@ -341,14 +381,10 @@ def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidInput(
-                f"{folder} is in use by another run. Wait for it, or give this study another `name`."
-            ) from error
+    """Hold the run folder for this process, and remove what killed runs left unfinished."""
+    with lease.hold(folder):
+        for path in [p for pattern in _UNFINISHED for p in folder.rglob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 
@@ -370,9 +406,10 @@ def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, LOOK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
         ended = watchdog.run(
-            [sys.executable, "-P", "-m", "shrinkkit.tasks", task],
+            children.command("shrinkkit.tasks", task),
             limit_s=limit_s,
             cwd=empty,
+            env=children.environment(),
             tick=lambda s: say(f"loading and checking {task} \N{MIDDLE DOT} {s:.0f} s", False),
         )
     if ended.status is None:

@@ -11,13 +11,14 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shrinkkit.errors import InvalidInput
+from shrinkkit import children
+from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.located import nearest
 from shrinkkit.parameters import of_type
 
@@ -68,9 +69,9 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
     """Execute a copy of the requested notebook in `folder` and return why it failed, '' if it did not.
 
     Args:
-        request: `notebook` (path), `parameters`, `cwd` (working directory of the kernel), `title`, and `home`
-                (address of the report, for the page of a step).
-        folder: Where the executed notebook goes, as `NOTEBOOK`, saved after every cell.
+        request: `notebook` (path), `parameters`, `title`, and `home` (address of the report, for the page of a step).
+        folder: Where the kernel works and the executed notebook goes, as `NOTEBOOK`, saved after every cell. It was
+            made for this, so that no file in it can change what the kernel does.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -80,16 +81,16 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
     shutil.copyfile(request["notebook"], folder / NOTEBOOK)
     try:
         # papermill takes braces in a path for a template, so it gets a bare name. The path of a socket must be short.
-        with contextlib.chdir(folder), tempfile.TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as sockets:
-            kernel = {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+        with contextlib.chdir(folder), children.short_folder() as sockets:
+            kernel = {"transport": "ipc", "ip": str(sockets / "kernel")}
             papermill.execute_notebook(
                 NOTEBOOK,
                 NOTEBOOK,
                 parameters=dict(request["parameters"]),
                 kernel_name="python3",
                 language="python",
-                cwd=request["cwd"],
                 progress_bar=False,
+                kernel_manager_class=_manager(),
                 # Kernels on TCP race for ports when several start at once.
                 config=Config({"KernelManager": kernel}),
             )
@@ -101,7 +102,23 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
         return f"a cell ran out of time: {_plain(str(error))}"
     except KeyboardInterrupt:
         return "stopped by the runner"
+    except OSError as error:
+        return f"the notebook could not be saved: {error.strerror or brief(error)}"
     return ""
+
+
+def _manager() -> type:
+    """Return a manager of kernels that run by this interpreter; what Jupyter finds by name may be another's."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    options = ("--InteractiveShellApp.ignore_cwd=True", "--InteractiveShellApp.exec_PYTHONSTARTUP=False")
+    call = children.command("ipykernel_launcher", "-f", "{connection_file}", *options, "--HistoryManager.enabled=False")
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=call, display_name="Python 3", language="python")
+
+    return Manager
 
 
 def main(argv: list[str]) -> int:
@@ -111,13 +128,22 @@ def main(argv: list[str]) -> int:
     path = Path(argv[0]).resolve()
     request = json.loads(path.read_text(encoding="utf-8"))
     error = execute(request, path.parent)
-    (path.parent / ANSWER).write_text(json.dumps({"error": error}), encoding="utf-8")
-    if (path.parent / NOTEBOOK).is_file():
+    note = _export(request, path.parent) if (path.parent / NOTEBOOK).is_file() else ""
+    (path.parent / ANSWER).write_text(json.dumps({"error": error, "note": note}), encoding="utf-8")
+    return 1 if error else 0
+
+
+def _export(request: Mapping[str, Any], folder: Path) -> str:
+    """Write the pages of the executed notebook and return why that failed, '' if it did not."""
+    try:
         from shrinkkit import report
 
-        report.html(path.parent / NOTEBOOK, path.parent / "notebook.html", title=request["title"], home=request["home"])
-        report.markdown(path.parent / NOTEBOOK, path.parent / "notebook.md")
-    return 1 if error else 0
+        report.html(folder / NOTEBOOK, folder / "notebook.html", title=request["title"], home=request["home"])
+        report.markdown(folder / NOTEBOOK, folder / "notebook.md")
+    except Exception as error:  # whatever an exporter meets, the step itself has ended
+        traceback.print_exc()
+        return f"Its page could not be made: {brief(error)}. See run.log."
+    return ""
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

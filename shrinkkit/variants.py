@@ -22,7 +22,9 @@ from shrinkkit import (
     cards,
     copies,
     exports,
+    lease,
     loading,
+    manifest,
     measure,
     modelcard,
     outputs,
@@ -78,9 +80,6 @@ def write(
         Unsupported: No runtime can have the variant; the reason of each is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # An old record beside new files would vouch for what it never saw.
-    for name in (RECORD, modelcard.CARD, cards.README):
-        (folder / name).unlink(missing_ok=True)
     _same_task(folder.parent / "baseline", task)
     model = copies.sharing(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
@@ -91,35 +90,47 @@ def write(
             "The prune section removed nothing: 0.0 % of what it may prune. Raise `ratio` or drop `skip`."
         )
 
-    made = _files(folder, task, model, example, options, runtimes, watch)
-    if not made.files:
-        reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
-        raise Unsupported(f"No runtime can have this variant. {reasons}")
-    save_file(made.reference, folder / REFERENCE)
-    if recipe.get("prune") and not options:
-        structure.save(folder, task.model, model)
-
-    record = Variant(
-        name=folder.name,
-        task=task.name,
-        recipe=dict(recipe),
-        source=source,
-        seed=seed,
-        files=tuple(made.files),
-        refusals=made.refusals,
-        parameters=measure.parameters(model),
-        macs=measure.macs(model, example),
-        sparsity=audit.share_zero(model),
-        ratio_asked=ratio_asked,
-        ratio_reached=ratio_reached,
-        audit=audit.compare(task.model, model, made.precision, kept_because),
-        validation_scores=tuple(validation_scores),
-        notes=tuple(made.notes),
-        environment=targets.environment(torch.get_num_threads()),
-    )
-    records.write(folder / RECORD, record)
-    cards.write_unmeasured(folder, record)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+        fresh = Path(name)
+        made = _files(fresh, task, model, example, options, runtimes, watch)
+        if not made.files:
+            reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
+            raise Unsupported(f"No runtime can have this variant. {reasons}")
+        save_file(made.reference, fresh / REFERENCE)
+        if recipe.get("prune") and not options:
+            structure.save(fresh, task.model, model)
+        record = Variant(
+            name=folder.name,
+            task=task.name,
+            recipe=dict(recipe),
+            source=source,
+            seed=seed,
+            files=tuple(made.files),
+            refusals=made.refusals,
+            parameters=measure.parameters(model),
+            macs=measure.macs(model, example),
+            sparsity=audit.share_zero(model),
+            ratio_asked=ratio_asked,
+            ratio_reached=ratio_reached,
+            audit=audit.compare(task.model, model, made.precision, kept_because),
+            validation_scores=tuple(validation_scores),
+            notes=tuple(made.notes),
+            environment=targets.environment(torch.get_num_threads()),
+        )
+        records.write(fresh / RECORD, record)
+        cards.write_unmeasured(fresh, record)
+        _move(fresh, folder)
     return record
+
+
+def _move(fresh: Path, folder: Path) -> None:
+    """Put the files of `fresh` into `folder` in the place of those there, the record last."""
+    lease.check()
+    # An old record beside new files would vouch for what it never saw.
+    for name in (RECORD, modelcard.CARD, cards.README, manifest.SUMS):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == RECORD):
+        path.replace(folder / path.name)
 
 
 def write_pruned(

@@ -20,11 +20,13 @@ import torch
 from shrinkkit import (
     artifacts,
     benchmark,
+    cards,
     emulation,
     findings,
     formats,
     loading,
     machines,
+    manifest,
     modelcard,
     outputs,
     recipes,
@@ -82,7 +84,7 @@ def check(
     variant = variants.read(folder)
     problems: list[str] = []
     card = _card(folder, problems)
-    problems += _other_hashes(variant, card)
+    problems += _contradictions(folder, variant, card)
     notes = [] if card or problems else [f"There is no {modelcard.CARD}, so there is no report to compare with."]
     beside = folder.resolve().parent / BASELINE
     if folder.resolve() != beside and not (beside / variants.RECORD).is_file():
@@ -247,15 +249,16 @@ def _card(folder: Path, problems: list[str]) -> Card | None:
         return None
 
 
-def _other_hashes(variant: Variant, card: Card | None) -> list[str]:
-    recorded = {file.runtime: file.sha256 for file in variant.files}
-    stated = {file.runtime: file.sha256 for file in card.files} if card else recorded
-    return [
-        f"{variants.RECORD} and {modelcard.CARD} name different files for {runtime}: one of them is not as it was "
-        f"written. {_AGAIN}"
-        for runtime in dict.fromkeys([*recorded, *stated])
-        if recorded.get(runtime) != stated.get(runtime)
-    ]
+def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
+    """Return where the folder's manifest, record and card contradict what lies there or each other."""
+    changed = manifest.changed(folder, manifest.read_sums(folder))
+    # A model file that is damaged or missing is a finding of its target, and another file that is missing is no lie.
+    named = {path for file in variant.files for path in (file.path, *file.beside)}
+    found = [f"{path} {what}." for path, what in changed.items() if what != "is missing" and path not in named]
+    fields = cards.disagreements(variant, card) if card else ()
+    if fields:
+        found.append(f"{variants.RECORD} and {modelcard.CARD} differ in {', '.join(fields)}.")
+    return [f"{problem} One of the files is not as it was written. {_AGAIN}" for problem in found]
 
 
 def _file(variant: Variant, target: Target) -> ModelFile | None:
@@ -265,11 +268,13 @@ def _file(variant: Variant, target: Target) -> ModelFile | None:
 def _damage(folder: Path, file: ModelFile) -> str:
     """Return what is wrong with the bytes of a model file, '' if nothing is."""
     paths = (file.path, *file.beside)
+    if links := [path for path in paths if manifest.linked(folder, path)]:
+        return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
     if missing := [path for path in paths if not (folder / path).is_file()]:
         return f"{', '.join(missing)} is missing. {_AGAIN}"
-    if artifacts.sha256(folder / file.path) == file.sha256:
-        return ""
     size = sum((folder / path).stat().st_size for path in paths)
+    if artifacts.sha256(folder / file.path) == file.sha256 and size == file.size_bytes:
+        return ""
     length = f"{size} bytes instead of {file.size_bytes}" if size != file.size_bytes else "another hash"
     return f"{' with '.join(paths)} is not the file that {variants.RECORD} describes: it has {length}. {_AGAIN}"
 

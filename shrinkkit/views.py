@@ -213,11 +213,11 @@ def status(of: "Status") -> Table:
             Cell(step.name),
             Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
             Cell(f"{step.duration_s:.1f} s"),
-            Cell(step.error),
+            Cell(step.error or step.note),
         )
         for step in of.steps
     )
-    columns = (Column("notebook"), Column("state"), Column("took", True), Column("why it failed"))
+    columns = (Column("notebook"), Column("state"), Column("took", True), Column("what went wrong"))
     return Table(f"{of.command}, started {of.started}", columns, rows)
 
 

@@ -96,11 +96,24 @@ def write_run(folder):
     recipes = {recipe.name: recipe.settings() for recipe in settings.recipes}
     recipes["narrow-int8.pruned"] = {"prune": recipes["narrow-int8"]["prune"]}
     for name in MADE_UP:
-        records.write(folder / "variants" / name / "variant.json", variant(name, recipes.get(name, {})))
+        made = variant(name, recipes.get(name, {}))
+        records.write(folder / "variants" / name / "variant.json", made)
+        for file in made.files:
+            (folder / "variants" / name / file.path).write_text(f"{name}:{file.runtime}")
     for target in TARGETS:
         write_measured(folder, target_record(target))
     records.write(folder / "status.json", status())
     return folder
+
+
+def vouch(folder):
+    """Have the run's status vouch for the files of its steps as they are now, whoever changed them."""
+    found = records.read(folder / "status.json", Status)
+    steps = [
+        dataclasses.replace(s, files={p: records.sha256(folder / p) for p in s.files if (folder / p).is_file()})
+        for s in found.steps
+    ]
+    records.write(folder / "status.json", dataclasses.replace(found, steps=tuple(steps)))
 
 
 def write_measured(folder, record):

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 ORDER = (
-    "errors quiet tables rich formats views records located intervals blocks evidence "
-    "schema parameters recipes targets machines folders rows conclusions pareto explain results "
+    "errors quiet tables rich formats views children lease records located intervals blocks evidence "
+    "schema parameters recipes targets machines manifest folders rows conclusions pareto explain results "
     "snippets modelcard readme cards findings "
     "sources outputs usercode usermodel userscore duplicates tasks bundled "
     "recurrent channels ranking cutting deciding prune finetune copies quantize "
@@ -31,6 +31,9 @@ ORDER = (
 DRIVER = {"report", "pdf", "index", "steps", "journal", "watchdog", "execution", "runs", "cli"}
 DRIVER_MAY = {
     *DRIVER,
+    "children",
+    "lease",
+    "manifest",
     "conclusions",
     "drawing",
     "figures",
@@ -54,6 +57,7 @@ TESTED_WITH = {
     "usercode": "tasks", "usermodel": "tasks", "userscore": "tasks", "subgraphs": "emulation",
     "onnxnames": "artifacts", "scripting": "artifacts",
     "modelcard": "cards", "readme": "cards", "exports": "variants",
+    "children": "processes", "lease": "processes", "manifest": "altered_folders",
 }  # fmt: skip
 MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
 NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
@@ -131,7 +135,7 @@ def test_public_names_are_documented(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_its_tests(module):
-    assert (ROOT / "tests" / f"test_{TESTED_WITH.get(module, module)}.py").is_file()
+    assert list((ROOT / "tests").rglob(f"test_{TESTED_WITH.get(module, module)}.py"))
 
 
 def test_the_notebooks_are_a_start_and_five_steps():

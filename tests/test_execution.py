@@ -17,7 +17,7 @@ def execute(tmp_path):
         path = tmp_path / f"{name}.ipynb"
         cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
         nbformat.write(new_notebook(cells=cells), path)
-        error = execution.execute(
+        ended = execution.execute(
             path,
             folder,
             name=f"{name}-mine" * (name != execution.REPORT) or name,
@@ -26,13 +26,14 @@ def execute(tmp_path):
             threads=1,
             tick=lambda seconds: None,
         )
-        return folder, error
+        assert ended.note == ""
+        return folder, ended.error
 
     return taken
 
 
 def test_a_step_works_in_the_run_folder_with_its_parameters_and_leaves_its_pages(execute):
-    folder, error = execute("open('left.txt', 'w').write(f'{x}')")
+    folder, error = execute("open('../left.txt', 'w').write(f'{x}')")
     assert error == ""
     assert (folder / "left.txt").read_text() == "2"
     assert {path.name for path in (folder / "steps").iterdir()} == {"1-baseline-mine.ipynb", "1-baseline-mine.html"}

@@ -58,7 +58,6 @@ def test_the_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     site = next((place / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["JUPYTER_PATH"] = str(Path(sysconfig.get_path("data"), "share/jupyter"))
     where = subprocess.run(
         [python, "-c", "import shrinkkit; print(shrinkkit.__file__)"], cwd=folder, env=environment, capture_output=True,
         text=True, check=True,

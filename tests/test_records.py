@@ -43,6 +43,10 @@ def comparison(speedup=2.0, conditions=CONDITIONS, **changes):
     return dataclasses.replace(made, **changes)
 
 
+WORDS = st.text(max_size=5).map("_{}".format).filter(lambda text: ".." not in text)
+"""Any text that may also be a path inside a folder."""
+
+
 def of_kind(kind):
     """Return a strategy of values of a record's field; sizes are small, because shapes matter and lengths do not."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -53,11 +57,11 @@ def of_kind(kind):
     if origin is tuple:
         return st.lists(of_kind(arguments[0]), max_size=2).map(tuple)
     if origin is dict:
-        return st.dictionaries(st.text(max_size=5), of_kind(arguments[1]), max_size=2)
+        return st.dictionaries(WORDS, of_kind(arguments[1]), max_size=2)
     if arguments:
         return st.one_of(*(st.none() if a is type(None) else of_kind(a) for a in arguments))
     finite = st.floats(allow_nan=False, allow_infinity=False)
-    scalars = {str: st.text(max_size=5), int: st.integers(0, 2**53), float: finite, bool: st.booleans()}
+    scalars = {str: WORDS, int: st.integers(0, 2**53), float: finite, bool: st.booleans()}
     return scalars.get(kind, st.integers(0, 9))
 
 

@@ -72,11 +72,17 @@ def test_a_damaged_record_is_a_row_with_a_reason_and_a_note(run):
     assert str(run) not in found.notes[0]
 
 
+def make_again(folder):
+    """Put other files into a variant's folder, as its step does when it is taken again."""
+    files = records.read(folder / "variant.json", records.Variant).files
+    for file in files:
+        (folder / file.path).write_text("other")
+    other = records.sha256(folder / files[0].path)
+    examples.change_json(folder / "variant.json", files=[dict(dataclasses.asdict(f), sha256=other) for f in files])
+
+
 def test_a_file_that_changed_since_it_was_measured_has_no_numbers(run):
-    path = run / "variants" / "channels-50" / "variant.json"
-    changed = records.read(path, records.Variant)
-    files = [dict(dataclasses.asdict(file), sha256="0" * 64) for file in changed.files]
-    examples.change_json(path, files=files)
+    make_again(run / "variants" / "channels-50")
     row = rows.load(run).row("channels-50", "cpu/torch")
     assert row.state == "not run"
     assert "has changed" in row.reason
@@ -173,10 +179,7 @@ def test_a_reader_is_told_the_machine_only_where_there_are_several(away, run):
 
 
 def test_a_variant_that_changed_since_another_machine_measured_it_says_what_to_do_there(away):
-    path = away / "variants" / "channels-50" / "variant.json"
-    changed = records.read(path, records.Variant)
-    files = [dict(dataclasses.asdict(file), sha256="0" * 64) for file in changed.files]
-    examples.change_json(path, files=files)
+    make_again(away / "variants" / "channels-50")
     row = rows.load(away).row("channels-50", AWAY)
     assert row.state == "not run"
     assert f"Measure it on {examples.ELSEWHERE} again" in row.reason

@@ -15,7 +15,7 @@ def notebook(path, *sources, parameters="ratio: float = 0.5  # share to remove")
 
 
 def request(path, **changes):
-    return {"notebook": str(path), "parameters": {}, "cwd": str(path.parent), "title": "a step", "home": ""} | changes
+    return {"notebook": str(path), "parameters": {}, "title": "a step", "home": ""} | changes
 
 
 def test_parameters_are_read_with_type_default_and_comment(tmp_path):
@@ -57,7 +57,7 @@ def test_execute_passes_parameters_and_returns_no_error(tmp_path):
     path = notebook(tmp_path / "n.ipynb", "open('out', 'w').write(str(2 * ratio))")
     (tmp_path / "attempt").mkdir()
     assert steps.execute(request(path, parameters={"ratio": 0.25}), tmp_path / "attempt") == ""
-    assert (tmp_path / "out").read_text() == "0.5"
+    assert (tmp_path / "attempt/out").read_text() == "0.5"
     assert (tmp_path / "attempt" / steps.NOTEBOOK).is_file()
 
 
@@ -66,7 +66,7 @@ def test_an_exception_is_named_with_its_cell_and_the_notebook_kept(tmp_path):
     (tmp_path / "attempt").mkdir()
     error = steps.execute(request(path), tmp_path / "attempt")
     assert error == "ZeroDivisionError: division by zero (cell 3)"
-    assert not (tmp_path / "after").exists()
+    assert not (tmp_path / "attempt/after").exists()
     assert "division by zero" in (tmp_path / "attempt" / steps.NOTEBOOK).read_text()
 
 

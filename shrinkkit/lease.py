@@ -1,0 +1,73 @@
+"""The lease of a run folder: one run holds it at a time, and only processes of that run write there.
+
+A run writes a token into the folder and gives it to its processes. A process whose token is no longer there belongs to
+a run that has ended, and must not write.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from shrinkkit.errors import InvalidInput, LeaseLost
+
+VARIABLE = "SHRINKKIT_LEASE"
+"""Environment variable of a run's processes: the token, a space, and the absolute path of the file that has it."""
+LOCK, TOKEN = ".lock", ".lease"
+_INHERITED = os.environ.get(VARIABLE, "")
+_held: ContextVar[str] = ContextVar("_held", default=_INHERITED)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process and its children.
+
+    Raises:
+        InvalidInput: Another run holds it.
+    """
+    with open(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidInput(
+                f"{folder} is in use by another run. Wait for it, or give this study another `name`."
+            ) from error
+        path, token = folder.resolve() / TOKEN, secrets.token_hex(16)
+        # A new file, because the old one may be a link to something else.
+        path.unlink(missing_ok=True)
+        path.write_text(token, encoding="ascii")
+        before = _held.set(f"{token} {path}")
+        try:
+            yield
+        finally:
+            _held.reset(before)
+            with suppress(OSError):
+                path.unlink()
+
+
+def environment() -> dict[str, str]:
+    """Return what a child of this process needs to write into the run folder: its variable, or nothing."""
+    return {VARIABLE: _held.get()} if _held.get() else {}
+
+
+def check() -> None:
+    """Raise unless this process may write: its run still holds the folder, or it belongs to no run.
+
+    Raises:
+        LeaseLost: The run has ended, another one has started, or the folder is gone.
+    """
+    token, _, path = _held.get().partition(" ")
+    if not token:
+        return
+    try:
+        now = Path(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        now = ""
+    if now != token:
+        raise LeaseLost(
+            f"Nothing more is written to {Path(path).parent.name}: the folder was removed, or another run holds it "
+            "now. Run the study again."
+        )

@@ -1,0 +1,263 @@
+"""Runs that are killed in every way: nothing of them lives on, writes on, or stays lying about."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from shrinkkit import children, lease, records
+from shrinkkit.errors import InvalidInput, LeaseLost
+
+RUN = [sys.executable, "-m", "shrinkkit.cli", "run", "digits-cnn", "--recipe", "static-int8", "--target", "cpu/torch"]
+
+
+def start(folder, *, hup=signal.SIG_DFL, **variables):
+    """Start a run of a bundled task in `folder`."""
+
+    def hear():
+        # A suite that a shell runs in the background was told to ignore Ctrl-C, and so would its children be.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, hup)
+
+    return subprocess.Popen(
+        RUN, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | variables, preexec_fn=hear,
+    )  # fmt: skip
+
+
+def kernels(process):
+    """Return the processes that execute notebooks below `process`."""
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if "ipykernel_launcher" in p.cmdline()]
+
+
+def working(child):
+    """Wait until the run's first notebook is executed, and return all its processes."""
+    deadline = time.monotonic() + 60
+    while not kernels(child):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # The kernel starts a thread or two more before it works.
+    time.sleep(0.3)
+    return psutil.Process(child.pid).children(recursive=True)
+
+
+def living(processes):
+    return [p for p in psutil.wait_procs(processes, timeout=15)[1] if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def state(folder):
+    status = records.read(folder / "reports/digits-cnn/status.json", records.Status)
+    return status.steps[0].state
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGINT], 130),
+        ([signal.SIGKILL], -9),
+    ],
+    ids=lambda value: "+".join(n.name for n in value) if isinstance(value, list) else str(value),
+)
+def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers, status):
+    child = start(tmp_path)
+    below = working(child)
+    for number in numbers:
+        os.kill(child.pid, number)
+        time.sleep(0.15)
+    assert child.wait(timeout=60) in ({status, 143} if len(numbers) > 1 else {status})
+    assert living(below) == []
+    assert state(tmp_path) in (["interrupted"] if len(numbers) == 1 and status > 0 else ["interrupted", "running"])
+
+
+def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_path):
+    child = start(tmp_path)
+    below = working(child)
+    step = next(p for p in below if "shrinkkit.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline())
+    step.kill()
+    assert living(below) == []
+    while state(tmp_path) == "running":
+        assert child.poll() is None
+        time.sleep(0.1)
+    assert state(tmp_path) == "failed"
+    os.kill(child.pid, signal.SIGTERM)
+    child.communicate(timeout=60)
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone(tmp_path):
+    child = start(tmp_path, hup=signal.SIG_IGN)
+    working(child)
+    os.kill(child.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert child.poll() is None
+    os.kill(child.pid, signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode == 143
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
+    child = start(tmp_path)
+    below = working(child)
+    child.kill()
+    child.communicate()
+    assert living(below) == []
+    run = tmp_path / "reports/digits-cnn"
+    assert list(run.glob(".attempt-*"))
+    (run / "variants/baseline/.making-x").mkdir(parents=True)
+    (run / f".status.json.x{records.PART}").write_text("{")
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    again = start(tmp_path, TMPDIR=str(long))
+    working(again)
+    assert len(list(run.glob(".attempt-*"))) == 1
+    assert not list(run.rglob(".making-x"))
+    assert not list(run.rglob(f"*{records.PART}"))
+    again.terminate()
+    again.communicate(timeout=60)
+    assert again.returncode == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal of a parent's death is Linux's")
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "while True: pass", "import signal, time\n"
+    "for n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\ntime.sleep(60)"])  # fmt: skip
+def test_a_child_dies_with_its_parent_whatever_it_does(tmp_path, code):
+    (tmp_path / "busy.py").write_text(f"print('here', flush=True)\n{code}")
+    start = (
+        "import subprocess, sys; from shrinkkit import children; env = children.environment();"
+        f"env['PYTHONPATH'] = {str(tmp_path)!r} + ':' + env.get('PYTHONPATH', '');"
+        "p = subprocess.Popen(children.command('busy'), env=env, stdout=subprocess.PIPE, start_new_session=True);"
+        "p.stdout.readline(); print(p.pid, flush=True); import time; time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    assert living([child]) == []
+
+
+def test_a_child_whose_parent_is_gone_before_it_starts_ends_at_once():
+    call = children.command("shrinkkit.steps", "/nowhere")
+    call[4] = "1"
+    assert subprocess.run(call, check=False, capture_output=True).returncode != 0
+
+
+def test_a_child_that_hears_no_signal_is_killed_when_patience_ends(tmp_path):
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    child.stdout.readline()
+    children.end(child, patience_s=0.2)
+    assert child.returncode == -signal.SIGKILL
+    child.communicate()
+
+
+WRITE = "import sys; from shrinkkit import records; sys.stdin.readline(); records.write_text(sys.argv[1], 'old')"
+LOG = "import sys, pathlib; from shrinkkit import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
+MOVE = (
+    "import sys, pathlib; from shrinkkit import variants; sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"
+    "fresh = path.parent.parent / 'fresh'; fresh.mkdir(); (fresh / path.name).write_text('old');"
+    "variants._move(fresh, path.parent)"
+)
+
+
+@pytest.mark.parametrize("code", [WRITE, LOG, MOVE], ids=["record", "log", "variant"])
+@pytest.mark.parametrize("after", ["ended", "taken", "removed", "made again"])
+def test_a_survivor_of_an_old_run_cannot_write(tmp_path, code, after):
+    run = tmp_path / "run"
+    run.mkdir()
+    path = run / ("run.log" if code == LOG else "variant.json")
+    with lease.hold(run):
+        own = os.environ | lease.environment()
+        survivor = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], env=own, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    if after in ("removed", "made again"):
+        for left in run.iterdir():
+            left.unlink()
+        run.rmdir()
+    if after != "removed":
+        run.mkdir(exist_ok=True)
+    if after in ("taken", "made again"):
+        with lease.hold(run):
+            path.write_text("new")
+            _, said = survivor.communicate(b"\n")
+            assert path.read_text() == "new"
+    else:
+        _, said = survivor.communicate(b"\n")
+        assert not path.exists()
+    assert b"LeaseLost" in said
+    assert survivor.returncode == 1
+
+
+def test_a_process_of_the_run_that_holds_the_folder_can_write(tmp_path):
+    with lease.hold(tmp_path):
+        own = os.environ | lease.environment()
+        call = [sys.executable, "-c", WRITE, str(tmp_path / "variant.json")]
+        subprocess.run(call, env=own, input=b"\n", check=True)
+    assert (tmp_path / "variant.json").read_text() == "old"
+
+
+def test_the_runner_itself_stops_writing_when_its_folder_was_removed(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with lease.hold(run):
+        (run / lease.TOKEN).unlink()
+        (run / lease.LOCK).unlink()
+        run.rmdir()
+        with pytest.raises(LeaseLost, match=r"folder was removed"):
+            records.write_text(run / "status.json", "{}")
+    assert not run.exists()
+    records.write_text(run / "status.json", "{}")
+
+
+def test_a_folder_that_is_held_is_refused_and_its_holder_goes_on(tmp_path):
+    with lease.hold(tmp_path):
+        with pytest.raises(InvalidInput, match=r"in use by another run"), lease.hold(tmp_path):
+            pass
+        records.write_text(tmp_path / "status.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {lease.LOCK, "status.json"}
+
+
+@pytest.mark.parametrize("length", [10, 60, 120, 200])
+def test_a_folder_for_sockets_is_short_whatever_tmpdir_says(tmp_path, length, monkeypatch):
+    place = tmp_path / ("t" * length)
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    with children.short_folder() as folder:
+        assert len(str(folder)) < 60
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "LONGEST", 200)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import time, os; from shrinkkit import children; children.LONGEST = 200\n"
+        "with children.short_folder() as f: print(f, flush=True); time.sleep(60)"
+    )
+    held = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
+        )
+        for _ in range(2)
+    ]
+    dead, alive = (child.stdout.readline().strip() for child in held)
+    held[0].kill()
+    held[0].communicate()
+    (tmp_path / "sk-other").mkdir()
+    (tmp_path / "sk-link").symlink_to(alive)
+    for folder in (dead, alive, tmp_path / "sk-other"):
+        os.utime(folder, (0, 0))
+    with children.short_folder():
+        assert not os.path.exists(dead)
+        assert os.path.isdir(alive)
+        assert (tmp_path / "sk-other").is_dir()
+    held[1].kill()
+    held[1].communicate()
