@@ -155,7 +155,15 @@ def write_onnx(model: nn.Module, example: Example, path: Path, *, beside: bool =
 
 
 def describe(
-    loaded: Loaded, folder: Path, *, format: str, example: Example, output: Any, fixed_batch: bool, deviation: float
+    loaded: Loaded,
+    folder: Path,
+    *,
+    format: str,
+    example: Example,
+    output: Any,
+    fixed_batch: bool,
+    deviation: float,
+    exact_on: str,
 ) -> ModelFile:
     """Return the record of a model file that lies in `folder`.
 
@@ -167,6 +175,7 @@ def describe(
         output: What the file returned for them.
         fixed_batch: Whether the file takes batches of the example's size only.
         deviation: Of its outputs; see the function of that name.
+        exact_on: Processors on which its integers cannot saturate; see `ModelFile`.
     """
     inputs, named = _names(loaded, output)
     files = parts(loaded.path)
@@ -182,6 +191,7 @@ def describe(
         inputs=tuple(_port(name, x, size) for name, x in zip(inputs, example, strict=True)),
         outputs=tuple(_port(name, x, size) for name, x in zip(named, outputs.tensors(output), strict=True)),
         deviation=deviation,
+        exact_on=exact_on,
     )
 
 

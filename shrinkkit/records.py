@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
+ANY_PROCESSOR = "any processor"
+WITH_VNNI = "processors with VNNI or an equivalent (x86 VNNI or AMX, Arm dot product)"
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
@@ -150,6 +152,9 @@ class ModelFile(Rich):
     deviation: float
     """Largest absolute difference between the outputs of the file loaded back from disk and
     those of the model in memory, as a share of the largest absolute output."""
+    exact_on: str = ""
+    """Processors whose int8 accumulators cannot saturate in this file, whatever the inputs: `ANY_PROCESSOR`, or
+    `WITH_VNNI`. Empty for a file without int8."""
 
 
 @dataclass(frozen=True, repr=False)
