@@ -6,6 +6,7 @@ OpenVINO. None of them needs the user's class, and loading one runs no Python co
 
 import hashlib
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -32,6 +33,7 @@ ONNX Runtime's dynamic LSTM, for one, takes its ranges from what a thread sees: 
 that saturate were seen at 0.019 and far beyond; `emulation` tells them apart.
 """
 
+_MANGLED = re.compile(rb"___torch_mangle_\d+")
 INT8_OPERATORS = frozenset(
     "QLinearConv ConvInteger MatMulInteger MatMulIntegerToFloat QLinearMatMul QGemm DynamicQuantizeMatMul "
     "DynamicQuantizeLSTM QAttention".split()
@@ -313,15 +315,26 @@ def _is_plain(spec: Any) -> bool:
 
 
 def _forget_source(path: Path) -> None:
-    """Write a TorchScript file anew, without its example and the places that its code came from."""
+    """Write a TorchScript file anew, without its example and the places that its code came from.
+
+    The same model gives the same bytes, whatever the folder, the time, and what this process scripted before.
+    """
     slim = path.with_suffix(".slim")
+    numbers: dict[bytes, bytes] = {}
+
+    def numbered(content: bytes) -> bytes:
+        # Types of one name are told apart by a count over the process.
+        return _MANGLED.sub(lambda m: numbers.setdefault(m[0], b"___torch_mangle_%d" % len(numbers)), content)
+
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
         for entry in old.infolist():
             name = entry.filename.partition("/")[2]
-            if not name.endswith(".debug_pkl") and not name.startswith("traced_inputs"):
-                kind = zipfile.ZIP_DEFLATED if name.startswith("code/") else zipfile.ZIP_STORED
-                # The same for the same model, whatever the folder and the time.
-                new.writestr(zipfile.ZipInfo(f"model/{name}"), old.read(entry), kind)
+            if name.endswith(".debug_pkl") or name.startswith(("traced_inputs", ".data/serialization_id")):
+                continue
+            code = name.startswith("code/")
+            content = numbered(old.read(entry)) if code or name == "data.pkl" else old.read(entry)
+            kind = zipfile.ZIP_DEFLATED if code else zipfile.ZIP_STORED
+            new.writestr(zipfile.ZipInfo(f"model/{numbered(name.encode()).decode()}"), content, kind)
     slim.replace(path)
 
 

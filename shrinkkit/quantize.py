@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _TOGETHER_BYTES = 100_000_000
 """Weights of a model whose int8 copies for all engines may be in memory at once, so that their calls interleave."""
 _PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
+_TIMES_MS: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+"""By model. An attribute would be scripted and saved, so that the same model gave another file each time."""
 _FAR_BEHIND, _CLEARLY_SLOWER = 2.0, 1.1
 """Ratios of times from which an engine leaves the race, and up to which the order of preference decides."""
 
@@ -204,7 +207,7 @@ def engine_of(model: nn.Module) -> str:
 
 def engine_times_ms(model: nn.Module) -> dict[str, float]:
     """Return the fastest call, in ms, of each engine that was tried for `model`; empty when none was compared."""
-    return dict(getattr(model, "quantized_engine_times_ms", {}))
+    return dict(_TIMES_MS.get(model, {}))
 
 
 def supported_engines() -> list[str]:
@@ -286,7 +289,8 @@ def _fastest(
     chosen = candidates.kept[name].eval()
     copies.own(chosen, model)
     # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
-    chosen.__dict__.update(quantized_engine=name, quantized_engine_times_ms=best)
+    chosen.__dict__["quantized_engine"] = name
+    _TIMES_MS[chosen] = best
     return chosen
 
 
