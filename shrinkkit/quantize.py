@@ -241,7 +241,7 @@ def saturates(engine: str) -> bool:
     """
     width, scale = 64, 1 / 127
     sums = []
-    with using_engine(engine), torch.inference_mode():
+    with using_engine(engine), torch.inference_mode(), quiet.libraries():
         for shape, groups in (((8, width), 0), ((8, width, 3, 3), 1), ((8, width, 3, 3), width)):
             x = torch.quantize_per_tensor(torch.ones(shape), 1 / 255, 0, torch.quint8)
             ones = torch.ones(width, width // (groups or 1), *shape[2:])
