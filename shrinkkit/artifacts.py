@@ -165,7 +165,7 @@ def describe(
     output: Any,
     fixed_batch: bool,
     deviation: float,
-    exact_on: str,
+    exact_on: str = "",
 ) -> ModelFile:
     """Return the record of a model file that lies in `folder`.
 

@@ -47,7 +47,7 @@ def test_the_engine_is_chosen_among_those_that_were_timed():
     made = quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),))
     times = quantize.engine_times_ms(made)
     assert len(times) >= 1
-    assert min(times, key=times.__getitem__) == quantize.engine_of(made)
+    assert times[quantize.engine_of(made)] <= quantize._CLEARLY_SLOWER * min(times.values())
 
 
 def test_a_named_engine_is_the_one_that_is_used():
