@@ -7,6 +7,7 @@ user's class, and loading one runs no Python code from it.
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -35,6 +36,7 @@ that saturate were seen at 0.019 and far beyond; `emulation` tells them apart.
 
 _NOT_EXPORTED = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError)
 
+_MANGLED = re.compile(rb"___torch_mangle_\d+")
 INT8_OPERATORS = frozenset(
     "QLinearConv ConvInteger MatMulInteger MatMulIntegerToFloat QLinearMatMul QGemm DynamicQuantizeMatMul "
     "DynamicQuantizeLSTM QAttention".split()
@@ -186,7 +188,15 @@ def write_onnx(model: nn.Module, example: Example, path: Path, *, beside: bool =
 
 
 def describe(
-    loaded: Loaded, folder: Path, *, format: str, example: Example, output: Any, fixed_batch: bool, deviation: float
+    loaded: Loaded,
+    folder: Path,
+    *,
+    format: str,
+    example: Example,
+    output: Any,
+    fixed_batch: bool,
+    deviation: float,
+    exact_on: str = "",
 ) -> ModelFile:
     """Return the record of a model file that lies in `folder`.
 
@@ -198,6 +208,7 @@ def describe(
         output: What the file returned for them.
         fixed_batch: Whether the file takes batches of the example's size only.
         deviation: Of its outputs; see the function of that name.
+        exact_on: Processors on which its integers cannot saturate; see `ModelFile`.
     """
     inputs, named = _names(loaded, output)
     files = parts(loaded.path)
@@ -214,6 +225,7 @@ def describe(
         outputs=tuple(_port(name, x, size) for name, x in zip(named, outputs.tensors(output), strict=True)),
         deviation=deviation,
         tolerance=TOLERANCE[format],
+        exact_on=exact_on,
     )
 
 
@@ -346,15 +358,26 @@ def _is_plain(spec: Any) -> bool:
 
 
 def _forget_source(path: Path) -> None:
-    """Write a TorchScript file anew, without its example and the places that its code came from."""
+    """Write a TorchScript file anew, without its example and the places that its code came from.
+
+    The same model gives the same bytes, whatever the folder, the time, and what this process scripted before.
+    """
     slim = path.with_suffix(".slim")
+    numbers: dict[bytes, bytes] = {}
+
+    def numbered(content: bytes) -> bytes:
+        # Types of one name are told apart by a count over the process.
+        return _MANGLED.sub(lambda m: numbers.setdefault(m[0], b"___torch_mangle_%d" % len(numbers)), content)
+
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
         for entry in old.infolist():
             name = entry.filename.partition("/")[2]
-            if not name.endswith(".debug_pkl") and not name.startswith("traced_inputs"):
-                kind = zipfile.ZIP_DEFLATED if name.startswith("code/") else zipfile.ZIP_STORED
-                # The same for the same model, whatever the folder and the time.
-                new.writestr(zipfile.ZipInfo(f"model/{name}"), old.read(entry), kind)
+            if name.endswith(".debug_pkl") or name.startswith(("traced_inputs", ".data/serialization_id")):
+                continue
+            code = name.startswith("code/")
+            content = numbered(old.read(entry)) if code or name == "data.pkl" else old.read(entry)
+            kind = zipfile.ZIP_DEFLATED if code else zipfile.ZIP_STORED
+            new.writestr(zipfile.ZipInfo(f"model/{numbered(name.encode()).decode()}"), content, kind)
     slim.replace(path)
 
 

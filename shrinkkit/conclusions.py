@@ -273,15 +273,16 @@ def _nothing(results: Results) -> str:
 
 
 def _saturation_remark(results: Results) -> tuple[str, ...]:
-    """Return a sentence for each variant whose integer kernels compute something else than its integers."""
-    return tuple(
-        f"Integer kernels of {results.where(target)} saturate on this processor in {m.variant} "
-        f"({', '.join(m.integers.saturated)}): it answers otherwise than its integers say, and otherwise than on other "
-        "processors."
-        for target, record in results.measured.items()
-        for m in record.measurements
-        if m.integers and m.integers.saturated
-    )
+    """Return a sentence for each target with variants whose int8 accumulators saturate."""
+    remarks = []
+    for target, record in results.measured.items():
+        names = [m.variant for m in record.measurements if m.integers and m.integers.saturated]
+        if names:
+            remarks.append(
+                f"On {results.where(target)}, int8 accumulation saturates on this CPU in {', '.join(names)}: results "
+                "are less accurate than the model intends and differ on CPUs with VNNI."
+            )
+    return tuple(remarks)
 
 
 def _runtime_remark(results: Results, rows: Sequence[Row]) -> tuple[str, ...]:

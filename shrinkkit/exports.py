@@ -4,6 +4,7 @@ What a runtime cannot have is an `Unsupported` error that says what it can. To p
 `variants`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,12 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit import artifacts, audit, copies, loading, onnxint8, openvinofiles, outputs, pt2e, quantize
+from shrinkkit import artifacts, audit, copies, emulation, loading, onnxint8, openvinofiles, outputs, pt2e, quantize
 from shrinkkit.errors import ModelFileError, Unsupported
 from shrinkkit.loading import Loaded
-from shrinkkit.records import LayerPrecision, ModelFile
+from shrinkkit.onnxint8 import Form
+from shrinkkit.records import ANY_PROCESSOR, WITH_VNNI, LayerPrecision, ModelFile
 from shrinkkit.tasks import matching
 from shrinkkit.usermodel import Example
+
+MOST_ERROR = 4.0
+"""How many times the error of the most faithful exact form a faster one may have: two bits of weights."""
+_CHECKED_BYTES = 20_000_000
+"""Largest ONNX file whose layers are also computed in float, for which they take up to eight times as much memory."""
+_JUDGED_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Making:
     skip: Sequence[str] = ()
     """Patterns of layers to leave in float32."""
     calibration: Sequence[Example] = ()
-    """Inputs that set the ranges of activations, for `static-int8`."""
+    """Inputs that set the ranges of activations, for `static-int8`, and on which int8 forms are judged."""
 
     @cached_property
     def skipped(self) -> frozenset[str]:
@@ -69,10 +77,10 @@ class Making:
         path = (self.scratch if self.method else self.folder) / "model.onnx"
         return path, artifacts.write_onnx(self.model, self.example, path, beside=bool(self.method))
 
-    def answer(self, model: Any) -> Any:
-        """Return what `model` returns for the example."""
+    def answer(self, model: Any, inputs: Example = ()) -> Any:
+        """Return what `model` returns for some inputs, by default the example."""
         with torch.inference_mode(), quantize.plain_attention():
-            return model(*self.example)
+            return model(*(inputs or self.example))
 
 
 def make(runtime: str, making: Making) -> Made:
@@ -113,24 +121,37 @@ def _torch(making: Making) -> Made:
     else:
         made = quantize.static_int8(making.model, making.example, making.calibration, skip=making.skip)
     path, format, note = artifacts.write_torch(made, making.example, making.folder)
+    engine = quantize.engine_of(made)
     times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(quantize.engine_times_ms(made).items()))
-    chosen = f"the engine {quantize.engine_of(made)} was the fastest of those tried here ({times})"
+    notes = [f"the engine {engine} was chosen; the fastest call of each that was tried took {times}", note]
+    if inexact := [name for name in quantize.supported_engines() if not quantize.is_exact(name, making.method)]:
+        notes += [f"int8 accumulators of {', '.join(inexact)} saturate on this processor"]
     found = audit.torch_int8(making.model, made, method=making.method, skipped=making.skipped)
     expected = making.answer(made)
     # The file is loaded next, and one of the two in memory is enough.
     del made
-    return _proved("torch", path, format, making, expected, found, chosen, note)
+    # qnnpack multiplies in 16 bits and adds in 32 on every processor.
+    anywhere = quantize.narrow(engine, making.method) or engine == "qnnpack"
+    return _proved("torch", path, format, making, expected, found, *notes, anywhere=anywhere)
 
 
 def _inductor(making: Making) -> Made:
     if making.method in ("", *quantize.HALF):
         return _plain("inductor", making)
     path = making.folder / "model.inductor.pt2"
+    narrow = "onednn" in quantize.supported_engines() and quantize.saturates("onednn")
     output, found, note = pt2e.write(
-        making.model, making.example, making.calibration, path, method=making.method, skipped=making.skipped
+        making.model,
+        making.example,
+        making.calibration,
+        path,
+        method=making.method,
+        skipped=making.skipped,
+        narrow=narrow,
     )
     refuse_float("inductor", found, making, path)
-    return _proved("inductor", path, "pt2", making, output, found, note)
+    why = narrow * "activations have 7 bits, because int8 accumulators saturate on this processor with 8"
+    return _proved("inductor", path, "pt2", making, output, found, note, why, anywhere=narrow)
 
 
 def _plain(runtime: str, making: Making) -> Made:
@@ -153,12 +174,86 @@ def _onnxruntime(making: Making) -> Made:
     if not making.method:
         return _proved("onnxruntime", source, "onnx", making, making.answer(making.model), {}, note)
     path = making.folder / "model.onnx"
-    onnxint8.write(source, path, method=making.method, calibration=making.calibration, skip=sorted(making.skipped))
+    form, why = _exact_onnx(source, path, making)
     found = audit.onnx_int8(
         making.model, artifacts.onnx_int8_weights(path), method=making.method, skipped=making.skipped
     )
     refuse_float("onnxruntime", found, making, path)
-    return _proved("onnxruntime", path, "onnx", making, None, found, note)
+    return _proved("onnxruntime", path, "onnx", making, None, found, note, why, anywhere=form.exact_anywhere)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """An ONNX file in one of the forms of int8 weights."""
+
+    form: Form
+    path: Path
+    saturated: Sequence[str]
+    exact: bool
+    """Whether its accumulators cannot saturate on this processor, and did not."""
+    error: float
+    """Root mean square difference from the float model's outputs, as a share of theirs."""
+
+
+def _exact_onnx(source: Path, path: Path, making: Making) -> tuple[Form, str]:
+    """Write to `path` the fastest form that is exact on this processor and faithful, and return it and the reason.
+
+    The first form is taken as soon as it is exact. Otherwise all are compared; if none is exact, the most faithful is
+    taken.
+    """
+    tried = []
+    for form in onnxint8.FORMS:
+        tried.append(_try(form, source, making))
+        if tried[0].exact:
+            break
+    exact = [one for one in tried if one.exact]
+    limit = (MOST_ERROR if exact else 1.0) * min(one.error for one in exact or tried)
+    chosen = next(one for one in exact or tried if one.error <= limit)
+    chosen.path.replace(path)
+    if chosen is tried[0]:
+        return chosen.form, "" if exact else "int8 accumulators saturate on this processor in every form of weights"
+    named = ", ".join(tried[0].saturated) or "kernels of 8-bit weights"
+    return chosen.form, f"{chosen.form.name}, because int8 accumulators saturate on this processor otherwise: {named}"
+
+
+def _try(form: Form, source: Path, making: Making) -> _Tried:
+    """Write the int8 model in one form, compare its layers with float arithmetic, and its outputs with the model's."""
+    path = making.scratch / f"{form.name}.onnx"
+    skip = sorted(making.skipped)
+    onnxint8.write(source, path, method=making.method, calibration=making.calibration, skip=skip, form=form)
+    saturated = _saturated(path, making)
+    exact = not saturated and (form.exact_anywhere or not onnxint8.saturates())
+    # A form that is taken without comparison needs no error.
+    error = 0.0 if exact and form is onnxint8.FORMS[0] else _error(path, making)
+    return _Tried(form, path, saturated, exact, error)
+
+
+def _saturated(path: Path, making: Making) -> Sequence[str]:
+    """Return the layers of an ONNX file that saturate here, as far as it can be told."""
+    if path.stat().st_size > _CHECKED_BYTES:
+        return ()
+    try:
+        found = [
+            emulation.check(path, runtime="onnxruntime", inputs=inputs, threads=torch.get_num_threads())
+            for inputs in (making.example, *making.calibration[:1])
+        ]
+    except (Unsupported, ModelFileError):
+        return ()
+    return tuple(dict.fromkeys(name for check in found if check for name in check.saturated))
+
+
+@copies.returning()
+def _error(path: Path, making: Making) -> float:
+    """Return the error of an ONNX file's outputs on the calibration data, infinite if they are not finite."""
+    loaded = loading.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
+    squares, total = 0.0, 0.0
+    for inputs in (making.example, *making.calibration[: _JUDGED_BATCHES - 1]):
+        expected = outputs.tensors(making.answer(making.model, inputs))
+        for wanted, found in zip(expected, outputs.tensors(loaded(*inputs)), strict=True):
+            squares += (found.double() - wanted.double()).square().sum().item()
+            total += wanted.double().square().sum().item()
+    error = (squares / total) ** 0.5 if total else squares**0.5
+    return error if math.isfinite(error) else math.inf
 
 
 def _openvino(making: Making) -> Made:
@@ -166,6 +261,8 @@ def _openvino(making: Making) -> Made:
     if not making.method:
         return _proved("openvino", source, "onnx", making, making.answer(making.model), {}, note)
     path = making.folder / "model.openvino.xml"
+    static = making.method == "static-int8"
+    narrow = static and openvinofiles.saturates()
     found = openvinofiles.write(
         source,
         path,
@@ -173,9 +270,12 @@ def _openvino(making: Making) -> Made:
         method=making.method,
         calibration=making.calibration or (making.example,),
         skipped=making.skipped,
+        narrow=narrow,
     )
     refuse_float("openvino", found, making, path)
-    return _proved("openvino", path, "openvino", making, None, found, note)
+    why = narrow * "weights have 7 bits, because int8 accumulators saturate on this processor with 8"
+    # What is quantized at each call is computed in float on processors without VNNI.
+    return _proved("openvino", path, "openvino", making, None, found, note, why, anywhere=narrow or not static)
 
 
 _MAKERS: dict[str, Callable[[Making], Made]] = {
@@ -210,10 +310,12 @@ def _proved(
     expected: Any,
     precision: Mapping[str, LayerPrecision],
     *notes: str,
+    anywhere: bool = False,
 ) -> Made:
     """Load the file back, compare its outputs with `expected`, and return it.
 
     None stands for a graph that exists only as a file: what it gives here is what it must give wherever it is loaded.
+    `anywhere` tells of an int8 file whether it is exact on any processor.
     """
     copies.release()
     load = partial(loading.load, path, runtime=runtime, threads=torch.get_num_threads(), like=expected)
@@ -235,8 +337,16 @@ def _proved(
             f"{error:.2g} away. It is not kept; use another runtime."
         )
     fixed = not _takes_any_batch(loaded, making.example)
+    integers = making.method not in ("", *quantize.HALF)
     file = artifacts.describe(
-        loaded, making.folder, format=format, example=making.example, output=found, fixed_batch=fixed, deviation=error
+        loaded,
+        making.folder,
+        format=format,
+        example=making.example,
+        output=found,
+        fixed_batch=fixed,
+        deviation=error,
+        exact_on=(ANY_PROCESSOR if anywhere else WITH_VNNI) if integers else "",
     )
     if making.method or halved:
         file = replace(file, tolerance=artifacts.LOW_PRECISION_TOLERANCE)

@@ -3,8 +3,10 @@
 A file says in itself with which settings it was measured; see `loading.openvino_settings`.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,33 @@ _STORED_ONLY = frozenset(
 _DROPPED = ("nncf", "conversion_parameters", "MO_version", "Runtime_version", "legacy_frontend")
 
 
+@functools.cache
+def saturates() -> bool:
+    """Return whether products of uint8 activations and int8 weights saturate on this processor when they are summed.
+
+    The largest products, 255 times 127, are summed by a matrix product and by a convolution.
+    """
+    import openvino
+    from openvino import opset13 as ops
+
+    width, core = 64, openvino.Core()
+    inputs, results = [], []
+    for rows, shape in (([8, width], [32, width]), ([1, width, 4, 4], [32, width, 1, 1])):
+        x = ops.parameter(rows, np.float32)
+        rounded = ops.fake_quantize(x, *(np.float32(limit) for limit in (0, 255, 0, 255)), 256)
+        weight = ops.convert(ops.constant(np.full(shape, 127, np.int8)), "f32")
+        weight = ops.multiply(weight, np.full([32, *[1] * (len(shape) - 1)], 1 / 127, np.float32))
+        zeros, ones = [0, 0], [1, 1]
+        convolution = partial(ops.convolution, strides=ones, pads_begin=zeros, pads_end=zeros, dilations=ones)
+        made = ops.matmul(rounded, weight, False, True) if len(shape) == 2 else convolution(rounded, weight)
+        inputs.append(x)
+        results.append(ops.result(made))
+    graph = openvino.Model(results, inputs, "largest")
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled([np.full(x.shape, 255, np.float32) for x in inputs])
+    return any(abs(sums / (255 * width) - 1).max() > 0.01 for sums in found.values())
+
+
 def write(
     source: Path,
     path: Path,
@@ -34,6 +63,7 @@ def write(
     method: str,
     calibration: Sequence[Example],
     skipped: frozenset[str],
+    narrow: bool = False,
 ) -> Mapping[str, LayerPrecision]:
     """Write the FP32 ONNX model `source` as an OpenVINO model in fewer bits, and return how it really runs.
 
@@ -44,6 +74,7 @@ def write(
         method: `dynamic-int8`, `static-int8`, `float16` or `bfloat16`.
         calibration: Inputs that set the ranges of activations, for `static-int8`.
         skipped: Names of modules to leave in float.
+        narrow: Give weights 7 bits in `static-int8`, so that no sum of two products exceeds 16 bits.
 
     Returns:
         How OpenVINO runs each layer here, by the graph that it compiled.
@@ -58,7 +89,7 @@ def write(
     openvinograph.name_last(graph, source)
     try:
         with quiet.libraries():
-            made = _quantized(graph, method, calibration, skipped)
+            made = _quantized(graph, method, calibration, skipped, narrow=narrow)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unsupported(f"NNCF rejects this model for {method}: {brief(error)}.") from error
     for key in _DROPPED:
@@ -78,7 +109,9 @@ def write(
     return found
 
 
-def _quantized(graph: Any, method: str, calibration: Sequence[Example], skipped: frozenset[str]) -> Any:
+def _quantized(
+    graph: Any, method: str, calibration: Sequence[Example], skipped: frozenset[str], *, narrow: bool
+) -> Any:
     """Return `graph` in the form of `method`, with the settings that it is to run with noted in it."""
     if method in HALF:
         if skipped:
@@ -88,6 +121,7 @@ def _quantized(graph: Any, method: str, calibration: Sequence[Example], skipped:
         graph.set_rt_info(HALF[method], loading.PRECISION)
         return graph
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     left = [op.get_friendly_name() for op in graph.get_ops() if _is_of(op.get_friendly_name(), skipped)]
     if method == "static-int8":
@@ -96,6 +130,8 @@ def _quantized(graph: Any, method: str, calibration: Sequence[Example], skipped:
             graph,
             data,
             subset_size=len(calibration),
+            # Left alone, NNCF does so in the first layer only.
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE) if narrow else None,
             model_type=nncf.ModelType.TRANSFORMER if _attends(graph) else None,
             ignored_scope=nncf.IgnoredScope(names=left, validate=False) if left else None,
         )

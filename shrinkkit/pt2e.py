@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from shrinkkit import artifacts, compiled, outputs, quantize, quiet, targets
+from shrinkkit import artifacts, compiled, outputs, quantize, quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.records import LayerPrecision
 from shrinkkit.usermodel import Example
@@ -35,6 +35,7 @@ def write(
     *,
     method: str,
     skipped: frozenset[str],
+    narrow: bool = False,
 ) -> tuple[Any, Mapping[str, LayerPrecision], str]:
     """Write `model` in int8 as an exported program, and return what it computes and how inductor runs it.
 
@@ -48,6 +49,7 @@ def write(
         path: Where the program goes, `.pt2`.
         method: `dynamic-int8` (Linear) or `static-int8` (convolutions too).
         skipped: Names of modules to leave in float.
+        narrow: Give activations 7 bits, so that no sum of two products exceeds 16 bits.
 
     Returns:
         The outputs for `example` of the same integers computed one operator after the other; how inductor runs each
@@ -56,15 +58,13 @@ def write(
     Raises:
         Unsupported: torch cannot export or quantize the model, or inductor cannot compile it.
     """
-    narrow = _saturates(targets.environment(1).cpu_flags)
-    notes = ["activations have 7 bits: this processor has no VNNI, and products of 8 bits would saturate"] * narrow
     try:
         with quiet.libraries(), torch.no_grad(), quantize.plain_attention():
             program, fixed = artifacts.export(model, example)
             module = program.module()
             _spell_padding(module)
             _tell_layers(module, model)
-            made = _quantized(module, calibration or (example,), method, skipped, reduce_range=narrow)
+            made = _quantized(module, calibration or (example,), method, skipped, narrow=narrow)
             output = made(*example)
             if not outputs.is_plain(output):
                 output = _answer_plainly(made, output)
@@ -80,7 +80,7 @@ def write(
             f"torch.export cannot quantize this model to {method} for inductor: {brief(error)}. Use the torch runtime."
         ) from error
     found = compiled.precision(path, example, model, method=method, skipped=skipped)
-    return output, found, "; ".join(filter(None, [fixed, *notes]))
+    return output, found, fixed
 
 
 def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
@@ -90,11 +90,6 @@ def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_flatten(plain)[1])
     module.recompile()
     return plain
-
-
-def _saturates(flags: Sequence[str]) -> bool:
-    """Return whether a processor adds products of 8 bits in 16, which an x86 processor does that has no VNNI."""
-    return "avx2" in flags and not any("vnni" in flag or flag == "amx_int8" for flag in flags)
 
 
 def _spell_padding(module: torch.fx.GraphModule) -> None:
@@ -160,14 +155,14 @@ def _quantized(
     method: str,
     skipped: frozenset[str],
     *,
-    reduce_range: bool,
+    narrow: bool,
 ) -> torch.fx.GraphModule:
     """Return an exported module with its integers spelled out: quantized, dequantized, and floats between."""
     x86 = _x86()
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     dynamic = method == "dynamic-int8"
-    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic, reduce_range=reduce_range)
+    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic, reduce_range=narrow)
     quantizer = x86.X86InductorQuantizer()
     if dynamic:
         quantizer.set_function_type_qconfig(nn.functional.linear, config)

@@ -4,9 +4,11 @@ Nothing falls back: what a method cannot do for a model is an `Unsupported` erro
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -20,6 +22,11 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _TOGETHER_BYTES = 100_000_000
 """Weights of a model whose int8 copies for all engines may be in memory at once, so that their calls interleave."""
+_PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
+_TIMES_MS: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+"""By model. An attribute would be scripted and saved, so that the same model gave another file each time."""
+_FAR_BEHIND, _CLEARLY_SLOWER = 2.0, 1.1
+"""Ratios of times from which an engine leaves the race, and up to which the order of preference decides."""
 
 
 def dynamic_int8(
@@ -34,7 +41,7 @@ def dynamic_int8(
         model: Float model in eval mode, on any device.
         example: Positional inputs of one call, batch first; used to measure the engines.
         skip: Patterns of layers to leave in float.
-        engine: One of torch's quantized engines; None measures those of this machine and takes the fastest.
+        engine: One of torch's quantized engines; None measures those that are exact here and takes the fastest.
 
     Returns:
         A quantized copy on the CPU. It runs with the engine that `engine_of` names.
@@ -66,7 +73,8 @@ def dynamic_int8(
             )
             return quantized
 
-    return _fastest(convert, model, example, engine, "dynamic_int8")
+    engines = _engines(engine, "dynamic-int8")
+    return _fastest(convert, model, example, engines, "dynamic_int8")
 
 
 def static_int8(
@@ -88,7 +96,7 @@ def static_int8(
         example: Positional inputs of one call, batch first.
         calibration: Inputs to observe; some tens of typical examples in all. Read once.
         skip: Patterns of layers to leave in float.
-        engine: One of torch's quantized engines; None measures those of this machine and takes the fastest.
+        engine: One of torch's quantized engines; None measures those that are exact here and takes the fastest.
 
     Returns:
         A quantized torch.fx.GraphModule on the CPU. It runs with the engine that `engine_of` names.
@@ -136,7 +144,7 @@ def static_int8(
             )
         return quantized
 
-    return _fastest(convert, model, inputs, engine, "static_int8")
+    return _fastest(convert, model, inputs, _engines(engine, "static-int8"), "static_int8")
 
 
 class HalfPrecision(nn.Module):
@@ -199,33 +207,90 @@ def engine_of(model: nn.Module) -> str:
 
 def engine_times_ms(model: nn.Module) -> dict[str, float]:
     """Return the fastest call, in ms, of each engine that was tried for `model`; empty when none was compared."""
-    return dict(getattr(model, "quantized_engine_times_ms", {}))
+    return dict(_TIMES_MS.get(model, {}))
+
+
+def supported_engines() -> list[str]:
+    """Return torch's quantized engines on this machine, in the order in which equally fast ones are preferred."""
+    found = set(torch.backends.quantized.supported_engines) - {"none"}
+    return sorted(found, key=lambda engine: (*_PREFERENCE, engine).index(engine))
+
+
+def narrow(engine: str, method: str) -> bool:
+    """Return whether an engine's activations have 7 bits, so that no sum of two products exceeds 16 bits.
+
+    Args:
+        engine: One of `supported_engines`.
+        method: `dynamic-int8` or `static-int8`.
+    """
+    from torch.ao.quantization import get_default_qconfig
+
+    if method == "dynamic-int8":
+        # qnnpack ignores torch's request for 7 bits.
+        return engine != "qnnpack"
+    with quiet.libraries():
+        observer = get_default_qconfig(engine).activation()  # type: ignore[no-untyped-call]
+    return bool(observer.quant_max < 255)
+
+
+@functools.cache
+def saturates(engine: str) -> bool:
+    """Return whether kernels of an engine return wrong sums on this processor when all operands have 8 bits.
+
+    Each kind of kernel sums the largest products, of 255 and 127. Kernels that add two of them in 16 bits saturate.
+    """
+    width, scale = 64, 1 / 127
+    sums = []
+    with using_engine(engine), torch.inference_mode(), quiet.libraries():
+        for shape, groups in (((8, width), 0), ((8, width, 3, 3), 1), ((8, width, 3, 3), width)):
+            x = torch.quantize_per_tensor(torch.ones(shape), 1 / 255, 0, torch.quint8)
+            ones = torch.ones(width, width // (groups or 1), *shape[2:])
+            scales, zeros = torch.full((width,), scale, dtype=torch.double), torch.zeros(width, dtype=torch.long)
+            weight = torch.quantize_per_channel(ones, scales, zeros, 0, torch.qint8)
+            unit = ones[0].numel() / 200
+            if groups:
+                packed = torch.ops.quantized.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], groups)
+                sums.append(torch.ops.quantized.conv2d(x, packed, unit, 0))
+            else:
+                sums.append(torch.ops.quantized.linear(x, torch.ops.quantized.linear_prepack(weight, None), unit, 0))
+    return any(bool((found.int_repr().int() - 200).abs().max() > 1) for found in sums)
+
+
+def is_exact(engine: str, method: str) -> bool:
+    """Return whether an engine computes what its integers mean on this processor, whatever the inputs."""
+    return narrow(engine, method) or not saturates(engine)
+
+
+def _engines(engine: str | None, method: str) -> list[str]:
+    """Return the engines to choose from: the one asked for, or those that are exact here, or all if none is."""
+    allowed = supported_engines()
+    if engine is not None and engine not in allowed:
+        raise Unsupported(f"`engine` must be one of {', '.join(allowed)} on this machine, got {engine!r}.")
+    return [engine] if engine else [name for name in allowed if is_exact(name, method)] or allowed
 
 
 def _fastest(
-    convert: Callable[[str], nn.Module], model: nn.Module, example: Example, engine: str | None, verb: str
+    convert: Callable[[str], nn.Module], model: nn.Module, example: Example, engines: Sequence[str], verb: str
 ) -> nn.Module:
-    """Return the conversion of `model` for the engine whose fastest call is the shortest, independent of `model`."""
-    allowed = [e for e in torch.backends.quantized.supported_engines if e != "none"]
-    if engine is not None and engine not in allowed:
-        raise Unsupported(f"`engine` must be one of {', '.join(allowed)} on this machine, got {engine!r}.")
+    """Return the conversion of `model` for the first of `engines` that none is clearly faster than."""
     inputs = tuple(x.cpu() for x in example)
     small = sum(p.nbytes for p in model.parameters()) <= _TOGETHER_BYTES
     with torch.inference_mode(), quiet.libraries(), plain_attention():
-        candidates = _Candidates(convert, inputs, [engine] if engine else allowed)
+        candidates = _Candidates(convert, inputs, engines)
         best = _side_by_side(candidates) if small else _there_and_back(candidates)
         if not best:
             raise Unsupported(
                 f"`{verb}`: the quantized model runs with no engine of this machine: {candidates.failures}. "
                 "Leave the layer out with `skip`, or use another method."
             )
-        name = min(best, key=best.__getitem__)
+        name = next(e for e in engines if best.get(e, float("inf")) <= _CLEARLY_SLOWER * min(best.values()))
         candidates.forget(but=name)
         candidates.has(name)
     chosen = candidates.kept[name].eval()
     copies.own(chosen, model)
     # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
-    chosen.__dict__.update(quantized_engine=name, quantized_engine_times_ms=best)
+    chosen.__dict__["quantized_engine"] = name
+    _TIMES_MS[chosen] = best
     return chosen
 
 
@@ -267,11 +332,14 @@ class _Candidates:
 
 
 def _side_by_side(candidates: _Candidates) -> dict[str, float]:
-    """Return the fastest of up to 30 interleaved calls of each candidate, in ms, within about 2 s."""
+    """Return the fastest of up to 30 interleaved calls of each candidate, in ms, within about 2 s.
+
+    Those that are far behind are not called again, so that the others have calls enough.
+    """
     best = {name: float("inf") for name in candidates.engines if candidates.has(name)}
     deadline = time.perf_counter() + 2.0
-    for _ in range(30):
-        for name in best:
+    for turn in range(30):
+        for name in [name for name in best if turn < 2 or best[name] < _FAR_BEHIND * min(best.values())]:
             best[name] = min(best[name], candidates.time_ms(name))
         if time.perf_counter() > deadline:
             break
@@ -286,7 +354,7 @@ def _there_and_back(candidates: _Candidates) -> dict[str, float]:
     """
     best: dict[str, float] = {}
     for name in (*candidates.engines, *reversed(candidates.engines)):
-        if best.get(name, 0.0) > 2 * min(best.values(), default=0.0) or name in candidates.failures:
+        if best.get(name, 0.0) > _FAR_BEHIND * min(best.values(), default=0.0) or name in candidates.failures:
             continue
         candidates.forget(but=name)
         if not candidates.has(name):

@@ -5,7 +5,7 @@ from typing import Any
 
 from shrinkkit import formats, snippets
 from shrinkkit.modelcard import CARD, Card, Figures, Precision
-from shrinkkit.records import Estimate, ModelFile, Port
+from shrinkkit.records import WITH_VNNI, Estimate, ModelFile, Port
 
 
 def text(card: Card, *, in_shares: bool) -> str:
@@ -107,16 +107,15 @@ def speed(ratio: Estimate | None, verdict: str) -> str:
 
 def _warnings(card: Card) -> tuple[str, ...]:
     found = [
-        f"On {one.target} ({one.machine}) integer kernels saturate in {', '.join(one.saturated)}: the outputs are not "
-        "those that the integers mean, and another processor gives others."
+        f"On {one.target} ({one.machine}) int8 accumulators saturate in {', '.join(one.saturated)}: the outputs are "
+        "less accurate than the model intends, and differ on processors with VNNI."
         for one in card.figures
         if one.saturated
     ]
-    int8 = [r for r, kinds in card.audit.precision.items() if any(kind.runs_as == "int8" for kind in kinds)]
-    if int8 and not found:
+    if limited := [file.runtime for file in card.files if file.exact_on == WITH_VNNI]:
         found.append(
-            f"{', '.join(int8)}: integer kernels of x86 processors without VNNI may saturate, silently. Run `shrinkkit "
-            "verify` there before you trust the score."
+            f"{', '.join(limited)}: int8 accumulators may saturate on x86 processors without VNNI, without an error. "
+            "Make the variant again on such a processor, or run `shrinkkit verify` there."
         )
     found += [f"No file for {runtime}: {reason}" for runtime, reason in card.refusals.items()]
     found += [f"{one.target}: {one.state}: {one.reason}" for one in card.figures if one.state in ("failed", "not run")]
@@ -129,11 +128,12 @@ def _file(card: Card, file: ModelFile) -> str:
         ["cpu", *(one.target.partition("/")[0] for one in card.figures if one.target.endswith(f"/{file.runtime}"))]
     )
     beside = f", which needs {', '.join(f'`{path}`' for path in file.beside)} beside it" if file.beside else ""
+    exact = f" Its int8 arithmetic is exact on {file.exact_on}." if file.exact_on else ""
     lines = [
         f"### `{file.path}` with {file.runtime}\n",
         f"{file.format}, {formats.size(file.size_bytes)}{beside}. In: {_ports(file.inputs)}. "
         f"Out: {_ports(file.outputs)}. SHA-256 `{file.sha256[:16]}…`; loaded back from disk it was "
-        f"{file.deviation:.1e} of the largest output away from the model in memory.\n",
+        f"{file.deviation:.1e} of the largest output away from the model in memory.{exact}\n",
     ]
     for device in devices:
         lines += [f"On {device}:\n"] * (len(devices) > 1)

@@ -27,6 +27,8 @@ SCHEMA_VERSION = 4
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 PART = ".part"
 """Suffix of a file that is being written; its name begins with a dot."""
+ANY_PROCESSOR = "any processor"
+WITH_VNNI = "processors with VNNI or an equivalent (x86 VNNI or AMX, Arm dot product)"
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
 
@@ -155,6 +157,9 @@ class ModelFile(Rich):
     those of the model in memory, as a share of the largest absolute output."""
     tolerance: float
     """Largest such difference from the stored outputs, in [0, 0.02], at which the file counts as verified on a CPU."""
+    exact_on: str = ""
+    """Processors whose int8 accumulators cannot saturate in this file, whatever the inputs: `ANY_PROCESSOR`, or
+    `WITH_VNNI`. Empty for a file without int8."""
 
     def __post_init__(self) -> None:
         """Raise unless each path stays inside the variant's folder."""

@@ -40,6 +40,8 @@ from shrinkkit.records import Accuracy, LayerPrecision, ModelFile, Variant
 from shrinkkit.tasks import Example, Task, batches
 
 RECORD, REFERENCE = "variant.json", "reference.safetensors"
+_JUDGED_EXAMPLES = 32
+"""Calibration examples on which forms of int8 are judged that need none to be made."""
 
 
 def write(
@@ -271,7 +273,7 @@ def _files(
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
     method = options.get("method", "")
-    observed = calibration(task, options["calibration_examples"]) if method == "static-int8" else []
+    observed = calibration(task, options.get("calibration_examples", _JUDGED_EXAMPLES)) if "int8" in method else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = Making(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
         for number, runtime in enumerate(runtimes):

@@ -152,7 +152,7 @@ def variant(name, recipe):
     """Return the record of one made-up variant."""
     source, size, parameters, macs, zeroed, *_ = MADE_UP[name]
     files = [
-        model_file("torch", "pt2", name, size, int(size * (1 - 0.7 * zeroed) * 0.93), 2e-7),
+        model_file("torch", "torchscript", name, size, int(size * (1 - 0.7 * zeroed) * 0.93), 2e-7),
     ]
     refusals = {}
     if name == "float16":
@@ -184,7 +184,7 @@ def variant(name, recipe):
 
 def model_file(runtime, kind, name, size, compressed, deviation):
     """Return the record of one made-up model file."""
-    path = f"model.{kind}"
+    path = {"torchscript": "model.torchscript.pt"}.get(kind, f"model.{kind}")
     return ModelFile(
         runtime, path, (), kind, size, compressed, digest(name, runtime), **PORTS, deviation=deviation, tolerance=1e-3
     )

@@ -100,7 +100,7 @@ def test_a_readme_shows_figures_with_intervals_where_they_were_measured(run):
 
 def test_a_readme_warns_of_what_must_be_known_before_use(run):
     text = (run / "variants/int8/README.md").read_text()
-    assert f"- On cpu/torch ({MACHINE}) integer kernels saturate in conv1" in text
+    assert f"- On cpu/torch ({MACHINE}) int8 accumulators saturate in conv1" in text
     assert "- cpu/torch: Time by layer: it has no names." in text
     assert "- cpu/torch: Doubts about its timing: the warm-up ended before times were steady." in text
     text = (run / "variants/half/README.md").read_text()

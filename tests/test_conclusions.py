@@ -64,7 +64,7 @@ def test_integer_kernels_that_saturate_are_named_in_the_verdict(found):
     ]
     measured = found.measured | {"cpu/torch": dataclasses.replace(record, measurements=tuple(measurements))}
     text = conclusions.verdict(dataclasses.replace(found, measured=measured)).sentence
-    assert "Integer kernels of cpu/torch saturate on this processor in static-int8 (stem)" in text
+    assert "On cpu/torch, int8 accumulation saturates on this CPU in static-int8" in text
     assert "saturate" not in conclusions.verdict(found).sentence
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import kinds
+import processors
 import pytest
 import torch
 
@@ -121,4 +122,7 @@ def test_the_page_has_every_cell_and_reads_back_as_it_was_written():
 def test_what_the_page_says_is_true(kind, recipe, tmp_path):
     told = read(PAGE.read_text(encoding="utf-8"))
     for runtime in ("torch", "onnxruntime", "openvino"):
+        if (recipe, runtime) == ("dynamic-int8", "openvino") and not processors.has_vnni("openvino"):
+            assert outcome(kind, recipe, runtime, tmp_path / runtime) != WORKS
+            continue
         assert outcome(kind, recipe, runtime, tmp_path / runtime) == told[kind, recipe, runtime], runtime

@@ -47,7 +47,7 @@ def test_the_engine_is_chosen_among_those_that_were_timed():
     made = quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),))
     times = quantize.engine_times_ms(made)
     assert len(times) >= 1
-    assert min(times, key=times.__getitem__) == quantize.engine_of(made)
+    assert times[quantize.engine_of(made)] <= quantize._CLEARLY_SLOWER * min(times.values())
 
 
 def test_a_named_engine_is_the_one_that_is_used():
@@ -179,7 +179,9 @@ def test_an_engine_whose_weights_cannot_be_saved_is_not_chosen():
     with pytest.raises(Unsupported, match=r"no engine of this machine.*qnnpack"):
         quantize.static_int8(model, images, [images], engine="qnnpack")
     times = quantize.engine_times_ms(quantize.static_int8(model, images, [images]))
-    assert times.keys() == set(torch.backends.quantized.supported_engines) - {"none", "qnnpack"}
+    assert times.keys() == {e for e in quantize.supported_engines() if quantize.is_exact(e, "static-int8")} - {
+        "qnnpack"
+    }
 
 
 class Watching(nn.Module):
@@ -210,5 +212,5 @@ def test_engines_for_a_large_model_are_timed_with_one_conversion_in_memory_at_a_
     engines = set(torch.backends.quantized.supported_engines) - {"none"}
     times = quantize.engine_times_ms(made)
     assert times.keys() == engines
-    assert quantize.engine_of(made) == min(times, key=times.__getitem__)
+    assert times[quantize.engine_of(made)] <= quantize._CLEARLY_SLOWER * min(times.values())
     assert max(model.seen) == (1 if large else len(engines))

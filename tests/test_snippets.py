@@ -36,7 +36,9 @@ assert len(wanted) == len(flat(output)) > 0
 for one, found in zip(wanted, flat(output)):
     found = found.numpy() if hasattr(found, "numpy") else found
     assert found.shape == one.shape
-    assert abs(one - found).max() <= 1e-3 * abs(one).max(), abs(one - found).max()
+    # inductor fuses what the reference rounds one by one: a step of int8 where a tie falls to the other side.
+    limit = 2e-2 if RUNTIME == "inductor." else 1e-3
+    assert abs(one - found).max() <= limit * abs(one).max(), abs(one - found).max()
 """
 
 

@@ -143,7 +143,7 @@ def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stoppe
         return True
 
     found, errors = trials.race(loaded, TORCH, task, threads=1, seed=0, watch=stop)
-    assert turns == [("int8", 1, 2)]
+    assert turns == [("int8", 1, 2)], errors
     assert found["int8"].stopped
     assert found["int8"].verdict in ("undecided", "too noisy")
     assert "it was stopped by hand" in found["int8"].doubts

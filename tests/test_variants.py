@@ -178,5 +178,5 @@ def test_making_a_file_takes_little_more_memory_than_the_file(tmp_path):
     ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
     assert [(runtime, method) for runtime, method, *_ in rows] == PEAKS
-    # The model has 202 MB, so that another copy of it would not pass.
-    assert all(peak < size + 110e6 for *_, peak, size in rows), rows
+    # The model has 202 MB: another copy of it would not pass. With VNNI hidden, torch peaked 122 MB above the file.
+    assert all(peak < size + 140e6 for *_, peak, size in rows), rows

@@ -25,7 +25,12 @@ def test_a_process_that_hangs_is_stopped_in_time_with_its_children():
     assert ended.status is None
     assert time.monotonic() - start < 20
     child = int(ended.output)
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    # Killed at once, and gone as soon as the system has swept it away.
+    while time.monotonic() - start < 20 and psutil.pid_exists(child):
+        if psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    assert time.monotonic() - start < 20
 
 
 def test_a_process_that_holds_the_interpreter_is_stopped_too():

@@ -101,7 +101,7 @@ def called(value):
 
 
 def numbers(row):
-    return [row.accuracy, row.difference, row.latency_ms, row.speedup, row.speedup_torch, row.load_ms]
+    return [row.accuracy, row.difference, row.latency_ms, row.speedup, row.speedup_today, row.load_ms]
 
 
 def quoted(run, found, name, target):
@@ -134,7 +134,7 @@ def test_a_run_as_it_was_written_has_its_numbers_and_no_note(run):
 
 @pytest.mark.parametrize("alter", [*ALTERED, of_the_baseline], ids=called)
 @pytest.mark.parametrize("name", [NAME, BASELINE])
-@pytest.mark.parametrize("file", ["model.pt2", "variant.json"])
+@pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
 def test_no_number_of_an_altered_variant_is_quoted(run, name, file, alter):
     if (name, alter) == (BASELINE, of_the_baseline):
         alter = one_byte
@@ -143,12 +143,12 @@ def test_no_number_of_an_altered_variant_is_quoted(run, name, file, alter):
     nothing_is_quoted(run, name, TARGET, file)
 
 
-@pytest.mark.parametrize("file", ["model.pt2", "variant.json"])
+@pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
 def test_nothing_is_compared_with_a_baseline_that_is_not_there_any_more(run, file):
     one_byte(run / "variants" / BASELINE / file)
     found = results.load(run)
     assert {row.state for row in found.rows if row.target == TARGET and row.variant != "float16"} <= {"failed"}
-    assert all(row.speedup_torch is None for row in found.rows)
+    assert all(row.speedup_today is None for row in found.rows)
     assert results.verdict(found).row is None or results.verdict(found).row.target != TARGET
 
 
@@ -208,7 +208,9 @@ def test_other_altered_files_are_noted(run, file, alter):
 
 
 @pytest.mark.parametrize("alter", [one_byte, gone, a_link], ids=called)
-@pytest.mark.parametrize("file", ["variants/channels-50/model.pt2", MEASURED, "variants/baseline/variant.json"])
+@pytest.mark.parametrize(
+    "file", ["variants/channels-50/model.torchscript.pt", MEASURED, "variants/baseline/variant.json"]
+)
 def test_the_index_calls_no_altered_run_finished(run, file, alter):
     alter(run / file)
     (found,) = index.read(run.parent)
@@ -219,7 +221,14 @@ def test_the_index_calls_no_altered_run_finished(run, file, alter):
 @pytest.mark.parametrize("alter", ALTERED, ids=called)
 @pytest.mark.parametrize(
     "file",
-    ["model.pt2", "model.onnx", "variant.json", "reference.safetensors", "weights.safetensors", "structure.json"],
+    [
+        "model.torchscript.pt",
+        "model.onnx",
+        "variant.json",
+        "reference.safetensors",
+        "weights.safetensors",
+        "structure.json",
+    ],
 )
 def test_a_step_with_an_altered_file_is_taken_again(run, file, alter):
     step = runs.Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
@@ -270,7 +279,16 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "at",
-    ["run.log", ".lock", ".lease", "steps", "status.json", "variants/x", "variants/baseline/model.pt2", "report.html"],
+    [
+        "run.log",
+        ".lock",
+        ".lease",
+        "steps",
+        "status.json",
+        "variants/x",
+        "variants/baseline/model.torchscript.pt",
+        "report.html",
+    ],
 )
 def test_links_and_pipes_in_a_run_folder_are_refused_before_anything_is_written(run, tmp_path, at, kind, capsys):
     away = tmp_path / "away"
@@ -382,13 +400,13 @@ def test_a_record_whose_file_is_another_is_not_verified(alone, field):
 
 
 @pytest.mark.parametrize("alter", [one_byte, longer, shorter, empty, a_link], ids=called)
-@pytest.mark.parametrize("file", ["README.md", "model-card.json", "reference.safetensors", "model.pt2"])
+@pytest.mark.parametrize("file", ["README.md", "model-card.json", "reference.safetensors", "model.torchscript.pt"])
 def test_an_altered_file_of_a_variant_alone_is_not_verified(alone, file, alter):
     alter(alone / file)
     assert not check(alone).verified
 
 
-@pytest.mark.parametrize("path", ["../other/model.pt2", "/tmp/model.pt2"])
+@pytest.mark.parametrize("path", ["../other/model.torchscript.pt", "/tmp/model.torchscript.pt"])
 def test_a_record_that_points_elsewhere_is_refused(alone, path):
     data = json.loads((alone / "variant.json").read_text())
     data["files"][0]["path"] = path
@@ -399,11 +417,11 @@ def test_a_record_that_points_elsewhere_is_refused(alone, path):
 
 def test_a_file_over_a_linked_folder_is_damaged(alone, tmp_path):
     (tmp_path / "away").mkdir()
-    (alone / "model.pt2").rename(tmp_path / "away/model.pt2")
+    (alone / "model.torchscript.pt").rename(tmp_path / "away/model.torchscript.pt")
     (alone / "sub").symlink_to(tmp_path / "away")
     for name in ("variant.json", "model-card.json"):
         data = json.loads((alone / name).read_text())
-        data["files"][0]["path"] = "sub/model.pt2"
+        data["files"][0]["path"] = "sub/model.torchscript.pt"
         (alone / name).write_text(json.dumps(data))
     assert "is a link" in check(alone).findings[0].why
 
@@ -414,7 +432,7 @@ def test_a_missing_readme_is_no_lie(alone):
 
 
 def test_a_report_made_later_does_not_vouch_for_an_altered_model(alone):
-    same_size(alone / "model.pt2")
+    same_size(alone / "model.torchscript.pt")
     before = manifest.read_sums(alone)
     manifest.write_sums(alone)
     assert manifest.read_sums(alone) == before

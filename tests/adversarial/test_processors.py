@@ -1,0 +1,185 @@
+"""Int8 files on processors with and without VNNI: they are exact here, say where else, and are the same each time."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import onnx
+import processors
+import pytest
+import torch
+from tiny import Corner, corners
+from torch import nn
+
+from shrinkkit import artifacts, exports, onnxint8, openvinofiles, quantize
+from shrinkkit.exports import Making
+from shrinkkit.records import ANY_PROCESSOR, WITH_VNNI
+
+EXAMPLE = (corners(4, 2).tensors[0],)
+CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
+EXACT = """
+import dataclasses, json, sys, torch
+from pathlib import Path
+from shrinkkit import emulation, onnxint8, tasks, variants
+folder, name, method, *runtimes = sys.argv[1:]
+task = tasks.load(name)
+zeros = dataclasses.replace(task, example=(torch.zeros_like(task.example[0]),))
+recipe = {"quantize": {"method": method, "calibration_examples": 64}}
+def scores(to, runtimes):
+    made = variants.write(Path(folder) / to, zeros, task.model, recipe=recipe, runtimes=runtimes)
+    found = variants.fidelity(Path(folder) / to, task, task.test)
+    return made, {runtime: sum(a.scores) / len(a.scores) for runtime, a in found.items()}
+made, chosen = scores("chosen", runtimes)
+onnxint8.saturates = lambda: False
+emulation.check = lambda *_, **__: None
+full = scores("full", ["onnxruntime"])[1]["onnxruntime"]
+exact = {file.runtime: file.exact_on for file in made.files}
+print(json.dumps({"chosen": chosen, "full range": full, "exact": exact, "notes": made.notes}))
+"""
+
+
+class Zeros(nn.Module):
+    """A model whose example shows no saturation, although other inputs would."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 8)
+        nn.init.ones_(self.fc.weight)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def elsewhere(code, folder, *arguments):
+    """Return what a process prints last that takes this for a processor without VNNI."""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), *arguments]
+    done = subprocess.run(command, env=processors.without_vnni(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def made(runtime, folder, model, method, example=EXAMPLE, calibration=CALIBRATION):
+    (folder / "scratch").mkdir(parents=True)
+    return exports.make(runtime, Making(folder, folder / "scratch", model, example, method, (), calibration))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "least", "lost"),
+    [("digits-cnn", "static-int8", 0.99, 0.05), ("digits-lstm", "dynamic-int8", 0.985, 0.02)],
+)
+def test_files_made_without_vnni_keep_the_accuracy_that_full_range_loses(name, method, least, lost, tmp_path):
+    runtimes = ["onnxruntime", *(["openvino"] if method == "static-int8" else [])]
+    found = elsewhere(EXACT, tmp_path, name, method, *runtimes)
+    assert all(found["chosen"][runtime] >= least for runtime in runtimes), found
+    assert all(found["exact"][runtime] == ANY_PROCESSOR for runtime in runtimes), found
+    assert found["full range"] < found["chosen"]["onnxruntime"] - lost
+    assert any(note.startswith("onnxruntime: 7-bit weights") for note in found["notes"])
+
+
+def test_probes_see_the_processor_that_the_kernels_see(tmp_path):
+    probe = """import json; from shrinkkit import onnxint8 as a, openvinofiles as b, quantize as c
+print(json.dumps([a.saturates(), b.saturates(), *(c.saturates(e) for e in c.supported_engines())]))"""
+    expected = [True, True, *(engine != "qnnpack" for engine in quantize.supported_engines())]
+    assert elsewhere(probe, tmp_path) == expected
+    assert onnxint8.saturates() == (not processors.has_vnni("onnxruntime"))
+    assert openvinofiles.saturates() == (not processors.has_vnni("openvino"))
+    assert quantize.saturates("onednn") == (not processors.has_vnni("torch"))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "inductor"])
+def test_a_file_says_on_which_processors_it_is_exact(runtime, tmp_path):
+    file = made(runtime, tmp_path, Corner().eval(), "static-int8").file
+    library = "torch" if runtime == "inductor" else runtime
+    if runtime == "torch":
+        assert file.exact_on in ((ANY_PROCESSOR, WITH_VNNI) if processors.has_vnni(library) else (ANY_PROCESSOR,))
+    else:
+        assert file.exact_on == (WITH_VNNI if processors.has_vnni(library) else ANY_PROCESSOR)
+    assert made(runtime, tmp_path / "float", Corner().eval(), "").file.exact_on == ""
+
+
+@pytest.mark.parametrize("method", ["static-int8", "dynamic-int8"])
+def test_an_example_that_shows_no_saturation_does_not_hide_a_kernel_that_saturates(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxint8, "saturates", lambda: True)
+    zeros = (torch.zeros(4, 64),)
+    found = made("onnxruntime", tmp_path, Zeros().eval(), method, zeros, [zeros, (torch.rand(4, 64),)])
+    assert found.file.exact_on == ANY_PROCESSOR
+    assert "7-bit weights" in found.note
+
+
+def test_a_layer_that_saturates_in_the_file_changes_its_form_although_the_probe_sees_nothing(tmp_path, monkeypatch):
+    check, seen = exports.emulation.check, []
+
+    def planted(path, **options):
+        seen.append(path.stem)
+        found = check(path, **options)
+        return found if path.stem.startswith("7-bit") else type(found)(0.5, found.layers, ("conv1",))
+
+    monkeypatch.setattr(exports.emulation, "check", planted)
+    found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
+    assert found.file.exact_on == ANY_PROCESSOR
+    assert "conv1" in found.note
+    assert set(seen) == {form.name for form in onnxint8.FORMS}
+
+
+def test_where_every_form_saturates_the_most_faithful_is_delivered_and_says_so(tmp_path, monkeypatch):
+    check = exports.emulation.check
+    saturated = lambda path, **options: type(found := check(path, **options))(0.5, found.layers, ("conv1",))  # noqa: E731
+    monkeypatch.setattr(exports.emulation, "check", saturated)
+    found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
+    assert "saturate" in found.note
+
+
+def test_an_exact_form_that_loses_fidelity_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxint8, "saturates", lambda: True)
+    monkeypatch.setattr(exports, "_error", lambda path, _: 1.0 if path.stem.startswith("7-bit") else 0.01)
+    found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
+    assert found.note.startswith("unsigned 8-bit weights")
+
+
+@pytest.mark.parametrize("method", ["static-int8", "dynamic-int8"])
+def test_weights_of_seven_bits_cannot_exceed_16_bits_in_any_sum_of_two_products(method, tmp_path):
+    artifacts.write_onnx(Corner().eval(), EXAMPLE, tmp_path / "float.onnx", beside=True)
+    path = tmp_path / "int8.onnx"
+    form = onnxint8.FORMS[1]
+    onnxint8.write(tmp_path / "float.onnx", path, method=method, calibration=CALIBRATION, form=form)
+    stored = [onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer if i.data_type == 3]
+    weights = [array for array in stored if array.ndim > 1]
+    assert weights
+    assert max(2 * 255 * abs(array.astype(int)).max() for array in weights) <= 32767
+
+
+@pytest.mark.parametrize("method", ["static-int8", "dynamic-int8"])
+def test_the_same_model_gives_the_same_torch_file_whatever_the_race_took(method, tmp_path):
+    digests = set()
+    # Types that were scripted before in this process are named otherwise.
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        torch.manual_seed(0)
+        model = Corner().eval()
+        if method == "static-int8":
+            int8 = quantize.static_int8(model, EXAMPLE, CALIBRATION, engine="x86")
+        else:
+            int8 = quantize.dynamic_int8(model, EXAMPLE, engine="x86")
+        digests |= (
+            {hashlib.sha256(artifacts.write_torch(int8, EXAMPLE, folder)[0].read_bytes()).digest()} if number else set()
+        )
+    assert len(digests) == 1
+
+
+def test_engines_as_fast_as_each_other_are_chosen_by_a_fixed_order(monkeypatch):
+    times = {"x86": 1.05, "fbgemm": 1.0, "onednn": 1.0, "qnnpack": 3.0}
+    monkeypatch.setattr(quantize._Candidates, "time_ms", lambda _, engine: times[engine])
+    engine = quantize.engine_of(quantize.dynamic_int8(Zeros().eval(), (torch.rand(4, 64),)))
+    assert engine == quantize.supported_engines()[0]
+    times[quantize.supported_engines()[0]] = 1.2
+    assert quantize.engine_of(quantize.dynamic_int8(Zeros().eval(), (torch.rand(4, 64),))) != engine
+
+
+def test_an_engine_that_saturates_is_not_chosen_for_its_speed(monkeypatch):
+    monkeypatch.setattr(quantize, "saturates", lambda engine: engine == "onednn")
+    monkeypatch.setattr(quantize._Candidates, "time_ms", lambda _, engine: 0.1 if engine == "onednn" else 1.0)
+    found = quantize.static_int8(Corner().eval(), EXAMPLE, CALIBRATION)
+    assert quantize.engine_of(found) != "onednn"
+    assert "onednn" not in quantize.engine_times_ms(found)
