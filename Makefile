@@ -12,7 +12,7 @@ report: $(STAMP)  ## compress the bundled model, measure it here, write reports/
 
 # Two files of tests at a time, each on one thread: spinning threads that share a core make everything many times slower.
 test: $(STAMP)  ## run the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, the first one in front
 	@$(BIN)/jupyter lab notebooks/start.ipynb

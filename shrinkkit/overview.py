@@ -161,7 +161,7 @@ def model_files(found: Results) -> Table:
     rows = tuple(
         (
             Cell(name),
-            Cell(f"variants/{name}/{file.path}"),
+            Cell(file.path),
             Cell(formats.size(file.size_bytes)),
             Cell(str(made.seed), tone="quiet"),
             Cell(file.sha256),
@@ -170,7 +170,12 @@ def model_files(found: Results) -> Table:
         for file in made.files
     )
     columns = (Column("variant"), Column("file"), Column("size", True), Column("seed", True), Column("SHA-256"))
-    return Table(f"{formats.counted(len(rows), 'model file')} and their hashes", columns, rows)
+    return Table(
+        f"{formats.counted(len(rows), 'model file')} and their hashes",
+        columns,
+        rows,
+        "Each file lies in variants/, in the folder of its variant.",
+    )
 
 
 def steps(found: Results) -> Shown:

@@ -16,7 +16,7 @@ def score(output):
 
 def test_the_public_errors_are_these():
     assert {kind.__name__ for kind in KINDS} == {
-        *("InvalidInput", "InvalidTask", "ModelFileError", "NothingChanged", "NothingToPrune"),
+        *("InvalidInput", "InvalidTask", "LeaseLost", "ModelFileError", "NothingChanged", "NothingToPrune"),
         *("ShrinkkitError", "StepFailed", "UnfairComparison", "Unsupported"),
     }
 

@@ -28,7 +28,7 @@ def test_latencies_show_the_verdict_the_control_and_contention(latencies):
     assert "faster" in text
     assert "load average 1.7 on 2 cores" in text
     assert "as experienced" in text
-    assert "\N{PLUS-MINUS SIGN}0.5 %" in text
+    assert "noise floor" in text
     assert "nothing to time" in repr(timings.latencies({}))
 
 
@@ -46,7 +46,7 @@ def test_distributions_are_pictures_or_a_sentence(latencies):
 
 def test_the_factor_of_a_runtime_is_shown_where_there_is_one(record):
     assert "onnxruntime" in repr(timings.runtime(record.runtime))
-    assert "no factor" in repr(timings.runtime(None))
+    assert "no file here" in repr(timings.runtime(None))
 
 
 def test_timings_of_a_run_survive_an_empty_one(found):
