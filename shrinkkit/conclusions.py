@@ -14,7 +14,7 @@ from shrinkkit.tables import Shown, Statement
 
 TRUSTED = ("faster", "slower", "same")
 """Verdicts of a timing that may be quoted."""
-DRIFT = 1.1
+DRIFT = 1.2
 """Ratio of the module's own latencies beside two targets from which on they are said to differ."""
 TONES = {"within budget": "good", "cannot tell": "doubt", "over budget": "bad", "none": "doubt"}
 """Of the kinds of a verdict."""

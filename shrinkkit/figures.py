@@ -1,5 +1,6 @@
 """The pictures of a report: where speed comes from, what it costs, and the raw times behind it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from shrinkkit.results import Factors, Results, Row
 
+TICKS = 5
+"""Labels that fit below a narrow panel."""
 SHOWN = 120
 """Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
 
@@ -296,12 +299,15 @@ def _middle(samples: Sequence[Sequence[float]]) -> str:
 
 def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     """Make the horizontal axis one of speed-ups, logarithmic and labelled, wide enough for `values` (> 0) and 1."""
-    low, high = min([1.0, *values]) / 1.5, max([1.0, *values]) * 1.5
-    steps = [2.0**power for power in range(-7, 8)]
+    low, high = min([1.0, *values]), max([1.0, *values])
+    # Wider ranges need more room for labels beside the outermost marks.
+    margin = max(1.5, (high / low) ** 0.12)
+    low, high = low / margin, high * margin
+    first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
+    stride = math.ceil((last - first + 1) / TICKS)
+    steps = [2.0**power for power in range(first, last + 1) if power % stride == 0]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_xticks(
-        [s for s in steps if low <= s <= high], [f"{s:g} {formats.TIMES}" for s in steps if low <= s <= high]
-    )
+    axes.set_xticks(steps, [f"{step:.2g} {formats.TIMES}" for step in steps])
     axes.minorticks_off()
     axes.set_xlabel("speed-up against PyTorch today")
