@@ -48,7 +48,9 @@ def recipe(of: "Recipe") -> Table:
 
 def study(of: "Study") -> Table:
     """Return what is done to what, where, and within which budget."""
-    budget = f"at most {formats.percent(of.budget.accuracy_drop)} of accuracy, for the {of.budget.want}"
+    drop = of.budget.accuracy_drop
+    most = formats.percent(drop) + " of accuracy" if of.budget.unit == "share" else f"{drop:g} of the score"
+    budget = f"at most {most}, for the {of.budget.want}"
     pairs = [
         ("task", of.task),
         *(

@@ -92,5 +92,5 @@ def test_machines_stand_below_each_other_and_every_column_has_an_axis(tmp_path):
     for name in away.machines:
         assert drawn.svg.count(f">{name}<") == 1
     assert drawn.svg.count("speed-up against PyTorch today") == 2
-    assert drawn.svg.count(">2 \N{MULTIPLICATION SIGN}<") == 2
+    assert drawn.svg.count(">4 \N{MULTIPLICATION SIGN}<") == 2
     assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE}: 1.36" in drawn.alt
