@@ -139,13 +139,12 @@ def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:
     """Yield the points with latencies that agree with their speed-ups, one baseline for each batch and threads."""
+    settings = {(p.batch_size, p.threads) for p in timed}
+    base_ms = {
+        key: _pooled([p.latency for p in timed if p.latency and (p.batch_size, p.threads) == key], None)
+        for key in settings
+    }
     for point in timed:
-        alike = [
-            p.latency for p in timed if p.latency and (p.batch_size, p.threads) == (point.batch_size, point.threads)
-        ]
-        base_ms = _pooled(alike, None)
-        yield (
-            replace(point, latency_ms=base_ms if point.variant == BASELINE else _latency(base_ms, point.latency))
-            if not point.error
-            else point
-        )
+        base = base_ms[point.batch_size, point.threads]
+        latency_ms = base if point.variant == BASELINE else _latency(base, point.latency)
+        yield point if point.error else replace(point, latency_ms=latency_ms)

@@ -67,11 +67,6 @@ class Making:
         return frozenset(matching(names, self.skip)) if self.skip else frozenset()
 
     @cached_property
-    def plain(self) -> nn.Module:
-        """The model as torch and inductor run it in float or 16 bits."""
-        return quantize.half(self.model, self.example, dtype=self.method) if self.method else self.model
-
-    @cached_property
     def onnx(self) -> tuple[Path, str]:
         """The float model as ONNX, delivered if nothing is to be quantized, and the note."""
         path = (self.scratch if self.method else self.folder) / "model.onnx"
@@ -156,12 +151,14 @@ def _inductor(making: Making) -> Made:
 
 def _plain(runtime: str, making: Making) -> Made:
     """Return the file in float or 16 bits that torch or inductor runs."""
+    # Not kept: a copy in 16 bits would take memory while the other runtimes' files are made.
+    model = quantize.half(making.model, making.example, dtype=making.method) if making.method else making.model
     if runtime == "torch":
-        path, format, note = artifacts.write_torch(making.plain, making.example, making.folder)
+        path, format, note = artifacts.write_torch(model, making.example, making.folder)
     else:
-        (path, note), format = artifacts.write_program(making.plain, making.example, making.folder), "pt2"
+        (path, note), format = artifacts.write_program(model, making.example, making.folder), "pt2"
     found = {name: LayerPrecision(making.method) for name in audit.layers(making.model)} if making.method else {}
-    return _proved(runtime, path, format, making, making.answer(making.plain), found, note)
+    return _proved(runtime, path, format, making, making.answer(model), found, note)
 
 
 def _onnxruntime(making: Making) -> Made:

@@ -132,18 +132,20 @@ def load(run: Path) -> Results:
     if stray := sorted(found - set(names)):
         notes = (f"The folder also holds {', '.join(stray)}, which this study does not name; not reported.", *notes)
     measured = {target: folder.measured[target] for target in targets if target in folder.measured}
+    budget = study.budget if study else Budget()
+    verdicts = {target: accuracy_verdicts(record, budget.accuracy_drop) for target, record in measured.items()}
     scores = [m.accuracy for record in measured.values() for m in record.measurements if m.accuracy]
     return Results(
         name=study.name if study else Path(run).resolve().name,
         task=study.task if study else next((v.task for v in variants.values()), ""),
         metric=scores[0].metric if scores else "accuracy",
         in_shares=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
-        budget=study.budget if study else Budget(),
+        budget=budget,
         study=study,
         targets=targets,
         machines=tuple(dict.fromkeys(machines.machine_of(target) or folder.own[0] for target in targets)),
         names=names,
-        rows=tuple(_row(folder, name, target) for name in names for target in targets),
+        rows=tuple(_row(folder, name, target, verdicts.get(target, {})) for name in names for target in targets),
         variants={name: variants[name] for name in names if name in variants},
         measured=measured,
         status=folder.status,
@@ -178,7 +180,8 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
     }
 
 
-def _row(folder: Folder, name: str, target: str) -> Row:
+def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) -> Row:
+    """Return the row of a variant at a place, given the verdicts on accuracy of all variants there."""
     variant = folder.variants.get(name)
     asked = {r.name for r in folder.study.recipes} if folder.study else set(folder.variants)
     known: dict[str, Any] = {"intermediate": name != BASELINE and name not in asked}
@@ -193,9 +196,8 @@ def _row(folder: Folder, name: str, target: str) -> Row:
         found = next((m for m in record.measurements if m.variant == name), None)
         state, reason = _doubt(found, known.get("file_sha256", ""), target) or (state, reason)
         if found and state == "measured":
-            drop = (folder.study.budget if folder.study else Budget()).accuracy_drop
             known |= _numbers(found, record.runtime)
-            known["accuracy_verdict"] = accuracy_verdicts(record, drop).get(name, "")
+            known["accuracy_verdict"] = verdicts.get(name, "")
     return Row(name, target, state, reason, **known)
 
 
