@@ -17,8 +17,8 @@ test: $(STAMP)  ## run the whole test suite
 lab: $(STAMP)  ## open the notebooks in JupyterLab, the first one in front
 	@$(BIN)/jupyter lab notebooks/start.ipynb
 
-check: $(STAMP)  ## lint, format and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check: $(STAMP)  ## lint, format, types and imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 # To be run with the oldest Python that is served, Debian 12's 3.11.2: some packages' newest releases want 3.11.5.
 # torch pins its CUDA packages itself. Left out here, the lock serves machines with and without a GPU.

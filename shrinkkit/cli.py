@@ -14,11 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit import __version__, children
+from shrinkkit import __version__
+from shrinkkit.core import processes
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 
 if TYPE_CHECKING:
-    from shrinkkit.recipes import Recipe, Study
+    from shrinkkit.core.recipe import Recipe, Study
+
 
 TRACEBACK = "SHRINKKIT_TRACEBACK"
 """Environment variable that has an error which nobody foresaw shown whole."""
@@ -173,28 +175,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from shrinkkit import results, runs, targets
+    from shrinkkit.core import machines
+    from shrinkkit.results import conclusions, results, table
+    from shrinkkit.run import runner
 
     command = shlex.join(["shrinkkit", *sys.argv[1:]])
     common: dict[str, Any] = {"command": command, "force": arguments.force, "say": _Progress()}
     if arguments.only:
         folder, task = _run_folder(arguments)
-        runs.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, task=task, **common)
+        runner.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, task=task, **common)
     elif arguments.task:
         raise InvalidInput("`--task` goes with `--only` and a run folder. Name the task as the first argument instead.")
     else:
         study = _study(arguments)
-        threads = study.threads or targets.cores()
-        targets.check_threads(threads, *study.thread_counts)
-        folder = runs.run(study, reports=arguments.reports, threads=threads, **common)
-    found = results.load(folder)
-    print(f"\n{results.table(found)}\n\n{results.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
-    return 1 if results.failures(found) else 0
+        threads = study.threads or machines.cores()
+        machines.check_threads(threads, *study.thread_counts)
+        folder = runner.run(study, reports=arguments.reports, threads=threads, **common)
+    found = table.load(folder)
+    print(f"\n{results.table(found)}\n\n{conclusions.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
+    return 1 if table.failures(found) else 0
 
 
 def _run_folder(arguments: argparse.Namespace) -> tuple[Path, str | None]:
     """Return the run folder that `--only` is about, given as such or by a study or task, and the task if given."""
-    from shrinkkit import recipes
+    from shrinkkit.core import studies
 
     if arguments.recipe or _budget(arguments):
         raise InvalidInput(
@@ -205,25 +209,26 @@ def _run_folder(arguments: argparse.Namespace) -> tuple[Path, str | None]:
     if Path(what).is_dir():
         return Path(what), arguments.task
     if what.endswith((".yaml", ".yml")):
-        study = recipes.read_study(what)
+        study = studies.read_study(what)
         return Path(arguments.reports, study.name), arguments.task or study.task
     return Path(arguments.reports, Path(what).stem), arguments.task or what
 
 
 def _study(arguments: argparse.Namespace) -> "Study":
-    from shrinkkit import recipes
+    from shrinkkit.core import studies
+    from shrinkkit.core.recipe import BUILT_IN
 
     what = arguments.study
     spelled = arguments.recipe or arguments.target
-    if what.endswith((".yaml", ".yml")) or (what in recipes.builtin_studies() and not spelled):
+    if what.endswith((".yaml", ".yml")) or (what in studies.builtin_studies() and not spelled):
         if spelled:
             raise InvalidInput(
                 "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
             )
-        return recipes.changed(recipes.read_study(what), threads=arguments.threads, **_budget(arguments))
-    return recipes.study(
+        return studies.changed(studies.read_study(what), threads=arguments.threads, **_budget(arguments))
+    return studies.study(
         what,
-        recipes=arguments.recipe or recipes.BUILT_IN,
+        recipes=arguments.recipe or BUILT_IN,
         targets=arguments.target or _usual_targets(),
         threads=arguments.threads,
         **_budget(arguments),
@@ -238,25 +243,27 @@ def _budget(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _usual_targets() -> tuple[str, ...]:
     """Return where a task is measured if nobody says where: what can run here and needs no compiling."""
-    from shrinkkit import targets
+    from shrinkkit.runtimes import specs
 
-    return tuple(name for name, why in targets.available().items() if not why and not name.endswith("/inductor"))
+    return tuple(name for name, why in specs.available().items() if not why and not name.endswith("/inductor"))
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from shrinkkit import bundled, recipes
+    from shrinkkit.core import studies
+    from shrinkkit.core.recipe import BUILT_IN
+    from shrinkkit.tasks.bundled import TASKS
 
     if arguments.kind == "recipes":
-        for name in recipes.BUILT_IN:
-            print(f"{name:26} {_summary(recipes.read_recipe(name))}")
+        for name in BUILT_IN:
+            print(f"{name:26} {_summary(studies.read_recipe(name))}")
     elif arguments.kind == "tasks":
-        for name, what in bundled.TASKS.items():
+        for name, what in TASKS.items():
             print(f"{name:26} {what}")
         print("my_task.py                 your own: `shrinkkit new my_task.py` writes one to start from")
     else:
-        from shrinkkit import targets
+        from shrinkkit.runtimes import specs
 
-        for name, reason in targets.available().items():
+        for name, reason in specs.available().items():
             print(f"{name:26} {f'not here: {reason}.' if reason else 'can run here'}")
     return 0
 
@@ -273,25 +280,25 @@ def _summary(recipe: "Recipe") -> str:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from shrinkkit import bundled
+    from shrinkkit.tasks.bundled import TEMPLATE
 
     path: Path = arguments.file
     if path.suffix != ".py":
         raise InvalidInput(f"A task is a Python file, got {str(path)!r}. Name it like `my_task.py`.")
     if path.exists():
         raise InvalidInput(f"{path} exists already. Choose another name; nothing is overwritten.")
-    shutil.copyfile(bundled.TEMPLATE, path)
+    shutil.copyfile(TEMPLATE, path)
     print(f"{path} written; it runs as it is: shrinkkit run {path}")
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from shrinkkit import runs
+    from shrinkkit.run import runner
 
-    runs.rebuild_report(arguments.run, say=_Progress())
+    runner.rebuild_report(arguments.run, say=_Progress())
     print(f"report: {arguments.run / 'report.html'}")
     if arguments.pdf:
-        from shrinkkit import pdf
+        from shrinkkit.report import pdf
 
         pdf.write(arguments.run / "report.html", arguments.run / "report.pdf")
         print(f"on paper: {arguments.run / 'report.pdf'}")
@@ -299,22 +306,23 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from shrinkkit import index
+    from shrinkkit.report import index_page
 
-    print(f"all runs: {index.write(arguments.reports)}")
+    print(f"all runs: {index_page.write(arguments.reports)}")
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shrinkkit import targets, watchdog
+    from shrinkkit.core import machines
+    from shrinkkit.run import watchdog
 
-    targets.check_threads(arguments.threads)
+    machines.check_threads(arguments.threads)
     if not 0 < arguments.timeout < math.inf:
         raise InvalidInput(
             f"`--timeout` must be a number of seconds > 0, got {arguments.timeout}. Leave it out for 120."
         )
     # In a process of its own: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
-    count = str(arguments.threads or targets.cores())
+    count = str(arguments.threads or machines.cores())
     asked = [os.path.abspath(arguments.folder), "--threads", count]
     asked += [*(f"--target={target}" for target in arguments.target), *["--json"] * arguments.json]
     own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -328,11 +336,11 @@ def _verify(arguments: argparse.Namespace) -> int:
         return line.endswith(" ...")
 
     # In a folder of its own as well: libraries read settings from the working directory, which may be the variant's.
-    with children.short_folder() as empty:
+    with processes.short_folder() as empty:
         while True:
             again = [part for item in failed.items() for part in ("--failed", *item)]
-            call = children.command("shrinkkit.verify", *asked, *again)
-            environment = children.environment() | own
+            call = processes.command("shrinkkit.measure.verify", *asked, *again)
+            environment = processes.environment() | own
             ended = watchdog.run(call, limit_s=arguments.timeout, cwd=str(empty), env=environment, heard=heard)
             if ended.status in (0, 1, 2) or not trying or trying in failed:
                 print(ended.output, end="")
@@ -342,10 +350,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
-    from shrinkkit import runs
+    from shrinkkit.run import plan
 
     folder: Path = arguments.folder
-    sources = sorted(runs.notebooks().glob("*.ipynb"))
+    sources = sorted(plan.notebooks().glob("*.ipynb"))
     if existing := [s.name for s in sources if (folder / s.name).exists()]:
         raise InvalidInput(
             f"{folder} has {', '.join(existing)} already. Choose another folder; nothing is overwritten."

@@ -4,9 +4,12 @@ Each message names the rule, the value that broke it, and the remedy. Whoever ca
 `ShrinkkitError` catches all of them; anything else that escapes is a defect.
 """
 
+import difflib
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class ShrinkkitError(Exception):
@@ -69,3 +72,29 @@ def brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # TorchScript states the cause last, below the code that it interprets.
     return (lines[-1] if "failed in the TorchScript interpreter" in lines[0] else lines[0]).rstrip(".")
+
+
+def message(text: str, where: str = "", remedy: str = "") -> str:
+    """Return `text (where). remedy` as one line, without the parts that are empty."""
+    return f"{text}{f' ({where})' if where else ''}.{f' {remedy.strip()}' if remedy.strip() else ''}"
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean `x`?' for the entry of `allowed` spelled most like `word`, or '' when none is close."""
+    close = difflib.get_close_matches(word.lower(), list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def options(words: Sequence[str]) -> str:
+    """Return `words` as 'a, b or c'."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "nothing"
+
+
+def shown_value(value: Any) -> str:
+    """Return `value` as whoever wrote the file would recognise it, in at most 80 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return f"a section ({', '.join(value)})"[:80]
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,30 +6,26 @@ import json
 import math
 import random
 
-from shrinkkit import evidence, machines, records
-from shrinkkit.recipes import study
-from shrinkkit.records import (
+from shrinkkit.core import evidence, machines, store
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.machines import Environment
+from shrinkkit.core.measurement import (
     Accuracy,
     ClassScore,
     Comparison,
     Conditions,
     Disturbance,
-    Environment,
-    Estimate,
-    LayerAudit,
-    LayerPrecision,
     LayerTime,
     Lost,
     Measurement,
     Memory,
-    ModelFile,
     Point,
-    Port,
-    Status,
-    Step,
     TargetRecord,
-    Variant,
 )
+from shrinkkit.core.status import Status, Step
+from shrinkkit.core.studies import study
+from shrinkkit.core.target import record_path
+from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
 
 CPU = "Synthetic CPU (made up for tests)"
 OTHER_CPU = "Made(R) Up(TM) 9000 CPU @ 3.00GHz"
@@ -92,34 +88,34 @@ def write_run(folder):
     """Write a synthetic run of seven recipes on two targets; one recipe failed, one is refused on one target."""
     settings = study("digits-cnn", recipes=RECIPES, targets=TARGETS, name="synthetic")
     text = settings.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
-    records.write_text(folder / "study.json", text)
+    store.write_text(folder / "study.json", text)
     recipes = {recipe.name: recipe.settings() for recipe in settings.recipes}
     recipes["narrow-int8.pruned"] = {"prune": recipes["narrow-int8"]["prune"]}
     for name in MADE_UP:
         made = variant(name, recipes.get(name, {}))
-        records.write(folder / "variants" / name / "variant.json", made)
+        store.write(folder / "variants" / name / "variant.json", made)
         for file in made.files:
             (folder / "variants" / name / file.path).write_text(f"{name}:{file.runtime}")
     for target in TARGETS:
         write_measured(folder, target_record(target))
-    records.write(folder / "status.json", status())
+    store.write(folder / "status.json", status())
     return folder
 
 
 def vouch(folder):
     """Have the run's status vouch for the files of its steps as they are now, whoever changed them."""
-    found = records.read(folder / "status.json", Status)
+    found = store.read(folder / "status.json", Status)
     steps = [
-        dataclasses.replace(s, files={p: records.sha256(folder / p) for p in s.files if (folder / p).is_file()})
+        dataclasses.replace(s, files={p: store.sha256(folder / p) for p in s.files if (folder / p).is_file()})
         for s in found.steps
     ]
-    records.write(folder / "status.json", dataclasses.replace(found, steps=tuple(steps)))
+    store.write(folder / "status.json", dataclasses.replace(found, steps=tuple(steps)))
 
 
 def write_measured(folder, record):
     """Write the benchmark of one target where a run folder keeps it, and return the path."""
-    path = folder / machines.record_path(record.target, record.machine)
-    records.write(path, record)
+    path = folder / record_path(record.target, record.machine)
+    store.write(path, record)
     return path
 
 

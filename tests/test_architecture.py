@@ -1,4 +1,4 @@
-"""The order of the modules, their documentation, and the form of the notebooks."""
+"""The packages' imports and documentation, and the form of the notebooks."""
 
 import ast
 import json
@@ -14,98 +14,23 @@ from shrinkkit import steps
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
-ORDER = (
-    "errors quiet tables rich formats views children lease records located intervals blocks evidence "
-    "schema parameters recipes targets machines manifest folders rows conclusions pareto explain results "
-    "snippets modelcard readme cards findings "
-    "sources outputs usercode usermodel userscore duplicates tasks bundled "
-    "recurrent channels ranking cutting deciding prune finetune copies quantize "
-    "contention turns benchmark pictures measure "
-    "scripting onnxnames onnxfiles vetting loading artifacts audit openvinograph compiled "
-    "layertimes subgraphs emulation memory "
-    "compress structure onnxint8 pt2e openvinofiles exports variants layererrors preview trials sweep verify "
-    "drawing live explore figures convergence timings answers browse costs hotspots sections overview show "
-    "report pdf index steps journal watchdog execution runs cli"
-).split()
-"""A module imports only from modules before it."""
-DRIVER = {"report", "pdf", "index", "steps", "journal", "watchdog", "execution", "runs", "cli"}
-DRIVER_MAY = {
-    *DRIVER,
-    "children",
-    "lease",
-    "manifest",
-    "conclusions",
-    "drawing",
-    "figures",
-    "folders",
-    "tables",
-    "formats",
-    "pareto",
-    "errors",
-    "parameters",
-    "records",
-    "located",
-    "recipes",
-    "targets",
-    "results",
-    "bundled",
-    "machines",
-    "sources",
-}
-TESTED_WITH = {
-    "channels": "prune", "ranking": "prune", "cutting": "prune", "deciding": "prune",
-    "usercode": "tasks", "usermodel": "tasks", "userscore": "tasks", "subgraphs": "emulation",
-    "onnxnames": "artifacts", "scripting": "artifacts",
-    "modelcard": "cards", "readme": "cards", "exports": "variants",
-    "children": "processes", "lease": "processes", "manifest": "altered_folders",
-}  # fmt: skip
-MODULES = sorted({p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} | {"bundled"})
+MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
 
 
-def sources(module):
-    return sorted((PACKAGE / "bundled").glob("*.py")) if module == "bundled" else [PACKAGE / f"{module}.py"]
+def test_imports_obey_the_contracts_in_pyproject():
+    linted = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
 
 
-def imports(module):
-    """Return the modules of this package that `module` imports while it runs; those for type checking do not count."""
-    found = set()
-    for path in sources(module):
-        tree = ast.parse(path.read_text())
-        typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-        passed_over = {id(inner) for block in typing for inner in ast.walk(block)}
-        for node in ast.walk(tree):
-            if id(node) in passed_over:
-                continue
-            if isinstance(node, ast.ImportFrom) and node.module == "shrinkkit":
-                found |= {alias.name for alias in node.names} & set(MODULES)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shrinkkit."):
-                found.add(node.module.split(".")[1])
-            elif isinstance(node, ast.Import):
-                found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("shrinkkit.")}
-    return found - {module}
+def test_folders_stay_small_enough_to_read():
+    assert len([p for p in PACKAGE.iterdir() if p.name != "__pycache__"]) <= 16
+    folders = [PACKAGE, *(p for p in PACKAGE.rglob("*") if p.is_dir())]
+    assert [f.name for f in folders if len([p for p in f.glob("*.py") if p.name != "__init__.py"]) > 15] == []
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert sorted(ORDER) == MODULES
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_downward(module):
-    before = set(ORDER[: ORDER.index(module)])
-    # A task is loaded by name, and the bundled ones are tasks themselves.
-    allowed = before | ({"bundled"} if module in ("tasks", "recipes") else set())
-    assert imports(module) <= allowed
-
-
-@pytest.mark.parametrize("module", sorted(DRIVER))
-def test_the_driver_knows_nothing_of_models(module):
-    assert imports(module) <= DRIVER_MAY
-
-
-def test_nothing_that_the_driver_may_import_loads_torch():
-    modules = ", ".join(f"shrinkkit.{name}" for name in sorted(DRIVER_MAY))
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+def test_the_command_line_is_imported_without_torch():
+    code = "import sys, shrinkkit.cli, shrinkkit.run.runner, shrinkkit.report.show; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -118,24 +43,19 @@ def test_help_is_shown_without_loading_torch(command):
     assert loaded & {"torch", "papermill", "nbconvert", "matplotlib"} == set()
 
 
-def test_architecture_md_names_every_module():
+def test_architecture_md_names_every_package():
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    assert [m for m in MODULES if f"`{m}`" not in text] == []
+    packages = {p.parent.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("__init__.py")} - {".", "tasks/bundled"}
+    assert [name for name in packages if f"`{name}/`" not in text] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_public_names_are_documented(module):
-    for path in sources(module):
-        tree = ast.parse(path.read_text())
-        kinds = (ast.FunctionDef, ast.ClassDef)
-        public = [n for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_")]
-        assert [n.name for n in public if not ast.get_docstring(n)] == []
-        assert ast.get_docstring(tree) or path.name == "__init__.py"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_its_tests(module):
-    assert list((ROOT / "tests").rglob(f"test_{TESTED_WITH.get(module, module)}.py"))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_public_names_are_documented(path):
+    tree = ast.parse(path.read_text())
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    public = [n for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_")]
+    assert [n.name for n in public if not ast.get_docstring(n)] == []
+    assert ast.get_docstring(tree)
 
 
 def test_the_notebooks_are_a_start_and_five_steps():

@@ -14,9 +14,12 @@ import processors
 import pytest
 import torch
 
-from shrinkkit import exports, prune, targets
+from shrinkkit.compress import prune
+from shrinkkit.core import machines
+from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.exports import Making
+from shrinkkit.runtimes import exports
+from shrinkkit.runtimes.exports import Making
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 RECIPES = ("unchanged", "channels-50", "dynamic-int8", "static-int8", "bfloat16")
@@ -77,7 +80,7 @@ def pages(cells):
     """Return the page for the outcome of each (kind, recipe, runtime)."""
     reasons = list(dict.fromkeys(text for text in cells.values() if text != WORKS))
     numbers = {text: f"[{i}](#{i})" for i, text in enumerate(reasons, start=1)} | {WORKS: WORKS}
-    lines = [INTRO.format(processor=targets.hardware(targets.Target("cpu", "torch")))]
+    lines = [INTRO.format(processor=machines.hardware(Target("cpu", "torch")))]
     for recipe in RECIPES:
         lines += [f"## {recipe}\n", f"| model | {' | '.join(RUNTIMES)} |", "|---|" + "---|" * len(RUNTIMES)]
         for kind in kinds.KINDS:

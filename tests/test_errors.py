@@ -6,6 +6,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from shrinkkit import errors
+from shrinkkit.errors import InvalidInput, ShrinkkitError
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)]
 USERS = """
@@ -23,12 +24,12 @@ def test_the_public_errors_are_these():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_catches_shrinkkit_error_catches_each_of_them(kind):
-    with pytest.raises(errors.ShrinkkitError, match="why"):
+    with pytest.raises(ShrinkkitError, match="why"):
         raise kind("why")
 
 
 def test_invalid_input_is_also_a_value_error():
-    assert issubclass(errors.InvalidInput, ValueError)
+    assert issubclass(InvalidInput, ValueError)
 
 
 def rendered(code, **names):

@@ -6,7 +6,7 @@ import shutil
 import lab
 import pytest
 
-from shrinkkit import runs
+from shrinkkit.run import plan
 
 pytestmark = pytest.mark.browser
 
@@ -20,7 +20,7 @@ SHORT = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(runs.notebooks(), folder / "notebooks")
+    shutil.copytree(plan.notebooks(), folder / "notebooks")
     for name, values in SHORT.items():
         path = folder / "notebooks" / f"{name}.ipynb"
         notebook = json.loads(path.read_text())

@@ -8,14 +8,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from shrinkkit import machines, records, runs, steps
+from shrinkkit.core import machines
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.core.target import record_path
+from shrinkkit.run import plan, steps
+from shrinkkit.run.steps import NOTEBOOK
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the notebooks copied out, as `shrinkkit notebooks` leaves them."""
     folder = tmp_path_factory.mktemp("place") / "notebooks"
-    shutil.copytree(runs.notebooks(), folder)
+    shutil.copytree(plan.notebooks(), folder)
     return folder
 
 
@@ -31,7 +35,7 @@ def execute(place, name, **parameters):
     attempt = Path(tempfile.mkdtemp(dir=place.parent))
     request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place)}
     error = steps.execute(request, attempt)
-    return error, nbformat.read(attempt / steps.NOTEBOOK, as_version=4)
+    return error, nbformat.read(attempt / NOTEBOOK, as_version=4)
 
 
 def shown(notebook):
@@ -57,7 +61,7 @@ def test_the_first_notebook_says_what_there_is_and_measures_it(place):
         ("1-baseline", "variants/baseline/variant.json"),
         ("2-prune", "variants/channels-50/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
-        ("4-benchmark", machines.record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))),
+        ("4-benchmark", record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))),
         ("5-report", "results.json"),
     ],
 )
@@ -72,7 +76,7 @@ def test_a_notebook_runs_and_leaves_its_record(place, name, made):
 
 def test_what_was_made_by_hand_can_be_concluded_from(place):
     found = json.loads((place.parent / "reports/by-hand/results.json").read_text())
-    assert found["schema_version"] == records.SCHEMA_VERSION
+    assert found["schema_version"] == SCHEMA_VERSION
     assert {row["variant"] for row in found["rows"]} == {"baseline", "channels-50", "static-int8"}
 
 

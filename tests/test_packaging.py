@@ -41,8 +41,13 @@ def project():
 
 def test_the_wheel_carries_everything_that_a_run_needs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("notebooks/*.ipynb", "shrinkkit/template/*", "shrinkkit/bundled/**/*.yaml", "shrinkkit/bundled/weights/*")
-    needed = [path for kind in kinds for path in ROOT.glob(kind)] + [ROOT / "shrinkkit/bundled/my_task.py"]
+    kinds = (
+        "notebooks/*.ipynb",
+        "shrinkkit/report/template/*",
+        "shrinkkit/tasks/bundled/**/*.yaml",
+        "shrinkkit/tasks/bundled/weights/*",
+    )
+    needed = [path for kind in kinds for path in ROOT.glob(kind)] + [ROOT / "shrinkkit/tasks/bundled/my_task.py"]
     assert len(needed) > 20
     inside = {("shrinkkit" / p.relative_to(ROOT)) if p.suffix == ".ipynb" else p.relative_to(ROOT) for p in needed}
     assert {p.as_posix() for p in inside} - names == set()

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from shrinkkit import index, pdf, report
+from shrinkkit.report import export, index_page, pdf
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
 pytestmark = pytest.mark.browser
@@ -40,7 +40,7 @@ def place(tmp_path_factory):
     papermill.execute_notebook(
         NOTEBOOK, folder / "made.ipynb", parameters={"run": str(run)}, kernel_name="python3", progress_bar=False
     )
-    report.html(folder / "made.ipynb", run / "report.html", title="run")
+    export.html(folder / "made.ipynb", run / "report.html", title="run")
     (run / "steps").mkdir()
     error = new_output("error", ename="ValueError", evalue="wrong", traceback=["\x1b[31mValueError\x1b[0m: wrong"])
     stream = new_output("stream", name="stderr", text="\x1b[33mwarning\x1b[0m")
@@ -51,11 +51,11 @@ def place(tmp_path_factory):
         new_markdown_cell("## Third"),
     ]
     nbformat.write(new_notebook(cells=cells), folder / "step.ipynb")
-    report.html(folder / "step.ipynb", run / "steps/2-prune.html", title="2-prune", home="../report.html")
+    export.html(folder / "step.ipynb", run / "steps/2-prune.html", title="2-prune", home="../report.html")
     examples.write_two_machines(folder / "two-machines")
     (folder / "damaged").mkdir()
     (folder / "damaged/study.json").write_text("{")
-    index.write(folder)
+    index_page.write(folder)
     return folder
 
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from shrinkkit import compress, variants
+from shrinkkit import Task
+from shrinkkit.compress import apply, variants
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.tasks import Task, check
+from shrinkkit.tasks.checks import check
 
 RUNTIMES = ("torch", "onnxruntime")
 PRUNE = {
@@ -71,7 +72,7 @@ def test_the_task_passes_every_check(task):
 
 
 def test_its_channels_are_removed_and_the_files_prove_it(task, tmp_path):
-    pruned = compress.prune_task(task, method="channels", **PRUNE)
+    pruned = apply.prune_task(task, method="channels", **PRUNE)
     made = variants.write_pruned(tmp_path / "v", task, pruned, section=PRUNE, runtimes=RUNTIMES, seed=0)
     assert pruned.ratio_reached > 0.4
     assert made.parameters < 0.5 * sum(p.numel() for p in task.model.parameters())

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from shrinkkit.tasks import Task
+from shrinkkit import Task
 
 
 class Corner(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from shrinkkit.tasks import Task
+from shrinkkit import Task
 
 HERE = Path(__file__).parent
 {head}

@@ -11,9 +11,20 @@ import examples
 import pytest
 from tiny import task as tiny_task
 
-from shrinkkit import cards, cli, index, journal, manifest, records, results, runs, variants, verify
+from shrinkkit import cli
+from shrinkkit.compress import variants
+from shrinkkit.core import manifest, store
+from shrinkkit.core.manifest import SUMS
+from shrinkkit.core.measurement import TargetRecord
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.status import Status
+from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
-from shrinkkit.recipes import BASELINE
+from shrinkkit.measure import verify
+from shrinkkit.report import index_page
+from shrinkkit.results import cards, conclusions, table
+from shrinkkit.run import journal, runner
+from shrinkkit.run.plan import Planned
 
 NAME, TARGET = "channels-50", "cpu/torch"
 MEASURED = examples.machines.record_path(TARGET, examples.HERE)
@@ -38,13 +49,13 @@ def written(tmp_path_factory):
     for name in ("reference.safetensors", "weights.safetensors", "structure.json"):
         (run / "variants" / NAME / name).write_text(name)
     cards.write(run)
-    status = records.read(run / "status.json", records.Status)
+    status = store.read(run / "status.json", Status)
     steps = [
         dataclasses.replace(s, state="done" if s.state == "running" else s.state, inputs_sha256="in",
                             files=manifest.left(run, SimpleNamespace(leaves=leaves(s))))
         for s in status.steps
     ]  # fmt: skip
-    records.write(run / "status.json", dataclasses.replace(status, steps=tuple(steps)))
+    store.write(run / "status.json", dataclasses.replace(status, steps=tuple(steps)))
     return run
 
 
@@ -117,7 +128,7 @@ def quoted(run, found, name, target):
 
 
 def nothing_is_quoted(run, name, target, path):
-    found = results.load(run)
+    found = table.load(run)
     row, values, own, cards_ = quoted(run, found, name, target)
     assert row.state == "failed"
     assert path in row.reason
@@ -126,7 +137,7 @@ def nothing_is_quoted(run, name, target, path):
 
 
 def test_a_run_as_it_was_written_has_its_numbers_and_no_note(run):
-    found = results.load(run)
+    found = table.load(run)
     assert found.notes == ()
     assert found.row(NAME, TARGET).state == "measured"
     assert quoted(run, found, NAME, TARGET)[3] == ["measured"]
@@ -146,17 +157,17 @@ def test_no_number_of_an_altered_variant_is_quoted(run, name, file, alter):
 @pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
 def test_nothing_is_compared_with_a_baseline_that_is_not_there_any_more(run, file):
     one_byte(run / "variants" / BASELINE / file)
-    found = results.load(run)
+    found = table.load(run)
     assert {row.state for row in found.rows if row.target == TARGET and row.variant != "float16"} <= {"failed"}
     assert all(row.speedup_today is None for row in found.rows)
-    assert results.verdict(found).row is None or results.verdict(found).row.target != TARGET
+    assert conclusions.verdict(found).row is None or conclusions.verdict(found).row.target != TARGET
 
 
 @pytest.mark.parametrize("alter", ALTERED, ids=called)
 def test_no_number_of_an_altered_benchmark_is_quoted(run, alter):
     alter(run / MEASURED)
     nothing_is_quoted(run, NAME, TARGET, MEASURED)
-    assert results.load(run).row(NAME, "cpu/onnxruntime").state == "measured"
+    assert table.load(run).row(NAME, "cpu/onnxruntime").state == "measured"
 
 
 def edited(path, field, value):
@@ -194,7 +205,7 @@ def test_an_edited_record_of_a_variant_tells_nothing(run, field):
     examples.change_json(
         run / "variants" / NAME / "variant.json", **{field: 1 if field not in ("name", "task") else "x"}
     )
-    row = results.load(run).row(NAME, TARGET)
+    row = table.load(run).row(NAME, TARGET)
     assert (row.parameters, row.macs, row.sparsity, row.size_bytes) == (None, None, None, None)
     nothing_is_quoted(run, NAME, TARGET, "variant.json")
 
@@ -204,7 +215,7 @@ def test_an_edited_record_of_a_variant_tells_nothing(run, field):
 def test_other_altered_files_are_noted(run, file, alter):
     path = f"variants/{NAME}/{file}"
     alter(run / path)
-    assert [path in note for note in results.load(run).notes] == [True]
+    assert [path in note for note in table.load(run).notes] == [True]
 
 
 @pytest.mark.parametrize("alter", [one_byte, gone, a_link], ids=called)
@@ -213,7 +224,7 @@ def test_other_altered_files_are_noted(run, file, alter):
 )
 def test_the_index_calls_no_altered_run_finished(run, file, alter):
     alter(run / file)
-    (found,) = index.read(run.parent)
+    (found,) = index_page.read(run.parent)
     assert found.status in ("with failures", "unreadable")
     assert found.reason
 
@@ -231,11 +242,11 @@ def test_the_index_calls_no_altered_run_finished(run, file, alter):
     ],
 )
 def test_a_step_with_an_altered_file_is_taken_again(run, file, alter):
-    step = runs.Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
-    assert runs._unchanged(step, run, journal.done(run), "in")
-    assert not runs._unchanged(step, run, journal.done(run), "other")
+    step = Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
+    assert runner._unchanged(step, run, journal.done(run), "in")
+    assert not runner._unchanged(step, run, journal.done(run), "other")
     alter(run / "variants" / NAME / file)
-    assert not runs._unchanged(step, run, journal.done(run), "in")
+    assert not runner._unchanged(step, run, journal.done(run), "in")
 
 
 def test_a_step_that_left_no_manifest_is_taken_again(run):
@@ -243,8 +254,8 @@ def test_a_step_that_left_no_manifest_is_taken_again(run):
     for step in data["steps"]:
         del step["files"]
     (run / "status.json").write_text(json.dumps(data))
-    step = runs.Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
-    assert not runs._unchanged(step, run, journal.done(run), "in")
+    step = Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
+    assert not runner._unchanged(step, run, journal.done(run), "in")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../study.json", "a/../../b", "", ".", "C:/x", "//x/y/z"])
@@ -255,9 +266,9 @@ def test_a_path_that_leaves_its_folder_is_no_record(run, path, field):
     data["files"][0][field] = path if field == "path" else [path]
     file.write_text(json.dumps(data))
     with pytest.raises(InvalidInput, match="must stay inside its folder"):
-        records.read(file, records.Variant)
+        store.read(file, Variant)
     examples.change_json(run / "status.json", steps=[])
-    assert "must stay inside" in results.load(run).row(NAME, TARGET).reason
+    assert "must stay inside" in table.load(run).row(NAME, TARGET).reason
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../x"])
@@ -265,7 +276,7 @@ def test_a_manifest_of_files_elsewhere_is_no_record(run, path):
     data = json.loads((run / "status.json").read_text())
     data["steps"][0]["files"] = {path: "0" * 64}
     (run / "status.json").write_text(json.dumps(data))
-    assert results.load(run).status is None
+    assert table.load(run).status is None
 
 
 KINDS = {
@@ -308,8 +319,8 @@ def test_another_name_of_a_file_keeps_what_it_has(run, tmp_path, name):
     (run / name).write_text("precious")
     os.link(run / name, tmp_path / "copy")
     journal.log(run, "a line")
-    with runs._alone(run):
-        records.write_text(run / "status.json", "{}")
+    with runner._alone(run):
+        store.write_text(run / "status.json", "{}")
         journal.log(run, "another")
     assert (tmp_path / "copy").read_text() == "precious"
     assert (run / "run.log").read_text().count("\n") >= 2
@@ -331,7 +342,7 @@ DAMAGE = {
 def test_damaged_json_is_told_and_nothing_breaks(run, file, what):
     data = DAMAGE[what]
     (run / file).write_bytes(data if isinstance(data, bytes) else data.encode())
-    (listed,) = index.read(run.parent)
+    (listed,) = index_page.read(run.parent)
     assert listed.found.notes
     assert listed.status in ("with failures", "unreadable", "by hand")
 
@@ -341,7 +352,7 @@ def test_numbers_that_are_none_make_no_record(run, what):
     path = run / MEASURED
     path.write_text(path.read_text().replace('"load_average": 0.4', f'"load_average": {what}'))
     with pytest.raises(InvalidInput, match="no finite number"):
-        records.read(path, records.TargetRecord)
+        store.read(path, TargetRecord)
 
 
 @pytest.fixture(scope="module")
@@ -363,9 +374,9 @@ def check(folder):
 
 def test_a_variant_as_it_was_written_is_verified_and_its_sums_are_those_of_sha256sum(alone):
     assert check(alone).problems == ()
-    assert set(manifest.read_sums(alone)) == {path.name for path in alone.iterdir()} - {manifest.SUMS}
+    assert set(manifest.read_sums(alone)) == {path.name for path in alone.iterdir()} - {SUMS}
     if shutil.which("sha256sum"):
-        assert os.system(f"cd {alone} && sha256sum --check --quiet {manifest.SUMS}") == 0
+        assert os.system(f"cd {alone} && sha256sum --check --quiet {SUMS}") == 0
 
 
 @pytest.mark.parametrize(
@@ -380,7 +391,7 @@ def test_a_variant_as_it_was_written_is_verified_and_its_sums_are_those_of_sha25
 def test_a_card_that_contradicts_the_record_is_a_problem(alone, field, value, fits):
     examples.change_json(alone / "model-card.json", **{field: value})
     if fits:
-        (alone / manifest.SUMS).unlink()
+        (alone / SUMS).unlink()
         manifest.write_sums(alone)
     found = check(alone)
     assert not found.verified
@@ -445,4 +456,4 @@ def test_a_report_made_later_does_not_vouch_for_an_altered_model(alone):
 def test_a_run_folder_behind_a_link_is_a_run_folder(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     manifest.check_kinds(tmp_path / "link")
-    assert results.load(tmp_path / "link").notes == ()
+    assert table.load(tmp_path / "link").notes == ()

@@ -7,8 +7,12 @@ import time
 
 import pytest
 
-from shrinkkit import cli, located, parameters, recipes, runs, targets
-from shrinkkit.errors import InvalidInput
+from shrinkkit import cli
+from shrinkkit.core import machines, studies
+from shrinkkit.core.recipe import TASKS
+from shrinkkit.errors import InvalidInput, nearest
+from shrinkkit.run import parameters, runner
+from shrinkkit.runtimes import specs
 
 STUDY = "task: digits-cnn\nrecipes: [static-int8]\ntargets: [cpu/torch]\n"
 NAN, INF = math.nan, math.inf
@@ -56,16 +60,16 @@ def test_an_option_that_is_no_number_is_refused(study, capsys, option):
 
 
 def test_options_change_nothing_else_of_a_study(study):
-    whole = recipes.read_study(study)
-    changed = recipes.changed(whole, threads=2, accuracy_drop=0.2)
+    whole = studies.read_study(study)
+    changed = studies.changed(whole, threads=2, accuracy_drop=0.2)
     assert (changed.threads, changed.budget.accuracy_drop) == (2, 0.2)
     assert changed.model_copy(update={"threads": whole.threads, "budget": whole.budget}) == whole
-    assert recipes.changed(whole) == whole
+    assert studies.changed(whole) == whole
 
 
 def test_an_option_leaves_the_rest_of_the_budget():
-    whole = recipes.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], want="smallest")
-    assert recipes.changed(whole, accuracy_drop=0.5).budget.want == "smallest"
+    whole = studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], want="smallest")
+    assert studies.changed(whole, accuracy_drop=0.5).budget.want == "smallest"
 
 
 @pytest.mark.parametrize(
@@ -115,13 +119,13 @@ def test_an_option_leaves_the_rest_of_the_budget():
 def test_a_setting_out_of_its_range_is_named(tmp_path, settings, key):
     (tmp_path / "s.yaml").write_text(STUDY + settings + "\n")
     with pytest.raises(InvalidInput) as caught:
-        recipes.read_study(str(tmp_path / "s.yaml"))
+        studies.read_study(str(tmp_path / "s.yaml"))
     assert key in str(caught.value)
 
 
 @pytest.mark.parametrize("drop", [0.0, 2.0, 500.0])
 def test_a_budget_in_the_unit_of_the_score_may_be_any_number(drop):
-    study = recipes.study(
+    study = studies.study(
         "digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], accuracy_drop=drop, unit="score"
     )
     assert study.budget.accuracy_drop == drop
@@ -129,11 +133,11 @@ def test_a_budget_in_the_unit_of_the_score_may_be_any_number(drop):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (-3, 0), (-0.001, 1), (0, 1.01), (-5, 5), (NAN, NAN), (0, INF)])
 def test_a_budget_in_shares_is_for_scores_in_shares(low, high):
-    study = recipes.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"])
+    study = studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"])
     with pytest.raises(InvalidInput, match="unit: score"):
-        recipes.check_unit(study, (low, high))
-    recipes.check_unit(recipes.changed(study, unit="score"), (low, high))
-    recipes.check_unit(study, (0.0, 1.0))
+        studies.check_unit(study, (low, high))
+    studies.check_unit(studies.changed(study, unit="score"), (low, high))
+    studies.check_unit(study, (0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def test_a_budget_in_shares_is_for_scores_in_shares(low, high):
 def test_a_recipe_out_of_its_range_is_named(tmp_path, section, key):
     (tmp_path / "r.yaml").write_text(section + "\n")
     with pytest.raises(InvalidInput) as caught:
-        recipes.read_recipe(tmp_path / "r.yaml")
+        studies.read_recipe(tmp_path / "r.yaml")
     assert key in str(caught.value)
 
 
@@ -187,15 +191,15 @@ def test_a_parameter_of_a_notebook_out_of_its_range_is_named(name, value):
         parameters.check({"__annotations__": {name: kind}, name: value})
 
 
-@pytest.mark.parametrize("threads", [-1, 4 * targets.cores() + 1, 10_000_000, 10**30])
+@pytest.mark.parametrize("threads", [-1, 4 * machines.cores() + 1, 10_000_000, 10**30])
 def test_no_process_computes_with_threads_that_the_machine_has_not(threads):
-    with pytest.raises(InvalidInput, match=f"{targets.cores()} cores"):
-        targets.use_threads(threads)
+    with pytest.raises(InvalidInput, match=f"{machines.cores()} cores"):
+        specs.use_threads(threads)
 
 
 def test_a_study_for_more_threads_than_this_machine_has_stops_before_anything_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "s.yaml").write_text(STUDY + f"thread_counts: [{4 * targets.cores() + 1}]\n")
+    (tmp_path / "s.yaml").write_text(STUDY + f"thread_counts: [{4 * machines.cores() + 1}]\n")
     assert "cores" in complaint(capsys, "run", "s.yaml")
     assert not (tmp_path / "reports").exists()
 
@@ -229,7 +233,7 @@ def test_yaml_that_would_hang_or_overflow_is_refused_within_seconds(tmp_path, te
     (tmp_path / "s.yaml").write_text(text)
     start = time.monotonic()
     with pytest.raises(InvalidInput, match=r"s\.yaml"):
-        recipes.read_study(str(tmp_path / "s.yaml"))
+        studies.read_study(str(tmp_path / "s.yaml"))
     assert time.monotonic() - start < 10
 
 
@@ -240,7 +244,7 @@ def test_yaml_that_would_hang_or_overflow_is_refused_within_seconds(tmp_path, te
 def test_values_that_are_no_settings_run_nothing_and_are_told(tmp_path, text):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(InvalidInput) as caught:
-        recipes.read_study(str(tmp_path / "s.yaml"))
+        studies.read_study(str(tmp_path / "s.yaml"))
     assert max(map(len, str(caught.value).splitlines())) < 600
 
 
@@ -250,7 +254,7 @@ def test_values_that_are_no_settings_run_nothing_and_are_told(tmp_path, text):
 def test_what_is_no_text_is_told(tmp_path, content):
     (tmp_path / "s.yaml").write_bytes(content)
     with pytest.raises(InvalidInput, match=r"s\.yaml"):
-        recipes.read_study(str(tmp_path / "s.yaml"))
+        studies.read_study(str(tmp_path / "s.yaml"))
 
 
 def test_yaml_of_random_characters_is_read_or_told(tmp_path):
@@ -259,7 +263,7 @@ def test_yaml_of_random_characters_is_read_or_told(tmp_path):
         text = "".join(draw.choices("ab:-?[]{},&*!|>'\"%@` \n\t#1.\\~", k=draw.randrange(1, 60)))
         (tmp_path / "s.yaml").write_text(STUDY * draw.randrange(2) + text)
         try:
-            recipes.read_study(str(tmp_path / "s.yaml"))
+            studies.read_study(str(tmp_path / "s.yaml"))
         except InvalidInput:
             continue
 
@@ -286,19 +290,19 @@ def test_what_is_no_file_is_told_and_never_waited_for(tmp_path, monkeypatch, cap
 )
 def test_a_task_that_is_no_name_and_no_path_is_told(task):
     with pytest.raises(InvalidInput):
-        recipes.study(task, recipes=["static-int8"], targets=["cpu/torch"])
+        studies.study(task, recipes=["static-int8"], targets=["cpu/torch"])
 
 
 @pytest.mark.parametrize("value", ["", "x", "cpu", "cpu/", "/torch", "CPU/TORCH", "cpu/torch\n", "x" * 300, "😀/torch"])
 def test_a_target_that_is_none_is_told(value):
     with pytest.raises(InvalidInput):
-        recipes.study("digits-cnn", recipes=["static-int8"], targets=[value])
+        studies.study("digits-cnn", recipes=["static-int8"], targets=[value])
 
 
 @pytest.mark.parametrize("value", ["", "x.yaml", "a\0.yaml", "x" * 300 + ".yaml", "\n", "..", ".yaml", "static-int3"])
 def test_a_recipe_that_is_none_is_told(value):
     with pytest.raises(InvalidInput):
-        recipes.study("digits-cnn", recipes=[value], targets=["cpu/torch"])
+        studies.study("digits-cnn", recipes=[value], targets=["cpu/torch"])
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "{}", "{", '{"name": 5}', "[" * 100_000, '{"task":' * 50_000])
@@ -307,9 +311,9 @@ def test_a_run_folder_whose_study_is_damaged_is_told(tmp_path, content):
     (tmp_path / "variants/baseline").mkdir(parents=True)
     (tmp_path / "variants/baseline/variant.json").write_text("{}")
     with pytest.raises(InvalidInput):
-        runs._kept(tmp_path)
+        runner._kept(tmp_path)
 
 
 def test_a_word_that_is_close_is_suggested_and_others_are_not():
-    assert "digits-cnn" in located.nearest("digit-cnn", recipes.TASKS)
-    assert located.nearest("x" * 5000, recipes.TASKS) == ""
+    assert "digits-cnn" in nearest("digit-cnn", TASKS)
+    assert nearest("x" * 5000, TASKS) == ""

@@ -15,8 +15,13 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 from tiny import task as tiny_task
 
-from shrinkkit import artifacts, cli, loading, modelcard, records, variants, vetting
+from shrinkkit import cli
+from shrinkkit.compress import variants
+from shrinkkit.core import store
 from shrinkkit.errors import InvalidInput, ModelFileError
+from shrinkkit.results import modelcard
+from shrinkkit.runtimes import artifacts, loading, vetting
+from shrinkkit.runtimes.vetting import _Misplaced
 
 INF, NAN = float("inf"), float("nan")
 
@@ -50,7 +55,7 @@ def verify(folder, *options):
 
 def rewrite(folder, name):
     """Make the record fit a file that was changed."""
-    examples = {"sha256": records.sha256(folder / name), "size_bytes": (folder / name).stat().st_size}
+    examples = {"sha256": store.sha256(folder / name), "size_bytes": (folder / name).stat().st_size}
     record = json.loads((folder / "variant.json").read_text())
     for file in record["files"]:
         file |= examples if file["path"] == name else {}
@@ -93,7 +98,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_reference_that_proves_nothing_is_damage(folder, change):
-    from shrinkkit import verify
+    from shrinkkit.measure import verify
 
     change_reference(folder, change)
     found = verify.check(folder, only=["cpu/torch", "cpu/onnxruntime"], threads=1, seconds=0.02)
@@ -104,7 +109,7 @@ def test_a_reference_that_proves_nothing_is_damage(folder, change):
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 7.0])
 def test_weights_that_were_changed_are_never_verified(folder, value):
-    from shrinkkit import verify
+    from shrinkkit.measure import verify
 
     name = "model.torchscript.pt"
     script = torch.jit.load(folder / name)
@@ -156,7 +161,7 @@ def test_a_size_that_would_be_computed_without_end_is_refused_at_once(program, t
     ["L['x'].size()[0] < 9 ** 9 ** 9 ** 9", "1 << 99999999999 > 1", "9 ** L['x'].size()[0] > 1", "Pow(9,Pow(9,9)) > 1"],
 )
 def test_a_guard_that_would_be_computed_without_end_is_refused_at_once(guard):
-    with pytest.raises(vetting._Misplaced, match="endless guard"):
+    with pytest.raises(_Misplaced, match="endless guard"):
         vetting._guard(guard)
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from shrinkkit import tasks, usermodel
+from shrinkkit import Task
 from shrinkkit.errors import InvalidInput, InvalidTask
+from shrinkkit.tasks import checks, contract, loader
 
 
 def inputs(n, seed, features=6):
@@ -42,7 +43,7 @@ def right(output, target):
 
 
 def a_task(**changes):
-    good = tasks.Task(
+    good = Task(
         name="small",
         model=Right(),
         example=(inputs(8, 9),),
@@ -58,12 +59,12 @@ def a_task(**changes):
 
 def refusal(**changes):
     with pytest.raises(InvalidTask) as caught:
-        tasks.check(a_task(**changes))
+        checks.check(a_task(**changes))
     return str(caught.value)
 
 
 def test_the_task_that_all_others_are_made_of_is_good():
-    tasks.check(a_task())
+    checks.check(a_task())
 
 
 class Counting:
@@ -139,7 +140,7 @@ def test_a_score_that_judges_nothing_is_refused(score, says):
     ],
 )
 def test_scores_that_people_use_are_let_through(score):
-    tasks.check(a_task(score=score))
+    checks.check(a_task(score=score))
 
 
 class Untrained(nn.Linear):
@@ -174,7 +175,7 @@ def test_a_rare_class_and_a_model_that_finds_it_are_let_through():
     labels = (x[:, 0] > 1.6).long()
     model = Right(lambda self, y: torch.stack([torch.full_like(y[:, 0], 1.6), y[:, 0]], 1))
     few = {name: TensorDataset(x[part], labels[part]) for name, part in PARTS.items()}
-    tasks.check(a_task(model=model, **few))
+    checks.check(a_task(model=model, **few))
 
 
 PARTS = {
@@ -185,7 +186,7 @@ PARTS = {
 def test_a_large_split_that_is_sorted_by_class_is_let_through():
     x = inputs(6000, 4)
     x = x[x[:, :3].argmax(1).argsort()]
-    tasks.check(a_task(test=TensorDataset(x, x[:, :3].argmax(1))))
+    checks.check(a_task(test=TensorDataset(x, x[:, :3].argmax(1))))
 
 
 def flips(after):
@@ -240,7 +241,7 @@ def test_what_a_model_keeps_from_its_first_call_on_is_no_state():
             self.scale = torch.ones(3)
         return y * self.scale
 
-    tasks.check(a_task(model=Right(cached)))
+    checks.check(a_task(model=Right(cached)))
 
 
 BATCHES = {
@@ -275,7 +276,7 @@ class Normed(nn.Module):
 
 
 def test_batch_norm_without_running_statistics_is_refused():
-    tasks.check(a_task(model=Normed()))
+    checks.check(a_task(model=Normed()))
     assert "batch of any size" in refusal(model=Normed(track_running_stats=False), example=(inputs(2, 9),))
 
 
@@ -325,7 +326,7 @@ def test_examples_that_repeat_do_not_count_twice(name, n, times, noise):
 
 def test_a_few_repeats_are_let_through():
     x, y = split(120, 4).tensors
-    tasks.check(a_task(test=TensorDataset(torch.cat([x, x[:5]]), torch.cat([y, y[:5]]))))
+    checks.check(a_task(test=TensorDataset(torch.cat([x, x[:5]]), torch.cat([y, y[:5]]))))
 
 
 class Data:
@@ -418,7 +419,7 @@ def test_class_names_that_are_none_are_told(names):
 
 @pytest.mark.parametrize("name", ["small", "ResNet-50 (v2)", "größe", "模型", "a/b", "😀"])
 def test_names_of_any_language_are_let_through(name):
-    tasks.check(a_task(name=name, metric=name))
+    checks.check(a_task(name=name, metric=name))
 
 
 MODELS = {
@@ -481,7 +482,7 @@ def test_a_layer_whose_name_cannot_be_saved_is_named_before_any_work(path):
     "path", [("model",), ("block", "meta"), ("a/b",), ("x-y",), ("0",), ("größe",), ("weight",)], ids=repr
 )
 def test_layers_of_usual_names_are_let_through(path):
-    usermodel.check(named(*path), (inputs(4, 9),))
+    contract.check(named(*path), (inputs(4, 9),))
 
 
 @pytest.mark.parametrize("kind", ["parameter", "buffer"])
@@ -548,8 +549,8 @@ FILES = {
     "task returns itself": "def task(): return task",
     "task returns nothing": "def task(): pass",
     "task yields": "def task(): yield 1",
-    "task returns the class": "from shrinkkit.tasks import Task as task_\ndef task(): return task_",
-    "a task without fields": "from shrinkkit.tasks import Task\ndef task(): return Task()",
+    "task returns the class": "from shrinkkit import Task as task_\ndef task(): return task_",
+    "a task without fields": "from shrinkkit import Task\ndef task(): return Task()",
 }
 
 
@@ -558,7 +559,7 @@ FILES = {
 def test_a_file_that_is_no_task_is_told_in_a_sentence(tmp_path, text):
     (tmp_path / "small.py").write_text(text)
     with pytest.raises(InvalidTask) as caught:
-        tasks.look(tmp_path / "small.py")
+        loader.look(tmp_path / "small.py")
     usertasks.forget(tmp_path)
     assert "small.py" in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -570,31 +571,31 @@ def test_a_file_that_is_no_task_is_told_in_a_sentence(tmp_path, text):
 def test_a_file_that_is_no_text_is_told(tmp_path, content):
     (tmp_path / "small.py").write_bytes(content)
     with pytest.raises(InvalidTask, match="small"):
-        tasks.look(tmp_path / "small.py")
+        loader.look(tmp_path / "small.py")
 
 
 @pytest.mark.parametrize(
     "name", ["x.py", "a b.py", "größe.py", "😀.py", "a.b.py", "-x.py", "class.py", "torch.py", "1.py", "é\n.py"]
 )
 def test_a_task_may_lie_in_a_file_of_any_name(tmp_path, name):
-    assert tasks.look(usertasks.write(tmp_path, name=name)).layers == ("",) or tasks.look(tmp_path / name).fingerprint
+    assert loader.look(usertasks.write(tmp_path, name=name)).layers == ("",) or loader.look(tmp_path / name).fingerprint
 
 
 @pytest.mark.parametrize("name", ["folder.py", "none.py", "x" * 300 + ".py", "a\0.py", "", ".", "a.txt", "digits"])
 def test_what_is_no_file_is_told(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     with pytest.raises(InvalidInput):
-        tasks.look(f"{tmp_path}/{name}" if name else "")
+        loader.look(f"{tmp_path}/{name}" if name else "")
 
 
 def test_scores_are_reported_with_their_range(tmp_path):
     path = usertasks.write(
         tmp_path, body="of['score'] = lambda o, t: 100 * score(o, t) - 50\nof['test'].tensors[1][0] = 2"
     )
-    assert tuple(tasks.look(path).scores) in ((-50, 50), (50, 50))
+    assert tuple(loader.look(path).scores) in ((-50, 50), (50, 50))
 
 
 def test_bundled_tasks_are_looked_at_without_a_check():
-    look = tasks.look("digits-cnn")
+    look = loader.look("digits-cnn")
     assert len(look.layers) > 10
     assert (look.files, tuple(look.scores)) == ({}, (0, 1))

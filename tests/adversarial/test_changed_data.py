@@ -11,8 +11,11 @@ import safetensors.torch
 import torch
 import usertasks
 
-from shrinkkit import recipes, records, runs, tasks
+from shrinkkit.core import store, studies
+from shrinkkit.core.status import Status
 from shrinkkit.errors import InvalidInput
+from shrinkkit.run import runner
+from shrinkkit.tasks import loader
 
 
 def look(path):
@@ -20,7 +23,7 @@ def look(path):
     usertasks.forget(path.parent.parent)
     before = list(sys.path)
     try:
-        return tasks.look(path)
+        return loader.look(path)
     finally:
         sys.path[:] = before
         usertasks.forget(path.parent.parent)
@@ -176,9 +179,9 @@ def test_a_task_in_another_folder_is_the_same_task(tmp_path):
 def test_one_target_of_thousands_that_no_file_holds_changes_the_fingerprint(tmp_path):
     body = "x, y = split(4, 5000).tensors\ny[{i}] = (y[{i}] + {d}) % 3\nof['test'] = TensorDataset(x, y)"
     path = usertasks.write(tmp_path / "task", body=body.format(i=4321, d=0))
-    contents = tasks._contents(tasks.load(path))
+    contents = loader._contents(loader.load(path))
     usertasks.write(tmp_path / "task", body=body.format(i=4321, d=1))
-    assert tasks._contents(tasks.load(path)) != contents
+    assert loader._contents(loader.load(path)) != contents
 
 
 @pytest.mark.parametrize("train", ["random", "drawn from its own generator", "flipped half of the time"])
@@ -221,9 +224,9 @@ def test_a_file_that_changes_during_a_run_fails_the_step_by_its_name(tmp_path, w
         if "1-baseline" in line and not final:
             (tmp_path / which).write_text((tmp_path / which).read_text() + "# changed\n")
 
-    study = recipes.read_study(str(tmp_path / "s.yaml"))
-    runs.run(study, reports=tmp_path / "reports", command="run", threads=1, say=say)
-    steps = {s.name: s for s in records.read(tmp_path / "reports/small/status.json", records.Status).steps}
+    study = studies.read_study(str(tmp_path / "s.yaml"))
+    runner.run(study, reports=tmp_path / "reports", command="run", threads=1, say=say)
+    steps = {s.name: s for s in store.read(tmp_path / "reports/small/status.json", Status).steps}
     assert steps["1-baseline"].state == "failed"
     assert which in steps["1-baseline"].error
     assert "run again" in steps["1-baseline"].error
@@ -238,8 +241,8 @@ def refused(tmp_path, *, limit=60, **parts):
     (tmp_path / "s.yaml").write_text(STUDY.format(task="task/small.py") + f"timeout_s: {limit}\n")
     start = time.monotonic()
     with pytest.raises(InvalidInput) as caught:
-        runs.run(
-            recipes.read_study(str(tmp_path / "s.yaml")),
+        runner.run(
+            studies.read_study(str(tmp_path / "s.yaml")),
             reports=tmp_path / "reports", command="run", threads=1, say=lambda line, final: None,
         )  # fmt: skip
     assert time.monotonic() - start < limit + 20

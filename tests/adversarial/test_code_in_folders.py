@@ -9,7 +9,10 @@ import examples
 import pytest
 from tiny import task as tiny_task
 
-from shrinkkit import cards, children, cli, variants
+from shrinkkit import cli
+from shrinkkit.compress import variants
+from shrinkkit.core import processes
+from shrinkkit.results import cards
 
 CODE = "import os; open(os.path.join(os.environ['MARKS'], {name!r}), 'w').close()\n"
 SHADOWS = (
@@ -158,14 +161,17 @@ def test_a_task_beside_a_study_is_refused(tmp_path):
 )
 def test_search_paths_of_children_do_not_depend_on_where_they_work(monkeypatch, name, given, passed):
     monkeypatch.setenv(name, given)
-    assert children.environment()[name] == os.pathsep.join(os.path.abspath(entry) for entry in passed)
+    assert processes.environment()[name] == os.pathsep.join(os.path.abspath(entry) for entry in passed)
 
 
-@pytest.mark.parametrize("module", ["shrinkkit.tasks", "shrinkkit.memory", "shrinkkit.verify", "shrinkkit.steps"])
+@pytest.mark.parametrize(
+    "module",
+    ["shrinkkit.tasks.loader", "shrinkkit.measure.peak_memory", "shrinkkit.measure.verify", "shrinkkit.run.steps"],
+)
 def test_every_module_that_runs_as_a_child_starts_without_the_working_directory(tmp_path, marks, module):
     plant(tmp_path)
     done = subprocess.run(
-        children.command(module, "/nowhere"), cwd=tmp_path, env=children.environment() | {"MARKS": str(marks)},
+        processes.command(module, "/nowhere"), cwd=tmp_path, env=processes.environment() | {"MARKS": str(marks)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0

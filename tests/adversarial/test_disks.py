@@ -13,7 +13,12 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from shrinkkit import cli, execution, records, results
+from shrinkkit import cli
+from shrinkkit.cli import TRACEBACK
+from shrinkkit.core.store import PART
+from shrinkkit.results import table
+from shrinkkit.run import execution
+from shrinkkit.run.plan import REPORT
 
 CLI = [sys.executable, "-m", "shrinkkit.cli"]
 
@@ -74,9 +79,9 @@ def test_a_report_on_a_full_disk_is_told_and_leaves_nothing_half_written(small_d
     ended = call("report", place / "run")
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert not list((place / "run").rglob(f"*{records.PART}"))
+    assert not list((place / "run").rglob(f"*{PART}"))
     assert not list((place / "run").glob(".attempt-*"))
-    assert results.load(place / "run").row("channels-50", "cpu/torch").state == "measured"
+    assert table.load(place / "run").row("channels-50", "cpu/torch").state == "measured"
 
 
 def test_a_run_on_a_full_disk_is_told(small_disk):
@@ -123,12 +128,12 @@ def test_what_nobody_foresaw_is_one_sentence_and_whole_on_request(tmp_path, monk
     # A folder whose name is longer than any system allows.
     place = tmp_path / ("x" * 300)
     if name:
-        monkeypatch.setenv(cli.TRACEBACK, "1")
+        monkeypatch.setenv(TRACEBACK, "1")
         with pytest.raises(OSError, match="too long"):
             cli.main(["run", "digits-cnn", "--reports", str(place)])
     else:
         assert cli.main(["run", "digits-cnn", "--reports", str(place)]) == 1
-        assert cli.TRACEBACK in capsys.readouterr().err
+        assert TRACEBACK in capsys.readouterr().err
 
 
 def execute(tmp_path, source, name="1-baseline"):
@@ -155,7 +160,7 @@ def test_a_step_whose_page_cannot_be_made_has_worked_and_says_so(tmp_path):
 
 
 def test_a_report_whose_page_cannot_be_made_has_failed(tmp_path):
-    _, ended = execute(tmp_path, NO_PAGE, name=execution.REPORT)
+    _, ended = execute(tmp_path, NO_PAGE, name=REPORT)
     assert "page could not be made" in ended.error
 
 
@@ -168,7 +173,7 @@ def test_pages_are_made_where_nbconvert_itself_finds_no_template(tmp_path):
     path = tmp_path / "n.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("1")]), path)
     code = (
-        "import sys; sys.prefix = '/nowhere'; from shrinkkit import report;"
+        "import sys; sys.prefix = '/nowhere'; from shrinkkit.report import export as report;"
         f"report.html({str(path)!r}, {str(tmp_path / 'n.html')!r}, title='t');"
         f"report.markdown({str(path)!r}, {str(tmp_path / 'n.md')!r})"
     )

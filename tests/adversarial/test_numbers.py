@@ -11,10 +11,16 @@ import torch
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit import artifacts, benchmark, conclusions, intervals, loading, quantize, rows, trials, variants
+from shrinkkit.compress import variants
+from shrinkkit.core import estimate
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.measurement import ClassScore
+from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
-from shrinkkit.records import ClassScore, Estimate
-from shrinkkit.targets import Target
+from shrinkkit.measure import benchmark, session
+from shrinkkit.results import conclusions, table
+from shrinkkit.runtimes import artifacts, loading
+from shrinkkit.runtimes.torch import quantize
 
 TORCH = Target("cpu", "torch")
 
@@ -44,7 +50,7 @@ def run(task, tmp_path_factory):
 
 
 def test_baseline_and_every_variant_on_torch_run_in_one_form(run, task):
-    loaded = trials.load(run, [], TORCH, task, threads=1)
+    loaded = session.load(run, [], TORCH, task, threads=1)
     assert {trial.loaded.form for trial in loaded.values()} == {"torchscript"}
     assert len(loaded) == 4
 
@@ -64,18 +70,18 @@ def test_every_architecture_has_a_script_of_its_graph_that_takes_any_batch(name,
 
 
 def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
-    loaded = trials.load(run, ["bfloat16"], TORCH, task, threads=1)
+    loaded = session.load(run, ["bfloat16"], TORCH, task, threads=1)
     path, _ = artifacts.write_program(task.model, task.example, tmp_path)
     program = loading.load(path, runtime="torch")
     assert program.form == "graph"
     loaded["bfloat16"] = dataclasses.replace(loaded["bfloat16"], loaded=program)
-    compared, errors = trials.race(loaded, TORCH, task, threads=1, seed=0)
+    compared, errors = session.race(loaded, TORCH, task, threads=1, seed=0)
     assert compared == {}
     assert "form" in errors["bfloat16"]
 
 
 def test_the_module_is_compared_with_its_file_across_forms_only_where_that_is_asked():
-    here = trials.describe(TORCH, tiny_task(), threads=1, form="eager")
+    here = session.describe(TORCH, tiny_task(), threads=1, form="eager")
     with pytest.raises(UnfairComparison, match="form"):
         benchmark.compare(
             lambda: None,
@@ -105,10 +111,10 @@ class Padded(nn.Module):
 def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path):
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
     variants.write(tmp_path / "variants/baseline", padded, padded.model, recipe={}, runtimes=["torch"])
-    loaded = trials.load(tmp_path, [], TORCH, padded, threads=1)
-    found = trials.against_today(loaded, TORCH, padded, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], TORCH, padded, threads=1)
+    found = session.against_today(loaded, TORCH, padded, threads=1, seed=0)
     assert found.speedup.high < 0.5
-    results = rows.load(examples.write_run(tmp_path / "run"))
+    results = table.load(examples.write_run(tmp_path / "run"))
     slower = dataclasses.replace(results.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
     told = conclusions.verdict(dataclasses.replace(results, measured=results.measured | {"cpu/torch": slower}))
     assert any("Before any compression" in remark for remark in told.remarks)
@@ -130,9 +136,9 @@ def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, t
     slow = dataclasses.replace(task, model=Slow(task.model).eval())
     for name, recipe in (("baseline", {}), ("half", {"quantize": {"method": "bfloat16"}})):
         variants.write(tmp_path / "variants" / name, slow, slow.model, recipe=recipe, runtimes=["torch"])
-    loaded = trials.load(tmp_path, [], TORCH, slow, threads=1)
-    assert trials.against_today(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
-    compared, _ = trials.race(loaded, TORCH, slow, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], TORCH, slow, threads=1)
+    assert session.against_today(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
+    compared, _ = session.race(loaded, TORCH, slow, threads=1, seed=0)
     assert compared["half"].speedup.value < 2
 
 
@@ -162,7 +168,7 @@ def test_of_many_variants_that_cost_too_much_hardly_ever_is_one_called_within_th
     wrong = 0
     for _ in range(studies):
         baseline = (rng.random(800) < 0.99).astype(float)
-        wrong += any(intervals.within(baseline, [truly_losing(rng, baseline, 1.01) for _ in range(count)], 0.01))
+        wrong += any(estimate.within(baseline, [truly_losing(rng, baseline, 1.01) for _ in range(count)], 0.01))
     # 2.5 % of 200 is 5; more than 11 would come in one of 200 such tests.
     assert wrong <= 11
 
@@ -172,7 +178,7 @@ def test_variants_that_cost_nothing_are_mostly_called_within_the_budget(count):
     rng, found = np.random.default_rng(count), []
     for _ in range(50):
         baseline = (rng.random(1500) < 0.99).astype(float)
-        found += intervals.within(baseline, [truly_losing(rng, baseline, 0.05) for _ in range(count)], 0.01)
+        found += estimate.within(baseline, [truly_losing(rng, baseline, 0.05) for _ in range(count)], 0.01)
     assert np.mean(found) > 0.8
 
 
@@ -183,7 +189,7 @@ def test_intervals_of_continuous_scores_cover_a_variant_that_ruins_few_examples(
         before = rng.beta(8, 2, count)
         ruined = rng.random(count) < 0.03
         after = before + rng.normal(0, 0.002, count) - 0.5 * ruined
-        found = intervals.paired_difference(before, after)
+        found = estimate.paired_difference(before, after)
         covered += found.low <= -0.015 <= found.high
     assert covered >= 186
 
@@ -191,7 +197,7 @@ def test_intervals_of_continuous_scores_cover_a_variant_that_ruins_few_examples(
 @pytest.mark.parametrize("count", [20, 50, 100])
 def test_few_continuous_scores_are_never_enough_for_a_budget_of_a_point(count):
     before = np.random.default_rng(0).beta(8, 2, count)
-    assert intervals.within(before, [before], 0.01) == (False,)
+    assert estimate.within(before, [before], 0.01) == (False,)
 
 
 def test_one_variant_is_within_the_budget_exactly_where_its_interval_is():
@@ -200,13 +206,13 @@ def test_one_variant_is_within_the_budget_exactly_where_its_interval_is():
         before = (rng.random(400) < 0.95).astype(float)
         after = np.where(rng.random(400) < 0.01, 1 - before, before)
         drop = float(rng.choice([0.005, 0.01, 0.02]))
-        inside = intervals.paired_difference(before, after).low >= -drop
-        assert intervals.within(before, [after], drop) == (inside,)
+        inside = estimate.paired_difference(before, after).low >= -drop
+        assert estimate.within(before, [after], drop) == (inside,)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return rows.load(examples.write_run(tmp_path_factory.mktemp("run")))
+    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
 
 
 def with_class(found, difference, examples_=12):
@@ -240,7 +246,7 @@ def test_a_machine_whose_speed_changed_between_targets_is_told(found):
     assert not any("speed changed" in remark for remark in conclusions.verdict(found).remarks)
     record = found.measured["cpu/torch"]
     slower = tuple(
-        dataclasses.replace(m, latency_ms=intervals.product(m.latency_ms, Estimate(1.5, 1.5, 1.5)))
+        dataclasses.replace(m, latency_ms=estimate.product(m.latency_ms, Estimate(1.5, 1.5, 1.5)))
         if m.latency_ms
         else m
         for m in record.measurements

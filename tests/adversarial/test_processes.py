@@ -9,7 +9,11 @@ import time
 import psutil
 import pytest
 
-from shrinkkit import children, lease, records
+from shrinkkit.core import lease, processes, store
+from shrinkkit.core.lease import LOCK, TOKEN
+from shrinkkit.core.processes import command, end, short_folder
+from shrinkkit.core.status import Status
+from shrinkkit.core.store import PART
 from shrinkkit.errors import InvalidInput, LeaseLost
 
 RUN = [sys.executable, "-m", "shrinkkit.cli", "run", "digits-cnn", "--recipe", "static-int8", "--target", "cpu/torch"]
@@ -51,7 +55,7 @@ def living(processes):
 
 
 def state(folder):
-    status = records.read(folder / "reports/digits-cnn/status.json", records.Status)
+    status = store.read(folder / "reports/digits-cnn/status.json", Status)
     return status.steps[0].state
 
 
@@ -80,7 +84,7 @@ def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers, status):
 def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_path):
     child = start(tmp_path)
     below = working(child)
-    step = next(p for p in below if "shrinkkit.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline())
+    step = next(p for p in below if "shrinkkit.run.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline())
     step.kill()
     assert living(below) == []
     while state(tmp_path) == "running":
@@ -111,14 +115,14 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
     run = tmp_path / "reports/digits-cnn"
     assert list(run.glob(".attempt-*"))
     (run / "variants/baseline/.making-x").mkdir(parents=True)
-    (run / f".status.json.x{records.PART}").write_text("{")
+    (run / f".status.json.x{PART}").write_text("{")
     long = tmp_path / ("t" * 120)
     long.mkdir()
     again = start(tmp_path, TMPDIR=str(long))
     working(again)
     assert len(list(run.glob(".attempt-*"))) == 1
     assert not list(run.rglob(".making-x"))
-    assert not list(run.rglob(f"*{records.PART}"))
+    assert not list(run.rglob(f"*{PART}"))
     again.terminate()
     again.communicate(timeout=60)
     assert again.returncode == 143
@@ -130,7 +134,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
 def test_a_child_dies_with_its_parent_whatever_it_does(tmp_path, code):
     (tmp_path / "busy.py").write_text(f"print('here', flush=True)\n{code}")
     start = (
-        "import subprocess, sys; from shrinkkit import children; env = children.environment();"
+        "import subprocess, sys; from shrinkkit.core import processes as children; env = children.environment();"
         f"env['PYTHONPATH'] = {str(tmp_path)!r} + ':' + env.get('PYTHONPATH', '');"
         "p = subprocess.Popen(children.command('busy'), env=env, stdout=subprocess.PIPE, start_new_session=True);"
         "p.stdout.readline(); print(p.pid, flush=True); import time; time.sleep(60)"
@@ -143,7 +147,7 @@ def test_a_child_dies_with_its_parent_whatever_it_does(tmp_path, code):
 
 
 def test_a_child_whose_parent_is_gone_before_it_starts_ends_at_once():
-    call = children.command("shrinkkit.steps", "/nowhere")
+    call = command("shrinkkit.run.steps", "/nowhere")
     call[4] = "1"
     assert subprocess.run(call, check=False, capture_output=True).returncode != 0
 
@@ -152,15 +156,16 @@ def test_a_child_that_hears_no_signal_is_killed_when_patience_ends(tmp_path):
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
-    children.end(child, patience_s=0.2)
+    end(child, patience_s=0.2)
     assert child.returncode == -signal.SIGKILL
     child.communicate()
 
 
-WRITE = "import sys; from shrinkkit import records; sys.stdin.readline(); records.write_text(sys.argv[1], 'old')"
-LOG = "import sys, pathlib; from shrinkkit import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
+WRITE = "import sys; from shrinkkit.core import store; sys.stdin.readline(); store.write_text(sys.argv[1], 'old')"
+LOG = "import sys, pathlib; from shrinkkit.run import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
 MOVE = (
-    "import sys, pathlib; from shrinkkit import variants; sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"
+    "import sys, pathlib; from shrinkkit.compress import variants;"
+    "sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"
     "fresh = path.parent.parent / 'fresh'; fresh.mkdir(); (fresh / path.name).write_text('old');"
     "variants._move(fresh, path.parent)"
 )
@@ -207,21 +212,21 @@ def test_the_runner_itself_stops_writing_when_its_folder_was_removed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     with lease.hold(run):
-        (run / lease.TOKEN).unlink()
-        (run / lease.LOCK).unlink()
+        (run / TOKEN).unlink()
+        (run / LOCK).unlink()
         run.rmdir()
         with pytest.raises(LeaseLost, match=r"folder was removed"):
-            records.write_text(run / "status.json", "{}")
+            store.write_text(run / "status.json", "{}")
     assert not run.exists()
-    records.write_text(run / "status.json", "{}")
+    store.write_text(run / "status.json", "{}")
 
 
 def test_a_folder_that_is_held_is_refused_and_its_holder_goes_on(tmp_path):
     with lease.hold(tmp_path):
         with pytest.raises(InvalidInput, match=r"in use by another run"), lease.hold(tmp_path):
             pass
-        records.write_text(tmp_path / "status.json", "{}")
-    assert {path.name for path in tmp_path.iterdir()} == {lease.LOCK, "status.json"}
+        store.write_text(tmp_path / "status.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "status.json"}
 
 
 @pytest.mark.parametrize("length", [10, 60, 120, 200])
@@ -229,17 +234,17 @@ def test_a_folder_for_sockets_is_short_whatever_tmpdir_says(tmp_path, length, mo
     place = tmp_path / ("t" * length)
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    with children.short_folder() as folder:
+    with short_folder() as folder:
         assert len(str(folder)) < 60
         assert folder.is_dir()
     assert not folder.exists()
 
 
 def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(children, "LONGEST", 200)
+    monkeypatch.setattr(processes, "LONGEST", 200)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import time, os; from shrinkkit import children; children.LONGEST = 200\n"
+        "import time, os; from shrinkkit.core import processes as children; children.LONGEST = 200\n"
         "with children.short_folder() as f: print(f, flush=True); time.sleep(60)"
     )
     held = [
@@ -255,7 +260,7 @@ def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp
     (tmp_path / "sk-link").symlink_to(alive)
     for folder in (dead, alive, tmp_path / "sk-other"):
         os.utime(folder, (0, 0))
-    with children.short_folder():
+    with short_folder():
         assert not os.path.exists(dead)
         assert os.path.isdir(alive)
         assert (tmp_path / "sk-other").is_dir()

@@ -12,9 +12,14 @@ import torch
 from tiny import Corner, corners
 from torch import nn
 
-from shrinkkit import artifacts, exports, onnxint8, openvinofiles, quantize
-from shrinkkit.exports import Making
-from shrinkkit.records import ANY_PROCESSOR, WITH_VNNI
+from shrinkkit.core.variant import ANY_PROCESSOR, WITH_VNNI
+from shrinkkit.runtimes import artifacts, emulation, exports
+from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.runtimes.onnxruntime.onnxint8 import FORMS
+from shrinkkit.runtimes.openvino import openvinofiles
+from shrinkkit.runtimes.torch import quantize
+from shrinkkit.runtimes.torch.quantize import _Candidates
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
@@ -78,7 +83,10 @@ def test_files_made_without_vnni_keep_the_accuracy_that_full_range_loses(name, m
 
 
 def test_probes_see_the_processor_that_the_kernels_see(tmp_path):
-    probe = """import json; from shrinkkit import onnxint8 as a, openvinofiles as b, quantize as c
+    probe = """import json
+from shrinkkit.runtimes.onnxruntime import onnxint8 as a
+from shrinkkit.runtimes.openvino import openvinofiles as b
+from shrinkkit.runtimes.torch import quantize as c
 print(json.dumps([a.saturates(), b.saturates(), *(c.saturates(e) for e in c.supported_engines())]))"""
     expected = [True, True, *(engine != "qnnpack" for engine in quantize.supported_engines())]
     assert elsewhere(probe, tmp_path) == expected
@@ -108,24 +116,24 @@ def test_an_example_that_shows_no_saturation_does_not_hide_a_kernel_that_saturat
 
 
 def test_a_layer_that_saturates_in_the_file_changes_its_form_although_the_probe_sees_nothing(tmp_path, monkeypatch):
-    check, seen = exports.emulation.check, []
+    check, seen = emulation.check, []
 
     def planted(path, **options):
         seen.append(path.stem)
         found = check(path, **options)
         return found if path.stem.startswith("7-bit") else type(found)(0.5, found.layers, ("conv1",))
 
-    monkeypatch.setattr(exports.emulation, "check", planted)
+    monkeypatch.setattr(emulation, "check", planted)
     found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
     assert found.file.exact_on == ANY_PROCESSOR
     assert "conv1" in found.note
-    assert set(seen) == {form.name for form in onnxint8.FORMS}
+    assert set(seen) == {form.name for form in FORMS}
 
 
 def test_where_every_form_saturates_the_most_faithful_is_delivered_and_says_so(tmp_path, monkeypatch):
-    check = exports.emulation.check
+    check = emulation.check
     saturated = lambda path, **options: type(found := check(path, **options))(0.5, found.layers, ("conv1",))  # noqa: E731
-    monkeypatch.setattr(exports.emulation, "check", saturated)
+    monkeypatch.setattr(emulation, "check", saturated)
     found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
     assert "saturate" in found.note
 
@@ -141,7 +149,7 @@ def test_an_exact_form_that_loses_fidelity_is_passed_over(tmp_path, monkeypatch)
 def test_weights_of_seven_bits_cannot_exceed_16_bits_in_any_sum_of_two_products(method, tmp_path):
     artifacts.write_onnx(Corner().eval(), EXAMPLE, tmp_path / "float.onnx", beside=True)
     path = tmp_path / "int8.onnx"
-    form = onnxint8.FORMS[1]
+    form = FORMS[1]
     onnxint8.write(tmp_path / "float.onnx", path, method=method, calibration=CALIBRATION, form=form)
     stored = [onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer if i.data_type == 3]
     weights = [array for array in stored if array.ndim > 1]
@@ -170,7 +178,7 @@ def test_the_same_model_gives_the_same_torch_file_whatever_the_race_took(method,
 
 def test_engines_as_fast_as_each_other_are_chosen_by_a_fixed_order(monkeypatch):
     times = {"x86": 1.05, "fbgemm": 1.0, "onednn": 1.0, "qnnpack": 3.0}
-    monkeypatch.setattr(quantize._Candidates, "time_ms", lambda _, engine: times[engine])
+    monkeypatch.setattr(_Candidates, "time_ms", lambda _, engine: times[engine])
     engine = quantize.engine_of(quantize.dynamic_int8(Zeros().eval(), (torch.rand(4, 64),)))
     assert engine == quantize.supported_engines()[0]
     times[quantize.supported_engines()[0]] = 1.2
@@ -179,7 +187,7 @@ def test_engines_as_fast_as_each_other_are_chosen_by_a_fixed_order(monkeypatch):
 
 def test_an_engine_that_saturates_is_not_chosen_for_its_speed(monkeypatch):
     monkeypatch.setattr(quantize, "saturates", lambda engine: engine == "onednn")
-    monkeypatch.setattr(quantize._Candidates, "time_ms", lambda _, engine: 0.1 if engine == "onednn" else 1.0)
+    monkeypatch.setattr(_Candidates, "time_ms", lambda _, engine: 0.1 if engine == "onednn" else 1.0)
     found = quantize.static_int8(Corner().eval(), EXAMPLE, CALIBRATION)
     assert quantize.engine_of(found) != "onednn"
     assert "onednn" not in quantize.engine_times_ms(found)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from shrinkkit import intervals
+from shrinkkit.core import estimate
 
 Scores = NDArray[np.float64]
 BUDGET, LOSS, EXAMPLES = 0.01, 0.0101, 800
@@ -29,7 +29,7 @@ def covered(random: np.random.Generator, count: int, repeats: int) -> tuple[floa
         difference = after - before
         half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5
         students += abs(difference.mean() + 0.015) <= half
-        found = intervals.paired_difference(before, after)
+        found = estimate.paired_difference(before, after)
         ours += found.low <= -0.015 <= found.high
     return students / repeats, ours / repeats
 
@@ -41,8 +41,8 @@ def approved(random: np.random.Generator, variants: int, repeats: int) -> tuple[
         before = (random.random(EXAMPLES) < 0.99).astype(float)
         lost = [(random.random(EXAMPLES) < LOSS / before.mean()) & (before == 1) for _ in range(variants)]
         after = [np.where(one, 0.0, before) for one in lost]
-        singly += any(intervals.within(before, [one], BUDGET)[0] for one in after)
-        together += any(intervals.within(before, after, BUDGET))
+        singly += any(estimate.within(before, [one], BUDGET)[0] for one in after)
+        together += any(estimate.within(before, after, BUDGET))
     return singly / repeats, together / repeats
 
 

@@ -19,22 +19,16 @@ from pathlib import Path
 import targets as files
 import torch
 
-from shrinkkit import (
-    artifacts,
-    benchmark,
-    compress,
-    exports,
-    intervals,
-    loading,
-    measure,
-    recipes,
-    targets,
-    tasks,
-    variants,
-)
+from shrinkkit.compress import apply, variants
+from shrinkkit.core import machines, studies
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.exports import Making
-from shrinkkit.loading import Loaded
+from shrinkkit.measure import benchmark, scoring
+from shrinkkit.runtimes import artifacts, exports, loading, specs
+from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.tasks import loader
 
 GOALS = {"digits-cnn": (5.0, 12.0), "digits-transformer": (2.0, 3.5), "digits-lstm": (2.0, 3.5)}
 MOST_LOST = 0.01
@@ -43,14 +37,14 @@ USUAL = ("FP32", "torch")
 
 def delivered(name: str, runtimes: list[str], folder: Path) -> tuple[dict[tuple[str, str], Loaded], dict[str, str]]:
     """Return the loaded file of every recipe of a bundled study for every runtime, and why others are missing."""
-    task = tasks.load(name)
+    task = loader.load(name)
     pruned: dict[str, torch.nn.Module] = {"": task.model}
     found, missing = {}, {}
-    for recipe in [None, *recipes.read_study(name).recipes]:
+    for recipe in [None, *studies.read_study(name).recipes]:
         section = recipe.prune.model_dump() if recipe and recipe.prune else {}
         key = str(section) if section else ""
         if key not in pruned:
-            pruned[key] = compress.prune_task(task, **section, seed=0).model
+            pruned[key] = apply.prune_task(task, **section, seed=0).model
         quantize = recipe.quantize.model_dump() if recipe and recipe.quantize else {}
         label = recipe.name if recipe else "FP32"
         for runtime in runtimes:
@@ -71,21 +65,21 @@ def delivered(name: str, runtimes: list[str], folder: Path) -> tuple[dict[tuple[
 
 def show(name: str, seconds: float, runtimes: list[str]) -> bool:
     """Print a line for every file and return whether one of them reaches the goal."""
-    task = tasks.load(name)
+    task = loader.load(name)
     faster, smaller = GOALS[name]
     with tempfile.TemporaryDirectory() as folder:
         found, missing = delivered(name, runtimes, Path(folder))
         calls = {key: loaded.prepare(task.example) for key, loaded in found.items()}
         today = benchmark.copies(task.model, task.example)()
         times = files.take_turns({files.TODAY: today, **calls}, seconds)
-        reference = measure.scores(found[USUAL], task, task.test)
+        reference = scoring.scores(found[USUAL], task, task.test)
         usual_bytes = found[USUAL].path.stat().st_size
         reached = []
         print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than PyTorch today")
         for (label, runtime), loaded in found.items():
-            speed: intervals.Estimate = files.ratio(times[files.TODAY], times[label, runtime])
+            speed: Estimate = files.ratio(times[files.TODAY], times[label, runtime])
             size = usual_bytes / sum(part.stat().st_size for part in artifacts.parts(loaded.path))
-            change = measure.accuracy(task, measure.scores(loaded, task, task.test), reference).difference
+            change = scoring.accuracy(task, scoring.scores(loaded, task, task.test), reference).difference
             assert change is not None
             good = change.value >= -MOST_LOST and speed.value >= faster and size >= smaller
             reached += [f"{label} on {runtime}"] if good else []
@@ -107,8 +101,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="of one call (every core)")
     parser.add_argument("--inductor", action="store_true", help="compile for inductor too, which takes minutes")
     arguments = parser.parse_args()
-    threads = targets.use_threads(arguments.threads)
-    print(f"{targets.hardware(targets.Target('cpu', 'torch'))}, {threads} threads")
+    threads = specs.use_threads(arguments.threads)
+    print(f"{machines.hardware(Target('cpu', 'torch'))}, {threads} threads")
     runtimes = ["torch", "onnxruntime", "openvino", *["inductor"] * arguments.inductor]
     reached = {name: show(name, arguments.seconds, runtimes) for name in arguments.task or GOALS}
     return 0 if all(reached.values()) else 1

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from shrinkkit import memory
+from shrinkkit.measure import peak_memory
 
 MB = 2**20
 
@@ -47,10 +47,10 @@ def one(name: str) -> dict[str, float]:
     model.eval()
     with torch.inference_mode():
         model(inputs)  # the first call also makes what later ones reuse
-        before = memory._status("VmRSS")
-        memory._reset_peak()
+        before = peak_memory._status("VmRSS")
+        peak_memory._reset_peak()
         kept = model(inputs)
-        system, after = memory._status("VmHWM") - before, memory._status("VmRSS") - before
+        system, after = peak_memory._status("VmHWM") - before, peak_memory._status("VmRSS") - before
         del kept
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             model(inputs)
@@ -72,7 +72,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one)))
         return
-    # As `shrinkkit.memory` does: large blocks go back to the system when they are freed.
+    # As `peak_memory` does: large blocks go back to the system when they are freed.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     rows = {}
     for name in MODELS:

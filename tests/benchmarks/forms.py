@@ -15,11 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shrinkkit import artifacts, benchmark, loading, quiet, targets, tasks
-from shrinkkit.formats import between, times
-from shrinkkit.records import Comparison, Conditions
-from shrinkkit.targets import Target
-from shrinkkit.turns import Make
+from shrinkkit import quiet
+from shrinkkit.core import machines
+from shrinkkit.core.measurement import Comparison, Conditions
+from shrinkkit.core.target import Target
+from shrinkkit.display.formats import between, times
+from shrinkkit.measure import benchmark
+from shrinkkit.measure.timing import Make
+from shrinkkit.runtimes import artifacts, loading, specs
+from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.tasks import loader
 
 
 def models() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
@@ -27,7 +32,7 @@ def models() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
     torch.manual_seed(0)
     layers = [layer for _ in range(8) for layer in (nn.Linear(32, 32), nn.ReLU())]
     convolutions = [layer for i in range(12) for layer in (nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.ReLU())]
-    bundled = {name: tasks.load(name) for name in ("digits-cnn", "digits-transformer", "digits-lstm")}
+    bundled = {name: loader.load(name) for name in ("digits-cnn", "digits-transformer", "digits-lstm")}
     return {
         "MLP of 8 layers, batch 1": (nn.Sequential(*layers).eval(), (torch.randn(1, 32),)),
         "CNN of 12 layers, batch 1": (nn.Sequential(*convolutions).eval(), (torch.randn(1, 3, 16, 16),)),
@@ -42,7 +47,7 @@ def compare(
     own = [
         Conditions(
             device="cpu",
-            hardware=targets.hardware(Target("cpu", "torch")),
+            hardware=machines.hardware(Target("cpu", "torch")),
             runtime="torch",
             form=form,
             threads=torch.get_num_threads(),
@@ -63,7 +68,7 @@ def compare(
     )
 
 
-def fresh(file: loading.Loaded, example: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+def fresh(file: Loaded, example: tuple[torch.Tensor, ...]) -> Callable[[], object]:
     """Return a new copy of a loaded file as a call."""
     return file.again().prepare(example)
 
@@ -74,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
-    targets.use_threads(asked.threads)
+    specs.use_threads(asked.threads)
     print("| model | `ep.module()`, as a .pt2 file loads | file for torch (TorchScript) | the file written twice |")
     print("|---|---|---|---|")
     for name, (model, example) in models().items():

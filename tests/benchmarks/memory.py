@@ -30,7 +30,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from shrinkkit import compress, errors, memory, records, targets, tasks, variants
+from shrinkkit.compress import apply, variants
+from shrinkkit.core import store
+from shrinkkit.errors import Unsupported, brief
+from shrinkkit.measure import peak_memory
+from shrinkkit.measure.peak_memory import RESET
+from shrinkkit.runtimes import specs
+from shrinkkit.tasks.task import Task
 
 MB = 1_000_000
 ALLOWED = 300 * MB
@@ -71,14 +77,14 @@ def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output.argmax(1) == target).float()
 
 
-def task(megabytes: float) -> tasks.Task:
+def task(megabytes: float) -> Task:
     """Return a task of a few examples whose model is a plain MLP with `megabytes` of FP32 weights."""
     torch.manual_seed(0)
     width = WIDTH if megabytes > 100 else 64
     depth = max(2, round(megabytes * MB / (4 * width**2)))
     layers = [part for _ in range(depth) for part in (nn.Linear(width, width), nn.ReLU())]
     data = TensorDataset(torch.randn(8, width), torch.arange(8))
-    return tasks.Task(
+    return Task(
         name="wide",
         model=nn.Sequential(*layers, nn.Linear(width, 10)).eval(),
         example=(data.tensors[0][:4],),
@@ -96,7 +102,7 @@ def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]
     the_task = task(megabytes)
     folder = run / "variants" / way
     if way in PRUNE:
-        pruned = compress.prune_task(the_task, **PRUNE[way], seed=0)
+        pruned = apply.prune_task(the_task, **PRUNE[way], seed=0)
         made = variants.write_pruned(folder, the_task, pruned, section=PRUNE[way], runtimes=[runtime], seed=0)
     elif way in QUANTIZE:
         model = variants.source(run, "baseline", the_task)
@@ -111,23 +117,23 @@ def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]
 
 def one(way: str, runtime: str, megabytes: float, folder: Path) -> None:
     """Write the row of one way and runtime into `folder`, and before it what the process held to begin with."""
-    targets.use_threads(1)
+    specs.use_threads(1)
     try:
         # A step finds the baseline's record beside what it makes.
         make("baseline", "torch", 1, folder / "tiny")
         make(way, runtime, 1, folder / "tiny")
-    except errors.Unsupported as error:
-        records.write_text(folder / ROW, json.dumps(asdict(Row(way, runtime, refused=errors.brief(error)))))
+    except Unsupported as error:
+        store.write_text(folder / ROW, json.dumps(asdict(Row(way, runtime, refused=brief(error)))))
         return
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before, start = memory._status("VmRSS"), time.perf_counter()
-    memory.RESET.write_text("5", encoding="ascii")
-    records.write_text(folder / BEFORE, str(before))
+    before, start = peak_memory._status("VmRSS"), time.perf_counter()
+    RESET.write_text("5", encoding="ascii")
+    store.write_text(folder / BEFORE, str(before))
     baseline, variant = make(way, runtime, megabytes, folder / "large")
-    peak = memory._status("VmHWM") - before
+    peak = peak_memory._status("VmHWM") - before
     row = Row(way, runtime, baseline, variant, peak, time.perf_counter() - start)
-    records.write_text(folder / ROW, json.dumps(asdict(row)))
+    store.write_text(folder / ROW, json.dumps(asdict(row)))
 
 
 def watch(way: str, runtime: str, megabytes: float, folder: Path) -> Row:
@@ -200,7 +206,7 @@ def main() -> int:
                 rows.append(watch(way, runtime, arguments.megabytes, Path(folder)))
             show(rows[-1])
     if arguments.json:
-        records.write_text(arguments.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        store.write_text(arguments.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     missed = complaints(rows)
     print("\n" + ("\n".join(f"missed: {text}" for text in missed) or "The goal is met."))
     return 1 if missed else 0

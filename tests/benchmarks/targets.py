@@ -30,10 +30,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shrinkkit import artifacts, benchmark, exports, intervals, loading, outputs, quiet, targets, tasks, variants
-from shrinkkit.exports import Making
-from shrinkkit.loading import Loaded
-from shrinkkit.usermodel import Example
+from shrinkkit import quiet
+from shrinkkit.compress import variants
+from shrinkkit.core import estimate, machines
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.target import Target
+from shrinkkit.measure import benchmark
+from shrinkkit.runtimes import artifacts, exports, loading, specs
+from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.tasks import loader, outputs
+from shrinkkit.tasks.modules import Example
 
 MODELS = ("digits-cnn", "resnet18", "digits-transformer")
 METHODS = {"digits-cnn": "static-int8", "resnet18": "static-int8", "digits-transformer": "dynamic-int8"}
@@ -109,7 +116,7 @@ def subject(name: str) -> Subject:
     if name == "resnet18":
         batches = [photographs(1, seed) for seed in range(100, 164)]
         return Subject(name, resnet18(), batches[0], batches[:32], batches[32:])
-    task = tasks.load(name)
+    task = loader.load(name)
     unseen = [(torch.stack([task.test[i][0] for i in range(at, at + 8)]),) for at in range(0, 400, 8)]
     return Subject(name, task.model, task.example, variants.calibration(task, 100), unseen)
 
@@ -227,9 +234,9 @@ class Row:
     target: str
     file: str
     ms: float
-    against_today: intervals.Estimate
+    against_today: Estimate
     """Speed against the module as called in eager PyTorch, with its 95 % interval."""
-    against_recommended: intervals.Estimate | None
+    against_recommended: Estimate | None
     """Latency over that of the recommended pipeline: below 1 is faster."""
     cosine: float
     size_bytes: int
@@ -240,7 +247,7 @@ def files(subject: Subject, folder: Path) -> tuple[dict[tuple[str, str], Loaded]
     """Return FP32, ours and the recommended file for each target that can run here, and what could not be made."""
     found: dict[tuple[str, str], Loaded] = {}
     missing: dict[tuple[str, str], str] = {}
-    for target, reason in targets.available().items():
+    for target, reason in specs.available().items():
         device, runtime = target.split("/")
         if device != "cpu":
             continue
@@ -293,10 +300,10 @@ def take_turns(calls: dict[tuple[str, str], Callable[[], Any]], seconds: float) 
     return times
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> intervals.Estimate:
+def ratio(over: Sequence[float], under: Sequence[float]) -> Estimate:
     """Return over / under from slots that were taken in the same rounds, with the 95 % interval."""
     logs = np.log(np.asarray(over) / np.asarray(under)).reshape(-1, 2).mean(1)
-    return intervals.block_ratio(logs, seed=0)
+    return estimate.block_ratio(logs, seed=0)
 
 
 def cosine(loaded: Loaded, subject: Subject) -> float:
@@ -369,8 +376,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="of one call (every core)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
-    threads = targets.use_threads(arguments.threads)
-    print(f"{targets.hardware(targets.Target('cpu', 'torch'))}, {threads} threads")
+    threads = specs.use_threads(arguments.threads)
+    print(f"{machines.hardware(Target('cpu', 'torch'))}, {threads} threads")
     every: list[Row] = []
     lacking: dict[tuple[str, str], str] = {}
     for name in arguments.model or MODELS:

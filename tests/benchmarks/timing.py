@@ -31,9 +31,12 @@ from scipy.stats import ttest_ind
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from shrinkkit import benchmark, contention, intervals, targets
-from shrinkkit.blocks import Blocks, conclude
-from shrinkkit.records import Comparison, Conditions
+from shrinkkit.core import estimate, machines
+from shrinkkit.core.estimate import MARGIN
+from shrinkkit.core.measurement import Comparison, Conditions
+from shrinkkit.core.samples import Blocks, conclude
+from shrinkkit.measure import benchmark, contention
+from shrinkkit.runtimes import specs
 
 SLOW_DOWNS = (0.0, 0.03, 0.10)
 STEPS = 100
@@ -133,7 +136,7 @@ MODELS = {"matrices": matrices, "vectors": vectors, "convolutions": convolutions
 
 def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: int) -> tuple[Comparison, Said, float]:
     """Return what shrinkkit's paired timing says, what it would if contention never withheld its verdict, and early."""
-    here = Conditions("cpu", targets.hardware(targets.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
+    here = Conditions("cpu", machines.hardware(specs.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
     found = benchmark.compare(
         lambda: model(kind, 0.0),
         lambda: model(kind, slow_down),
@@ -182,7 +185,7 @@ def autorange(kind: str, slow_down: float, *, budget_s: float, threads: int) -> 
 def sequential(reference: Samples, candidate: Samples, *, centre: Callable[[Samples], Any]) -> Said:
     """Return the ratio of two samples, called different where it is beyond the margin and Welch's test says so."""
     ratio = float(centre(reference) / centre(candidate))
-    beyond = abs(math.log(ratio)) > math.log1p(intervals.MARGIN)
+    beyond = abs(math.log(ratio)) > math.log1p(MARGIN)
     if not beyond:
         return ratio, "same"
     if min(len(reference), len(candidate)) < 2 or ttest_ind(reference, candidate, equal_var=False).pvalue > 0.05:
@@ -265,7 +268,7 @@ def goals(rows: list[Row], *, loaded: bool) -> str:
     """Return what is wanted of shrinkkit's own row, and what it reached; loaded, only that it is never wrong."""
     own = {r.slow_down: r for r in rows if r.method == OURS}
     still, small, large = (own[s] for s in SLOW_DOWNS)
-    bound = intervals.mean([1.0] * round((still.false_alarms or 0) * still.comparisons) + [0.0] * round(
+    bound = estimate.mean([1.0] * round((still.false_alarms or 0) * still.comparisons) + [0.0] * round(
         (1 - (still.false_alarms or 0)) * still.comparisons
     )).high  # fmt: skip
     wanted = [
@@ -319,13 +322,13 @@ def main() -> None:
     parser.add_argument("--planted", type=int, help="of each slow-down (default: a quarter of these)")
     parser.add_argument("--others-every", type=int, default=1, help="ask the other methods on every so many pairs")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds for each comparison (default: 4)")
-    parser.add_argument("--threads", type=int, default=targets.cores(), help="of torch (default: every core)")
+    parser.add_argument("--threads", type=int, default=machines.cores(), help="of torch (default: every core)")
     parser.add_argument("--loaded", action="store_true", help="keep every core busy meanwhile")
     parser.add_argument("--json", action="store_true", help="print every answer as JSON in place of the table")
     options = parser.parse_args()
     planted = min(options.comparisons, options.planted or max(1, options.comparisons // 4))
     before, answers = contention.snapshot(), []
-    with load(targets.cores() if options.loaded else 0):
+    with load(machines.cores() if options.loaded else 0):
         for answer in ask(
             options.comparisons,
             planted=planted,
@@ -336,7 +339,7 @@ def main() -> None:
             answers.append(answer)
             if sys.stderr.isatty():
                 print(f"\r{len(answers)} answers", end="", file=sys.stderr)
-    found = contention.disturbance(before, contention.snapshot(), threads=options.threads, cores=targets.cores())
+    found = contention.disturbance(before, contention.snapshot(), threads=options.threads, cores=machines.cores())
     groups = [[a for a in answers if (a.method, a.slow_down) == (m, s)] for s in SLOW_DOWNS for m in METHODS]
     rows = [row(group) for group in groups if group]
     if options.json:

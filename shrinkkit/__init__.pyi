@@ -1,0 +1,3 @@
+from shrinkkit.tasks.task import Task as Task
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Pruning, fine-tuning, and variants on disk."""

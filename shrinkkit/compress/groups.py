@@ -1,0 +1,445 @@
+"""Which channels of a model hang together.
+
+`prune` decides what goes, this module which layers must lose channels together, `cutting` how.
+A torch-pruning dependency graph proposes the groups; `cutting.disproof` takes none of them on trust.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from shrinkkit.errors import InvalidInput, Unsupported
+from shrinkkit.tasks import modules, outputs
+from shrinkkit.tasks.modules import FORWARD_ERRORS, _Drop
+
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""The layer types whose output channels are pruned and counted."""
+
+HEAD_COUNTS = ("num_heads", "n_heads", "heads", "n_head", "num_attention_heads")
+"""Attributes by which attention says into how many heads its linear layers are divided."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one layer or parameter loses when channels of its group go."""
+
+    name: str
+    handler: Callable[[Any, list[int]], Any]
+    dim: int
+    out: bool
+    """Output channels (True), or only the input channels that read them."""
+    idxs: tuple[int, ...]
+    roots: tuple[int, ...]
+    """For each of `idxs`, the channel of the group's first layer that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that can only lose channels together."""
+
+    layers: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    units: tuple[tuple[int, ...], ...]
+    """Channels that go or stay as one: one a unit, or one of each convolution group or head."""
+    makes_output: bool
+    refusal: str = ""
+
+    def costs(self) -> list[int]:
+        """Return how many output channels of counted layers go with each unit."""
+        per_root: dict[int, int] = {}
+        for edit in self.edits:
+            if edit.out and edit.name in self.layers:
+                for root in edit.roots:
+                    per_root[root] = per_root.get(root, 0) + 1
+        return [sum(per_root.get(root, 0) for root in unit) for unit in self.units]
+
+
+def counted(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of `model` whose output channels count, by name; a shared one once."""
+    inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inner}
+
+
+def width(layer: nn.Module) -> int:
+    """Return the number of output channels or features of a counted layer."""
+    if isinstance(layer, nn.RNNBase):
+        return recurrent_width(layer)
+    for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size"):
+        if hasattr(layer, attribute):
+            return int(getattr(layer, attribute))
+    raise InvalidInput(f"`layer` must be a convolution, linear, recurrent or attention layer, got {type(layer)}.")
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """Return the number of output channels of each counted layer of `model`, by name."""
+    return {name: width(layer) for name, layer in counted(model).items()}
+
+
+class _OneNode(torch.autograd.Function):
+    """Passes tensors through as the outputs of one autograd node fed by the anchors."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("A traced model is never differentiated.")
+
+
+class _Followable(TorchFunctionMode):
+    """Shows the graph what it can follow.
+
+    Sequences of features are split and joined along their second dimension, and padded in a single node; steps,
+    or the states of each layer, are taken from them one by one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first = _argument(args, kwargs, 0, "tensors", None)
+        if func is torch._pad_packed_sequence:
+            with torch.no_grad():
+                made = func(*args, **kwargs)
+            return _one_node(made, [first])
+        taken_apart = func in (torch.unbind, Tensor.unbind) and _argument(args, kwargs, 1, "dim", 0) == 0
+        if taken_apart and first is not None and first.dim() == 3:
+            return tuple(first.select(0, i) for i in range(first.shape[0]))
+        if func in (torch.chunk, torch.split, torch.cat, torch.concat, Tensor.chunk, Tensor.split):
+            joins = func in (torch.cat, torch.concat)
+            dim = _argument(args, kwargs, 1 if joins else 2, "dim", 0)
+            if first is not None and (first[0] if joins else first).dim() == 3 and dim in (2, -1):
+                kwargs = {**{k: v for k, v in kwargs.items() if k not in ("dim", "tensors")}, "dim": 1}
+                if joins:
+                    return func([t.transpose(1, 2) for t in first], **kwargs).transpose(1, 2)
+                return tuple(t.transpose(1, 2) for t in func(first.transpose(1, 2), *args[1:2], **kwargs))
+        return func(*args, **kwargs)
+
+
+def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
+    return args[at] if len(args) > at else kwargs.get(name, default)
+
+
+def _forward(model: nn.Module, example: _Drop) -> Any:
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
+    hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
+    try:
+        with _Followable():
+            return model(*(t.clone() for t in example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tied_to_states(layer: nn.RNNBase, args: Any, kwargs: Any, made: Any) -> Any:
+    states = _states(layer, args, kwargs)
+    return _one_node(made, states) if states else made
+
+
+def _states(layer: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the initial states given to a recurrent layer that have as many channels as each of its directions."""
+    if not isinstance(layer, nn.RNNBase):
+        return []
+    given = pytree.tree_leaves(_argument(args, kwargs, 1, "hx", None))
+    tensors = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
+    return [t for t in tensors if t.shape[-1] == units(layer)]
+
+
+def _one_node(made: Any, anchors: Iterable[Tensor]) -> Any:
+    leaves, shape = pytree.tree_flatten(made)
+    found = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
+    passed = _OneNode.apply(len(found), *(leaves[i] for i in found), *anchors)  # type: ignore[no-untyped-call]
+    for i, tensor in zip(found, passed, strict=True):
+        leaves[i] = tensor
+    return pytree.tree_unflatten(leaves, shape)
+
+
+def _as_one_node(layer: nn.Module) -> None:
+    # The graph is read off autograd; a layer made of many operations would show its insides there.
+    forward = layer.forward
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            made = forward(*args, **kwargs)
+        states = {id(t) for t in _states(layer, args, kwargs)}
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+        return _one_node(made, [*(t for t in given if id(t) not in states), next(layer.parameters())])
+
+    layer.forward = traced
+
+
+def groups(model: nn.Module, example: _Drop) -> list[Group]:
+    """Return the groups of layers of `model` that must lose channels together.
+
+    `model` is left unchanged. Runs it once on `example`.
+
+    Raises:
+        Unsupported: The model's forward cannot be traced by autograd.
+    """
+    traced = modules.duplicate(model).eval()
+    for parameter in traced.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    pruners = {type(m): Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
+    for module in traced.modules():
+        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            _as_one_node(module)
+    graph = tp.DependencyGraph()
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(
+                traced,
+                example_inputs=example,
+                forward_fn=_forward,
+                # The extra multiplication makes a node of its own, which marks where outputs are made.
+                output_transform=lambda out: [t * 1 for t in outputs.tensors(out) if t.requires_grad],
+                customized_pruners=pruners,
+                verbose=False,
+            )
+        for node in graph.module2node.values():
+            # torch-pruning stops following splits after any three-dimensional parameter, such as positions.
+            node.enable_index_mapping |= node.type == tp.ops.OPTYPE.SPLIT
+        return list(_groups(graph, traced))
+    except FORWARD_ERRORS as error:
+        raise Unsupported(
+            f"The layers of `model` cannot be traced: {type(error).__name__}: {str(error).rstrip('.')}. "
+            "Its forward must run on `example` under autograd; `prune.weights` needs no trace."
+        ) from error
+
+
+def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
+    names = {module: name for name, module in model.named_modules()}
+    prunable, heads, sealed = set(counted(model).values()), attention_heads(model), _sealed(model)
+    traced = [m for m in graph.module2node if m in prunable]
+    seen: set[Any] = set()
+    grouped: set[str] = set()
+    for module in traced:
+        # A single channel scales all channels of what it meets, and so does not shrink with them.
+        if module in seen or width(module) == 1:
+            continue
+        root, cut, size = module, graph.get_pruner_of_module(module).prune_out_channels, width(module)
+        found = graph.get_pruning_group(root, cut, list(range(size)))
+        reader = _reader_of_joint(graph, found, size) if module in heads else None
+        if reader is not None:
+            root, cut, size = *reader, size // 3
+            found = graph.get_pruning_group(root, cut, list(range(size)))
+        edits = tuple(_edits(graph, found, names))
+        seen.add(module)
+        seen.update(dep.target.module for dep, _ in found if _is_out(graph, dep))
+        pieces = max(_pieces(dep.target.module, graph, dep.handler, heads) for dep, _ in found)
+        refusal = next((f"cannot shrink, because `{e.name}` {sealed[e.name]}" for e in edits if e.name in sealed), "")
+        if size % pieces:
+            refusal, pieces = f"has {size} channels, which do not divide into {pieces} groups or heads", 1
+        layers = tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits))
+        grouped.update(layers)
+        yield Group(
+            layers=layers,
+            edits=edits,
+            units=_units(graph, found, (root, cut), size, pieces, split=reader is None),
+            makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep, _ in found),
+            refusal=refusal,
+        )
+    for module in [m for m in traced if names[m] not in grouped]:
+        refusal = "" if width(module) == 1 else "meets layers that have another number of channels"
+        yield Group((names[module],), (), ((0,),), False, refusal)
+
+
+def _is_out(graph: Any, dependency: Any) -> bool:
+    return bool(graph.is_out_channel_pruning_fn(dependency.handler))
+
+
+def _reader_of_joint(graph: Any, found: Any, size: int) -> tuple[nn.Module, Any] | None:
+    # One linear layer makes query, key and value: what reads them tells which three channels go together.
+    for dep, idxs in found:
+        if isinstance(dep.target.module, nn.Linear) and not _is_out(graph, dep) and len(idxs) * 3 == size:
+            return dep.target.module, dep.handler
+    return None
+
+
+def _units(
+    graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int, split: bool
+) -> tuple[tuple[int, ...], ...]:
+    unit_of = [i % (size // pieces) for i in range(size)]
+    splitting = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
+    if split and any(dep.target.type in splitting for dep, _ in found):
+        for i, k in _ties_within(graph, root, size):
+            old, new = unit_of[k], unit_of[i]
+            unit_of = [new if unit == old else unit for unit in unit_of] if old != new else unit_of
+    members: dict[int, list[int]] = {}
+    for i, unit in enumerate(unit_of):
+        members.setdefault(unit, []).append(i)
+    return tuple(tuple(unit) for unit in members.values())
+
+
+def _ties_within(graph: Any, root: tuple[Any, Any], size: int) -> list[tuple[int, int]]:
+    """Return the pairs of channels of one layer that are tied, because parts of it meet again as in a gated unit."""
+
+    def reached(idxs: list[int]) -> list[tuple[int, int]]:
+        group = graph.get_pruning_group(*root, idxs)
+        return [(r, i) for k, (_, part) in enumerate(group) for i, r in _pairs(group, k, part, root)]
+
+    # Asking for each channel by itself takes minutes on a wide layer; equal parts are what models split into.
+    for parts in (2, 3, 4):
+        if size % parts == 0:
+            first = reached(list(range(size // parts)))
+            if len({i for _, i in first}) == size:
+                return first
+    half = size // 2
+    sides = reached(list(range(half))), reached(list(range(half, size)))
+    if all(len({i for _, i in side}) == count for side, count in zip(sides, (half, size - half), strict=True)):
+        return []
+    return [pair for i in range(size) for pair in reached([i])]
+
+
+def _pairs(group: Any, k: int, idxs: list[int], root: tuple[Any, Any]) -> list[tuple[int, int]]:
+    same = group[k].dep.target.module is root[0] and group[k].dep.handler == group[0].dep.handler
+    return list(zip(idxs, group[k].root_idxs, strict=True)) if same else []
+
+
+def _edits(graph: Any, found: Any, names: Mapping[Any, str]) -> Iterator[Edit]:
+    for i, (dep, idxs) in enumerate(found):
+        target = dep.target.module
+        name = graph._param_to_name.get(target) if isinstance(target, nn.Parameter) else names.get(target)
+        out, roots = _is_out(graph, dep), found[i].root_idxs
+        there = (graph.get_out_channels if out else graph.get_in_channels)(dep.target)
+        # The trace follows channels through sums and broadcasts over them, where there are none any more.
+        if name is not None and None not in roots and there is not None and max(idxs) < there:
+            yield Edit(name, dep.handler, dep.target.pruning_dim, out, tuple(idxs), tuple(roots))
+
+
+def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the layers of `model` whose channels are divided into attention heads, with how many."""
+    found: dict[nn.Module, int] = {}
+    for module in model.modules():
+        count = next((getattr(module, a) for a in HEAD_COUNTS if hasattr(module, a)), 0)
+        if isinstance(count, int) and count > 0:
+            linear = [c for c in module.children() if isinstance(c, nn.Linear)]
+            found |= {c: count for c in linear if c.out_features % count == 0}
+            if isinstance(module, nn.MultiheadAttention):
+                found[module] = count
+    return found
+
+
+def _pieces(module: Any, graph: Any, handler: Any, heads: Mapping[nn.Module, int]) -> int:
+    if isinstance(module, _ConvNd) and module.groups == module.out_channels == module.in_channels:
+        return 1
+    out = graph.is_out_channel_pruning_fn(handler)
+    if out and isinstance(module, nn.Module) and module in heads:
+        return heads[module]
+    pruner = graph.get_pruner_of_module(module)
+    return int(pruner.get_out_channel_groups(module) if out else pruner.get_in_channel_groups(module))
+
+
+def _sealed(model: nn.Module) -> dict[str, str]:
+    found = {}
+    for name, module in model.named_modules():
+        hooked = any(hasattr(hook, "name") for hook in module._forward_pre_hooks.values())
+        if parametrize.is_parametrized(module) or (hooked and hasattr(module, "weight_g")):
+            found[name] = "is parametrized; make its weight plain first, see `torch.nn.utils.parametrize`"
+    return found
+
+
+def units(layer: nn.RNNBase) -> int:
+    """Return the number of output channels of `layer` in one direction; also those of its first initial state."""
+    return layer.proj_size or layer.hidden_size
+
+
+def recurrent_width(layer: nn.RNNBase) -> int:
+    """Return the number of output channels of `layer`, both directions together."""
+    return units(layer) * _directions(layer)
+
+
+def rows(layer: nn.RNNBase, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what makes each output channel of `layer`: its rows in all gates of all matrices.
+
+    Args:
+        layer: The layer; `width(layer)` is the number of its output channels.
+        value: Applied to each matrix before its rows are taken.
+
+    Returns:
+        One row a channel, shape (channels, weights of one). Channels of both directions that go together
+        have the same row.
+    """
+    kind = "weight_hr" if layer.proj_size else "weight"
+    weights = [value(layer.get_parameter(name)) for name in layer._flat_weights_names if name.startswith(kind)]
+    gates = [w.reshape(-1, units(layer), w.shape[1]).transpose(0, 1).flatten(1) for w in weights]
+    return torch.cat(gates, dim=1).repeat(_directions(layer), 1)
+
+
+def columns(layer: nn.RNNBase, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what reads each input channel of `layer`, shape (channels, weights of one); `value` as for `rows`."""
+    return torch.cat([value(layer.get_parameter(name)).T for name in _first(layer)], dim=1)
+
+
+def sizes_kept(model: nn.Module) -> list[tuple[nn.Module, str, list[nn.RNNBase]]]:
+    """Return where modules of `model` keep the hidden size of recurrent layers inside them, and of which layers.
+
+    Such an attribute, `hidden_size` or `nhid` for example, is what a forward makes an initial state of zeros by.
+    """
+    found = []
+    for module in model.modules():
+        layers = [m for m in module.modules() if isinstance(m, nn.RNNBase) and m is not module]
+        for attribute, value in vars(module).items():
+            same = [layer for layer in layers if type(value) is int and layer.hidden_size == value]
+            if same and "hid" in attribute:
+                found.append((module, attribute, same))
+    return found
+
+
+class Pruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """Cuts channels out of all layers and directions of a recurrent layer alike, for torch-pruning."""
+
+    def prune_out_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+        """Cut the output channels `idxs` out of `layer` itself, and return it; each direction loses the same."""
+        size = units(layer)
+        keep = sorted(set(range(size)) - {i % size for i in idxs})
+        both = [direction * size + i for direction in range(_directions(layer)) for i in keep]
+        first = _first(layer)
+        for name in layer._flat_weights_names:
+            weight = layer.get_parameter(name)
+            if name.startswith("weight_hr") or not layer.proj_size:
+                made = [gate * size + i for gate in range(weight.shape[0] // size) for i in keep]
+                weight = self._prune_parameter_and_grad(weight, made, 0)
+            if name.startswith("weight_hh"):
+                weight = self._prune_parameter_and_grad(weight, keep, 1)
+            elif name.startswith("weight_ih") and name not in first:
+                weight = self._prune_parameter_and_grad(weight, both, 1)
+            setattr(layer, name, weight)
+        setattr(layer, "proj_size" if layer.proj_size else "hidden_size", len(keep))
+        return layer
+
+    def prune_in_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+        """Cut the input channels `idxs` out of `layer` itself, and return it."""
+        keep = sorted(set(range(layer.input_size)) - set(idxs))
+        for name in _first(layer):
+            setattr(layer, name, self._prune_parameter_and_grad(layer.get_parameter(name), keep, 1))
+        layer.input_size = len(keep)
+        return layer
+
+    def get_out_channels(self, layer: nn.RNNBase) -> int:
+        """Return the number of output channels, both directions together."""
+        return recurrent_width(layer)
+
+    def get_in_channels(self, layer: nn.RNNBase) -> int:
+        """Return the number of input channels."""
+        return layer.input_size
+
+    def get_out_channel_groups(self, layer: nn.RNNBase) -> int:
+        """Return how many equal parts of the output channels must lose the same ones."""
+        return _directions(layer)
+
+
+def _directions(layer: nn.RNNBase) -> int:
+    return 2 if layer.bidirectional else 1
+
+
+def _first(layer: nn.RNNBase) -> list[str]:
+    """Return the matrices that read the input of `layer`, one a direction."""
+    return ["weight_ih_l0", "weight_ih_l0_reverse"][: _directions(layer)]

@@ -1,0 +1,1 @@
+"""Recipes, studies, targets, and the records of what was made and measured."""

@@ -1,0 +1,279 @@
+"""Values with 95 % intervals: means, paired differences, ratios of times, and verdicts on them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shrinkkit.display import formats
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Shown, Statement
+from shrinkkit.errors import InvalidInput
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Rich):
+    """A value with its 95 % interval, in the unit of the field that holds it."""
+
+    value: float
+    low: float
+    high: float
+
+    def shown(self) -> Shown:
+        """Return the view of it that `show` gives too."""
+        return estimate_statement(self)
+
+
+def estimate_statement(of: "Estimate") -> Statement:
+    """Return a value with its interval."""
+    return Statement(f"{formats.digits(of.value)} {formats.between(of)}")
+
+
+Z = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
+ONE_SIDED = 0.025
+"""Chance of each error that a 95 % interval leaves."""
+RESAMPLES = 1000
+MARGIN = 0.01
+"""Ratios of times within this share of 1 count as no difference."""
+
+
+def mean(scores: Sequence[float]) -> Estimate:
+    """Return the mean of `scores`: with Wilson's interval if they are all 0 or 1, else with Student's.
+
+    Args:
+        scores: One number per example, at least one.
+
+    Raises:
+        InvalidInput: There are none, or one is not finite.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    values = _checked(scores)
+    n, centre = len(values), float(values.mean())
+    if not _binary(values):
+        half = _score_half_width(values, values)
+        return Estimate(centre, centre - half, centre + half)
+    middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
+    return Estimate(centre, max(0.0, min(centre, middle - half)), min(1.0, max(centre, middle + half)))
+
+
+def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
+    """Return the mean of variant minus baseline over the same examples, with an interval that uses the pairing.
+
+    Scores that are all 0 or 1 get Tango's score interval, which stays honest when no example changed. Others get
+    Student's of the differences and of as many pseudo-examples at each end of the scale as Wilson's interval adds: a
+    variant that ruins a few examples may ruin none of those seen, or one. The scale is the range of the scores, or
+    their largest magnitude if that is more; what costs more than that per example is not covered.
+
+    Args:
+        baseline: One score per example.
+        variant: The scores of the same examples, in the same order.
+
+    Raises:
+        InvalidInput: The two differ in length, are empty, or hold a number that is not finite.
+
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 1998; Agresti and Coull, "Approximate is better than exact for interval estimation
+    of binomial proportions", The American Statistician 1998.
+    """
+    before, after = _paired_scores(baseline, variant)
+    difference = after - before
+    centre = float(difference.mean())
+    if _binary(before) and _binary(after):
+        low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
+        return Estimate(centre, low, high)
+    middle, error = _augmented(difference, np.concatenate([before, after]))
+    half = _quantile(len(before)) * error
+    return Estimate(centre, min(centre, middle - half), max(centre, middle + half))
+
+
+def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop: float) -> tuple[bool, ...]:
+    """Return which variants surely lose less than `drop`, at most one study in 40 calling any of them so wrongly.
+
+    With one variant this says whether its interval lies above -`drop`. With several, Holm's step-down procedure keeps
+    the chance that any of them is wrongly called within the budget at 2.5 %, however many there are.
+
+    Args:
+        baseline: One score per example.
+        variants: The scores of the same examples, in the same order, of each variant.
+        drop: The most that may be lost, >= 0.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+    """
+    from scipy.special import ndtr, stdtr
+
+    chances = []
+    for scores in variants:
+        before, after = _paired_scores(baseline, scores)
+        difference = after - before
+        if _binary(before) and _binary(after):
+            gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+            chances.append(float(ndtr(-_tango_score(-drop, gained, lost, len(before)))))
+        else:
+            middle, error = _augmented(difference, np.concatenate([before, after]))
+            chances.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
+    sure = [False] * len(chances)
+    for rank, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if not chances[index] <= ONE_SIDED / (len(chances) - rank):
+            break
+        sure[index] = True
+    return tuple(sure)
+
+
+def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
+    """Return the typical ratio over blocks, with the union of a bootstrap interval and one over clusters in time.
+
+    Typical is the mean of the middle half, which disturbed blocks cannot move and which wastes less than the median.
+    The bootstrap alone is too narrow where neighbouring blocks resemble each other; the clusters alone are too few.
+
+    Args:
+        log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2.
+        clusters: Number of runs of neighbouring blocks.
+        seed: Of the bootstrap.
+
+    Raises:
+        InvalidInput: There are fewer than 2 blocks, or one is not finite.
+
+    Source: Rosenberger and Gasko, "Comparing location estimators: trimmed means, medians, and trimean", 1983.
+    """
+    values = _checked(log_ratios)
+    if len(values) < 2:
+        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Measure longer.")
+    centre = float(_middle_half(values))
+    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(_middle_half(values[picks]), [0.025, 0.975])
+    parts = np.array([_middle_half(part) for part in np.array_split(values, min(clusters, len(values)))])
+    half = _student_half_width(parts)
+    low, high = min(low, parts.mean() - half, centre), max(high, parts.mean() + half, centre)
+    return Estimate(math.exp(centre), math.exp(low), math.exp(high))
+
+
+def verdict(ratio: Estimate) -> str:
+    """Return what a ratio of times allows to say, differences within the margin counting as none.
+
+    Returns:
+        `faster` or `slower` if the whole interval lies beyond the margin, `same` if it lies wholly within, else
+        `undecided`.
+    """
+    upper = 1 + MARGIN
+    if ratio.low > upper:
+        return "faster"
+    if ratio.high < 1 / upper:
+        return "slower"
+    return "same" if ratio.low > 1 / upper and ratio.high < upper else "undecided"
+
+
+def inverse(ratio: Estimate) -> Estimate:
+    """Return 1 / `ratio`, which must lie above 0 with its whole interval."""
+    return Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+
+
+def product(*ratios: Estimate) -> Estimate:
+    """Return the product of independent positive ratios; their half-widths add in quadrature in logarithms.
+
+    Args:
+        ratios: At least one, each above 0 with its whole interval.
+
+    Raises:
+        InvalidInput: There are none, or an interval does not lie above 0 around its value.
+    """
+    if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):
+        raise InvalidInput(
+            f"`ratios` must each satisfy 0 < low <= value <= high, at least one; got {list(ratios)}. "
+            "Pass ratios, not differences."
+        )
+    value = math.prod(r.value for r in ratios)
+    below = math.hypot(*(math.log(r.value / r.low) for r in ratios))
+    above = math.hypot(*(math.log(r.high / r.value) for r in ratios))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
+def _checked(values: Sequence[float]) -> NDArray[np.float64]:
+    found = np.asarray(values, dtype=np.float64)
+    if found.size == 0 or not np.isfinite(found).all():
+        raise InvalidInput(f"An interval needs finite numbers, at least one; got {found.size}, not all of them finite.")
+    return found
+
+
+def _middle_half(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of the middle half of the last axis."""
+    cut = values.shape[-1] // 4
+    middle: NDArray[np.float64] = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return middle
+
+
+def _binary(values: NDArray[np.float64]) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _score_half_width(values: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """Return Student's half-width of the mean of `values`; if they are all equal, one on the scale of `scores`."""
+    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
+    if np.ptp(values) > 1e-12 * scale:
+        return _student_half_width(values)
+    # Equal values say nothing of the examples not seen: widen as the score interval would.
+    return scale * Z**2 / (len(values) + Z**2)
+
+
+def _paired_scores(
+    baseline: Sequence[float], variant: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    before, after = _checked(baseline), _checked(variant)
+    if len(before) != len(after):
+        raise InvalidInput(
+            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
+            "Score one split."
+        )
+    return before, after
+
+
+def _augmented(values: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard error of `values` with Z^2 / 2 pseudo-examples at each end of the scale of `scores`."""
+    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
+    total = len(values) + Z**2
+    middle = float(values.sum()) / total
+    variance = (float((values**2).sum()) + Z**2 * scale**2) / total - middle**2
+    return middle, math.sqrt(max(0.0, variance) / total)
+
+
+def _quantile(count: int) -> float:
+    """Return the 97.5 % quantile of Student's distribution for `count` examples; of two for one."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, count - 1), 0.975))
+
+
+def _student_half_width(values: NDArray[np.float64]) -> float:
+    if len(values) < 2:
+        return 0.0
+    return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Return the interval of the difference in proportions when `gained` and `lost` of `n` pairs are discordant."""
+    centre = (gained - lost) / n
+    return _root(lambda d: _tango_score(d, gained, lost, n) - Z, -1.0, centre), _root(
+        lambda d: _tango_score(d, gained, lost, n) + Z, centre, 1.0
+    )
+
+
+def _tango_score(d: float, gained: int, lost: int, n: int) -> float:
+    """Return by how many standard errors the data lie above a true difference of `d`."""
+    b = -(gained + lost) + (2 * n - gained + lost) * d
+    c = -lost * d * (1 - d)
+    q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    variance = n * (2 * q + d * (1 - d))
+    distance = gained - lost - n * d
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+
+def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    """Return where the decreasing `f` crosses zero between `low` and `high`."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if f(middle) > 0 else (low, middle)
+    return (low + high) / 2

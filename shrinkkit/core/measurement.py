@@ -1,0 +1,419 @@
+"""Records of what was measured of model files, each with the raw samples that its figures follow from."""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.machines import Environment
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.display import formats
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
+from shrinkkit.errors import UnfairComparison
+
+WIDE, SCATTERED = 0.05, 0.25
+"""Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
+
+
+@dataclass(frozen=True, repr=False)
+class Conditions(Rich):
+    """What must be equal before two latencies may be compared. dtype is a treatment and not here."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    hardware: str
+    """The processor or accelerator by its own name."""
+    runtime: str
+    form: str
+    """What executes the model: `eager`, `compiled`, `torchscript`, `graph`, or the runtime's own."""
+    threads: int
+    batch_size: int
+    inputs_sha256: str
+
+
+@dataclass(frozen=True, repr=False)
+class Disturbance(Rich):
+    """What else used the machine while models took turns; None where the system does not tell."""
+
+    own_cores: float
+    """Processor time of the measuring process over the time on the wall."""
+    other_cores: float | None
+    """The same of everything else on the cores that the process may use."""
+    stolen: float | None
+    """Share of the cores' time that a hypervisor gave to other machines."""
+    forced_switches_per_s: float
+    load_average: float | None
+    """Over the last minute, at the end."""
+    signs: tuple[str, ...]
+    """What of this is worth a reader's attention, in words; empty on a quiet machine."""
+    withheld: bool = False
+    """Whether threads had to wait for a core, so that no verdict may be given."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Rich):
+    """Paired timing of `candidate` against `reference`: interleaved, with raw samples.
+
+    Ratios are reference time over candidate time: 2.0 means twice as fast.
+    """
+
+    reference: str
+    candidate: str
+    conditions: Conditions
+    candidate_runtime: str
+    """Differs from `conditions.runtime` only where runtimes themselves are compared."""
+    speedup: Estimate
+    """Code speed: from the fastest call of each slot."""
+    experienced: Estimate
+    """From the median call of each slot."""
+    verdict: str
+    """`faster`, `slower`, `same`, `undecided`, or `too noisy`."""
+    reference_ms: Estimate
+    """Latency: the typical fastest call of a turn, over both copies of the reference."""
+    candidate_ms: Estimate
+    """The same of the candidate, which is `reference_ms` / `speedup`."""
+    null_ratio: Estimate
+    """A copy of the reference timed against the reference in the same blocks."""
+    reference_samples_ms: tuple[tuple[float, ...], ...]
+    """Raw call times, one tuple a slot, in the order in which they ran."""
+    candidate_samples_ms: tuple[tuple[float, ...], ...]
+    null_samples_ms: tuple[tuple[float, ...], ...]
+    warmup_calls: int
+    steady: bool
+    disturbance: Disturbance
+    duration_s: float
+    seed: int
+    stopped: bool = False
+    """Whether a person ended it early; then there is no verdict."""
+
+    @property
+    def noise_floor(self) -> float:
+        """How far a copy of the reference may be from the reference itself by these data, as a share: the control."""
+        return max(self.null_ratio.high, 1 / self.null_ratio.low) - 1
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against trusting the figures, in words; empty if nothing does."""
+        wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
+        found = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
+        for name, samples in (
+            (self.reference, self.reference_samples_ms),
+            (self.candidate, self.candidate_samples_ms),
+        ):
+            spread = _spread([ms for slot in samples for ms in slot])
+            if spread > SCATTERED:
+                found.append(f"half of the calls of {name} scatter over {spread:.0%} of their median")
+        if not self.steady:
+            found.append("the warm-up ended before times were steady")
+        if self.stopped:
+            found.append("it was stopped by hand")
+        return (*found, *self.disturbance.signs)
+
+    def shown(self) -> Shown:
+        """Return the verdict with its interval, the control, and a warning where the spread is too wide to trust."""
+        return comparison_statement(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each timed call."""
+        of = {
+            self.reference: self.reference_samples_ms,
+            self.candidate: self.candidate_samples_ms,
+            f"{self.reference}, a copy": self.null_samples_ms,
+        }
+        return [
+            {"model": model, "slot": slot, "call": call, "ms": ms}
+            for model, samples in of.items()
+            for slot, calls in enumerate(samples)
+            for call, ms in enumerate(calls)
+        ]
+
+
+@dataclass(frozen=True, repr=False)
+class ClassScore(Rich):
+    """The score on the test examples of one class."""
+
+    name: str
+    examples: int
+    mean: Estimate
+    difference: Estimate | None
+    """Variant minus baseline, on the same examples; None for the baseline."""
+
+
+@dataclass(frozen=True, repr=False)
+class Lost(Rich):
+    """A test example that the baseline answered better than the variant."""
+
+    index: int
+    """In the test split."""
+    wanted: str
+    """The right answer; empty where answers are no classes, as are the next two."""
+    before: str
+    """The baseline's answer."""
+    after: str
+    score_before: float
+    score_after: float
+    png: str = ""
+    """The input as a PNG in base64, where it is an image."""
+
+
+@dataclass(frozen=True, repr=False)
+class Accuracy(Rich):
+    """Per-example scores on the test split, and the paired difference to the baseline."""
+
+    metric: str
+    scores: tuple[float, ...]
+    mean: Estimate
+    difference: Estimate | None
+    """Variant minus baseline, on the same examples and target; None for the baseline."""
+    agreement: float | None
+    """Share of examples with the baseline's top-1 answer; None for outputs that are no classes."""
+    cosine: float
+    """Mean over examples of the cosine between the variant's first output and the baseline's."""
+    divergence: float | None
+    """Mean Kullback-Leibler divergence of the variant's class probabilities from the baseline's, in nats."""
+    classes: tuple[ClassScore, ...]
+    """One for each class of the test split; empty for outputs that are no classes."""
+    lost: tuple[Lost, ...]
+    """The worst of them, at most as many as a page can show."""
+    lost_count: int
+    gained_count: int
+    """Examples that the variant answered better than the baseline."""
+
+    def shown(self) -> Shown:
+        """Return the score, and how the answers moved."""
+        return accuracy_table(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each example of the test split."""
+        return [{"example": i, "score": score} for i, score in enumerate(self.scores)]
+
+
+@dataclass(frozen=True, repr=False)
+class Memory(Rich):
+    """Peak memory of a process of its own that loads one model file and calls it, in bytes."""
+
+    runtime_bytes: int
+    """What the process held once the runtime was imported and before the file was opened."""
+    load_bytes: int
+    """Peak above that while the file was loaded."""
+    peak_bytes: int
+    """Peak above that of loading and calling: what a deployment must have free."""
+    method: str
+    """`resident` (the system's count of resident pages) or `allocator` (CUDA's own)."""
+
+
+@dataclass(frozen=True, repr=False)
+class LayerTime(Rich):
+    """Time of one operator of a layer in one call, as the runtime's own profiler or a stepped run gives it."""
+
+    layer: str
+    """Empty for what belongs to no layer."""
+    operator: str
+    """The runtime's name for it, such as `conv2d` or `QuantizeLinear`."""
+    ms: float
+    """Median over calls."""
+    converts: bool = False
+    """Whether it only changes the number format: quantizes, dequantizes, casts, or reorders memory."""
+
+
+@dataclass(frozen=True, repr=False)
+class IntegerCheck(Rich):
+    """What integer kernels computed here beside the same integers computed in float: saturation shows."""
+
+    deviation: float
+    """Largest absolute difference of the outputs, as a share of the largest absolute output."""
+    layers: dict[str, float]
+    """By layer, fed with the same integers: the largest difference, as a share of its largest absolute output."""
+    saturated: tuple[str, ...]
+    """Layers whose kernels gave other numbers than rounding explains."""
+
+
+@dataclass(frozen=True, repr=False)
+class Point(Rich):
+    """One variant at another batch size or number of threads than the rest of the benchmark."""
+
+    variant: str
+    batch_size: int
+    threads: int
+    error: str = ""
+    """Why there is no timing; empty when there is one."""
+    latency: Comparison | None = None
+    """Against FP32 on the same target, at this batch size and these threads. The baseline's own is None."""
+    latency_ms: Estimate | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Measurement(Rich):
+    """Everything measured of one variant's model file on one target."""
+
+    variant: str
+    target: str
+    error: str
+    """Why there is no measurement; empty when there is one."""
+    file_sha256: str = ""
+    load_ms: float | None = None
+    first_call_ms: float | None = None
+    accuracy: Accuracy | None = None
+    latency: Comparison | None = None
+    """Against FP32 on the same target. The baseline's own is None."""
+    latency_ms: Estimate | None = None
+    """Of the baseline: pooled over all comparisons on the target. Of a variant: the baseline's / its speed-up."""
+    memory: Memory | None = None
+    layers: tuple[LayerTime, ...] = ()
+    denormals: int = 0
+    """Numbers too small for full precision among weights and layers' outputs; some processors are slow at them."""
+    integers: IntegerCheck | None = None
+    """None for files that compute in float, and where a runtime cannot tell."""
+    notes: tuple[str, ...] = ()
+    """Why one of these could not be measured."""
+
+    def shown(self) -> Shown:
+        """Return the view of it that `show` gives too."""
+        return measurement_table(self)
+
+
+@dataclass(frozen=True, repr=False)
+class TargetRecord(Rich):
+    """One target's benchmark: the same process, inputs and threads for every variant."""
+
+    task: str
+    target: str
+    machine: str
+    """A short name of the machine, which tells it from others in one report: `xeon-8488c-2-cores`."""
+    environment: Environment
+    measurements: tuple[Measurement, ...]
+    runtime: Comparison | None
+    """The baseline's file on this target against the user's own module, as it is called today on the same device; None
+    if that could not be timed."""
+    sweep: tuple[Point, ...]
+    """Other batch sizes and numbers of threads."""
+    notes: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def shown(self) -> Shown:
+        """Return each variant's latency and accuracy."""
+        return measurements_table(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant, without raw samples and scores."""
+        whole = [row for one in self.measurements for row in one._rows()]
+        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in whole]
+
+
+def _spread(values: list[float]) -> float:
+    """Return the range of the middle half of `values` as a share of their median; 0 for fewer than four."""
+    if len(values) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / middle
+
+
+def speedup(reference: Comparison, candidate: Comparison) -> float:
+    """Return how many times faster `candidate`'s model is than `reference`'s.
+
+    Both are the candidates of comparisons against the same baseline under the same conditions.
+
+    Raises:
+        UnfairComparison: The two were measured under different conditions or baselines.
+    """
+    unequal = [
+        f"{name} ({before!r} and {after!r})"
+        for name, before, after in (
+            ("baseline", reference.reference, candidate.reference),
+            ("candidate runtime", reference.candidate_runtime, candidate.candidate_runtime),
+            *(
+                (f.name, getattr(reference.conditions, f.name), getattr(candidate.conditions, f.name))
+                for f in dataclasses.fields(Conditions)
+            ),
+        )
+        if before != after
+    ]
+    if unequal:
+        raise UnfairComparison(
+            f"Only measurements under equal conditions may be compared; these differ in {', '.join(unequal)}. "
+            "Measure both on the same target in one benchmark."
+        )
+    return candidate.speedup.value / reference.speedup.value
+
+
+def comparison_statement(of: "Comparison") -> Statement:
+    """Return a paired timing: verdict with interval, the control, and a warning where it is not to be trusted."""
+    here = of.conditions
+    runtimes = here.runtime + (f" and {of.candidate_runtime}" if of.candidate_runtime != here.runtime else "")
+    remarks = [
+        f"{formats.milliseconds(of.reference_ms.value)} and {formats.milliseconds(of.candidate_ms.value)} a call of "
+        f"{here.batch_size} on {here.device} in {runtimes}, {formats.counted(here.threads, 'thread')}",
+        f"noise floor {formats.percent(of.noise_floor)}, {len(of.null_samples_ms) // 2} blocks in "
+        f"{of.duration_s:.1f} s",
+        *([f"WARNING: {'; '.join(of.doubts)}"] if of.doubts else []),
+    ]
+    said = f"{of.candidate} is {of.verdict}: {formats.digits(of.speedup.value)} {formats.between(of.speedup)} times"
+    tone = {"faster": "good", "slower": "bad", "same": ""}.get(of.verdict, "doubt")
+    return Statement(f"{said} the speed of {of.reference}", tuple(remarks), tone)
+
+
+def accuracy_table(of: "Accuracy") -> Table:
+    """Return a score with its interval, and how the answers moved against the baseline's."""
+    shares = formats.in_shares(of.scores)
+    pairs = [
+        (of.metric, f"{formats.score(of.mean.value, in_shares=shares)} {formats.between(of.mean, in_shares=shares)}"),
+        ("change", f"{(cell := change_cell(of)).text} {cell.aside}" if of.difference else ""),
+        ("same answers", formats.percent(of.agreement) if of.agreement is not None else ""),
+        ("cosine to the baseline's outputs", f"{of.cosine:.4f}" if of.difference else ""),
+        ("examples", f"{len(of.scores):,}"),
+        ("lost and gained", f"{of.lost_count} and {of.gained_count}" if of.difference else ""),
+    ]
+    return facts("Accuracy on the test split", pairs)
+
+
+def measurement_table(of: "Measurement") -> Table:
+    """Return what was measured of one model file on one target."""
+    latency = f"{formats.milliseconds(of.latency_ms.value)} {formats.between(of.latency_ms)}" if of.latency_ms else ""
+    timed = speed_cell(of.latency) if of.latency else Cell("")
+    judged = change_cell(of.accuracy) if of.accuracy else Cell("")
+    pairs = [
+        ("not measured because", of.error),
+        ("latency", latency),
+        ("against FP32 here", f"{timed.text} {timed.aside}".replace("\n", ", ").strip()),
+        ("change of accuracy", f"{judged.text} {judged.aside}".strip()),
+        ("load", formats.milliseconds(of.load_ms) if of.load_ms is not None else ""),
+        ("first call", formats.milliseconds(of.first_call_ms) if of.first_call_ms is not None else ""),
+        ("peak memory", formats.size(of.memory.peak_bytes) if of.memory else ""),
+        ("layers whose integers saturate", ", ".join(of.integers.saturated) if of.integers else ""),
+        ("notes", " ".join(of.notes)),
+    ]
+    return facts(f"{of.variant} on {of.target}", pairs)
+
+
+def measurements_table(of: "TargetRecord") -> Table:
+    """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
+    columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
+    rows = tuple(_measured(one) for one in of.measurements)
+    return Table(f"Measured on {of.target}", columns, rows, "; ".join(of.notes))
+
+
+def change_cell(of: "Accuracy") -> Cell:
+    """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
+    if of.difference is None:
+        return Cell("reference", tone="quiet")
+    shares = formats.in_shares(of.scores)
+    value = formats.change(of.difference.value, in_shares=shares)
+    return Cell(value, formats.between(of.difference, in_shares=shares))
+
+
+def speed_cell(of: "Comparison") -> Cell:
+    """Return a speed-up with its interval and verdict."""
+    tone = {"faster": "good", "slower": "bad"}.get(of.verdict, "doubt" if of.verdict != "same" else "quiet")
+    return Cell(formats.times(of.speedup.value), f"{formats.between(of.speedup)}\n{of.verdict}", tone)
+
+
+def _measured(one: "Measurement") -> tuple[Cell, ...]:
+    if one.error:
+        return Cell(one.variant), Cell(one.error, tone="bad", wide=True)
+    known = one.latency_ms
+    latency = Cell(formats.milliseconds(known.value), formats.between(known)) if known else Cell("")
+    unit = "1" if one.accuracy and not one.accuracy.difference else ""
+    ratio = speed_cell(one.latency) if one.latency else Cell(unit)
+    return Cell(one.variant), latency, ratio, change_cell(one.accuracy) if one.accuracy else Cell("")

@@ -1,0 +1,257 @@
+"""Records of a variant: its model files and its layer report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shrinkkit.core import store
+from shrinkkit.core.machines import Environment
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.display import formats
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Cell, Column, Shown, Table, facts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+ANY_PROCESSOR = "any processor"
+WITH_VNNI = "processors with VNNI or an equivalent (x86 VNNI or AMX, Arm dot product)"
+
+
+@dataclass(frozen=True, repr=False)
+class LayerPrecision(Rich):
+    """How one runtime computes a layer, and why it was left in float if it was."""
+
+    runs_as: str
+    why: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class LayerAudit(Rich):
+    """What happened to one layer, found by looking at the result and not at the request.
+
+    `channels` counts output channels or features; `zeroed` is the share of weights that are
+    exactly zero; `precision` is keyed by runtime.
+    """
+
+    layer: str
+    kind: str
+    parameters_before: int
+    parameters: int
+    channels_before: int | None
+    channels: int | None
+    zeroed: float
+    precision: dict[str, LayerPrecision]
+    kept_because: str = ""
+    """Why a layer that could have lost channels kept them all; empty if it lost some or was not asked to."""
+
+
+class Audit(tuple[LayerAudit, ...]):
+    """What happened to each layer of a variant: a tuple that shows itself as a table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each layer's audit as a plain dict, by the layer's name."""
+        return {layer.layer: layer.to_dict() for layer in self}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a data frame with a row for each layer."""
+        import pandas as pd
+
+        return pd.DataFrame([row for layer in self for row in layer._rows()])
+
+    def __repr__(self) -> str:
+        """Return it as plain text."""
+        return repr(audit_table(self))
+
+    def _repr_html_(self) -> str:
+        return audit_table(self)._repr_html_()
+
+    def _repr_markdown_(self) -> str:
+        return audit_table(self).markdown()
+
+
+@dataclass(frozen=True, repr=False)
+class Port(Rich):
+    """An input or output of a model file."""
+
+    name: str
+    dtype: str
+    """As torch spells it: `float32`."""
+    shape: tuple[int | str, ...]
+    """`batch` stands where any size will do."""
+
+
+@dataclass(frozen=True, repr=False)
+class ModelFile(Rich):
+    """What a runtime loads. Runtimes may share a file; then each has its own entry with the same path."""
+
+    runtime: str
+    path: str
+    """Relative to the variant's folder."""
+    beside: tuple[str, ...]
+    """Files that have to lie beside it, such as the weights of an OpenVINO model; relative to the folder too."""
+    format: str
+    """`pt2`, `torchscript`, `onnx`, or `openvino`."""
+    size_bytes: int
+    """Of all its files, as are the next two."""
+    compressed_bytes: int
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    deviation: float
+    """Largest absolute difference between the outputs of the file loaded back from disk and
+    those of the model in memory, as a share of the largest absolute output."""
+    tolerance: float
+    """Largest such difference from the stored outputs, in [0, 0.02], at which the file counts as verified on a CPU."""
+    exact_on: str = ""
+    """Processors whose int8 accumulators cannot saturate in this file, whatever the inputs: `ANY_PROCESSOR`, or
+    `WITH_VNNI`. Empty for a file without int8."""
+
+    def __post_init__(self) -> None:
+        """Raise unless each path stays inside the variant's folder."""
+        store._check_inside(self.path, *self.beside)
+
+
+@dataclass(frozen=True, repr=False)
+class Variant(Rich):
+    """One recipe applied to one task: model files and what truly happened, layer by layer."""
+
+    name: str
+    task: str
+    recipe: dict[str, Any]
+    source: str | None
+    seed: int
+    files: tuple[ModelFile, ...]
+    refusals: dict[str, str]
+    """Why a runtime has no model file, by runtime."""
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one example."""
+    sparsity: float
+    """Share of weights that are exactly zero."""
+    ratio_asked: float | None
+    ratio_reached: float | None
+    audit: tuple[LayerAudit, ...]
+    validation_scores: tuple[float, ...]
+    """Mean score on the validation split after each epoch of fine-tuning."""
+    notes: tuple[str, ...]
+    environment: Environment
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Make the audit one that shows itself."""
+        object.__setattr__(self, "audit", Audit(self.audit))
+
+    def shown(self) -> Shown:
+        """Return what was asked for and what was reached."""
+        return variant_table(self)
+
+
+def variant_table(of: "Variant") -> Table:
+    """Return what a variant's recipe asked for and what was reached."""
+    asked = [f"{key}: {formats.settings(section)}" for key, section in of.recipe.items() if section]
+    reached = formats.percent(of.ratio_reached) if of.ratio_reached is not None else ""
+    wanted = f" of {formats.percent(of.ratio_asked)} asked for" if of.ratio_asked is not None else ""
+    pairs = [
+        ("recipe", "; ".join(asked) or "none: this is the model as it was"),
+        ("made from", of.source or ""),
+        ("removed", reached + wanted if reached else ""),
+        ("parameters", formats.count(of.parameters)),
+        ("MACs of one example", formats.count(of.macs)),
+        ("weights that are zero", formats.percent(of.sparsity)),
+        *((f"file for {file.runtime}", formats.size(file.size_bytes)) for file in of.files),
+        *((f"no file for {name}", why) for name, why in of.refusals.items()),
+        ("seed", str(of.seed)),
+        ("notes", " ".join(of.notes)),
+    ]
+    return facts(f"Variant {of.name}", pairs)
+
+
+def files_table(of: "Variant") -> Table:
+    """Return a variant's model files, and why a runtime has none."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            Cell(file.runtime),
+            Cell(file.path),
+            Cell(formats.size(file.size_bytes)),
+            Cell(formats.size(file.compressed_bytes)),
+            Cell(f"{file.deviation:.1e}" if file.deviation else "0"),
+            Cell(file.sha256[:12]),
+        )
+        for file in of.files
+    ]
+    rows += [(Cell(name), Cell("no file: " + why, tone="doubt", wide=True)) for name, why in of.refusals.items()]
+    columns = (
+        Column("runtime"),
+        Column("file"),
+        Column("on disk", True),
+        Column("compressed", True),
+        Column("deviation", True),
+        Column("SHA-256"),
+    )
+    note = (
+        "Deviation: how far outputs of the file loaded back are from the model's in memory, as a share of the largest."
+    )
+    return Table(f"Model files of {of.name}", columns, tuple(rows), note)
+
+
+def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float | None = None) -> Table:
+    """Return what happened to each layer; the caption sums it up.
+
+    Args:
+        layers: One row each.
+        of: The variant's name, for the caption.
+        sparsity: Share of its weights that are zero; None where only the layers are known.
+    """
+    runtimes = list(dict.fromkeys(name for layer in layers for name in layer.precision))
+    columns = (
+        Column("layer"),
+        Column("kind"),
+        Column("channels", True),
+        Column("parameters", True),
+        Column("zeros", True),
+        *(Column(f"in {runtime}") for runtime in runtimes),
+        Column("why left alone"),
+    )
+    said = _summary(layers, runtimes, sparsity)
+    return Table(f"{of}: {said}" if of else said, columns, tuple(_audited(layer, runtimes) for layer in layers))
+
+
+def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
+    lost = layer.channels != layer.channels_before
+    arrow = "\N{RIGHTWARDS ARROW}"
+    channels = (
+        ""
+        if layer.channels is None
+        else f"{layer.channels_before} {arrow} {layer.channels}"
+        if lost
+        else f"{layer.channels}"
+    )
+    why = dict.fromkeys(
+        filter(None, [layer.kept_because, *(layer.precision[r].why for r in runtimes if r in layer.precision)])
+    )
+    runs = (layer.precision[r].runs_as if r in layer.precision else "" for r in runtimes)
+    return (
+        Cell(layer.layer),
+        Cell(layer.kind, tone="quiet"),
+        Cell(channels, tone="" if lost else "quiet"),
+        Cell(formats.count(layer.parameters)),
+        Cell(formats.percent(layer.zeroed), tone="" if layer.zeroed else "quiet"),
+        *(Cell(text, tone="quiet" if text == "float32" else "") for text in runs),
+        Cell("; ".join(why)),
+    )
+
+
+def _summary(layers: "Sequence[LayerAudit]", runtimes: Sequence[str], sparsity: float | None) -> str:
+    total = len(layers)
+    said = []
+    if lost := sum(layer.channels != layer.channels_before for layer in layers):
+        said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
+    if sparsity is not None and sparsity >= 0.001:
+        said.append(f"{formats.percent(sparsity)} of the weights are zero")
+    for name in runtimes:
+        kinds = [layer.precision[name].runs_as for layer in layers if name in layer.precision]
+        for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
+            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
+    return "; ".join(said) or f"{formats.counted(total, 'layer')}, none changed"

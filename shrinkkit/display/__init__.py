@@ -1,0 +1,1 @@
+"""Tables, number formats and pictures. Knows no record."""

@@ -1,0 +1,1 @@
+"""Latency, accuracy, memory and verification of model files."""

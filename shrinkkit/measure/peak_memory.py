@@ -1,0 +1,220 @@
+"""Peak memory of model files, each loaded and called in a process of its own.
+
+`python -m shrinkkit.memory FOLDER` imports the runtime once, then forks such a process for each file. For the size of a
+file on disk see `artifacts`.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from shrinkkit.core import processes
+from shrinkkit.core.measurement import Memory
+from shrinkkit.errors import brief
+from shrinkkit.tasks.modules import Example
+
+TIMEOUT_S = 120
+"""For one file."""
+CALLS = 6
+"""Of each model: TorchScript compiles during its first ones, and that takes memory too."""
+STATUS, SMAPS, RESET = (Path("/proc/self", name) for name in ("status", "smaps", "clear_refs"))
+
+
+def measure(
+    paths: Mapping[str, Path], *, runtime: str, inputs: Example, threads: int, device: str = "cpu"
+) -> dict[str, Memory | str]:
+    """Return the peak memory of each model file, or in a sentence why there is none.
+
+    On the CPU it is the system's count of resident pages above what the process held before it opened the file:
+    weights, activations, what the runtime packs anew, its scratch space, and thread stacks. On a GPU it is what CUDA's
+    allocator handed out. The inputs are in neither.
+
+    The runtime's own code comes into memory page by page as it is first used, which is no property of the file: it is
+    told in `runtime_bytes`. torch and ONNX Runtime read weights and do not map the file; if one did, the pages of it
+    that were used would count. ONNX Runtime holds the file and its weights at once while it loads, and its arena
+    reserves more than the activations need; both are what a deployment pays. Freed blocks of 128 KiB or more go back
+    to the system at once, which a deployment's allocator may put off. Where transparent huge pages are on for all
+    memory, a block counts in whole pages of 2 MiB.
+
+    Args:
+        paths: Model files by name.
+        runtime: `torch` or `onnxruntime`, for all of them.
+        inputs: Positional inputs of one call, batch first.
+        threads: Intra-op threads.
+        device: `cpu` or `cuda`.
+
+    Source: proc(5), `clear_refs`, `VmHWM` and `smaps`.
+    """
+    if not all(path.exists() for path in (STATUS, SMAPS, RESET)):
+        return dict.fromkeys(paths, "it is counted by Linux's /proc, which this system does not have")
+    if not paths:
+        return {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Copies, because inputs that share memory cannot be stored.
+        save_file({str(i): x.cpu().contiguous().clone() for i, x in enumerate(inputs)}, folder / "inputs.safetensors")
+        files = {name: str(path.resolve()) for name, path in paths.items()}
+        request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        # Large blocks must go back to the system when they are freed, or the next one is not seen.
+        environment = processes.environment() | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
+        command = processes.command("shrinkkit.measure.peak_memory", name)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if not (folder / "answer.json").is_file():
+            cause = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
+            return dict.fromkeys(paths, f"the process that counts it ended early: {cause}")
+        answers: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+        return {name: answer if isinstance(answer, str) else Memory(**answer) for name, answer in answers.items()}
+
+
+def _serve(folder: Path) -> None:
+    """Write what each file of the request takes, every one from a child of this process."""
+    import torch
+
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    inputs = load_file(folder / "inputs.safetensors")
+    # Copies, because pages of a mapped file are not handed on by a fork: a child would count them when it reads them.
+    example = tuple(inputs[str(i)].clone() for i in range(len(inputs)))
+    # A pool of threads does not survive a fork, so none may be there yet.
+    torch.set_num_threads(1)
+    paths = {name: Path(path) for name, path in request["files"].items()}
+    _import_all(paths, request["runtime"])
+    answers = {name: _in_child(partial(_count, path, example, request)) for name, path in paths.items()}
+    (folder / "answer.json").write_text(json.dumps(answers), encoding="utf-8")
+
+
+def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
+    """Import what loading imports, which is the runtime's memory and not the file's, and keep nothing else of it."""
+    from shrinkkit.runtimes import loading
+
+    for suffix in {path.suffix for path in paths.values()}:
+        alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
+        for path in sorted(alike, key=lambda path: path.stat().st_size):
+            load = partial(loading.load, path, runtime=runtime, threads=1)
+            # A file that cannot be loaded may end the process, and then it must be a child's.
+            if not isinstance(_in_child(partial(_succeeds, load)), str):
+                load()
+                break
+    # What is left of the models is freed here, or a child would free it and seem to take less.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _succeeds(work: Callable[[], Any]) -> bool:
+    work()
+    return True
+
+
+def _in_child(work: Callable[[], Any]) -> Any:
+    """Return what `work` returned in a fork of this process, or in a sentence why it returned nothing."""
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            processes.die_with(parent)
+            os.close(reading)
+            signal.alarm(TIMEOUT_S)
+            try:
+                answer = work()
+            except Exception as error:  # runtimes raise errors of their own types
+                answer = brief(error)
+            os.write(writing, json.dumps(answer).encode())
+        finally:
+            # Not `sys.exit`: what the parent set up is the parent's to tear down.
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if said:
+        return json.loads(said)
+    if not os.WIFSIGNALED(status):
+        return "its process ended without an answer"
+    ended = signal.Signals(os.WTERMSIG(status))
+    if ended is signal.SIGALRM:
+        return f"loading and calling it took longer than {TIMEOUT_S} s"
+    return f"its process was ended by {ended.name}" + (", as for want of memory" if ended is signal.SIGKILL else "")
+
+
+def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Memory` for one file, counted in this process."""
+    import torch
+
+    from shrinkkit.runtimes import loading
+
+    device, threads = request["device"], request["threads"]
+    torch.set_num_threads(threads)
+    placed = tuple(x.to(device) for x in example)
+    code, before = _code(), _status("VmRSS")
+    peak = _allocated() if device == "cuda" else _resident(before, code)
+    loaded = loading.load(path, runtime=request["runtime"], device=device, threads=threads)
+    call = loaded.prepare(placed)
+    load_bytes = peak()
+    with torch.inference_mode():
+        for _ in range(CALLS):
+            call()
+    return {
+        "runtime_bytes": before + _code() - code - sum(x.nbytes for x in example),
+        "load_bytes": load_bytes,
+        "peak_bytes": max(load_bytes, peak()),
+        "method": "allocator" if device == "cuda" else "resident",
+    }
+
+
+def _resident(before: int, code: int) -> Callable[[], int]:
+    """Return a count of the bytes that this process held at most from now on, above `before` and without its code."""
+    # Where that is forbidden: a forked process begins with a peak of its own, which is what it holds.
+    with contextlib.suppress(OSError):
+        RESET.write_text("5", encoding="ascii")
+    return lambda: _status("VmHWM") - before - (_code() - code)
+
+
+def _allocated() -> Callable[[], int]:
+    """Return a count of the bytes that CUDA's allocator handed out at most from now on, above what it has already."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: torch.cuda.max_memory_allocated() - before
+
+
+def _status(field: str) -> int:
+    """Return a field of the kernel's description of this process, in bytes."""
+    line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _code() -> int:
+    """Return how much of the program and its libraries lies in memory as it does on disk, in bytes."""
+    kilobytes: Counter[str] = Counter()
+    programs, name = set(), ""
+    with SMAPS.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            first, second, *_ = line.split(maxsplit=5)
+            if first == "Rss:":
+                kilobytes[name] += int(second)
+            elif first == "Anonymous:":
+                kilobytes[name] -= int(second)
+            elif not first.endswith(":"):
+                name = line.split(maxsplit=5)[5].strip() if line.count("/") else ""
+                if "x" in second and name:
+                    programs.add(name)
+    return 1024 * sum(kilobytes[name] for name in programs)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

@@ -1,0 +1,369 @@
+"""A variant's folder proved on this machine: whole files, the outputs that they must give, and their speed.
+
+The folder may have come alone, without its run, task or data: what is compared with lies in it. For a benchmark of a
+whole run, which also judges accuracy, see `trials`. `python -m shrinkkit.verify` is what the command line starts.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from shrinkkit.compress import variants
+from shrinkkit.compress.variants import RECORD, REFERENCE
+from shrinkkit.core import machines, manifest
+from shrinkkit.core.measurement import Comparison, Conditions
+from shrinkkit.core.recipe import BASELINE, Recipe, impossible
+from shrinkkit.core.target import TARGETS, Target
+from shrinkkit.core.variant import ModelFile, Variant
+from shrinkkit.display import formats
+from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
+from shrinkkit.measure import benchmark, findings
+from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.results import cards, modelcard
+from shrinkkit.results.modelcard import CARD, Card
+from shrinkkit.runtimes import artifacts, emulation, loading, specs
+from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.tasks import outputs
+from shrinkkit.tasks.modules import Example
+
+_AGAIN = "Copy the folder again from where it was made."
+
+
+def check(
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    threads: int = 0,
+    seconds: float = 4.0,
+    failed: Mapping[str, str] = MappingProxyType({}),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Return whether the variant in `folder` is whole, answers as it must, and is as fast as its report says.
+
+    Every file's hash is compared with `variant.json` and with the model card, also where its runtime is missing. What
+    can run here is loaded, called on the stored inputs, compared with the stored outputs, and timed: in turns with the
+    baseline's file if the folder `../baseline` has one, else alone. A speed that differs from the report's is told and
+    counts as no failure.
+
+    Args:
+        folder: A variant's folder, with its variant.json.
+        only: Targets to check; empty for all.
+        threads: Threads of one call, 0 for every core that this process may use.
+        seconds: That each file is timed for, above 0; slow models get three times that.
+        failed: Targets that are not tried again, each with what its file did to the process that tried it.
+        progress: Called with the name of each target in turn, and again when its file is about to be timed.
+
+    Raises:
+        InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
+            name in `only` is no target.
+    """
+    if not (folder / RECORD).is_file():
+        raise InvalidInput(
+            f"`folder` must be a variant's folder, with a {RECORD}, got {str(folder)!r}. "
+            "Pass one like reports/digits-cnn/variants/static-int8."
+        )
+    if unknown := [name for name in only if name not in TARGETS]:
+        raise InvalidInput(f"A target must be one of {', '.join(TARGETS)}, got {unknown[0]!r}.")
+    variant = variants.read(folder)
+    problems: list[str] = []
+    card = _card(folder, problems)
+    problems += _contradictions(folder, variant, card)
+    notes = [] if card or problems else [f"There is no {CARD}, so there is no report to compare with."]
+    beside = folder.resolve().parent / BASELINE
+    if folder.resolve() != beside and not (beside / RECORD).is_file():
+        notes.append("There is no folder `../baseline`, so each file was timed alone, and there is no speed-up.")
+    with _computing_with(threads) as used:
+        here = _Here(folder, variant, card, beside, used, seconds, failed, progress)
+        found = []
+        for name in only or _asked(variant):
+            progress(name)
+            found.append(here.finding(Target(*name.split("/"))))
+        return Verification(
+            variant=variant.name,
+            verified=findings.verified(tuple(found), tuple(problems)),
+            threads=used,
+            environment=machines.environment(used),
+            findings=tuple(found),
+            problems=tuple(problems),
+            notes=tuple(notes),
+        )
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A file that ran, and how far its outputs are from those that it must give."""
+
+    loaded: Loaded
+    deviation: float | None
+    """None where they cannot be compared: of another shape, or not finite."""
+    limit: float
+    why: str
+    """Why the outputs are not those that it must give; empty if they are."""
+
+
+@dataclass(frozen=True)
+class _Here:
+    """One variant on this machine."""
+
+    folder: Path
+    variant: Variant
+    card: Card | None
+    beside: Path
+    """Where the baseline's folder would be."""
+    threads: int
+    seconds: float
+    failed: Mapping[str, str]
+    progress: Callable[[str], None]
+
+    def finding(self, target: Target) -> Finding:
+        file = _file(self.variant, target)
+        if file is None:
+            why = self.variant.refusals.get(target.runtime, f"It was made without a file for {target.runtime}.")
+            return Finding(target.name, "", NO_FILE, why)
+        blank = Finding(target.name, file.path, OK)
+        # Also where nothing can run it: a file may be damaged on any machine.
+        if why := _damage(self.folder, file):
+            return replace(blank, state=DAMAGED, why=why)
+        if why := _impossible(self.variant, target) or specs.available()[target.name]:
+            return replace(blank, state=NOT_HERE, why=f"{why}.")
+        try:
+            inputs, expected = _reference(self.folder, target)
+        except ModelFileError as error:
+            return replace(blank, state=DAMAGED, why=str(error))
+        if why := self.failed.get(target.name, ""):
+            return replace(blank, state=FAILS, why=f"{file.path} {why}.")
+        try:
+            ran = _run(self.folder / file.path, file, target, inputs, expected, self.threads)
+        except Unsupported as error:
+            return replace(blank, state=NOT_HERE, why=str(error))
+        except ModelFileError as error:
+            return replace(blank, state=FAILS, why=str(error))
+        saturated = _saturated(self.folder / file.path, self.variant, target, inputs, self.threads)
+        named = [f"Integer kernels saturate on this processor in {', '.join(saturated)}."] if saturated else []
+        found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
+        if ran.why:
+            return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
+        self.progress(target.name)
+        return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
+
+    def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
+        """Return `found` with its latency, and its speed-up if the baseline's file can take turns with it."""
+        notes = list(found.notes)
+        usual = self._baseline(inputs, target, notes)
+        try:
+            timed = self._compare(usual or own, own, inputs, target)
+        except (ShrinkkitError, RuntimeError) as error:
+            return replace(found, notes=(*notes, f"It could not be timed: {brief(error)}."))
+        found = replace(found, latency_ms=timed.candidate_ms)
+        if usual:
+            found = replace(found, speedup=timed.speedup, verdict=timed.verdict)
+        notes += [f"While it was timed, {sign}." for sign in timed.disturbance.signs]
+        measured = [one for one in self.card.figures if one.state == "measured"] if self.card else []
+        reported = [one for one in measured if one.target == target.name]
+        notes += ["The report has no figures of this target."] if self.card and not reported else []
+        machine = machines.here(target.name)
+        notes += [findings.beside_the_report(one, found, machine=machine, threads=self.threads) for one in reported]
+        return replace(found, notes=tuple(notes))
+
+    def _baseline(self, inputs: Example, target: Target, notes: list[str]) -> Loaded | None:
+        """Return the baseline's file, proved; None where there is none, and with a note where it is of no use."""
+        if self.folder.resolve() == self.beside or not (self.beside / RECORD).is_file():
+            return None
+        try:
+            usual = variants.read(self.beside)
+            file = _file(usual, target)
+            if file is None:
+                raise ModelFileError(f"it has no file for {target.runtime}")
+            if why := _damage(self.beside, file):
+                raise ModelFileError(why)
+            own, expected = _reference(self.beside, target)
+            if benchmark.inputs_sha256(own) != benchmark.inputs_sha256(inputs):
+                raise ModelFileError("it was made for other inputs")
+            ran = _run(self.beside / file.path, file, target, own, expected, self.threads)
+            if ran.why:
+                raise ModelFileError(ran.why)
+        except ShrinkkitError as error:
+            notes.append(f"It was timed alone, because the baseline beside it is of no use: {brief(error)}.")
+            return None
+        return ran.loaded
+
+    def _compare(self, usual: Loaded, own: Loaded, inputs: Example, target: Target) -> Comparison:
+        here = Conditions(
+            device=target.device,
+            hardware=machines.hardware(target),
+            runtime=target.runtime,
+            form=usual.form,
+            threads=self.threads,
+            batch_size=inputs[0].shape[0],
+            inputs_sha256=benchmark.inputs_sha256(inputs),
+        )
+        return benchmark.compare(
+            lambda: usual.again().prepare(inputs),
+            lambda: own.again().prepare(inputs),
+            reference=self.variant.name if usual is own else BASELINE,
+            candidate=self.variant.name,
+            conditions=here,
+            candidate_conditions=replace(here, form=own.form),
+            cap_s=self.seconds,
+        )
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[int]:
+    """Make torch compute with so many threads while the block runs."""
+    before = torch.get_num_threads()
+    try:
+        yield specs.use_threads(threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _asked(variant: Variant) -> list[str]:
+    """Return the targets that the variant has a file for, and those on the CPU that refused it."""
+    runtimes = {file.runtime for file in variant.files}
+    return [name for name in TARGETS if name.split("/")[1] in runtimes or name.removeprefix("cpu/") in variant.refusals]
+
+
+def _card(folder: Path, problems: list[str]) -> Card | None:
+    try:
+        return modelcard.read(folder)
+    except InvalidInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
+    """Return where the folder's manifest, record and card contradict what lies there or each other."""
+    changed = manifest.changed(folder, manifest.read_sums(folder))
+    # A model file that is damaged or missing is a finding of its target, and another file that is missing is no lie.
+    named = {path for file in variant.files for path in (file.path, *file.beside)}
+    found = [f"{path} {what}." for path, what in changed.items() if what != "is missing" and path not in named]
+    fields = cards.disagreements(variant, card) if card else ()
+    if fields:
+        found.append(f"{RECORD} and {CARD} differ in {', '.join(fields)}.")
+    return [f"{problem} One of the files is not as it was written. {_AGAIN}" for problem in found]
+
+
+def _file(variant: Variant, target: Target) -> ModelFile | None:
+    return next((file for file in variant.files if file.runtime == target.runtime), None)
+
+
+def _damage(folder: Path, file: ModelFile) -> str:
+    """Return what is wrong with the bytes of a model file, '' if nothing is."""
+    paths = (file.path, *file.beside)
+    if links := [path for path in paths if manifest.linked(folder, path)]:
+        return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
+    if missing := [path for path in paths if not (folder / path).is_file()]:
+        return f"{', '.join(missing)} is missing. {_AGAIN}"
+    size = sum((folder / path).stat().st_size for path in paths)
+    if artifacts.sha256(folder / file.path) == file.sha256 and size == file.size_bytes:
+        return ""
+    length = f"{size} bytes instead of {file.size_bytes}" if size != file.size_bytes else "another hash"
+    return f"{' with '.join(paths)} is not the file that {RECORD} describes: it has {length}. {_AGAIN}"
+
+
+def _impossible(variant: Variant, target: Target) -> str:
+    """Return why a target cannot run what the recipe quantized to, '' if it can."""
+    method = _method(variant)
+    recipe = {"name": variant.name, "quantize": {"method": method}}
+    return impossible(Recipe.model_validate(recipe), target.name) if method else ""
+
+
+def _method(variant: Variant) -> str:
+    return str((variant.recipe.get("quantize") or {}).get("method", ""))
+
+
+def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
+    """Return the stored inputs and outputs.
+
+    Raises:
+        ModelFileError: They are missing or damaged.
+    """
+    if not (folder / REFERENCE).is_file():
+        raise ModelFileError(f"{REFERENCE} is missing, so there is nothing to compare outputs with. {_AGAIN}")
+    inputs, expected = variants.reference(folder, target.runtime)
+    if not inputs or not expected:
+        raise ModelFileError(
+            f"{REFERENCE} must hold inputs and outputs for {target.runtime}, got "
+            f"{formats.counted(len(inputs), 'input')} and {formats.counted(len(expected), 'output')}. {_AGAIN}"
+        )
+    if not all(x.numel() and torch.isfinite(x).all() for x in (*inputs, *expected)):
+        raise ModelFileError(
+            f"{REFERENCE} must hold finite numbers for {target.runtime}, and at least one in each input and "
+            f"output, because nothing is proved by NaN, infinity or an empty batch. {_AGAIN}"
+        )
+    return inputs, expected
+
+
+def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected: Any, threads: int) -> _Ran:
+    """Load a file, call it, and compare what it gives.
+
+    Raises:
+        ModelFileError: It does not load or run.
+        Unsupported: The runtime cannot run it here.
+    """
+    limit = artifacts.tolerance(file, target.device)
+    try:
+        loaded = loading.load(path, runtime=target.runtime, device=target.device, threads=threads)
+        found = outputs.tensors(loaded(*inputs))
+    except ShrinkkitError:
+        raise
+    except Exception as error:  # runtimes raise errors of their own types
+        raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
+    try:
+        deviation = artifacts.deviation(expected, found)
+    except ModelFileError as error:
+        return _Ran(loaded, None, limit, f"{path.name}: {error}")
+    why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."
+    return _Ran(loaded, deviation, limit, "" if deviation <= limit else why)
+
+
+def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
+    """Return the layers whose integer kernels saturate here; none where that cannot be told."""
+    if not _method(variant).endswith("int8") or target.name not in ("cpu/torch", "cpu/onnxruntime"):
+        return ()
+    try:
+        found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+    except (ShrinkkitError, RuntimeError, ValueError):
+        return ()
+    return found.saturated if found else ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify the variant that the command line `argv` names, print what was found, and return the exit status.
+
+    It is 0 if all that can run here is as it must be, 1 if something differs or is damaged or nothing can run, 2 if
+    there is no such variant.
+    """
+    parser = argparse.ArgumentParser(prog="python -m shrinkkit.verify")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--failed", action="append", nargs=2, default=[])
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(argv)
+
+    def say(target: str) -> None:
+        print(f"{target} ...", file=sys.stderr, flush=True)
+
+    try:
+        found = check(asked.folder, only=asked.target, threads=asked.threads, failed=dict(asked.failed), progress=say)
+    except InvalidInput as error:
+        print(f"shrinkkit: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) if asked.json else findings.text(found)
+    print(text)
+    return 0 if found.verified else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The report: tables, pictures, HTML, Markdown and PDF."""

@@ -1,0 +1,1 @@
+"""A run folder read: rows, verdict, diagnosis and model cards."""

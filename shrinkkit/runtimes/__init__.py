@@ -1,0 +1,1 @@
+"""What runs a model file: building, loading and inspecting files for each runtime."""

@@ -1,0 +1,1 @@
+"""torch.compile's inductor as a runtime."""

@@ -1,0 +1,1 @@
+"""ONNX files, shared by ONNX Runtime and OpenVINO."""

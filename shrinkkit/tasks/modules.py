@@ -1,0 +1,179 @@
+"""Functions on a user's `nn.Module`: its layers, parameters, multiply-accumulates and copies."""
+
+import contextlib
+import copy
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from shrinkkit import quiet
+from shrinkkit.display import formats
+from shrinkkit.display.tables import Cell, Column, Table
+from shrinkkit.errors import InvalidInput, Unsupported, nearest
+
+Example = tuple[torch.Tensor, ...]
+"""Positional inputs of one call, batch first."""
+
+
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """Return shape, dtype and values of `tensor` as bytes, for hashing."""
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return f"{tuple(tensor.shape)}{tensor.dtype}".encode() + values.view(torch.uint8).numpy().tobytes()
+
+
+_Drop = tuple[Tensor, ...]
+
+# What a model's own forward may raise when a tensor no longer has the shape it expects.
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` without gradients.
+
+    Raises:
+        Unsupported: The model holds something that cannot be copied.
+    """
+    try:
+        result = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise Unsupported(
+            f"`model` cannot be copied, and pruning never changes the model it is given: {error}. "
+            "Detach tensors that are kept as plain attributes, and drop locks, files and generators."
+        ) from error
+    result.zero_grad(set_to_none=True)
+    return result
+
+
+def layers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that have parameters of their own, in the model's order."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if name and next(module.parameters(recurse=False), None) is not None
+    )
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `names` that any of `patterns` matches, in the order of `names`.
+
+    A pattern that matches a parent matches everything in it: `stages.0` stands for `stages.0.conv1` too.
+
+    Args:
+        names: Names of modules, such as `layers` gives.
+        patterns: Names or shell patterns (`*`, `?`, `[abc]`), case-sensitive; `*` also crosses dots.
+
+    Raises:
+        InvalidInput: A pattern matches none of `names`.
+    """
+    names = tuple(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in names if any(fnmatch.fnmatchcase(part, pattern) for part in _with_parents(name))}
+        if not hits:
+            known = dict.fromkeys(part for name in names for part in _with_parents(name))
+            raise InvalidInput(
+                f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, known)} "
+                f"Layers: {_listed(names)}."
+            )
+        found |= hits
+    return tuple(name for name in names if name in found)
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def parameters(model: nn.Module) -> int:
+    """Return the number of parameters of `model`, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module, example: Example) -> int:
+    """Return the multiply-accumulates that `model` spends on one example of the batch `example`.
+
+    Convolutions, matrix products, attention and recurrent layers are counted, element-wise work is not.
+    `model` is left unchanged.
+    """
+    return sum(layer_macs(model, example).values())
+
+
+def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
+    """Return the multiply-accumulates of one example by layer; '' holds what no layer of its own computes."""
+    counter = FlopCounterMode(display=False)
+    # Fused recurrent and attention kernels are opaque to the counter; their plain forms are not.
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    plain = torch.backends.mkldnn.flags(enabled=not recurrent)
+    with quiet.libraries(), torch.no_grad(), plain, plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(*example)
+    root, counts, batch = type(model).__name__, counter.get_flop_counts(), example[0].shape[0]
+    totals = {
+        "" if name == "Global" else name.removeprefix(f"{root}."): sum(by_operator.values()) // (2 * batch)
+        for name, by_operator in counts.items()
+        if name != root
+    }
+    children = {
+        name: sum(n for other, n in totals.items() if other and other != name and _is_child(other, name))
+        for name in totals
+    }
+    return {name: n - children[name] for name, n in totals.items() if n > children[name]}
+
+
+def _is_child(name: str, parent: str) -> bool:
+    """Return whether module `name` lies directly below `parent`, the model itself being ''."""
+    return name.rpartition(".")[0] == parent
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch off the fused inference path of nn.MultiheadAttention, which bypasses the layers inside it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def layers_table(model: "nn.Module", layer_macs: Mapping[str, int]) -> Table:
+    """Return the layers of a model with their share of its parameters and of its work.
+
+    Args:
+        model: Whose layers are listed: every module with parameters of its own.
+        layer_macs: MACs by layer; '' holds what no layer of its own computes.
+    """
+    own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
+    kinds = {name: type(m).__name__ for name, m in model.named_modules()}
+    total, work = sum(own.values()) or 1, sum(layer_macs.values()) or 1
+    names = sorted(filter(lambda n: own[n] or layer_macs.get(n), own), key=lambda n: -layer_macs.get(n, 0))
+    rows = tuple(
+        (
+            Cell(name or "(outside any layer)"),
+            Cell(kinds[name]),
+            Cell(formats.count(own[name]), formats.percent(own[name] / total)),
+            Cell(formats.count(layer_macs.get(name, 0)), formats.percent(layer_macs.get(name, 0) / work)),
+        )
+        for name in names
+    )
+    columns = (Column("layer"), Column("kind"), Column("parameters", True), Column("MACs of one example", True))
+    sums = f"{formats.count(sum(own.values()))} parameters, {formats.count(work)} MACs"
+    caption = f"{formats.counted(len(rows), 'layer')}, {sums}; most work first"
+    return Table(caption, columns, rows)

@@ -1,0 +1,1 @@
+"""Live outputs and controls in notebooks."""

@@ -1,0 +1,386 @@
+"""Recipes and studies: what reads well is read, and every mistake is told with its place and its remedy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shrinkkit.core import studies
+from shrinkkit.core.recipe import BUILT_IN, TASKS, Study
+from shrinkkit.errors import InvalidInput
+
+HALF = "prune:\n  method: channels\n  ratio: 0.5\n"
+ALL_TARGETS = (
+    "cpu/torch, cpu/inductor, cpu/onnxruntime, cpu/openvino, cuda/torch, cuda/inductor, cuda/onnxruntime or mps/torch"
+)
+STUDY = "task: digits-cnn\nrecipes: [channels-50]\ntargets: [cpu/torch]\n"
+
+
+def recipe_file(folder, text, name="my.yaml"):
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def complaint_about(read, path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(InvalidInput) as caught:
+        read(path.name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_recipe_reads_and_is_named_after_its_file(name):
+    assert studies.read_recipe(name).name == name
+
+
+def test_the_built_in_names_are_those_of_the_bundled_files():
+    bundled = Path(studies.__file__).parent.parent / "tasks" / "bundled"
+    assert {file.stem for file in (bundled / "recipes").glob("*.yaml")} == set(BUILT_IN)
+    assert {file.stem for file in (bundled / "studies").glob("*.yaml")} == set(studies.builtin_studies())
+
+
+@pytest.mark.parametrize("name", studies.builtin_studies())
+def test_every_built_in_study_reads_and_has_at_least_four_recipes(name):
+    study = studies.read_study(name)
+    assert (study.name, study.task, study.budget.accuracy_drop) == (name, name, 0.01)
+    assert len(study.recipes) >= 4
+
+
+def test_the_study_of_digits_cnn_tries_every_built_in_recipe():
+    assert {recipe.name for recipe in studies.read_study("digits-cnn").recipes} == set(BUILT_IN)
+
+
+def test_channels_50_and_its_quantized_sibling_prune_alike():
+    assert studies.read_recipe("channels-50").prune == studies.read_recipe("channels-50-static-int8").prune
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    recipe = studies.read_recipe(recipe_file(tmp_path, HALF + "  learning_rate: 1e-3\n"))
+    assert recipe.prune is not None
+    assert recipe.prune.learning_rate == 0.001
+
+
+def test_settings_hold_what_a_recipe_does_with_defaults_and_nothing_about_its_file(tmp_path):
+    recipe = studies.read_recipe(recipe_file(tmp_path, HALF + "  skip: [head]\n"))
+    assert recipe.settings() == {
+        "prune": {
+            **{"method": "channels", "ratio": 0.5, "scope": "global", "skip": ["head"], "layers": {}, "epochs": 3},
+            **{"learning_rate": 0.001, "criterion": "magnitude", "round_to": 8, "steps": 1},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "prune:\n  method: channels\n  ratio: 50",
+            "`prune.ratio` must be in [0, 1), got 50 (my.yaml:3). To remove half, pass 0.5.",
+        ),
+        (
+            "prune:\n  method: channels\n  ratio: 80",
+            "`prune.ratio` must be in [0, 1), got 80 (my.yaml:3). To remove 80 %, pass 0.8.",
+        ),
+        (
+            "prune:\n  method: channels\n  ratio: true",
+            "`prune.ratio` must be a number in [0, 1), got true (my.yaml:3).",
+        ),
+        ("prune:\n  method: channels\n  ratio: .nan", "`prune.ratio` must be a number in [0, 1), got nan (my.yaml:3)."),
+        ("prune:\n  method: channels\n  ratio:", "`prune.ratio` must be a number in [0, 1), got nothing (my.yaml:3)."),
+        ("prune:\n  method: channels", "`prune.ratio` is missing (my.yaml:1). It must be a number in [0, 1)."),
+        ("prune:\n  ratio: 0.5", "`prune.method` is missing (my.yaml:1). It must be channels or weights."),
+        ("prune: 0.5", "`prune` must be a section with at least `method` and `ratio`, got 0.5 (my.yaml:1)."),
+        (
+            "prune:\nquantize: {method: float16}",
+            "`prune` must be a section with at least `method` and `ratio`, got nothing (my.yaml:1). "
+            "Fill it, or leave it out.",
+        ),
+        (HALF + "  epochs: 1.5", "`prune.epochs` must be a whole number >= 0 and at most 10000, got 1.5 (my.yaml:4)."),
+        (
+            HALF + "  epochs: true",
+            "`prune.epochs` must be a whole number >= 0 and at most 10000, got true (my.yaml:4).",
+        ),
+        (HALF + "  round_to: 0", "`prune.round_to` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4)."),
+        (HALF + "  learning_rate: .inf", "`prune.learning_rate` must be a number > 0, got inf (my.yaml:4)."),
+        (HALF + "  skip: head", "`prune.skip` must be a list of layer patterns, got 'head' (my.yaml:4)."),
+        (HALF + "  skip:\n  - head\n  - 3", "`prune.skip.1` must be a layer pattern in quotes, got 3 (my.yaml:6)."),
+        (
+            HALF + "  layers:\n    stem.0: 70",
+            "`prune.layers.stem.0` must be in [0, 1), got 70 (my.yaml:5). To remove 70 %, pass 0.7.",
+        ),
+        (
+            HALF + "  criterion: taylr",
+            "`prune.criterion` with method channels must be magnitude, batchnorm, geometric-median, lamp, taylor or "
+            "random, got 'taylr' (my.yaml:4). Did you mean `taylor`?",
+        ),
+        (
+            "prune: {method: weights, ratio: 0.5, criterion: lamp}",
+            "`prune.criterion` with method weights must be magnitude or random, got 'lamp' (my.yaml:1).",
+        ),
+        (
+            HALF + "  ration: 3",
+            "`prune.ration` is no key of channels (my.yaml:4). Did you mean `ratio`? Allowed: method, ratio, scope, "
+            "skip, layers, epochs, learning_rate, criterion, round_to, steps.",
+        ),
+        (
+            HALF + "  biases: true",
+            "`prune.biases` is no key of channels, but of weights (my.yaml:4). Allowed: method, ratio, scope, "
+            "skip, layers, epochs, learning_rate, criterion, round_to, steps.",
+        ),
+        (
+            "quantize:\n  method: float16\n  calibration_examples: 64",
+            "`quantize.calibration_examples` is no key of float16, but of static-int8 (my.yaml:3). "
+            "Allowed: method, skip.",
+        ),
+        (
+            "quantize:\n  method: static-int3",
+            "`quantize.method` must be dynamic-int8, static-int8, float16 or bfloat16, got 'static-int3' (my.yaml:2). "
+            "Did you mean `static-int8`? There are 8-bit integers and 16-bit floats, and no other widths.",
+        ),
+        (
+            HALF + "quantise: {method: float16}",
+            "`quantise` is no key of a recipe (my.yaml:4). Did you mean `quantize`? Allowed: name, prune, quantize.",
+        ),
+        (HALF + "where: {}", "`where` is no key of a recipe (my.yaml:4). Allowed: name, prune, quantize."),
+        ("name: half", "A recipe must have a section `prune` or `quantize`, or both (my.yaml:1)."),
+        (
+            HALF + "name: Baseline",
+            "`name` must not be `baseline`, which names the unchanged model (my.yaml:4).",
+        ),
+        (
+            HALF + "name: half.pruned",
+            "`name` must not end in `.pruned`, which names what is pruned and not yet quantized (my.yaml:4).",
+        ),
+        (
+            HALF + "name: ../half",
+            "`name` must be a name fit for a folder (letters, digits, `.`, `_` and `-`, at most 64, the first a letter "
+            "or digit), got '../half' (my.yaml:4). Set `name`, which else is the file's.",
+        ),
+        (
+            HALF + "  ratio: 0.6",
+            "`prune.ratio` stands here twice, first on line 3 (my.yaml:4). Keep one of them.",
+        ),
+        ("", "my.yaml is empty. Copy a built-in one, and change that."),
+        ("# nothing yet", "my.yaml is empty. Copy a built-in one, and change that."),
+        ("- prune", "A file must be a mapping of keys to values (my.yaml:1). Copy a built-in one."),
+        (
+            "prune:\n  ratio: [1",
+            "This is not YAML: expected ',' or ']', but got '<stream end>' (my.yaml:2). "
+            "Indent with spaces, and quote text that holds : or #.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told_with_its_place_and_remedy(tmp_path, monkeypatch, text, expected):
+    assert complaint_about(studies.read_recipe, recipe_file(tmp_path, text), monkeypatch) == expected
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_one_a_line(tmp_path, monkeypatch):
+    path = recipe_file(tmp_path, "prune: {method: weights, ratio: 2, epochs: -1}\nquantize: {method: int4}\nextra: 1")
+    lines = complaint_about(studies.read_recipe, path, monkeypatch).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["`prune.ratio`", "`prune.epochs`", "`quantize.method`", "`extra`"]
+
+
+@pytest.mark.parametrize("name", ["channels50", "chanels-50"])
+def test_an_unknown_recipe_name_is_told_the_nearest_one(name):
+    with pytest.raises(InvalidInput, match=rf"got '{name}'\. Did you mean `channels-50`\?"):
+        studies.read_recipe(name)
+
+
+def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
+    with pytest.raises(InvalidInput, match="There is no recipe file"):
+        studies.read_recipe(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="cannot be read as text"):
+        studies.read_recipe(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            STUDY + "budget: {accuracy_drop: 5}",
+            "`budget.accuracy_drop` must be a share in [0, 1], got 5 (my.yaml:4). For 5 points, pass 0.05.",
+        ),
+        (
+            STUDY + "budget: {target: cuda/torch}",
+            "`budget.target` must be one of the study's targets (cpu/torch), got 'cuda/torch' (my.yaml:4). "
+            "Did you mean `cpu/torch`?",
+        ),
+        (
+            STUDY + "budget: {channels: 1}",
+            "`budget.channels` is no key of budget (my.yaml:4). Allowed: unit, accuracy_drop, want, target.",
+        ),
+        (
+            STUDY + "budget: 5",
+            "`budget` must be a section with `accuracy_drop`, `unit`, `want` or `target`, got 5 (my.yaml:4).",
+        ),
+        (STUDY + "threads: 0", "`threads` must be a whole number >= 1 and at most 1024, got 0 (my.yaml:4)."),
+        (STUDY + "threads: true", "`threads` must be a whole number >= 1 and at most 1024, got true (my.yaml:4)."),
+        (STUDY + "seed: -1", "`seed` must be a whole number in [0, 4294967296), got -1 (my.yaml:4)."),
+        (
+            STUDY + "batch_sizes: 8",
+            "`batch_sizes` must be a list of whole numbers >= 1, at most 16 of them, got 8 (my.yaml:4).",
+        ),
+        (
+            STUDY + "batch_sizes: [1, 0]",
+            "`batch_sizes.1` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4).",
+        ),
+        (
+            STUDY + "thread_counts: [two]",
+            "`thread_counts.0` must be a whole number >= 1 and at most 1024, got 'two' (my.yaml:4).",
+        ),
+        (
+            STUDY + "timeout_s: .inf",
+            "`timeout_s` must be a number of seconds > 0 and at most 2678400, got inf (my.yaml:4).",
+        ),
+        (
+            STUDY.replace("cpu/torch", "cpu/torhc"),
+            f"`targets.0` must be {ALL_TARGETS}, got 'cpu/torhc' (my.yaml:3). Did you mean `cpu/torch`?",
+        ),
+        (
+            STUDY.replace("cpu/torch", "gpu"),
+            f"`targets.0` must be {ALL_TARGETS}, got 'gpu' (my.yaml:3). A target is written device/runtime.",
+        ),
+        (
+            STUDY.replace("[cpu/torch]", "[]"),
+            f"`targets` must be a list of at least one of {ALL_TARGETS}, got [] (my.yaml:3).",
+        ),
+        (
+            STUDY.replace("[cpu/torch]", "[cpu/torch, cpu/torch]"),
+            "`targets` names 'cpu/torch' twice (my.yaml:3). Keep one of them.",
+        ),
+        (
+            STUDY.replace("[channels-50]", "[]"),
+            "`recipes` must be a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping "
+            "with a `name`, got [] (my.yaml:2).",
+        ),
+        (
+            STUDY.replace("[channels-50]", "\n- float16\n- name: Float16\n  quantize: {method: bfloat16}"),
+            "`recipes` holds two named 'Float16' (my.yaml:4). Give one of them another `name`.",
+        ),
+        (
+            STUDY.replace("[channels-50]", "\n- none.yaml"),
+            "There is no recipe file 'none.yaml' (my.yaml:3). Check the path. "
+            "Paths in a study are relative to its file.",
+        ),
+        (
+            STUDY.replace("[channels-50]", "\n- quantize: {method: float16}"),
+            "`name` is missing (my.yaml:3). It must be a name fit for a folder (letters, digits, `.`, `_` and `-`, "
+            "at most 64, the first a letter or digit).",
+        ),
+        (
+            STUDY.replace("digits-cnn", "digits-cn"),
+            "`task` must be digits-cnn, digits-lstm or digits-transformer, or the path of a Python file, got "
+            "'digits-cn', but it is neither (my.yaml:1). Did you mean `digits-cnn`?",
+        ),
+        (
+            STUDY.replace("channels-50", "float16").replace("cpu/torch", "cpu/onnxruntime"),
+            "`float16` of recipe 'float16' can run on no target of the study: cpu/onnxruntime: ONNX Runtime has no "
+            "float16 kernels for CPUs and casts each layer back to float32 (my.yaml:2). "
+            "Possible there: static-int8, dynamic-int8. `float16` can run on cpu/torch, cpu/inductor, cpu/openvino, "
+            "cuda/torch, cuda/inductor or mps/torch.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_study_is_told_with_its_place_and_remedy(tmp_path, monkeypatch, text, expected):
+    assert complaint_about(studies.read_study, recipe_file(tmp_path, text), monkeypatch) == expected
+
+
+def test_a_study_tells_mistakes_of_its_recipe_files_and_its_own_together(tmp_path, monkeypatch):
+    recipe_file(tmp_path, "prune: {method: weights, ratio: 2}", "bad.yaml")
+    path = recipe_file(tmp_path, "task: digits-cnn\nrecipes: [bad.yaml]\ntargets: [cpu/torch, cpu/torch]\nsead: 1")
+    lines = complaint_about(studies.read_study, path, monkeypatch).splitlines()
+    assert [word in line for word, line in zip(("bad.yaml:1", "`sead`", "twice"), lines, strict=True)] == [True] * 3
+
+
+def test_paths_in_a_study_are_relative_to_its_file(tmp_path, monkeypatch):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "my_task.py").write_text("")
+    recipe_file(folder, HALF, "half.yaml")
+    path = recipe_file(folder, "task: my_task.py\nrecipes: [half.yaml]\ntargets: [cpu/torch]", "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    study = studies.read_study(path)
+    assert (study.name, study.task) == ("mine", str((folder / "my_task.py").resolve()))
+    assert [recipe.name for recipe in study.recipes] == ["half"]
+
+
+def test_a_study_survives_the_way_to_json_and_back(tmp_path):
+    path = recipe_file(tmp_path, HALF + "  skip: [head]\n  layers: {stem.*: 0}\nquantize: {method: static-int8}")
+    study = studies.study("digits-cnn", recipes=["float16", str(path)], targets=["cpu/torch"], threads=2)
+    assert Study.model_validate_json(study.model_dump_json()) == study
+
+
+def test_a_study_from_the_command_line_is_named_after_its_task_and_names_the_argument_in_errors():
+    study = studies.study("digits-lstm", recipes=["dynamic-int8"], targets=["cpu/torch"], want="smallest")
+    assert (study.name, study.budget.want) == ("digits-lstm", "smallest")
+    with pytest.raises(InvalidInput, match=r"^`threads` must be a whole number >= 1 and at most 1024, got 0\.$"):
+        studies.study("digits-lstm", recipes=["dynamic-int8"], targets=["cpu/torch"], threads=0)
+
+
+def test_a_recipe_that_one_of_the_targets_can_run_is_allowed():
+    targets = ["cpu/onnxruntime", "cpu/torch"]
+    assert studies.study("digits-cnn", recipes=["float16"], targets=targets).targets == tuple(targets)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layer", "expected"),
+    [
+        ("stages.0", "stages.0.conv1", True),
+        ("stages.*.conv1", "stages.0.conv1", True),
+        ("stages.?", "stages.0.conv1", True),
+        ("conv1", "stages.0.conv1", False),
+        ("Stages.0", "stages.0.conv1", False),
+        ("stages.1", "stages.10.conv1", False),
+        ("*", "head", True),
+    ],
+)
+def test_a_pattern_matches_a_layer_or_the_module_that_holds_it(pattern, layer, expected):
+    assert studies.matches(pattern, layer) is expected
+
+
+def test_a_pattern_that_matches_no_layer_is_told_with_its_line_and_the_nearest_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe_file(tmp_path, HALF + "  skip: [stem, stage.0]\n  layers:\n    headd: 0.1\n    stages.0: 0.2\n")
+    recipe = studies.read_recipe("my.yaml")
+    assert studies.layer_patterns(recipe)[1] == ("prune.skip.1", "stage.0", "my.yaml:4")
+    layers = ["stem", "stages.0.conv1", "head"]
+    with pytest.raises(InvalidInput) as caught:
+        studies.check_patterns(recipe, layers)
+    assert str(caught.value).splitlines() == [
+        "`prune.skip.1` of recipe `my` names 'stage.0', which matches no layer (my.yaml:4). "
+        "Did you mean `stages.0`? The layers are stem, stages.0.conv1, head.",
+        "`prune.layers` of recipe `my` names 'headd', which matches no layer (my.yaml:6). "
+        "Did you mean `head`? The layers are stem, stages.0.conv1, head.",
+    ]
+    studies.check_patterns(recipe, [*layers, "stage.0", "headd"])
+
+
+def test_the_lines_of_patterns_written_out_in_a_study_survive_json(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = STUDY.replace("[channels-50]", "\n- name: x\n  quantize:\n    method: float16\n    skip: [gone]")
+    study = studies.read_study(recipe_file(tmp_path, text).name)
+    again = Study.model_validate_json(study.model_dump_json())
+    with pytest.raises(InvalidInput, match=r"'gone', which matches no layer \(my\.yaml:6\)"):
+        studies.check_patterns(again, ["head"])
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60) | st.text("&*[]{}:,-!#\n a0.", max_size=40))
+def test_whatever_the_file_says_nothing_but_invalid_input_is_raised(tmp_path, text):
+    with pytest.raises(InvalidInput):
+        studies.read_recipe(recipe_file(tmp_path, text))
+
+
+def test_reading_recipes_leaves_torch_out():
+    code = "import sys, shrinkkit.core.studies as r; r.read_study('digits-cnn'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_tasks_of_studies_are_the_bundled_ones():
+    from shrinkkit.tasks.loader import BUNDLED
+
+    assert set(TASKS) == set(BUNDLED)

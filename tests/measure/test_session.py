@@ -1,0 +1,233 @@
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from tiny import task as tiny_task
+
+from shrinkkit.compress import variants
+from shrinkkit.compress.variants import REFERENCE
+from shrinkkit.core import machines, store
+from shrinkkit.core.measurement import IntegerCheck, TargetRecord, speedup
+from shrinkkit.core.target import Target
+from shrinkkit.errors import UnfairComparison
+from shrinkkit.measure import benchmark, session
+from shrinkkit.runtimes import emulation, specs
+
+TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task()
+
+
+@pytest.fixture(scope="module")
+def run(task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    for name, recipe in (
+        ("baseline", {}),
+        ("int8", {"quantize": {"method": "static-int8", "calibration_examples": 32}}),
+        ("half", {"quantize": {"method": "bfloat16"}}),
+    ):
+        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=["torch", "onnxruntime"])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_variant_of_the_folder_is_loaded_and_proved(run, task):
+    loaded = session.load(run, [], TORCH, task, threads=1)
+    assert list(loaded) == ["baseline", "half", "int8"]
+    assert all(t.error == "" and t.load_ms > 0 and t.first_call_ms > 0 for t in loaded.values())
+
+
+def test_a_variant_that_the_runtime_refused_keeps_its_reason(run, task):
+    loaded = session.load(run, ["half"], ONNX, task, threads=1)
+    assert "no bfloat16 kernels" in loaded["half"].error
+    assert loaded["half"].loaded is None
+
+
+def test_a_variant_that_was_never_made_is_said_to_be_missing(run, task):
+    assert "no such variant" in session.load(run, ["ghost"], TORCH, task, threads=1)["ghost"].error
+
+
+def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
+    folder = tmp_path / "variants/baseline"
+    made = variants.write(folder, task, task.model, recipe={}, runtimes=["torch"])
+    with (folder / made.files[0].path).open("ab") as file:
+        file.write(b"\0")
+    trial = session.load(tmp_path, [], TORCH, task, threads=1)["baseline"]
+    assert "is not the file that the record describes" in trial.error
+
+
+def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_path):
+    folder = tmp_path / "variants/baseline"
+    made = variants.write(folder, task, task.model, recipe={}, runtimes=["torch"])
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(folder / REFERENCE)
+    save_file(stored | {"torch.0": stored["torch.0"] * 1.5}, folder / REFERENCE)
+    assert made.files
+    assert (
+        "must reproduce its reference outputs" in session.load(tmp_path, [], TORCH, task, threads=1)["baseline"].error
+    )
+
+
+def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task):
+    found, errors = session.judge(session.load(run, [], ONNX, task, threads=1), task)
+    assert errors == {}
+    assert set(found) == {"baseline", "int8"}
+    assert found["baseline"].difference is None
+    assert found["int8"].difference.low <= 0 <= found["int8"].difference.high
+    assert len(found["int8"].scores) == len(task.test)
+
+
+def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
+    loaded = session.load(run, ["int8", "half"], ONNX, task, threads=1)
+    accuracies, errors = session.judge(loaded, task)
+    latencies, untimed = session.race(loaded, ONNX, task, threads=1, seed=0)
+    assert untimed == {}
+    runtime = session.against_today(loaded, ONNX, task, threads=1, seed=0)
+    inside = session.inspect(loaded, ONNX, task, threads=1)
+    record = session.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
+    path = session.write(run, record)
+    assert path == run / "measurements" / machines.here(ONNX.name) / "cpu-onnxruntime.json"
+    assert store.read(path, TargetRecord) == record
+    assert record.machine == machines.names(record.environment)[0]
+    by_name = {m.variant: m for m in record.measurements}
+    assert by_name["baseline"].latency is None
+    assert by_name["baseline"].latency_ms is not None
+    assert by_name["int8"].latency.conditions.runtime == "onnxruntime"
+    assert by_name["half"].error
+    assert (record.runtime.conditions.runtime, record.runtime.conditions.form) == ("torch", "eager")
+    assert record.runtime.candidate_runtime == "onnxruntime"
+    assert by_name["int8"].memory.peak_bytes > 0
+    assert {time.layer for time in by_name["int8"].layers} >= {"conv1", "conv2", "head"}
+    assert by_name["int8"].integers.layers
+    assert by_name["int8"].integers.saturated == ()
+    assert by_name["baseline"].integers is None
+    assert by_name["baseline"].notes == ()
+
+
+def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(run, task):
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    wrong = dataclasses.replace(task, example=(task.example[0].repeat(1, 3, 1, 1),))
+    found = session.inspect(loaded, TORCH, wrong, threads=1)["int8"]
+    assert found.memory is None
+    assert any(note.startswith("Peak memory: ") for note in found.notes)
+    assert any(note.startswith("Time by layer: ") for note in found.notes)
+    assert found.denormals == 0
+
+
+def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task):
+    loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
+    calls = itertools.count()
+
+    def prepare(inputs):
+        return lambda: task.model(*inputs) * (1 + next(calls))
+
+    broken = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
+    broken = dataclasses.replace(broken, again=lambda: broken)
+    loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
+    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0)
+    assert set(found) == {"half"}
+    assert "two calls of int8 on the same inputs differ" in errors["int8"]
+
+
+def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
+    monkeypatch.setattr(benchmark.turns, "WATCH_S", 0.0)
+    loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
+    turns = []
+
+    def stop(name, turn, of, blocks):
+        turns.append((name, turn, of))
+        return True
+
+    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0, watch=stop)
+    assert turns == [("int8", 1, 2)], errors
+    assert found["int8"].stopped
+    assert found["int8"].verdict in ("undecided", "too noisy")
+    assert "it was stopped by hand" in found["int8"].doubts
+    assert errors == {"half": "It was not timed: the benchmark was stopped by hand."}
+
+
+def test_long_work_says_how_far_it_is(run, task):
+    said = []
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1, watch=lambda *told: said.append(told))
+    assert said == [(1, 2, "baseline"), (2, 2, "int8")]
+    said.clear()
+    session.judge(loaded, task, watch=lambda *told: said.append(told))
+    assert said == [(0, 2, "baseline"), (1, 2, "int8"), (2, 2, "")]
+
+
+def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    own = dataclasses.replace(task, example=tuple(x.clone() for x in task.example))
+
+    def prepare(inputs):
+        output = task.model(*inputs)
+        return lambda: (inputs[0].add_(1e-3), output)[1]
+
+    writing = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
+    writing = dataclasses.replace(writing, again=lambda: writing)
+    loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=writing)
+    found, errors = session.race(loaded, TORCH, own, threads=1, seed=0)
+    assert found == {}
+    assert "changed the inputs" in errors["int8"] or "differ" in errors["int8"]
+
+
+def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_outputs(run, task, monkeypatch):
+    check = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
+    monkeypatch.setattr(emulation, "check", lambda *_, **__: check)
+    said = session._saturating(run / "variants/int8/model.onnx", ONNX, task.example, 1)
+    assert said == " Integer kernels saturate on this processor in conv1."
+
+
+def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    loaded["baseline"] = dataclasses.replace(loaded["baseline"], loaded=None)
+    found, errors = session.judge(loaded, task)
+    assert found == {}
+    assert "baseline could not be judged" in errors["int8"]
+
+
+def test_speed_ups_of_different_targets_are_refused(run, task):
+    on_torch, _ = session.race(session.load(run, ["int8"], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
+    on_onnx, _ = session.race(session.load(run, ["int8"], ONNX, task, threads=1), ONNX, task, threads=1, seed=0)
+    with pytest.raises(UnfairComparison, match=r"runtime"):
+        speedup(on_torch["int8"], on_onnx["int8"])
+    assert speedup(on_torch["int8"], on_torch["int8"]) == 1.0
+
+
+def test_torch_s_own_file_is_compared_with_the_module_as_it_is_called_today(run, task):
+    found = session.against_today(session.load(run, [], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
+    assert (found.conditions.form, found.candidate_runtime, found.candidate) == ("eager", "torch", "baseline")
+
+
+def test_a_missing_baseline_is_made_first(task, tmp_path):
+    assert list(session.load(tmp_path, [], TORCH, task, threads=1)) == ["baseline"]
+    assert variants.read(tmp_path / "variants/baseline").name == "baseline"
+
+
+def test_conditions_tell_inputs_threads_and_batch(task):
+    found = session.describe(TORCH, task, threads=1, form="torchscript")
+    assert (found.batch_size, found.threads, found.runtime) == (4, 1, "torch")
+    assert found.hardware == machines.hardware(TORCH)
+    assert found != session.describe(TORCH, tiny_task(batch=2), threads=1, form="torchscript")
+
+
+@pytest.mark.gpu
+def test_the_gpu_runs_the_files_that_the_cpu_wrote(run, task):
+    gpu = specs.resolve("cuda/torch")
+    loaded = session.load(run, ["half"], gpu, task, threads=1)
+    assert all(t.error == "" for t in loaded.values())
+    found, errors = session.judge(loaded, task)
+    assert errors == {}
+    assert found["baseline"].mean.value > 0.5
+    assert session.race(loaded, gpu, task, threads=1, seed=0)[0]["half"].conditions.device == "cuda"

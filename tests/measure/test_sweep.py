@@ -1,0 +1,120 @@
+import pytest
+import torch
+from tiny import Corner
+from tiny import task as tiny_task
+
+from shrinkkit.compress import variants
+from shrinkkit.core import store
+from shrinkkit.core.measurement import TargetRecord
+from shrinkkit.core.target import Target
+from shrinkkit.errors import InvalidInput
+from shrinkkit.measure import session, sweep
+
+TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task()
+
+
+@pytest.fixture(scope="module")
+def run(task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    for name, recipe in (
+        ("baseline", {}),
+        ("int8", {"quantize": {"method": "static-int8", "calibration_examples": 32}}),
+    ):
+        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=["torch", "onnxruntime"])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def swept(run, task, target, **options):
+    loaded = session.load(run, [], target, task, threads=1)
+    sizes = {"batch_sizes": [1, 4, 9], "thread_counts": [1, 2]} | options
+    return sweep.run(loaded, target, task, **sizes, threads=1)
+
+
+@pytest.mark.parametrize("target", [TORCH, ONNX], ids=lambda t: t.runtime)
+def test_every_variant_has_a_point_at_each_other_batch_size_and_number_of_threads(run, task, target):
+    points = swept(run, task, target)
+    settings = [(1, 1), (9, 1), (4, 2)]
+    assert [(p.variant, p.batch_size, p.threads) for p in points] == [
+        (name, *setting) for setting in settings for name in ("baseline", "int8")
+    ]
+    assert all(p.error == "" and p.latency_ms.value > 0 for p in points)
+    for p in points:
+        if p.variant == "int8":
+            here = p.latency.conditions
+            assert (here.batch_size, here.threads, here.runtime) == (p.batch_size, p.threads, target.runtime)
+    assert len({p.latency.conditions.inputs_sha256 for p in points if p.latency}) == 3
+    assert torch.get_num_threads() == 1
+
+
+def test_points_survive_the_disk(run, task, tmp_path):
+    loaded = session.load(run, ["int8"], ONNX, task, threads=1)
+    points = sweep.run(loaded, ONNX, task, batch_sizes=[1], thread_counts=[], threads=1)
+    record = session.record(task, ONNX, loaded, {}, {}, {}, None, {}, points, threads=1)
+    store.write(tmp_path / "record.json", record)
+    assert store.read(tmp_path / "record.json", TargetRecord).sweep == points
+
+
+def test_a_file_with_a_fixed_batch_says_so_and_the_others_go_on(task, tmp_path):
+    class Fixed(Corner):
+        def forward(self, x):
+            return super().forward(x.reshape(4, *x.shape[1:]))
+
+    fixed = Fixed()
+    fixed.load_state_dict(task.model.state_dict())
+    for name, model in (("baseline", task.model), ("fixed", fixed), ("free", task.model)):
+        folder = tmp_path / "variants" / name
+        variants.write(folder, task, model.eval(), recipe={}, runtimes=["torch"])
+    points = {p.variant: p for p in swept(tmp_path, task, TORCH, batch_sizes=[9], thread_counts=[])}
+    assert points["fixed"].error.startswith("It does not take a batch of 9")
+    assert points["fixed"].latency is None
+    assert points["free"].latency.conditions.batch_size == 9
+
+
+def test_a_batch_that_the_model_itself_rejects_is_told_and_the_others_go_on(tmp_path):
+    class NotNine(Corner):
+        def forward(self, x):
+            if x.shape[0] == 9:
+                raise ValueError("nine is too many")
+            return super().forward(x)
+
+    task = tiny_task(NotNine())
+    for name in ("baseline", "again"):
+        variants.write(tmp_path / "variants" / name, task, task.model, recipe={}, runtimes=["torch", "onnxruntime"])
+    points = swept(tmp_path, task, ONNX, batch_sizes=[9], thread_counts=[2])
+    found = {(p.variant, p.batch_size, p.threads): p.error for p in points}
+    assert found["again", 9, 1].startswith("The model itself does not take a batch of 9")
+    assert found["again", 4, 2] == ""
+
+
+def test_what_the_time_does_not_suffice_for_is_said(run, task):
+    loaded = session.load(run, [], TORCH, task, threads=1)
+    points = sweep.run(loaded, TORCH, task, batch_sizes=[1], thread_counts=[2], threads=1, budget_s=0.0)
+    assert [p.error for p in points if p.variant == "int8"] == [
+        "The time for other batch sizes and threads was used up."
+    ] * 2
+    assert all(p.latency is None for p in points)
+
+
+@pytest.mark.parametrize("name", ["batch_sizes", "thread_counts"])
+def test_sizes_below_one_are_refused_before_anything_is_timed(task, name):
+    with pytest.raises(InvalidInput, match=f"`{name}` must be whole numbers >= 1, got 0"):
+        sweep.run({}, TORCH, task, **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]}), threads=1)
+
+
+def test_a_larger_batch_repeats_the_example_and_a_smaller_one_cuts_it():
+    x = torch.arange(3).unsqueeze(1)
+    (large,), (small,) = sweep.batch((x,), 5), sweep.batch((x,), 2)
+    assert large.flatten().tolist() == [0, 1, 2, 0, 1]
+    assert small.flatten().tolist() == [0, 1]

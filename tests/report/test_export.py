@@ -1,0 +1,163 @@
+"""The report: one page that stands alone, in a browser without a network as in a text editor."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import examples
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from shrinkkit.report import export
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "5-report.ipynb"
+LIMIT = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Execute the report of a synthetic run and return the folder with report.html and report.md."""
+    folder = tmp_path_factory.mktemp("report")
+    run = examples.write_run(folder / "run")
+    execute(folder / "executed.ipynb", run)
+    export.html(folder / "executed.ipynb", folder / "report.html", title="synthetic")
+    export.markdown(folder / "executed.ipynb", folder / "report.md")
+    return folder
+
+
+def execute(path, run):
+    papermill.execute_notebook(
+        NOTEBOOK, path, parameters={"run": str(run)}, kernel_name="python3", cwd=path.parent, progress_bar=False
+    )
+
+
+def page_of(tmp_path, *cells, **options):
+    path = tmp_path / "made.ipynb"
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    export.html(path, tmp_path / "made.html", title="A title", **options)
+    return (tmp_path / "made.html").read_text()
+
+
+def test_the_report_stands_alone_and_is_light(pages):
+    text = (pages / "report.html").read_text()
+    assert export.outside_addresses(text) == []
+    assert len(text.encode()) < LIMIT
+
+
+def test_the_report_answers_first_and_keeps_its_order(pages):
+    text = (pages / "report.html").read_text()
+    marks = [
+        "<h1", "Verdict: within budget", ">What it costs<", ">What has no numbers<", ">The variants<",
+        ">Where the speed comes from<",
+        ">What truly happened<", ">The raw times<", ">Machine and software<", ">Files and command<",
+        "shrinkkit run digits-cnn",
+    ]  # fmt: skip
+    main = text[text.index("<main") :]
+    assert [main.index(mark) for mark in marks] == sorted(main.index(mark) for mark in marks)
+
+
+def test_headings_go_down_one_level_at_a_time(pages):
+    levels = [int(level) for level in re.findall(r"<h([1-6])", (pages / "report.html").read_text())]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_every_picture_has_a_text_that_stands_in_for_it(pages):
+    text = (pages / "report.html").read_text()
+    pictures = re.findall(r"<svg[^>]*>", text)
+    assert len(pictures) == 8
+    assert all(re.search(r'aria-label="[^"]{40}', opening) and 'role="img"' in opening for opening in pictures)
+
+
+def test_no_id_is_given_twice(pages):
+    ids = re.findall(r'\sid="([^"]+)"', (pages / "report.html").read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_sections_are_linked_from_the_top(pages):
+    text = (pages / "report.html").read_text()
+    for anchor in re.findall(r'<li><a href="#([^"]+)"', text):
+        assert f'id="{anchor}"' in text
+
+
+def test_the_markdown_reads_without_its_pictures(pages):
+    text = (pages / "report.md").read_text()
+    assert text.startswith("# synthetic")
+    assert "| channels-50-static-int8 the verdict | 81.5 kB" in text
+    assert "*Picture, in words:*" in text
+    assert "data:" not in text
+    assert "<svg" not in text
+
+
+def test_the_report_also_leaves_its_results_for_machines(pages):
+    assert (pages / "run" / "results.json").is_file()
+
+
+def test_the_report_leaves_cards_that_say_what_was_measured(pages):
+    card = json.loads((pages / "run/variants/channels-50/model-card.json").read_text())
+    assert {one["target"] for one in card["figures"] if one["speedup"]} == {"cpu/torch", "cpu/onnxruntime"}
+
+
+def test_a_missing_run_folder_is_an_error_that_names_the_remedy(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="shrinkkit run digits-cnn"):
+        execute(tmp_path / "executed.ipynb", tmp_path / "nothing")
+
+
+def test_an_error_is_legible_and_no_terminal_code_is_left(tmp_path):
+    trace = ["\x1b[31mValueError\x1b[0m: <wrong>"]
+    failed = new_code_cell("1/0", outputs=[new_output("error", ename="ValueError", evalue="<wrong>", traceback=trace)])
+    text = page_of(tmp_path, failed)
+    assert "<strong>ValueError</strong>: &lt;wrong&gt;" in text
+    assert "\x1b" not in text
+
+
+def test_a_static_state_is_preferred_to_a_widget(tmp_path):
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "HBox()"}
+    lone, kept = (new_output("display_data", data=data) for data in (view, {**view, "text/html": "<b>3 of 3</b>"}))
+    text = page_of(tmp_path, new_code_cell("bar", outputs=[lone, kept]))
+    assert "<b>3 of 3</b>" in text
+    assert "HBox" not in text
+
+
+def test_parameters_of_the_run_are_labelled_and_folded(tmp_path):
+    given = new_code_cell("ratio = 0.5", metadata={"tags": ["injected-parameters"]})
+    text = page_of(tmp_path, new_code_cell("ratio: float = 0.1  # share", metadata={"tags": ["parameters"]}), given)
+    assert "Parameters of this run:" in text
+    assert text.index("<summary>Parameters and code") < text.index('class="sk-injected"')
+
+
+def test_a_step_can_link_to_its_report(tmp_path):
+    assert '<a href="../report.html">' in page_of(tmp_path, new_markdown_cell("# Step"), home="../report.html")
+
+
+def test_what_outputs_bring_along_for_lesser_viewers_is_left_out(tmp_path):
+    figure = '<style class="sk-style">p {}</style><svg role="img"></svg><img hidden alt="half" src="data:image/png;,">'
+    text = page_of(tmp_path, new_code_cell("x", outputs=[new_output("display_data", data={"text/html": figure})]))
+    assert "<svg" in text
+    assert "<img" not in text
+    assert "sk-style" not in text
+
+
+@pytest.mark.parametrize(
+    ("markup", "address"),
+    [
+        ('<script src="https://a.example/x.js"></script>', "https://a.example/x.js"),
+        ('<link href="style.css" rel="stylesheet">', "style.css"),
+        ('<img srcset="a.png 1x, b.png 2x">', "a.png"),
+        ("<style>@import 'a.css';</style>", "a.css"),
+        ('<p style="background: url(//a.example/p.png)">', "//a.example/p.png"),
+        ("<script>import('https://a.example/m.js')</script>", "https://a.example/m.js"),
+        ('<svg><image href="p.png"/></svg>', "p.png"),
+    ],
+)
+def test_an_address_that_a_browser_would_load_is_found(markup, address):
+    assert address in export.outside_addresses(markup)
+
+
+def test_links_and_data_are_no_outside_addresses():
+    inside = '<a href="https://a.example/">x</a><img src="data:image/png;base64,AA"><svg><use href="#a"/></svg>'
+    assert export.outside_addresses(inside) == []

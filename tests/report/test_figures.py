@@ -1,0 +1,99 @@
+"""Pictures: words that carry the numbers, colours that follow the page, the same bytes every time."""
+
+import re
+from xml.etree import ElementTree
+
+import examples
+import pytest
+
+from shrinkkit.display.picture import INK
+from shrinkkit.report import figures
+from shrinkkit.report.figures import SHOWN
+from shrinkkit.results import conclusions, table
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def pictures(found):
+    latencies = {m.variant: m.latency for m in found.measured["cpu/torch"].measurements if m.latency}
+    return {
+        "factors": figures.factors(conclusions.factors(found), found.targets),
+        "tradeoff": figures.tradeoff(found),
+        "distributions": figures.distributions(latencies, title="cpu/torch"),
+        "training": figures.training((0.9, 0.95), metric="accuracy"),
+    }
+
+
+def test_every_picture_is_sound_xml_with_a_text_that_stands_in_for_it(pictures):
+    for picture in pictures.values():
+        root = ElementTree.fromstring(picture.svg)
+        assert root.get("role") == "img"
+        assert root.get("aria-label") == picture.alt
+        assert root.get("width") is None
+
+
+def test_the_words_hold_the_numbers(pictures):
+    assert "channels-50 on cpu/onnxruntime: 4.28" in pictures["factors"].alt
+    assert "81.5 kB" in pictures["tradeoff"].alt
+    assert "static-int8: median 16." in pictures["distributions"].alt
+    assert "0.9, 0.95" in pictures["training"].alt
+
+
+def test_labels_keep_every_digit(found):
+    made = conclusions.factors(found)
+    assert ">0.310 " in figures.factors(made, found.targets).svg
+
+
+def test_a_speed_that_nothing_can_be_said_of_is_not_quoted(found):
+    noisy = [one.__class__(**{**vars(one), "timing": "too noisy"}) for one in conclusions.factors(found)]
+    picture = figures.factors(noisy, found.targets)
+    assert ">4.28 " not in picture.svg
+    assert "too noisy to tell" in picture.alt
+
+
+def test_ink_is_a_variable_of_the_page(pictures):
+    for picture in pictures.values():
+        assert "var(--sk-ink" in picture.svg
+        assert INK not in picture.svg
+        assert "#000000" not in picture.svg
+
+
+def test_no_two_pictures_share_an_id(pictures):
+    ids = [i for picture in pictures.values() for i in re.findall(r'\bid="([^"]+)"', picture.svg)]
+    assert len(ids) == len(set(ids))
+    for picture in pictures.values():
+        for used in re.findall(r'(?:href="#|url\(#)([^")]+)', picture.svg):
+            assert f'id="{used}"' in picture.svg
+
+
+def test_the_same_data_gives_the_same_bytes(pictures, found):
+    assert figures.tradeoff(found).svg == pictures["tradeoff"].svg
+
+
+def test_a_picture_of_many_slots_stays_light_and_says_so(found):
+    one = next(m.latency for m in found.measured["cpu/torch"].measurements if m.latency)
+    many = one.candidate_samples_ms * 50
+    long = one.__class__(**{**vars(one), "candidate_samples_ms": many, "reference_samples_ms": many})
+    picture = figures.distributions({"long": long})
+    assert f"{SHOWN} of up to {len(many)} slots" in picture.caption
+    assert len(picture.svg) < 40_000
+
+
+def test_nothing_to_draw_is_no_picture(found):
+    empty = found.__class__(**{**vars(found), "rows": ()})
+    assert figures.tradeoff(empty) is None
+    assert figures.distributions({}) is None
+
+
+def test_machines_stand_below_each_other_and_every_column_has_an_axis(tmp_path):
+    away = table.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    drawn = figures.tradeoff(away)
+    for name in away.machines:
+        assert drawn.svg.count(f">{name}<") == 1
+    assert drawn.svg.count("speed-up against PyTorch today") == 2
+    assert drawn.svg.count(">4 \N{MULTIPLICATION SIGN}<") == 2
+    assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE}: 1.36" in drawn.alt

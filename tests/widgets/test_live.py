@@ -1,0 +1,114 @@
+"""Outputs that change in place, run by a real kernel: what a notebook keeps of them is the last state, complete."""
+
+import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+from shrinkkit.display.tables import Statement
+from shrinkkit.errors import InvalidInput
+from shrinkkit.widgets import live
+from shrinkkit.widgets.live import Live, Progress
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPLORE = """
+from ipywidgets import FloatSlider
+from shrinkkit import live
+from shrinkkit.errors import InvalidInput
+from shrinkkit.tables import Statement
+def draw(ratio):
+    if ratio > 0.9:
+        raise InvalidInput("`ratio` must be at most 0.9. Pass less.")
+    return Statement(f"a ratio of {ratio:.1f}")
+slider = FloatSlider(0.5, description="ratio")
+shown = live.explore(draw, ratio=slider)
+"""
+MOVED = EXPLORE + "slider.value = 0.8"
+TOO_FAR = EXPLORE + "slider.value = 0.95"
+BACK = TOO_FAR + "; slider.value = 0.2"
+PROGRESS = """
+from shrinkkit import live
+watch = live.progress("Sleeping")
+for i in range(3):
+    watch(i + 1, 3, f"step {i + 1}")
+"""
+PRESSED = """
+from shrinkkit import live
+from shrinkkit.tables import Statement
+from ipywidgets import Widget, Button
+shown = live.on_request("Judge it", lambda: Statement("it is good"), before=Statement("Nobody asked yet."))
+"""
+PRESS = "import ipywidgets.widgets.widget as w\n[b for b in w._instances.values() if isinstance(b, Button)][0].click()"
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """A kernel for all tests of this file: starting one takes longer than each of them."""
+    client = NotebookClient(new_notebook(), timeout=60)
+    with client.setup_kernel():
+        yield client
+
+
+def outputs(client, source):
+    """Return the data of the outputs that a cell keeps."""
+    cell = new_code_cell(source)
+    client.nb.cells = [cell]
+    client.execute_cell(cell, 0)
+    assert not [o for o in cell.outputs if o.output_type != "display_data"]
+    return [o.data for o in cell.outputs]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [(EXPLORE, "a ratio of 0.5"), (MOVED, "a ratio of 0.8"), (BACK, "a ratio of 0.2")]
+)
+def test_the_last_picture_is_what_the_notebook_keeps(kernel, source, said):
+    controls, picture = outputs(kernel, source)
+    assert said in picture["text/html"]
+    assert WIDGET not in picture
+    assert WIDGET in controls
+
+
+def test_what_refuses_a_value_is_shown_in_place_of_the_picture(kernel):
+    _, picture = outputs(kernel, TOO_FAR)
+    assert "InvalidInput: `ratio` must be at most 0.9. Pass less." in picture["text/plain"]
+
+
+def test_controls_are_a_line_of_words_where_there_is_no_kernel(kernel):
+    controls, _ = outputs(kernel, EXPLORE)
+    assert "In a running notebook: ratio 0.5." in controls["text/html"]
+
+
+def test_progress_ends_in_words_that_say_how_it_ended(kernel):
+    (bar,) = outputs(kernel, PROGRESS)
+    assert bar["text/plain"].startswith("Sleeping (step 3): done in ")
+    assert "<progress" not in bar["text/html"]
+
+
+def test_what_nobody_has_asked_for_says_so(kernel):
+    _, answer = outputs(kernel, PRESSED)
+    assert answer["text/plain"] == "Nobody asked yet."
+    _, answer = outputs(kernel, PRESSED + PRESS)
+    assert answer["text/plain"] == "it is good"
+
+
+def test_an_error_of_a_callback_is_shown_and_not_lost():
+    def fail(**values):
+        raise values["kind"]("why")
+
+    assert repr(live.attempt(fail, kind=InvalidInput)) == "InvalidInput: why"
+    assert repr(live.attempt(fail, kind=KeyError)) == "This failed: KeyError: 'why'"
+
+
+def test_outside_of_a_notebook_outputs_are_printed(capsys):
+    shown = Live(Statement("one"))
+    shown.show(Statement("two"))
+    assert "one" in capsys.readouterr().out
+    assert repr(shown.shown) == "two"
+
+
+def test_a_bar_never_says_that_nothing_was_done():
+    assert repr(Progress("Fine-tuning", 0, 3, "", 0.1)) == "Fine-tuning: under way"
+    assert 'max="3"' in Progress("Fine-tuning", 1, 3, "", 0.1).html()
+
+
+def test_work_of_no_steps_says_that_there_was_nothing_to_do():
+    assert repr(Progress("Timing", 0, 0, "", 0.0)) == "Timing: there was nothing to do"
