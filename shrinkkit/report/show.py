@@ -75,10 +75,8 @@ def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
     """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
     shares = formats.is_fraction(scores)
     mean = estimate.mean(scores)
-    value = formats.score(mean.value, is_fraction=shares)
-    return Statement(
-        f"{metric.capitalize()} {value} {formats.interval(mean, is_fraction=shares)} on {len(scores):,} {split} examples."
-    )
+    value = f"{formats.score(mean.value, is_fraction=shares)} {formats.interval(mean, is_fraction=shares)}"
+    return Statement(f"{metric.capitalize()} {value} on {len(scores):,} {split} examples.")
 
 
 def scores(found: Mapping[str, Sequence[float]], *, metric: str, split: str) -> Table:

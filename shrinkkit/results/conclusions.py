@@ -322,7 +322,8 @@ def _class_remark(row: Row, results: Results) -> tuple[str, ...]:
     accuracy = next((m.accuracy for m in record.measurements if m.variant == row.variant), None) if record else None
     drop, shares = results.budget.accuracy_drop, results.is_fraction
     lost = [
-        f"{one.name} to {formats.score(one.mean.value, is_fraction=shares)} of {formats.counted(one.examples, 'example')}"
+        f"{one.name} to {formats.score(one.mean.value, is_fraction=shares)} of "
+        f"{formats.counted(one.examples, 'example')}"
         for one in (accuracy.classes if accuracy else ())
         if one.difference and one.difference.high < -drop
     ]
