@@ -49,7 +49,7 @@ def test_the_page_links_what_is_there_and_needs_nothing_outside(reports):
 def test_the_verdicts_figures_stand_with_their_intervals(reports):
     text = index_page.write(reports).read_text()
     assert "within budget" in text
-    assert f"5.83 {TIMES} <small>[5.82, 5.84]</small>" in text
+    assert f"5.83{TIMES} <small>5.82\N{EN DASH}5.84</small>" in text
     assert "to 81.5 kB" in text
 
 
