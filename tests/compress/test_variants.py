@@ -10,8 +10,8 @@ from torch import nn
 
 from shrinkkit.compress import prune, variants
 from shrinkkit.compress.apply import Pruned
-from shrinkkit.compress.variants import RECORD
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import RECORD
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
