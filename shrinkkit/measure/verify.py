@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from shrinkkit.compress import variants
-from shrinkkit.compress.variants import REFERENCE
 from shrinkkit.core import machines, run_folder
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.recipe import BASELINE, Recipe, impossible
@@ -35,6 +33,8 @@ from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.variants import REFERENCE
 
 _AGAIN = "Copy the folder again from where it was made."
 

@@ -11,7 +11,6 @@ import pytest
 from tiny import task as tiny_task
 
 from shrinkkit import cli
-from shrinkkit.compress import variants
 from shrinkkit.core import run_folder, store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.recipe import BASELINE
@@ -20,10 +19,11 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
+from shrinkkit.pipeline import journal, runner
+from shrinkkit.pipeline.plan import Planned
 from shrinkkit.report import index_page
 from shrinkkit.results import cards, conclusions, table
-from shrinkkit.run import journal, runner
-from shrinkkit.run.plan import Planned
+from shrinkkit.transforms import variants
 
 NAME, TARGET = "channels-50", "cpu/torch"
 MEASURED = RunFolder("").measurement(TARGET, examples.HERE).as_posix()

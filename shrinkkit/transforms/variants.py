@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.compress import checkpoint
-from shrinkkit.compress.apply import Pruned
 from shrinkkit.core import lease, machines, store
 from shrinkkit.core.run_folder import CARD, README, RECORD, SUMS, RunFolder
 from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
@@ -30,6 +28,8 @@ from shrinkkit.runtimes.exports import Making
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import checkpoint
+from shrinkkit.transforms.apply import Pruned
 
 REFERENCE = "reference.safetensors"
 _JUDGED_EXAMPLES = 32
