@@ -22,10 +22,10 @@ from shrinkkit.core.measurement import (
     Point,
     TargetRecord,
 )
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.samples import Blocks
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
-from shrinkkit.core.target import record_path
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
 
 CPU = "Synthetic CPU (made up for tests)"
@@ -115,7 +115,7 @@ def vouch(folder):
 
 def write_measured(folder, record):
     """Write the benchmark of one target where a run folder keeps it, and return the path."""
-    path = folder / record_path(record.target, record.machine)
+    path = folder / RunFolder("").measurement(record.target, record.machine).as_posix()
     store.write(path, record)
     return path
 

@@ -9,16 +9,16 @@ import torch
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import prune, variants
-from shrinkkit.compress.apply import Pruned
-from shrinkkit.compress.variants import RECORD
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import RECORD
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
 from shrinkkit.runtimes import exports
 from shrinkkit.runtimes.exports import Making
 from shrinkkit.tasks import copies
+from shrinkkit.transforms import prune, variants
+from shrinkkit.transforms.apply import Pruned
 
 RUNTIMES = ("torch", "onnxruntime")
 PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]
