@@ -53,8 +53,3 @@ def runtime_of(at: str) -> str:
 def machine_of(at: str) -> str:
     """Return the machine of a place, '' for the run's own."""
     return at.partition(AT)[2]
-
-
-def record_path(target: str, machine: str) -> str:
-    """Return where a run folder keeps what was measured on `target` by `machine`, relative to the folder."""
-    return f"measurements/{machine}/{target.replace('/', '-')}.json"

@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit.compress.prune import SCOPES
 from shrinkkit.core.measurement import change_cell
 from shrinkkit.core.recipe import METHODS, PruneChannels, PruneWeights
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
 from shrinkkit.runtimes.torch.quantize import HALF
+from shrinkkit.transforms.prune import SCOPES
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live, Progress
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer

@@ -14,12 +14,12 @@ import pytest
 
 from shrinkkit.core import lease, machines, store, studies
 from shrinkkit.core.recipe import BUILT_IN
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import record_path
 from shrinkkit.errors import InvalidInput
+from shrinkkit.pipeline import plan, runner, steps
 from shrinkkit.results import table
-from shrinkkit.run import plan, runner, steps
 
 TASK = Path(__file__).parent.parent / "tiny.py"
 RECIPES = """
@@ -37,7 +37,7 @@ targets: [cpu/onnxruntime]
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
 
-RECORD = record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))
+RECORD = RunFolder("").measurement("cpu/onnxruntime", machines.here("cpu/onnxruntime")).as_posix()
 """Where this machine's measurements go."""
 ELSEWHERE = "made-up-9000-8-cores"
 
@@ -160,7 +160,7 @@ def test_a_run_folder_in_use_is_refused(study, tmp_path):
 
 def steps_of(child):
     """Return the processes of steps that a run has started, which it waits for."""
-    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.run.steps" in p.cmdline()]
+    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.pipeline.steps" in p.cmdline()]
 
 
 def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
@@ -274,7 +274,7 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
 
 def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
     step = next(s for s in plan.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
-    elsewhere = dataclasses.replace(step, leaves=record_path("cpu/onnxruntime", ELSEWHERE))
+    elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
     assert runner._inputs(step, run, "") == runner._inputs(dataclasses.replace(step), run, "")
     assert runner._inputs(step, run, "") != runner._inputs(elsewhere, run, "")
 
