@@ -61,7 +61,7 @@ def estimate(of: Estimated, *, unit: str = "") -> str:
 
 
 def with_ci(text: str, of: Estimated, *, is_fraction: bool = False) -> str:
-    """Return a value's text with its interval, which is in per cent for a fraction: `+0.2 pts (95 % CI -0.3 to 0.7)`."""
+    """Return a value's text with its interval, of a fraction in per cent: `+0.2 pts (95 % CI -0.3 to 0.7)`."""
     return f"{text} (95 % CI {interval(of, is_fraction=is_fraction)})"
 
 
