@@ -24,7 +24,7 @@ from shrinkkit.core.measurement import (
 )
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target, record_path
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
 
 CPU = "Synthetic CPU (made up for tests)"
@@ -114,7 +114,7 @@ def vouch(folder):
 
 def write_measured(folder, record):
     """Write the benchmark of one target where a run folder keeps it, and return the path."""
-    path = folder / record_path(record.target, record.machine)
+    path = folder / record_path(record.place.target, record.machine)
     store.write(path, record)
     return path
 
@@ -214,7 +214,7 @@ def digest(*parts):
 
 def target_record(target, environment=ENVIRONMENT):
     """Return the benchmark of one target, with a measurement for each variant of the study."""
-    runtime = target.partition("/")[2]
+    runtime = Target.parse(target).runtime
     onnx, other = runtime == "onnxruntime", environment != ENVIRONMENT
     base_ms = (23.3 if onnx else 30.1) / (4 if other else 1)
     cpu = environment.cpu

@@ -10,7 +10,7 @@ import pytest
 
 from shrinkkit.core import machines
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target, record_path
 from shrinkkit.run import plan, steps
 from shrinkkit.run.steps import NOTEBOOK
 
@@ -61,7 +61,7 @@ def test_the_first_notebook_says_what_there_is_and_measures_it(place):
         ("1-baseline", "variants/baseline/variant.json"),
         ("2-prune", "variants/channels-50/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
-        ("4-benchmark", record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))),
+        ("4-benchmark", record_path(Target("cpu", "onnxruntime"), machines.this_machine(Target("cpu", "onnxruntime")))),
         ("5-report", "results.json"),
     ],
 )

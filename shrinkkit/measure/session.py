@@ -303,7 +303,7 @@ def record(
     measurements = [
         Measurement(
             variant=name,
-            target=target.name,
+            target=str(target),
             error=trial.error or errors.get(name, ""),
             file_sha256=trial.file_sha256,
             load_ms=trial.load_ms,
@@ -317,8 +317,8 @@ def record(
     notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
     record = TargetRecord(
         task=task.name,
-        target=target.name,
-        machine=machines.here(target.name),
+        target=str(target),
+        machine=machines.this_machine(target),
         environment=machines.environment(threads),
         measurements=tuple(measurements),
         runtime=runtime,
@@ -330,7 +330,7 @@ def record(
 
 def write(run: Path, found: TargetRecord) -> Path:
     """Write `found` where the report looks for it, apart from what other machines measured, and return the path."""
-    path = run / record_path(found.target, found.machine)
+    path = run / record_path(found.place.target, found.machine)
     store.write(path, found)
     return path
 

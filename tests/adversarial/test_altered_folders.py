@@ -18,6 +18,7 @@ from shrinkkit.core.manifest import SUMS
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.status import Status
+from shrinkkit.core.target import Target, record_path
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
@@ -27,7 +28,7 @@ from shrinkkit.run import journal, runner
 from shrinkkit.run.plan import Planned
 
 NAME, TARGET = "channels-50", "cpu/torch"
-MEASURED = examples.machines.record_path(TARGET, examples.HERE)
+MEASURED = record_path(Target.parse(TARGET), examples.HERE)
 STEP = f"2-prune-{NAME}"
 
 
@@ -35,11 +36,7 @@ def leaves(step):
     if step.notebook == "5-report":
         return ""
     target = step.notebook == "4-benchmark"
-    return (
-        examples.machines.record_path(step.subject, examples.HERE)
-        if target
-        else f"variants/{step.subject}/variant.json"
-    )
+    return record_path(Target.parse(step.subject), examples.HERE) if target else f"variants/{step.subject}/variant.json"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tiny import task as tiny_task
 from shrinkkit.compress import variants
 from shrinkkit.core import store
 from shrinkkit.core.measurement import IntegerCheck, Measurement, Memory, TargetRecord
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target, record_path
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import cards, modelcard, table
 
@@ -59,7 +59,7 @@ def run(made):
         Measurement("half", "cpu/torch", "model.pt2 must reproduce its reference outputs within 0.02, got 0.4."),
     )
     record = TargetRecord("corner", "cpu/torch", MACHINE, examples.ENVIRONMENT, found, None, (), ())
-    store.write(made / record_path("cpu/torch", MACHINE), record)
+    store.write(made / record_path(Target("cpu", "torch"), MACHINE), record)
     cards.write(made)
     return made
 
