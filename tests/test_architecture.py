@@ -30,7 +30,9 @@ def test_folders_stay_small_enough_to_read():
 
 
 def test_the_command_line_is_imported_without_torch():
-    code = "import sys, shrinkkit.cli, shrinkkit.run.runner, shrinkkit.report.show; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, shrinkkit.cli, shrinkkit.pipeline.runner, shrinkkit.report.show; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
