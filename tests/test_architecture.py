@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from shrinkkit import steps
+from shrinkkit.run import steps
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
@@ -70,10 +69,10 @@ class TestNotebook:
     def cells(self, name):
         return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
 
-    def test_opens_with_a_question_in_its_title(self, cells):
+    def test_opens_with_a_title_and_two_sentences(self, cells):
         first = "".join(cells[0]["source"])
         assert cells[0]["cell_type"] == "markdown"
-        assert re.match(r"# .+\?\n", first)
+        assert re.match(r"# .+\n\n", first)
 
     def test_parameters_are_annotated_and_commented(self, name, cells):
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -103,4 +102,4 @@ class TestNotebook:
 
     def test_ends_with_a_conclusion_and_what_to_do_next(self, cells, name):
         headings = re.findall(r"^##? (.+)$", "\n\n".join("".join(c["source"]) for c in cells), re.MULTILINE)
-        assert name == "5-report" or headings[-2:] == ["Conclusion", "What next"]
+        assert name == "5-report" or headings[-2:] == ["Conclusion", "Next steps"]

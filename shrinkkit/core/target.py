@@ -62,8 +62,3 @@ class Place:
 
 
 _AT = " @ "
-
-
-def record_path(target: Target, machine: str) -> str:
-    """Return where a run folder keeps what was measured on `target` by `machine`, relative to the folder."""
-    return f"measurements/{machine}/{target.slug}.json"

@@ -22,8 +22,9 @@ from shrinkkit.core.measurement import (
     TargetRecord,
 )
 from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.samples import Blocks
-from shrinkkit.core.target import Target, record_path
+from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
@@ -35,7 +36,6 @@ from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
-from shrinkkit.transforms.variants import RECORD
 
 Onlooker = Callable[[str, int, int, Blocks], bool]
 """Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
@@ -90,14 +90,15 @@ def load(
     """
     torch.set_num_threads(threads)
     like = variants.output_of(task)
-    folder = run / "variants"
-    if not (folder / BASELINE / RECORD).is_file():
-        variants.write(folder / BASELINE, task, task.model, recipe={}, runtimes=sorted({"torch", target.runtime}))
-    found = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
-    names = [BASELINE, *(name for name in names or found if name != BASELINE)]
+    folder = RunFolder(run)
+    if not folder.variant_record(BASELINE).is_file():
+        variants.write(
+            folder.variant(BASELINE), task, task.model, recipe={}, runtimes=sorted({"torch", target.runtime})
+        )
+    names = [BASELINE, *(name for name in names or folder.variant_names() if name != BASELINE)]
     loaded = {}
     for name in names:
-        loaded[name] = _load(run / "variants" / name, target, like, threads)
+        loaded[name] = _load(folder.variant(name), target, like, threads)
         watch(len(loaded), len(names), name)
     return loaded
 
@@ -330,7 +331,7 @@ def record(
 
 def write(run: Path, found: TargetRecord) -> Path:
     """Write `found` where the report looks for it, apart from what other machines measured, and return the path."""
-    path = run / record_path(found.place.target, found.machine)
+    path = RunFolder(run).measurement(found.target, found.machine)
     store.write(path, found)
     return path
 

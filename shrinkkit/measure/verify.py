@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from shrinkkit.core import machines, manifest
+from shrinkkit.core import machines, run_folder
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.recipe import BASELINE, Recipe, impossible
+from shrinkkit.core.run_folder import CARD, RECORD
 from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
@@ -27,13 +28,13 @@ from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsup
 from shrinkkit.measure import benchmark, findings
 from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import CARD, Card
+from shrinkkit.results.modelcard import Card
 from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
-from shrinkkit.transforms.variants import RECORD, REFERENCE
+from shrinkkit.transforms.variants import REFERENCE
 
 _AGAIN = "Copy the folder again from where it was made."
 
@@ -245,7 +246,7 @@ def _card(folder: Path, problems: list[str]) -> Card | None:
 
 def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
     """Return where the folder's manifest, record and card contradict what lies there or each other."""
-    changed = manifest.changed(folder, manifest.read_sums(folder))
+    changed = run_folder.altered(folder, run_folder.read_sums(folder))
     # A model file that is damaged or missing is a finding of its target, and another file that is missing is no lie.
     named = {path for file in variant.files for path in (file.path, *file.beside)}
     found = [f"{path} {what}." for path, what in changed.items() if what != "is missing" and path not in named]
@@ -262,7 +263,7 @@ def _file(variant: Variant, target: Target) -> ModelFile | None:
 def _damage(folder: Path, file: ModelFile) -> str:
     """Return what is wrong with the bytes of a model file, '' if nothing is."""
     paths = (file.path, *file.beside)
-    if links := [path for path in paths if manifest.linked(folder, path)]:
+    if links := [path for path in paths if run_folder.is_linked(folder, path)]:
         return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
     if missing := [path for path in paths if not (folder / path).is_file()]:
         return f"{', '.join(missing)} is missing. {_AGAIN}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from shrinkkit.core import machines
 from shrinkkit.core.recipe import Recipe, Study
-from shrinkkit.core.target import Place, Target, record_path
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.target import Place, Target
 
 REPORT = "5-report"
 """The notebook that ends every run."""
@@ -81,14 +82,14 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
-        leaves = record_path(target, here)
+        leaves = RunFolder("").measurement(str(target), here).as_posix()
         at = str(Place(target, guest))
         steps_.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves))
     return (*steps_, _REPORT)
 
 
 def _record(variant: str) -> str:
-    return f"variants/{variant}/variant.json"
+    return RunFolder("").variant_record(variant).as_posix()
 
 
 def _key(recipe: Recipe) -> str:

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shrinkkit.core import manifest, store
+from shrinkkit.core import run_folder, store
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
+from shrinkkit.core.run_folder import CARD, README, RunFolder
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.results import readme, table
-from shrinkkit.results.modelcard import CARD, Card, Figures, Precision, Summary
+from shrinkkit.results.modelcard import Card, Figures, Precision, Summary
 from shrinkkit.results.table import Results, Row
 from shrinkkit.runtimes import snippets
-
-README = "README.md"
 
 
 def write(run: Path) -> tuple[Path, ...]:
@@ -35,8 +34,8 @@ def write(run: Path) -> tuple[Path, ...]:
     found = table.load(run)
     written: list[Path] = []
     for name, variant in found.variants.items():
-        card = _card(run / "variants" / name, variant, _figures(found, name))
-        written += _write(run / "variants" / name, card, is_fraction=found.is_fraction)
+        folder = RunFolder(run).variant(name)
+        written += _write(folder, _card(folder, variant, _figures(found, name)), is_fraction=found.is_fraction)
     return tuple(written)
 
 
@@ -60,7 +59,7 @@ def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
 def _write(folder: Path, card: Card, *, is_fraction: bool) -> tuple[Path, ...]:
     store.write(folder / CARD, card)
     store.write_text(folder / README, readme.text(card, is_fraction=is_fraction))
-    manifest.write_sums(folder)
+    run_folder.write_sums(folder)
     return folder / CARD, folder / README
 
 

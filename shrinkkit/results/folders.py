@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shrinkkit.core import evidence, machines, manifest, store
+from shrinkkit.core import evidence, machines, run_folder, store
 from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
+from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import TARGETS, Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
@@ -52,13 +53,14 @@ class Folder:
 def read(run: Path) -> Folder:
     """Return what the run folder `run` holds, however far the run got."""
     notes: list[str] = []
-    study = _study(run / "study.json", notes)
-    status = _read(run / "status.json", Status, notes)
+    folder = RunFolder(run)
+    study = _study(folder.study, notes)
+    status = _read(folder.status, Status, notes)
     changed = _changed(run, status, notes)
-    variants, unreadable = _variants(run, changed, notes)
+    variants, unreadable = _variants(folder, changed, notes)
     own = _own(variants)
-    damage = _damage(run, variants, changed, notes) | {name: {"": why} for name, why in unreadable.items()}
-    measured = {at: _held(record, damage) for at, record in _measured(run, own, changed, notes).items()}
+    damage = _damage(folder, variants, changed, notes) | {name: {"": why} for name, why in unreadable.items()}
+    measured = {at: _held(record, damage) for at, record in _measured(folder, own, changed, notes).items()}
     return Folder(study, status, variants, unreadable, own, measured, changed, tuple(notes))
 
 
@@ -145,37 +147,39 @@ def _read(path: Path, kind: type[_Record], notes: list[str]) -> _Record | None:
 def _changed(run: Path, status: Status | None, notes: list[str]) -> dict[str, str]:
     """Return a sentence about each file that is not as its step left it, by its path."""
     files = {path: sha256 for step in (status.steps if status else ()) for path, sha256 in step.files.items()}
-    found = {path: f"{path} {what}." for path, what in manifest.changed(run, files).items()}
+    found = {path: f"{path} {what}." for path, what in run_folder.altered(run, files).items()}
     notes.extend(found.values())
     return found
 
 
-def _variants(run: Path, changed: Mapping[str, str], notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
+def _variants(
+    run: RunFolder, changed: Mapping[str, str], notes: list[str]
+) -> tuple[dict[str, Variant], dict[str, str]]:
     found: dict[str, Variant] = {}
     unreadable = {}
-    lost = (run / path for path in changed if path.endswith("/variant.json"))
-    for path in sorted({*run.glob("variants/*/variant.json"), *lost}):
-        problems: list[str] = []
-        if why := changed.get(path.relative_to(run).as_posix()):
-            unreadable[path.parent.name] = f"{why} Run the study again."
+    lost = [Path(path).parent.name for path in changed if Path(path).name == RECORD]
+    for name in sorted({*run.variant_names(), *lost}):
+        path, problems = run.variant_record(name), list[str]()
+        if why := changed.get(run.relative(path)):
+            unreadable[name] = f"{why} Run the study again."
         elif record := _read(path, Variant, problems):
-            found[path.parent.name] = record
+            found[name] = record
         else:
-            unreadable[path.parent.name] = problems[0] if problems else "variant.json is no file. Run the study again."
-    notes.extend(why for name, why in unreadable.items() if f"variants/{name}/variant.json" not in changed)
+            unreadable[name] = problems[0] if problems else f"{RECORD} is no file. Run the study again."
+    notes.extend(why for name, why in unreadable.items() if run.relative(run.variant_record(name)) not in changed)
     return found, unreadable
 
 
 def _damage(
-    run: Path, variants: Mapping[str, Variant], changed: Mapping[str, str], notes: list[str]
+    run: RunFolder, variants: Mapping[str, Variant], changed: Mapping[str, str], notes: list[str]
 ) -> dict[str, dict[str, str]]:
     """Return why model files are not those that their records describe, by variant and runtime."""
     found: dict[str, dict[str, str]] = {}
     for name, variant in variants.items():
         for file in variant.files:
-            paths = [f"variants/{name}/{path}" for path in (file.path, *file.beside)]
+            paths = [run.relative(run.variant(name) / path) for path in (file.path, *file.beside)]
             why = next((changed[path] for path in paths if path in changed), "")
-            if not why and (what := manifest.differs(run, paths, file.sha256)):
+            if not why and (what := run_folder.difference(run.path, paths, file.sha256)):
                 why = f"{paths[0]} {what}."
                 notes.append(why)
             if why:
@@ -201,10 +205,12 @@ def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> Targ
     )
 
 
-def _measured(run: Path, own: Sequence[str], changed: Mapping[str, str], notes: list[str]) -> dict[str, TargetRecord]:
+def _measured(
+    run: RunFolder, own: Sequence[str], changed: Mapping[str, str], notes: list[str]
+) -> dict[str, TargetRecord]:
     found: dict[str, TargetRecord] = {}
-    for path in sorted(run.glob("measurements/*/*.json")):
-        if path.relative_to(run).as_posix() in changed:
+    for path in run.measurement_records():
+        if run.relative(path) in changed:
             continue
         if (record := _read(path, TargetRecord, notes)) is None:
             continue

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.run_folder import CARD
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import WITH_VNNI, ModelFile, Port
 from shrinkkit.display import formats
-from shrinkkit.results.modelcard import CARD, Card, Figures, Precision
+from shrinkkit.results.modelcard import Card, Figures, Precision
 from shrinkkit.runtimes import snippets
 
 

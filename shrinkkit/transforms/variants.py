@@ -17,13 +17,11 @@ from torch import nn
 from torch.utils.data import Subset
 
 from shrinkkit.core import lease, machines, store
-from shrinkkit.core.manifest import SUMS
+from shrinkkit.core.run_folder import CARD, README, RECORD, SUMS, RunFolder
 from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 from shrinkkit.progress import Watch, unwatched
 from shrinkkit.results import cards
-from shrinkkit.results.cards import README
-from shrinkkit.results.modelcard import CARD
 from shrinkkit.runtimes import artifacts, audit, exports
 from shrinkkit.runtimes.artifacts import TOLERANCE
 from shrinkkit.runtimes.exports import Making
@@ -33,7 +31,7 @@ from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import checkpoint
 from shrinkkit.transforms.apply import Pruned
 
-RECORD, REFERENCE = "variant.json", "reference.safetensors"
+REFERENCE = "reference.safetensors"
 _JUDGED_EXAMPLES = 32
 """Calibration examples on which forms of int8 are judged that need none to be made."""
 
@@ -211,7 +209,7 @@ def source(run: Path, name: str, task: Task) -> nn.Module:
     Raises:
         ModelFileError: There is no such pruned variant, or it does not fit the task.
     """
-    return task.model if name == "baseline" else checkpoint.rebuild(task, run / "variants" / name)
+    return task.model if name == "baseline" else checkpoint.rebuild(task, RunFolder(run).variant(name))
 
 
 def read(folder: Path) -> Variant:

@@ -8,7 +8,8 @@ import examples
 import pytest
 
 from shrinkkit.core import machines
-from shrinkkit.core.target import Place, Target, record_path
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.target import Place, Target
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,10 @@ def test_a_place_is_a_target_on_a_machine_and_is_read_back_from_its_text():
 
 
 def test_two_machines_never_share_a_record():
-    paths = {record_path(Target(d, "torch"), m) for d in ("cpu", "cuda") for m in ("a-1-core", "b-1-core")}
+    paths = {
+        RunFolder("").measurement(t, m).as_posix()
+        for t in ("cpu/torch", "cuda/torch")
+        for m in ("a-1-core", "b-1-core")
+    }
     assert len(paths) == 4
     assert "measurements/a-1-core/cpu-torch.json" in paths

@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from tiny import task as tiny_task
 
-from shrinkkit.core import machines, manifest, store
+from shrinkkit.core import machines, run_folder, store
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
@@ -193,7 +193,7 @@ def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(
     figures |= {"speedup": examples.around(1000.0, 0.01), "verdict_today": "", "processor": "", "runtime_version": ""}
     figures |= {"reason": "", "metric": "", "saturated": (), "notes": ()}
     store.write(folder / "model-card.json", dataclasses.replace(card, figures=(Figures(**figures),)))
-    manifest.write_sums(folder)
+    run_folder.write_sums(folder)
     found = check(folder, "cpu/torch")
     (said,) = [note for note in found.findings[0].notes if note.startswith("report (")]
     assert f"report ({figures['machine']}, 1 thread): 1,000 " in said

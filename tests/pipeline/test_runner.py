@@ -14,9 +14,10 @@ import pytest
 
 from shrinkkit.core import lease, machines, store, studies
 from shrinkkit.core.recipe import BUILT_IN
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import Target, record_path
+from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import plan, runner, steps
 from shrinkkit.results import table
@@ -37,7 +38,7 @@ targets: [cpu/onnxruntime]
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
 
-RECORD = record_path(Target("cpu", "onnxruntime"), machines.this_machine(Target("cpu", "onnxruntime")))
+RECORD = RunFolder("").measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime"))).as_posix()
 """Where this machine's measurements go."""
 ELSEWHERE = "made-up-9000-8-cores"
 
@@ -276,7 +277,7 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
 
 def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
     step = next(s for s in plan.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
-    elsewhere = dataclasses.replace(step, leaves=record_path(Target("cpu", "onnxruntime"), ELSEWHERE))
+    elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
     assert runner._inputs(step, run, "") == runner._inputs(dataclasses.replace(step), run, "")
     assert runner._inputs(step, run, "") != runner._inputs(elsewhere, run, "")
 
