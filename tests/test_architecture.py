@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from shrinkkit import steps
+from shrinkkit.run import steps
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"

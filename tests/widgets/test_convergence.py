@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from test_blocks import blocks_of
+from examples import blocks_of
 
 from shrinkkit.core import samples
 from shrinkkit.core.samples import Blocks

@@ -12,9 +12,9 @@ from shrinkkit.widgets.live import Live, Progress
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPLORE = """
 from ipywidgets import FloatSlider
-from shrinkkit import live
+from shrinkkit.widgets import live
 from shrinkkit.errors import InvalidInput
-from shrinkkit.tables import Statement
+from shrinkkit.display.tables import Statement
 def draw(ratio):
     if ratio > 0.9:
         raise InvalidInput("`ratio` must be at most 0.9. Pass less.")
@@ -26,14 +26,14 @@ MOVED = EXPLORE + "slider.value = 0.8"
 TOO_FAR = EXPLORE + "slider.value = 0.95"
 BACK = TOO_FAR + "; slider.value = 0.2"
 PROGRESS = """
-from shrinkkit import live
+from shrinkkit.widgets import live
 watch = live.progress("Sleeping")
 for i in range(3):
     watch(i + 1, 3, f"step {i + 1}")
 """
 PRESSED = """
-from shrinkkit import live
-from shrinkkit.tables import Statement
+from shrinkkit.widgets import live
+from shrinkkit.display.tables import Statement
 from ipywidgets import Widget, Button
 shown = live.on_request("Judge it", lambda: Statement("it is good"), before=Statement("Nobody asked yet."))
 """
