@@ -1,34 +1,64 @@
-from shrinkkit.core.recipe import Budget as Budget
-from shrinkkit.core.recipe import Recipe as Recipe
-from shrinkkit.core.recipe import Study as Study
-from shrinkkit.core.studies import read_recipe as read_recipe
-from shrinkkit.core.studies import read_study as read_study
+from shrinkkit.core.recipe import Budget, Recipe, Study
+from shrinkkit.core.studies import read_recipe, read_study
 from shrinkkit.core.studies import study as create_study
-from shrinkkit.errors import InvalidInput as InvalidInput
-from shrinkkit.errors import InvalidTask as InvalidTask
-from shrinkkit.errors import LeaseLost as LeaseLost
-from shrinkkit.errors import ModelFileError as ModelFileError
-from shrinkkit.errors import NothingChanged as NothingChanged
-from shrinkkit.errors import NothingToPrune as NothingToPrune
-from shrinkkit.errors import ShrinkkitError as ShrinkkitError
-from shrinkkit.errors import StepFailed as StepFailed
-from shrinkkit.errors import UnfairComparison as UnfairComparison
-from shrinkkit.errors import Unsupported as Unsupported
-from shrinkkit.measure.in_memory import compare as compare
-from shrinkkit.measure.in_memory import score as score
+from shrinkkit.errors import (
+    InvalidInput,
+    InvalidTask,
+    LeaseLost,
+    ModelFileError,
+    NothingChanged,
+    NothingToPrune,
+    ShrinkkitError,
+    StepFailed,
+    UnfairComparison,
+    Unsupported,
+)
+from shrinkkit.measure.in_memory import compare, score
 from shrinkkit.measure.verify import check as verify
-from shrinkkit.pipeline.run import run as run
+from shrinkkit.pipeline.run import run
 from shrinkkit.results.table import load as load_results
-from shrinkkit.runtimes.torch.quantize import dynamic_int8 as dynamic_int8
-from shrinkkit.runtimes.torch.quantize import half as half
-from shrinkkit.runtimes.torch.quantize import static_int8 as static_int8
+from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
 from shrinkkit.tasks.checks import check as check_task
 from shrinkkit.tasks.loader import load as load_task
-from shrinkkit.tasks.modules import macs as macs
-from shrinkkit.tasks.modules import parameters as parameters
-from shrinkkit.tasks.task import Task as Task
+from shrinkkit.tasks.modules import macs, parameters
+from shrinkkit.tasks.task import Task
 from shrinkkit.transforms.finetune import run as fine_tune
 from shrinkkit.transforms.prune import channels as prune_channels
 from shrinkkit.transforms.prune import weights as prune_weights
 
 __version__: str
+
+__all__ = [
+    "Budget",
+    "InvalidInput",
+    "InvalidTask",
+    "LeaseLost",
+    "ModelFileError",
+    "NothingChanged",
+    "NothingToPrune",
+    "Recipe",
+    "ShrinkkitError",
+    "StepFailed",
+    "Study",
+    "Task",
+    "UnfairComparison",
+    "Unsupported",
+    "check_task",
+    "compare",
+    "create_study",
+    "dynamic_int8",
+    "fine_tune",
+    "half",
+    "load_results",
+    "load_task",
+    "macs",
+    "parameters",
+    "prune_channels",
+    "prune_weights",
+    "read_recipe",
+    "read_study",
+    "run",
+    "score",
+    "static_int8",
+    "verify",
+]
