@@ -23,6 +23,7 @@ from shrinkkit.core.measurement import (
     TargetRecord,
 )
 from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.samples import Blocks
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
@@ -360,3 +361,13 @@ PIXELS = (
 def change_json(path, **changes):
     """Rewrite the top-level keys of a JSON file, to damage or alter a run folder in a test."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, count: int = 40, seed: int = 0):
+    """Return blocks of four calls a slot, in which the candidate is `speedup` times as fast as the reference."""
+    generator = random.Random(seed)
+
+    def slots(ms: float):
+        return [tuple(ms * math.exp(generator.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
+
+    return Blocks(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))

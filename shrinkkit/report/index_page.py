@@ -157,7 +157,7 @@ def page(runs: Sequence[Run]) -> str:
         f"<title>All runs · shrinkkit</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n"
         '<a class="sk-skip" href="#main">Skip to the content</a>\n'
         '<header class="sk-header"><strong>shrinkkit</strong><span>all runs</span></header>\n'
-        f'<main id="main" class="sk-index">\n<h1 class="sk-title">All runs</h1>\n{body}\n</main>\n'
+        f'<main id="main" class="sk-index">\n<h1>All runs</h1>\n{body}\n</main>\n'
         '<footer class="sk-footer">Made by shrinkkit. Whatever this page shows is inside this file.</footer>\n'
         f"<script>\n{script}\n</script>\n</body>\n</html>\n"
     )

@@ -10,7 +10,7 @@ from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.status import Step
 from shrinkkit.core.target import target_of
 from shrinkkit.display import formats
-from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title
+from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import figures
 from shrinkkit.results import conclusions
 from shrinkkit.results.conclusions import TRUSTED
@@ -37,7 +37,7 @@ _KINDS = {
 }
 
 
-def title(found: Results) -> Title:
+def title(found: Results) -> Heading:
     """Return the report's heading: the study's name, and what was compressed where."""
     made = (
         [row.variant for row in found.rows if row.target == found.targets[0] and not row.intermediate]
@@ -50,7 +50,7 @@ def title(found: Results) -> Title:
         plain = {name: map(target_of, found.of(name).targets) for name in found.machines}
         where = "; ".join(f"{name} ({', '.join(targets)})" for name, targets in plain.items())
     when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
-    return Title(found.name, f"{count} of {found.task}, on {where}.{when}")
+    return Heading(found.name, f"{count} of {found.task}, on {where}.{when}", level=1)
 
 
 def verdict(found: Results) -> Statement:
@@ -273,7 +273,7 @@ def _change(row: Row, shares: bool) -> Cell:
     if row.difference is None:
         return Cell("reference", tone="quiet")
     tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "warning")
-    value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
+    value = formats.change(row.difference.value, is_fraction=shares, unit=False)
     verdict = "cannot tell: too few examples" if row.accuracy_verdict == "cannot tell" else row.accuracy_verdict
     return Cell(value, f"{formats.interval(row.difference, is_fraction=shares)}\n{verdict}", tone)
 

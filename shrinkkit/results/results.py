@@ -100,7 +100,7 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
     shares = results.is_fraction
     change = ""
     if row.difference:
-        value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
+        value = formats.change(row.difference.value, is_fraction=shares, unit=False)
         change = f"{value} {formats.interval(row.difference, is_fraction=shares)}{mark}"
     return (
         row.variant,

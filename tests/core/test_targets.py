@@ -162,7 +162,7 @@ def test_use_threads_refuses_less_than_none():
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
     found = find_spec
-    monkeypatch.setattr(machines, "find_spec", lambda name: None if name == "nncf" else found(name))
+    monkeypatch.setattr(specs, "find_spec", lambda name: None if name == "nncf" else found(name))
     assert specs.available()["cpu/openvino"] == ("nncf is not installed. Install it: pip install 'shrinkkit[openvino]'")
     with pytest.raises(Unsupported, match=r"`target` names 'cpu/openvino', but nncf is not installed"):
         specs.resolve("cpu/openvino")

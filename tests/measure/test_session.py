@@ -141,7 +141,7 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
 
 
 def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
-    monkeypatch.setattr(benchmark.turns, "WATCH_S", 0.0)
+    monkeypatch.setattr(benchmark.timing, "WATCH_S", 0.0)
     loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
     turns = []
 

@@ -103,7 +103,8 @@ def test_a_freed_block_is_given_back_although_a_later_one_is_in_use():
     # own, because memory that other tests left free would be used first.
     script = """
 import torch
-from shrinkkit import copies, memory
+from shrinkkit.tasks import copies
+from shrinkkit.measure import peak_memory as memory
 torch.ones(6 << 20)
 with copies.returning():
     blocks = [torch.ones(1 << 20) for _ in range(16)]

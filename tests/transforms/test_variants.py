@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,7 +183,14 @@ def measure_peaks(folder):
 @pytest.mark.skipif(not RESET.exists(), reason="peaks are counted by Linux's /proc")
 def test_making_a_file_takes_little_more_memory_than_the_file(tmp_path):
     command = [sys.executable, "-c", f"import test_variants as t; t.measure_peaks({str(tmp_path)!r})"]
-    ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        command,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
     assert [(runtime, method) for runtime, method, *_ in rows] == PEAKS
     # The model has 202 MB: another copy of it would not pass. With VNNI hidden, torch peaked 122 MB above the file.
