@@ -63,6 +63,9 @@ def check(
         failed: Targets that are not tried again, each with what its file did to the process that tried it.
         progress: Called with the name of each target in turn, and again when its file is about to be timed.
 
+    Returns:
+        Whether everything checked here passed, with the finding for each target and what does not match the report.
+
     Raises:
         InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
             name in `only` is no target.

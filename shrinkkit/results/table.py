@@ -123,9 +123,13 @@ class Results(Rich):
 
 
 def load(run: Path) -> Results:
-    """Return what the run folder `run` holds, however far the run got.
+    """Load the results of a run folder, however far the run got.
 
-    What is missing or cannot be read becomes a row with its reason, or a note, never a gap.
+    Args:
+        run: Run folder, such as `reports/digits-cnn`.
+
+    Returns:
+        A row for each variant and target. What is missing or cannot be read is a row with its reason, or a note.
 
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.

@@ -78,7 +78,7 @@ def front(found: Results) -> None:
     choice = Dropdown(options=list(zip(names, range(len(best)), strict=True)), description="variant")
     drawn = drawing(found)
     points = _clickable(drawn.svg, names, choice)
-    live.show_controls(points, said="a picture whose points can be chosen", instead=drawn)
+    live.show_controls(points, "a picture whose points can be chosen", static=drawn)
     live.explore(lambda chosen: _chosen(found, best, chosen), chosen=choice)
     live.on_request(
         "Save as YAML",
