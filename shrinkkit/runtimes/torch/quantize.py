@@ -173,6 +173,9 @@ def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
         example: Positional inputs of one call, batch first, on the model's device.
         dtype: `float16` or `bfloat16`.
 
+    Returns:
+        A module with float32 inputs and outputs around a copy of `model` in 16 bits, on the same device.
+
     Raises:
         Unsupported: `dtype` is another one, or the device has no kernel for one of the model's operators.
     """
