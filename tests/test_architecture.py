@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shrinkkit.pipeline import steps
+from shrinkkit.pipeline import parameters
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
@@ -79,7 +79,7 @@ class TestNotebook:
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         lines = "".join("".join(c["source"]) for c in tagged).splitlines()
         assert [line for line in lines if not re.fullmatch(r"\w+: [\w \[\]|]+ = .+  # \S.*", line)] == []
-        assert len(steps.parameters(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
+        assert len(parameters.read(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
 
     def test_is_stored_without_outputs_and_with_ids(self, cells):
         code = [c for c in cells if c["cell_type"] == "code"]

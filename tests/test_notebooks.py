@@ -35,7 +35,7 @@ SHORT = {
 def execute(place, name, **parameters):
     attempt = Path(tempfile.mkdtemp(dir=place.parent))
     request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place)}
-    error = steps.execute(request, attempt)
+    error = steps.execute_notebook(request, attempt)
     return error, nbformat.read(attempt / NOTEBOOK, as_version=4)
 
 

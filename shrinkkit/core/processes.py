@@ -76,7 +76,7 @@ def run(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         child = subprocess.Popen(
             command,
-            env=environment() | variables,
+            env=environment() | dict(variables),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -91,7 +91,9 @@ def execute(
             tick=lambda seconds: tick(seconds, phase),
             patience_s=10.0,
         )
-        printed = [line for line in ended.output.splitlines() + ended.errors.splitlines() if not line.startswith(_PHASE)]
+        printed = [
+            line for line in ended.output.splitlines() + ended.errors.splitlines() if not line.startswith(_PHASE)
+        ]
         log(run, "\n".join(printed))
         lease.check()
         _publish(attempt, run, name, is_report=is_report)
