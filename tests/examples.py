@@ -26,6 +26,7 @@ from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.samples import Blocks
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
 
 CPU = "Synthetic CPU (made up for tests)"
@@ -215,7 +216,7 @@ def digest(*parts):
 
 def target_record(target, environment=ENVIRONMENT):
     """Return the benchmark of one target, with a measurement for each variant of the study."""
-    runtime = target.partition("/")[2]
+    runtime = Target.parse(target).runtime
     onnx, other = runtime == "onnxruntime", environment != ENVIRONMENT
     base_ms = (23.3 if onnx else 30.1) / (4 if other else 1)
     cpu = environment.cpu

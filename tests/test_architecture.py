@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shrinkkit.run import steps
+
+from shrinkkit.pipeline import steps
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"

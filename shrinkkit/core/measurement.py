@@ -8,6 +8,7 @@ from typing import Any
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.core.target import Place
 from shrinkkit.display import cells, formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
@@ -291,6 +292,11 @@ class TargetRecord(Rich):
     """Other batch sizes and numbers of threads."""
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def place(self) -> Place:
+        """The target, and the machine where `target` names one."""
+        return Place.parse(self.target)
 
     def shown(self) -> Shown:
         """Return each variant's latency and accuracy."""

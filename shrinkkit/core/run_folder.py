@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shrinkkit.core import store
 from shrinkkit.core.store import sha256
+from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 
 RECORD, CARD, README, SUMS = "variant.json", "model-card.json", "README.md", "SHA256SUMS"
@@ -53,7 +54,7 @@ class RunFolder:
 
     def measurement(self, target: str, machine: str) -> Path:
         """Return the path of the measurements of `target` (`device/runtime`) on the machine called `machine`."""
-        return self.measurements / machine / f"{target.replace('/', '-')}.json"
+        return self.measurements / machine / f"{Target.parse(target).slug}.json"
 
     def measurement_records(self) -> list[Path]:
         """Return the paths of all measurements, whichever machine made them."""

@@ -304,7 +304,7 @@ def record(
     measurements = [
         Measurement(
             variant=name,
-            target=target.name,
+            target=str(target),
             error=trial.error or errors.get(name, ""),
             file_sha256=trial.file_sha256,
             load_ms=trial.load_ms,
@@ -318,8 +318,8 @@ def record(
     notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
     record = TargetRecord(
         task=task.name,
-        target=target.name,
-        machine=machines.here(target.name),
+        target=str(target),
+        machine=machines.this_machine(target),
         environment=machines.environment(threads),
         measurements=tuple(measurements),
         runtime=runtime,

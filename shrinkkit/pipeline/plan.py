@@ -9,7 +9,7 @@ from typing import Any
 from shrinkkit.core import machines
 from shrinkkit.core.recipe import Recipe, Study
 from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.target import place
+from shrinkkit.core.target import Place, Target
 
 REPORT = "5-report"
 """The notebook that ends every run."""
@@ -52,7 +52,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         own: Names of the machine that the run was made on, if that is settled. On another one the steps that measure
             carry its name, so that they replace none of the others.
     """
-    runtimes = list(dict.fromkeys(t.partition("/")[2] for t in study.targets))
+    runtimes = list(dict.fromkeys(Target.parse(t).runtime for t in study.targets))
     common = {"task": task, "run": "..", "threads": threads, "seed": study.seed}
     # Every target is compared with what is run today, which is torch.
     usual = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
@@ -76,14 +76,14 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
                 add("2-prune", source, "baseline", _section(recipe.prune))
         if recipe.quantize:
             add("3-quantize", recipe.name, source, _section(recipe.quantize))
-    for target in study.targets:
+    for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
-        parameters = {**common, "target": target, "variants": list(variants), **sizes, "today": study.today}
-        here = machines.here(target)
+        parameters = {**common, "target": str(target), "variants": list(variants), **sizes, "today": study.today}
+        here = machines.this_machine(target)
         guest = here if own and here not in own else ""
-        name = "-".join(filter(None, ["4-benchmark", target.replace("/", "-"), guest]))
-        leaves = RunFolder("").measurement(target, here).as_posix()
-        at = place(target, guest)
+        name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
+        leaves = RunFolder("").measurement(str(target), here).as_posix()
+        at = str(Place(target, guest))
         steps_.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves))
     return (*steps_, _REPORT)
 

@@ -24,7 +24,7 @@ from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
 from shrinkkit.core.studies import check_patterns, check_unit, layer_patterns
-from shrinkkit.core.target import runtime_of
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import execution, plan, steps, watchdog
@@ -142,7 +142,7 @@ def benchmark(
         steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
     with index_page.listed(folder, say), _alone(folder):
         journal = Journal(folder, command, _pending(planned), say, only=True)
-        log(folder, f"{command} on {', '.join(dict.fromkeys(map(machines.here, chosen)))}")
+        log(folder, f"{command} on {', '.join(dict.fromkeys(machines.this_machine(Target.parse(t)) for t in chosen))}")
         _take_all(planned, journal, folder, seen.fingerprint + _software(), study.timeout_s, threads, force, seen.files)
 
 
@@ -217,7 +217,7 @@ def _measurable(
     chosen = tuple(dict.fromkeys(targets or study.targets))
     made = [*(file.runtime for file in baseline.files), *baseline.refusals]
     for target in chosen:
-        if runtime_of(target) not in made:
+        if Target.parse(target).runtime not in made:
             raise InvalidInput(
                 f"`target` names {target!r}, but the variants were made for {' and '.join(made)} only. Add the target "
                 "to the study and run it where they are made."

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from shrinkkit.core import store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.store import PART
-from shrinkkit.core.target import target_of
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Table
@@ -283,7 +282,7 @@ def _best(chosen: Sequence[tuple[Run, Row]], metric: str) -> str:
         (
             Cell(f"{i}. {row.variant}", href=_address(run)),
             Cell(run.name),
-            Cell(target_of(row.target)),
+            Cell(str(row.place.target)),
             Cell(formats.times(row.speedup_today.value), formats.interval(row.speedup_today))
             if row.speedup_today
             else Cell("reference", tone="quiet"),

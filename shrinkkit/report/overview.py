@@ -8,7 +8,7 @@ from shrinkkit.core import evidence, machines
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.status import Step
-from shrinkkit.core.target import target_of
+from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import figures
@@ -47,8 +47,10 @@ def title(found: Results) -> Heading:
     count = formats.counted(len([name for name in made if name != BASELINE]), "variant")
     where = " and ".join(found.targets) or "no target"
     if len(found.machines) > 1:
-        plain = {name: map(target_of, found.of(name).targets) for name in found.machines}
-        where = "; ".join(f"{name} ({', '.join(targets)})" for name, targets in plain.items())
+        places = {name: map(Place.parse, found.of(name).targets) for name in found.machines}
+        where = "; ".join(
+            f"{name} ({', '.join(str(place.target) for place in there)})" for name, there in places.items()
+        )
     when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
     return Heading(found.name, f"{count} of {found.task}, on {where}.{when}", level=1)
 
@@ -220,7 +222,7 @@ def commands(found: Results) -> Shown:
         Command(
             f"shrinkkit run reports/{found.name} --only benchmark"
             + (f" --task {PurePath(file).name}" if file else "")
-            + "".join(f" --target {target_of(target)}" for target in targets),
+            + "".join(f" --target {Place.parse(target).target}" for target in targets),
             f"Then on {name}, with this run folder:",
         )
         for name, targets in more.items()

@@ -14,7 +14,7 @@ from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
 from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import TARGETS, machine_of, place, runtime_of, target_of
+from shrinkkit.core.target import TARGETS, Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
 
@@ -43,7 +43,7 @@ class Folder:
     def file(self, name: str, target: str) -> ModelFile | None:
         """Return the model file of the variant `name` for the runtime of the place `target`; None if it has none."""
         files = self.variants[name].files if name in self.variants else ()
-        return next((f for f in files if f.runtime == runtime_of(target)), None)
+        return next((f for f in files if f.runtime == Place.parse(target).target.runtime), None)
 
     def step(self, subject: str) -> Step | None:
         """Return what became of the step that makes a variant or measures a place; None if there was none."""
@@ -71,7 +71,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     the ones where a benchmark failed. One that the study asks for, but that its own machine cannot run, is left out if
     another machine has figures of it.
     """
-    plain = [target for target in folder.measured if not machine_of(target)]
+    plain = [target for target in folder.measured if not Place.parse(target).machine]
     asked = list(folder.study.targets) if folder.study else plain
     held = [target for target in folder.measured if target not in asked and _holds(folder, target)]
     steps = folder.status.steps if folder.status else ()
@@ -81,7 +81,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for target in folder.measured
         if target not in (*asked, *held, *failed)
     ]
-    elsewhere = {target_of(target) for target in held if machine_of(target)}
+    elsewhere = {str(at.target) for at in map(Place.parse, held) if at.machine}
     absent = {target: why for target in asked if target in elsewhere and (why := _never(folder, target))}
     notes += [
         f"{target} was measured on another machine, but not on {folder.own[0]}, where the run was made: {why}"
@@ -89,16 +89,17 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ]
     order = [*asked, *TARGETS]
     found = {target for target in (*asked, *held, *failed) if target not in absent}
-    ordered = sorted(found, key=lambda at: (machine_of(at), order.index(target_of(at))))
-    return tuple(ordered), tuple(notes)
+    ordered = sorted(map(Place.parse, found), key=lambda at: (at.machine, order.index(str(at.target))))
+    return tuple(map(str, ordered)), tuple(notes)
 
 
 def again(target: str) -> str:
     """Return what to do for new figures of the place `target`, in a sentence."""
-    if not (machine := machine_of(target)):
+    at = Place.parse(target)
+    if not at.machine:
         return "Run the study again."
-    command = f"shrinkkit run RUN --only benchmark --target {target_of(target)}"
-    return f"Measure it on {machine} again, in a copy of this folder: `{command}`."
+    command = f"shrinkkit run RUN --only benchmark --target {at.target}"
+    return f"Measure it on {at.machine} again, in a copy of this folder: `{command}`."
 
 
 def _holds(folder: Folder, target: str) -> bool:
@@ -188,7 +189,7 @@ def _damage(
 
 def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> TargetRecord:
     """Return a benchmark without figures of model files that are not there any more, nor comparisons with them."""
-    runtime = runtime_of(record.target)
+    runtime = record.place.target.runtime
 
     def why(name: str, runtime: str) -> str:
         return damage.get(name, {}).get(runtime) or damage.get(name, {}).get("", "")
@@ -213,7 +214,7 @@ def _measured(
             continue
         if (record := _read(path, TargetRecord, notes)) is None:
             continue
-        at = place(record.target, "" if record.machine in own else record.machine)
+        at = str(Place(Target.parse(record.target), "" if record.machine in own else record.machine))
         if record.target not in TARGETS:
             notes.append(f"{path.parent.name}/{path.name} is of {record.target}, which is no target; not reported.")
         elif at in found:

@@ -23,13 +23,13 @@ def test_the_targets_are_those_that_recipes_know():
 
 
 def test_a_target_is_written_device_and_runtime():
-    assert Target("cpu", "onnxruntime").name == "cpu/onnxruntime"
+    assert str(Target("cpu", "onnxruntime")) == "cpu/onnxruntime"
 
 
 @pytest.mark.parametrize("name", ["cpu/torch", "cpu/onnxruntime"])
 def test_cpu_targets_can_run_wherever_shrinkkit_is_installed(name):
     assert specs.available()[name] == ""
-    assert specs.resolve(name).name == name
+    assert str(specs.resolve(name)) == name
 
 
 def test_an_unknown_target_is_told_the_nearest_one():

@@ -8,10 +8,10 @@ import pytest
 from shrinkkit.core import store
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
-from shrinkkit.core.target import place
+from shrinkkit.core.target import Place, Target
 from shrinkkit.results import folders
 
-AWAY = place("cpu/torch", examples.ELSEWHERE)
+AWAY = str(Place(Target("cpu", "torch"), examples.ELSEWHERE))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_benchmark_that_broke_is_a_failure_although_another_machine_ended_well
 
 
 def test_a_benchmark_that_failed_on_another_machine_has_its_place(run):
-    at = place("cpu/onnxruntime", examples.ELSEWHERE)
+    at = str(Place(Target("cpu", "onnxruntime"), examples.ELSEWHERE))
     with_step(run, Step("4-benchmark-x", "4-benchmark", at, "failed", error="the kernel died"))
     assert folders.places(folders.read(run))[0] == ("cpu/torch", "cpu/onnxruntime", AWAY, at)
 
