@@ -59,7 +59,7 @@ def trim_heap() -> None:
 def freeing_large_blocks() -> Iterator[None]:
     """Return each large block to the system as soon as it is freed, while the block runs.
 
-    glibc keeps freed blocks of up to 32 MB for the next of their size, so loading a model weight by weight would hold it
+    glibc keeps freed blocks of up to 32 MB for later ones, so loading a model weight by weight would hold each weight
     twice. The thresholds restored at the end are those that glibc arrives at by itself.
     """
     mallopt = _allocator("mallopt")
