@@ -12,7 +12,6 @@ from shrinkkit.measure import session
 from shrinkkit.report import show
 from shrinkkit.results import table
 from shrinkkit.tasks import modules
-from shrinkkit.tasks.task import task_table
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def record(found):
 
 def test_a_task_is_shown_with_its_splits():
     made = tiny_task()
-    text = repr(task_table(made))
+    text = repr(made.shown())
     assert "(4, 1, 8, 8) float32" in text
     assert "128 train, 32 calibration, 30 validation, 42 test" in text
 
