@@ -75,7 +75,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
-    model = copies.sharing(model, device="cpu").eval()
+    model = copies.shallow_copy(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
     example = tuple(x.cpu().clone() for x in task.example)
     options = dict(recipe.get("quantize") or {})
@@ -271,7 +271,7 @@ def _same_task(baseline: Path, task: Task) -> None:
     if not expected:
         return
     with torch.inference_mode():
-        found = outputs.tensors(copies.sharing(task.model, device="cpu")(*inputs))
+        found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
     if not artifacts.deviation(expected, found) <= TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "

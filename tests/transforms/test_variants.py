@@ -171,7 +171,7 @@ def measure_peaks(folder):
             # The first one brings the libraries into memory.
             place = Path(folder) / runtime / (method or "float") / str(width)
             (place / "scratch").mkdir(parents=True)
-            copies.release()
+            copies.trim_heap()
             RESET.write_text("5")
             before = peak_memory._status("VmRSS")
             example = (torch.zeros(2, width),)
