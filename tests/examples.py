@@ -23,7 +23,7 @@ from shrinkkit.core.measurement import (
     TargetRecord,
 )
 from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
 from shrinkkit.core.target import Target
@@ -371,4 +371,4 @@ def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, 
     def slots(ms: float):
         return [tuple(ms * math.exp(generator.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
 
-    return Blocks(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))
+    return PairedSamples(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))

@@ -13,7 +13,7 @@ import numpy as np
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, TargetRecord
-from shrinkkit.core.samples import Blocks, conclude, reference_logs
+from shrinkkit.core.samples import PairedSamples, conclude, reference_logs
 from shrinkkit.errors import InvalidInput
 
 BASELINE = "baseline"
@@ -57,7 +57,7 @@ def comparison(stated: Comparison) -> Comparison:
             f"0 for each model, got slots of {', '.join(str(len(arm)) for arm in arms)}. Measure it again."
         )
     found = conclude(
-        Blocks(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
+        PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
     )
     return replace(stated, **vars(found))
 
@@ -108,8 +108,8 @@ def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estim
     return estimate.block_ratio(logs) if logs else runtime.candidate_ms if runtime else None
 
 
-def _blocks(of: Comparison) -> Blocks:
-    return Blocks(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.null_samples_ms))
+def _blocks(of: Comparison) -> PairedSamples:
+    return PairedSamples(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.null_samples_ms))
 
 
 def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate | None:

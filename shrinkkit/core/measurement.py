@@ -371,12 +371,11 @@ def accuracy_table(of: "Accuracy") -> Table:
     pairs = [
         (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
         ("change", cells.change(of.difference, is_fraction=shares).plain() if of.difference else ""),
-        ("same predictions", formats.percent(of.agreement) if of.agreement is not None else ""),
+        ("same predictions", formats.percent(of.agreement) if of.difference and of.agreement is not None else ""),
         ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
-        ("examples", f"{len(of.scores):,}"),
         ("regressions and improvements", f"{of.lost_count} and {of.gained_count}" if of.difference else ""),
     ]
-    return facts("Accuracy on the test split", pairs)
+    return facts(f"{of.metric.capitalize()} on {len(of.scores):,} examples", pairs)
 
 
 def measurement_table(of: "Measurement") -> Table:

@@ -12,7 +12,7 @@ Samples = list[tuple[float, ...]]
 
 
 @dataclass
-class Blocks:
+class PairedSamples:
     """Call times in ms, two slots a block for each arm, in the order of time."""
 
     reference: Samples = field(default_factory=list)
@@ -42,7 +42,7 @@ class Conclusion:
     verdict: str
 
 
-def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
+def conclude(blocks: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
     """Return the ratios and the verdict that the blocks support.
 
     Args:
@@ -62,7 +62,7 @@ def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, s
     return Conclusion(speedup, experienced, null, reference_ms, candidate_ms, "too noisy" if noisy else usual)
 
 
-def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
+def log_ratios(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
     """Return log(reference / candidate) of each block; both copies of the reference count, against its noise.
 
     Args:
@@ -72,7 +72,7 @@ def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[f
     return _paired(_reference(blocks, of), _slots(blocks.candidate, of))
 
 
-def reference_logs(blocks: Blocks) -> list[float]:
+def reference_logs(blocks: PairedSamples) -> list[float]:
     """Return the logarithm of the reference's latency in ms in each block: of the fastest call of a turn, as speed-ups.
 
     Args:
@@ -82,7 +82,7 @@ def reference_logs(blocks: Blocks) -> list[float]:
     return [(logs[i] + logs[i + 1]) / 2 for i in range(0, len(logs), 2)]
 
 
-def _reference(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
+def _reference(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
     """Return the logarithm of each turn of the reference, both of its copies together."""
     return [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.null, of), strict=True)]
 

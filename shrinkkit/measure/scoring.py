@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, ClassScore, Lost
 from shrinkkit.errors import InvalidInput, InvalidTask
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
@@ -53,7 +54,7 @@ def scores(
     task: Task,
     dataset: "Dataset[Any]",
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Scored:
     """Return the score of each example of `dataset` and the model's answers, in order.
 
@@ -69,7 +70,7 @@ def scores(
         call: A model, or a loaded model file: takes a batch of inputs, returns outputs on the CPU.
         task: Whose score is applied.
         dataset: One of the task's splits.
-        progress: Called with the batches done and their number.
+        progress: Called with the batches done, their number and the split.
 
     Raises:
         InvalidTask: The split is empty, or an output or a score is not finite; the batch is named.
@@ -96,8 +97,7 @@ def scores(
         firsts.append(first.unsqueeze(1).flatten(1).to(torch.promote_types(first.dtype, torch.float32)))
         if is_image(inputs[0][0]):
             spans.append(span(inputs[0]))
-        if progress:
-            progress(number + 1, total)
+        progress(number + 1, total, split)
     if not found:
         raise InvalidTask(f"{split} must hold at least one example to score a model on, but it is empty. Add examples.")
     answers = torch.cat(firsts)
@@ -392,7 +392,7 @@ def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
         task: Whose score is applied.
         dataset: One of the task's splits.
     """
-    cpu = copies.sharing(task.model, device="cpu")
+    cpu = copies.shallow_copy(task.model, device="cpu")
     expected = scores(cpu, task, dataset)
     like = variants.output_of(task)
     return {

@@ -23,28 +23,19 @@ from shrinkkit.core.measurement import (
 )
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import RECORD, RunFolder
-from shrinkkit.core.samples import Blocks
 from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
 from shrinkkit.measure import benchmark, peak_memory, scoring
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.measure.timing import TimingCallback, never_stop
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import artifacts, emulation, layertimes, loading
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
-
-Onlooker = Callable[[str, int, int, Blocks], bool]
-"""Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
-
-
-def unstopped(_name: str, _turn: int, _of: int, _blocks: Blocks) -> bool:
-    """Look on at nothing and stop nothing."""
-    return False
-
 
 TODAY = "your module today"
 """What the reference of `against_today` is called."""
@@ -74,7 +65,7 @@ class Inside:
 
 
 def load(
-    run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
+    run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
 ) -> dict[str, Trial]:
     """Return a trial of each variant in `names` on `target`, by name.
 
@@ -86,7 +77,7 @@ def load(
         target: Where they are to run.
         task: Whose example the files are called with.
         threads: Intra-op threads.
-        watch: Called as each file has been loaded.
+        progress: Called as each file has been loaded.
     """
     torch.set_num_threads(threads)
     like = variants.output_of(task)
@@ -99,12 +90,12 @@ def load(
     loaded = {}
     for name in names:
         loaded[name] = _load(folder.variant(name), target, like, threads)
-        watch(len(loaded), len(names), name)
+        progress(len(loaded), len(names), name)
     return loaded
 
 
 def judge(
-    trials: Mapping[str, Trial], task: Task, *, watch: Watch = unwatched
+    trials: Mapping[str, Trial], task: Task, *, progress: Progress = no_progress
 ) -> tuple[dict[str, Accuracy], dict[str, str]]:
     """Return the accuracy on the test split of each loaded trial, and the errors of those that could not be judged.
 
@@ -114,7 +105,7 @@ def judge(
     errors: dict[str, str] = {}
     reference = None
     for i, (name, trial) in enumerate(sorted(trials.items(), key=lambda item: item[0] != BASELINE)):
-        watch(i, len(trials), name)
+        progress(i, len(trials), name)
         if trial.loaded is None:
             continue
         try:
@@ -128,7 +119,7 @@ def judge(
             errors[name] = "The baseline could not be judged, so there is nothing to pair this with."
             continue
         found[name] = scoring.accuracy(task, scored, None if name == BASELINE else reference)
-    watch(len(trials), len(trials), "")
+    progress(len(trials), len(trials), "")
     return found, errors
 
 
@@ -139,7 +130,7 @@ def race(
     *,
     threads: int,
     seed: int,
-    watch: Onlooker = unstopped,
+    callback: TimingCallback = never_stop,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded trial against the baseline on the same target, and why one has none.
 
@@ -152,7 +143,7 @@ def race(
         task: Whose example is the input of every call.
         threads: Intra-op threads.
         seed: Of the order of the blocks.
-        watch: Called between blocks, at most twice a second; returns whether to stop.
+        callback: Called between blocks, at most twice a second; returns whether to stop.
     """
     baseline = trials[BASELINE]
     if baseline.loaded is None:
@@ -165,7 +156,6 @@ def race(
 
     def compare(name: str, loaded: Loaded) -> bool:
         """Time one and return whether to go on."""
-        turn = list(racing).index(name) + 1
         try:
             compared = benchmark.compare(
                 usual,
@@ -175,7 +165,7 @@ def race(
                 conditions=conditions,
                 candidate_conditions=replace(conditions, form=loaded.form),
                 seed=seed,
-                watch=lambda blocks: watch(name, turn, len(racing), blocks),
+                callback=callback,
             )
             # A file that writes to its inputs would give the next ones other work.
             if benchmark.inputs_sha256(task.example) != conditions.inputs_sha256:
@@ -205,7 +195,7 @@ def against_today(
     threads: int,
     seed: int,
     today: str = "eager",
-    watch: Onlooker = unstopped,
+    callback: TimingCallback = never_stop,
 ) -> Comparison | None:
     """Return the paired timing of the baseline's file on `target` against the task's own module, called as it is today.
 
@@ -219,7 +209,7 @@ def against_today(
         threads: Intra-op threads.
         seed: Of the order of the blocks.
         today: How the module is called: `eager`, or `compiled` by `torch.compile`.
-        watch: Called between blocks, at most twice a second; returns whether to stop.
+        callback: Called between blocks, at most twice a second; returns whether to stop.
     """
     own = trials[BASELINE].loaded
     if own is None:
@@ -234,12 +224,12 @@ def against_today(
         candidate_conditions=describe(target, task, threads=threads, form=own.form),
         across_runtimes=True,
         seed=seed,
-        watch=lambda blocks: watch(f"{BASELINE} beside {TODAY}", 1, 1, blocks),
+        callback=callback,
     )
 
 
 def inspect(
-    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
+    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
 ) -> dict[str, Inside]:
     """Return what each loaded trial's file needs in memory, where its time goes, and what its integer kernels compute.
 
@@ -248,17 +238,17 @@ def inspect(
         target: Where they run.
         task: Whose example is the input.
         threads: Intra-op threads.
-        watch: Called for each file.
+        progress: Called for each file.
     """
     inputs = tuple(x.cpu() for x in task.example)
     paths = {name: trial.loaded.path for name, trial in trials.items() if trial.loaded is not None}
-    watch(0, len(paths) + 1, "peak memory")
+    progress(0, len(paths) + 1, "peak memory")
     peaks = peak_memory.measure(paths, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device)
     found: dict[str, Inside] = {}
     for name, path in paths.items():
-        watch(len(found) + 1, len(paths) + 1, name)
+        progress(len(found) + 1, len(paths) + 1, name)
         found[name] = _inside(path, peaks[name], target, inputs, threads)
-    watch(len(paths) + 1, len(paths) + 1, "")
+    progress(len(paths) + 1, len(paths) + 1, "")
     return found
 
 

@@ -15,7 +15,7 @@ from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.session import Trial
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
@@ -39,7 +39,7 @@ def run(
     threads: int,
     seed: int = 0,
     budget_s: float = 60.0,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
     """Return the paired timing of each loaded trial at other batch sizes, and at other numbers of threads.
 
@@ -54,7 +54,7 @@ def run(
         threads: Intra-op threads of the main benchmark, also in force afterwards.
         seed: Of the order of the blocks.
         budget_s: Seconds after which no further point is begun; a point that would surely take longer is not begun.
-        watch: Called for each of them.
+        progress: Called for each of them.
 
     Raises:
         InvalidInput: A batch size or a number of threads is below 1.
@@ -70,13 +70,13 @@ def run(
         return ()
     deadline, points = time.perf_counter() + budget_s, []
     for i, (size, count) in enumerate(settings):
-        watch(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
+        progress(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
         with _threads(count, threads):
             found = list(
                 _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
             )
         points += [_baseline(size, count, any(p.latency for p in found)), *found]
-    watch(len(settings), len(settings), "")
+    progress(len(settings), len(settings), "")
     return tuple(evidence.points(points))
 
 

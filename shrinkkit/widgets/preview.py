@@ -233,7 +233,7 @@ class Quantizer:
     def __init__(self, task: Task, model: nn.Module, *, calibration_examples: int = 128) -> None:
         """Hold the task, the float model, and how many examples fix the ranges of activations for static int8."""
         self.task = task
-        self.model = copies.sharing(model, device="cpu").eval()
+        self.model = copies.shallow_copy(model, device="cpu").eval()
         self.calibration_examples = calibration_examples
         self._found: dict[tuple[str, tuple[str, ...], str], Quantization] = {}
         self._engines: dict[str, str] = {}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from shrinkkit.core import samples
 from shrinkkit.core.estimate import MARGIN
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ noises = st.floats(0, 0.1)
 @given(speedups, noises, st.integers(6, 40), st.integers(0, 99))
 def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, seed):
     taken = examples.blocks_of(speedup=speedup, noise=noise, count=count, seed=seed)
-    one = samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference))
-    other = samples.conclude(Blocks(taken.candidate, taken.reference, taken.candidate))
+    one = samples.conclude(PairedSamples(taken.reference, taken.candidate, taken.reference))
+    other = samples.conclude(PairedSamples(taken.candidate, taken.reference, taken.candidate))
     assert one.speedup.value == pytest.approx(1 / other.speedup.value)
     assert {one.verdict, other.verdict} not in ({"faster"}, {"slower"})
 
@@ -67,7 +67,7 @@ def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, see
 @given(speedups, noises, st.floats(0.01, 100), st.integers(0, 99))
 def test_the_unit_of_time_changes_nothing(speedup, noise, scale, seed):
     taken = examples.blocks_of(speedup=speedup, noise=noise, count=12, seed=seed)
-    scaled = Blocks(*([tuple(scale * ms for ms in slot) for slot in arm] for arm in vars(taken).values()))
+    scaled = PairedSamples(*([tuple(scale * ms for ms in slot) for slot in arm] for arm in vars(taken).values()))
     one, other = samples.conclude(taken), samples.conclude(scaled)
     for name in ("value", "low", "high"):
         assert getattr(other.speedup, name) == pytest.approx(getattr(one.speedup, name))
@@ -89,7 +89,7 @@ def test_whoever_stops_when_it_looks_right_gets_no_verdict():
     for seed in range(40):
         taken = examples.blocks_of(noise=0.05, count=60, seed=seed)
         for count in range(2, 61):
-            part = Blocks(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
+            part = PairedSamples(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
             if samples.conclude(part).verdict == "faster":
                 lucky.append(part)
                 break
@@ -108,7 +108,7 @@ def test_both_copies_of_the_reference_make_the_ratio_surer():
     for seed in range(60):
         taken = examples.blocks_of(noise=0.05, count=20, seed=seed)
         with_copy.append(samples.conclude(taken).speedup.value)
-        without.append(samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference)).speedup.value)
+        without.append(samples.conclude(PairedSamples(taken.reference, taken.candidate, taken.reference)).speedup.value)
     spread = [sum((ratio - 1) ** 2 for ratio in found) for found in (with_copy, without)]
     assert spread[0] < 0.95 * spread[1]
 

@@ -182,7 +182,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 
 def test_a_comparison_says_its_verdict_interval_and_noise_floor():
     said = repr(comparison(null_ratio=Estimate(1.0, 0.992, 1.003)))
-    assert said.startswith("half is faster: 2.00 [1.98, 2.02] times the speed of baseline")
+    assert said.startswith("half vs. baseline: faster, 2.00")
     assert "noise floor 0.8 %" in said
     assert "WARNING" not in said
 

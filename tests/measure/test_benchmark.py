@@ -10,7 +10,7 @@ from torch import nn
 
 from shrinkkit.core import store
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import Blocks, conclude
+from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, timing
 from shrinkkit.runtimes.torch import quantize
@@ -137,7 +137,7 @@ def test_a_comparison_keeps_its_raw_samples_and_survives_the_disk(clock, tmp_pat
 def test_what_is_said_follows_from_the_samples_that_are_kept(clock):
     random = Random(0)
     found = compare(clock.models(lambda: random.uniform(1.0, 1.2)), clock.models(lambda: random.uniform(0.5, 0.6)))
-    kept = Blocks(*map(list, (found.reference_samples_ms, found.candidate_samples_ms, found.null_samples_ms)))
+    kept = PairedSamples(*map(list, (found.reference_samples_ms, found.candidate_samples_ms, found.null_samples_ms)))
     again = conclude(kept, seed=found.seed)
     assert again.speedup.value == pytest.approx(found.speedup.value, rel=1e-5)
     assert again.null_ratio.high == pytest.approx(found.null_ratio.high, rel=1e-5)

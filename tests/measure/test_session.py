@@ -141,16 +141,16 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
 
 
 def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
-    monkeypatch.setattr(benchmark.timing, "WATCH_S", 0.0)
+    monkeypatch.setattr(benchmark.timing, "CALLBACK_PERIOD_S", 0.0)
     loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
     turns = []
 
-    def stop(name, turn, of, blocks):
-        turns.append((name, turn, of))
+    def stop(name, _samples):
+        turns.append(name)
         return True
 
-    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0, watch=stop)
-    assert turns == [("int8", 1, 2)], errors
+    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0, callback=stop)
+    assert turns == ["int8"], errors
     assert found["int8"].stopped
     assert found["int8"].verdict in ("undecided", "too noisy")
     assert "it was stopped by hand" in found["int8"].doubts
@@ -159,10 +159,10 @@ def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stoppe
 
 def test_long_work_says_how_far_it_is(run, task):
     said = []
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1, watch=lambda *told: said.append(told))
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1, progress=lambda *told: said.append(told))
     assert said == [(1, 2, "baseline"), (2, 2, "int8")]
     said.clear()
-    session.judge(loaded, task, watch=lambda *told: said.append(told))
+    session.judge(loaded, task, progress=lambda *told: said.append(told))
     assert said == [(0, 2, "baseline"), (1, 2, "int8"), (2, 2, "")]
 
 

@@ -56,7 +56,7 @@ def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
     half = {"quantize": {"method": "float16"}}
     variants.write(
-        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, watch=lambda *event: seen.append(event)
+        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, progress=lambda *event: seen.append(event)
     )
     assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
 
@@ -171,7 +171,7 @@ def measure_peaks(folder):
             # The first one brings the libraries into memory.
             place = Path(folder) / runtime / (method or "float") / str(width)
             (place / "scratch").mkdir(parents=True)
-            copies.release()
+            copies.trim_heap()
             RESET.write_text("5")
             before = peak_memory._status("VmRSS")
             example = (torch.zeros(2, width),)
