@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from shrinkkit.core import estimate, evidence
-from shrinkkit.core.measurement import Accuracy, ClassScore, Lost
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression
 from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading
@@ -26,7 +26,7 @@ from shrinkkit.tasks.task import SPLITS, Task, batches
 from shrinkkit.transforms import variants
 
 LOST = 12
-"""Lost examples that a record keeps at most."""
+"""Regression examples that a record keeps at most."""
 
 _ROWS = 4096
 _SURE = 1e-3
@@ -188,9 +188,9 @@ def accuracy(task: Task, found: Scored, baseline: Scored | None) -> Accuracy:
         cosine=cosine(reference.outputs, found.outputs),
         divergence=divergence(reference.outputs, found.outputs) if found.answers else None,
         classes=_classes(task, found, baseline),
-        lost=tuple(_lost(task, found, reference, index) for _, index in lost[:LOST]),
-        lost_count=len(lost),
-        gained_count=sum(change > 0 for change in changes),
+        worst_regressions=tuple(_lost(task, found, reference, index) for _, index in lost[:LOST]),
+        regressions=len(lost),
+        improvements=sum(change > 0 for change in changes),
     )
 
 
@@ -208,13 +208,13 @@ def _classes(task: Task, found: Scored, baseline: Scored | None) -> tuple[ClassS
     return tuple(made)
 
 
-def _lost(task: Task, found: Scored, reference: Scored, index: int) -> Lost:
+def _lost(task: Task, found: Scored, reference: Scored, index: int) -> Regression:
     wanted = found.wanted[index]
     inputs, _ = found.dataset[index]
     first = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
-    return Lost(
+    return Regression(
         index=index,
-        wanted="" if wanted is None else task.class_names[wanted],
+        label="" if wanted is None else task.class_names[wanted],
         before=task.class_names[reference.answers[index]] if reference.answers else "",
         after=task.class_names[found.answers[index]] if found.answers else "",
         score_before=reference.scores[index],

@@ -49,7 +49,7 @@ def test_the_baseline_has_a_proved_file_for_each_runtime(run):
         assert path.stat().st_size == file.size_bytes
         assert store.sha256(path) == file.sha256
         assert 0 < file.compressed_bytes <= file.size_bytes
-        assert file.deviation < 1e-3
+        assert file.max_relative_error < 1e-3
 
 
 def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
