@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.measure import scoring
-from shrinkkit.measure.scoring import LOST
+from shrinkkit.measure.scoring import MOST_REGRESSIONS
 from shrinkkit.tasks import modules
 from shrinkkit.tasks.task import Task
 
@@ -119,8 +119,8 @@ def test_scores_judge_every_example_in_order_whatever_the_batch(corner):
         expected = corner.model(images)
     assert list(found.scores) == (expected.argmax(1) == labels).double().tolist()
     assert torch.allclose(found.outputs, expected, atol=1e-4)
-    assert list(found.answers) == expected.argmax(1).tolist()
-    assert list(found.wanted) == labels.tolist()
+    assert list(found.predictions) == expected.argmax(1).tolist()
+    assert list(found.labels) == labels.tolist()
     assert found.span.shape == (2, 1)
 
 
@@ -266,7 +266,7 @@ def test_whatever_two_models_answer_the_record_is_finite_and_in_range(first, sec
     other = dataclasses.replace(
         before,
         outputs=torch.from_numpy(second),
-        answers=tuple(second.argmax(1).tolist()),
+        predictions=tuple(second.argmax(1).tolist()),
         scores=tuple(right(torch.from_numpy(second), targets).tolist()),
     )
     found, swapped = scoring.accuracy(task, other, before), scoring.accuracy(task, before, other)
@@ -335,7 +335,7 @@ def test_an_example_whose_target_is_no_class_counts_in_none():
 
 
 def test_the_worst_come_first_and_equal_ones_in_order_and_no_more_than_fit():
-    count = LOST + 8
+    count = MOST_REGRESSIONS + 8
     task = read_off(torch.zeros(count, 1), torch.zeros(count), names=(), score=nearness)
     falls = torch.tensor([1.0] * count)
     falls[[4, 9]] = torch.tensor([2.0, 3.0])
@@ -366,7 +366,7 @@ def test_what_was_wrong_and_stays_wrong_is_not_lost():
 
 def test_lost_images_come_as_pictures_and_other_inputs_without(corner):
     found = judged(corner, lambda x: -corner.model(x))
-    assert found.regressions >= len(found.worst_regressions) == LOST
+    assert found.regressions >= len(found.worst_regressions) == MOST_REGRESSIONS
     assert all(base64.b64decode(one.png).startswith(b"\x89PNG") for one in found.worst_regressions)
     targets = torch.arange(4)
     assert {one.png for one in judged(read_off(logits(targets), targets), lambda x: -x).worst_regressions} == {""}
