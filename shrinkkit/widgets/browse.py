@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core.measurement import Accuracy, Lost
+from shrinkkit.core.measurement import Accuracy, Regression
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.showable import plain
@@ -47,7 +47,9 @@ def lost(accuracies: Mapping[str, Accuracy]) -> None:
     """
     from ipywidgets import BoundedIntText, Dropdown
 
-    examples = {name: one.lost for name, one in accuracies.items() if one.difference and one.lost}
+    examples = {
+        name: one.worst_regressions for name, one in accuracies.items() if one.difference and one.worst_regressions
+    }
     if not examples:
         Live(Statement("No regressions: no variant predicts an example worse than the baseline."))
         return
@@ -188,7 +190,7 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
+def _example(examples: Sequence[Regression], variant: str, number: int) -> Shown:
     count = len(examples)
     if number > count:
         return Statement(f"{variant} has {formats.counted(count, 'regression')}, got {number}.", tone="warning")
@@ -196,7 +198,7 @@ def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
     caption = f"{variant}, regression {number} of {count}"
     pairs = [
         ("index in the test split", str(one.index)),
-        ("target", one.wanted),
+        ("target", one.label),
         ("prediction of the original", one.before),
         (f"prediction of {variant}", one.after),
         ("score before and after", f"{one.score_before:.3g} and {one.score_after:.3g}"),

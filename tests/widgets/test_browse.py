@@ -71,8 +71,8 @@ def test_regressions_are_shown_one_by_one(found, capsys):
 
 def test_a_number_beyond_the_last_regression_says_how_many_there_are(found):
     accuracy = next(m.accuracy for m in found.measured["cpu/torch"].measurements if m.variant == "channels-50")
-    assert str(len(accuracy.lost)) in repr(browse._example(accuracy.lost, "channels-50", 9))
-    assert "eight" in repr(browse._example(accuracy.lost, "channels-50", 1))
+    assert str(len(accuracy.worst_regressions)) in repr(browse._example(accuracy.worst_regressions, "channels-50", 9))
+    assert "eight" in repr(browse._example(accuracy.worst_regressions, "channels-50", 1))
 
 
 def test_no_regressions_are_said_to_be_none(capsys):
