@@ -51,6 +51,19 @@ def test_architecture_md_names_every_package():
     assert [name for name in packages if f"`{name}/`" not in text] == []
 
 
+ANSWERS = re.findall(r"^\| .+\? \| `(\S+)` \| `(\w+)` \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+
+
+def test_architecture_md_answers_ten_questions():
+    assert len(ANSWERS) >= 10
+
+
+@pytest.mark.parametrize(("path", "name"), ANSWERS)
+def test_the_answers_of_architecture_md_exist(path, name):
+    body = ast.parse((PACKAGE / path).read_text()).body
+    assert name in {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_public_names_are_documented(path):
     tree = ast.parse(path.read_text())

@@ -76,7 +76,7 @@ def compare(
     disturbance = contention.disturbance(
         start, end := contention.snapshot(), threads=conditions.threads, cores=machines.cores()
     )
-    blocks = PairedSamples(_stored(blocks.reference), _stored(blocks.candidate), _stored(blocks.null))
+    blocks = PairedSamples(_stored(blocks.reference), _stored(blocks.candidate), _stored(blocks.control))
     found = conclude(blocks, withheld=disturbance.withheld, stopped=stopped, seed=seed)
     return Comparison(
         reference=reference,
@@ -86,7 +86,7 @@ def compare(
         **vars(found),
         reference_samples_ms=tuple(blocks.reference),
         candidate_samples_ms=tuple(blocks.candidate),
-        null_samples_ms=tuple(blocks.null),
+        control_samples_ms=tuple(blocks.control),
         warmup_calls=warmup,
         steady=steady,
         disturbance=disturbance,

@@ -38,11 +38,11 @@ from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
 
 TODAY = "your module today"
-"""What the reference of `against_today` is called."""
+"""What the reference of `compare_runtimes` is called."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class LoadedVariant:
     """A variant's file on one target, loaded and proved; or the reason why there is none."""
 
     variant: str
@@ -54,7 +54,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Inside:
+class Profile:
     """What a look inside one model file gave; `notes` say why something is missing. Fields are `Measurement`'s."""
 
     memory: Memory | None = None
@@ -66,7 +66,7 @@ class Inside:
 
 def load(
     run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
-) -> dict[str, Trial]:
+) -> dict[str, LoadedVariant]:
     """Return a trial of each variant in `names` on `target`, by name.
 
     Each file's hash is compared with its record, and its outputs with those that the model in memory gave.
@@ -94,8 +94,8 @@ def load(
     return loaded
 
 
-def judge(
-    trials: Mapping[str, Trial], task: Task, *, progress: Progress = no_progress
+def evaluate(
+    trials: Mapping[str, LoadedVariant], task: Task, *, progress: Progress = no_progress
 ) -> tuple[dict[str, Accuracy], dict[str, str]]:
     """Return the accuracy on the test split of each loaded trial, and the errors of those that could not be judged.
 
@@ -123,8 +123,8 @@ def judge(
     return found, errors
 
 
-def race(
-    trials: Mapping[str, Trial],
+def compare_latency(
+    trials: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
@@ -187,8 +187,8 @@ def race(
     return found, errors | dict.fromkeys(left, "It was not timed: the benchmark was stopped by hand.")
 
 
-def against_today(
-    trials: Mapping[str, Trial],
+def compare_runtimes(
+    trials: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
@@ -228,9 +228,9 @@ def against_today(
     )
 
 
-def inspect(
-    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
-) -> dict[str, Inside]:
+def profile(
+    trials: Mapping[str, LoadedVariant], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
+) -> dict[str, Profile]:
     """Return what each loaded trial's file needs in memory, where its time goes, and what its integer kernels compute.
 
     Args:
@@ -244,7 +244,7 @@ def inspect(
     paths = {name: trial.loaded.path for name, trial in trials.items() if trial.loaded is not None}
     progress(0, len(paths) + 1, "peak memory")
     peaks = peak_memory.measure(paths, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device)
-    found: dict[str, Inside] = {}
+    found: dict[str, Profile] = {}
     for name, path in paths.items():
         progress(len(found) + 1, len(paths) + 1, name)
         found[name] = _inside(path, peaks[name], target, inputs, threads)
@@ -252,7 +252,7 @@ def inspect(
     return found
 
 
-def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Inside:
+def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Profile:
     """Look inside one file; what one look cannot tell keeps nothing from the others."""
     known: dict[str, Any] = {} if isinstance(peak, str) else {"memory": peak}
     notes = [f"Peak memory: {peak}"] if isinstance(peak, str) else []
@@ -274,18 +274,18 @@ def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, thr
             known[field] = look()
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             notes.append(f"{what}: {error}")
-    return Inside(**known, notes=tuple(notes))
+    return Profile(**known, notes=tuple(notes))
 
 
 def record(
     task: Task,
     target: Target,
-    trials: Mapping[str, Trial],
+    trials: Mapping[str, LoadedVariant],
     accuracies: Mapping[str, Accuracy],
     errors: Mapping[str, str],
     latencies: Mapping[str, Comparison],
     runtime: Comparison | None,
-    inside: Mapping[str, Inside],
+    inside: Mapping[str, Profile],
     sweep: Sequence[Point],
     *,
     threads: int,
@@ -301,7 +301,7 @@ def record(
             first_call_ms=trial.first_call_ms,
             accuracy=accuracies.get(name),
             latency=latencies.get(name),
-            **vars(inside.get(name, Inside())),
+            **vars(inside.get(name, Profile())),
         )
         for name, trial in trials.items()
     ]
@@ -339,16 +339,16 @@ def describe(target: Target, task: Task, *, threads: int, form: str) -> Conditio
     )
 
 
-def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
+def _load(folder: Path, target: Target, like: Any, threads: int) -> LoadedVariant:
     name = folder.name
     if not (folder / RECORD).is_file():
-        return Trial(name, "There is no such variant: the step that makes it did not end well.")
+        return LoadedVariant(name, "There is no such variant: the step that makes it did not end well.")
     variant = variants.read(folder)
     if reason := variant.refusals.get(target.runtime):
-        return Trial(name, reason)
+        return LoadedVariant(name, reason)
     file = next((f for f in variant.files if f.runtime == target.runtime), None)
     if file is None:
-        return Trial(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
+        return LoadedVariant(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
     path = folder / file.path
     try:
         if not path.is_file() or artifacts.sha256(path) != file.sha256:
@@ -363,15 +363,15 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         start = time.perf_counter()
         found = loaded(*inputs)
         first_ms = 1e3 * (time.perf_counter() - start)
-        error = artifacts.deviation(expected, outputs.tensors(found))
+        error = artifacts.max_relative_error(expected, outputs.tensors(found))
         if not error <= (limit := artifacts.tolerance(file, target.device)):
             raise ModelFileError(
                 f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
                 + _saturating(path, target, inputs, threads)
             )
     except Exception as problem:  # runtimes raise errors of their own types
-        return Trial(name, str(problem))
-    return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
+        return LoadedVariant(name, str(problem))
+    return LoadedVariant(name, "", loaded, file.sha256, load_ms, first_ms)
 
 
 def _saturating(path: Path, target: Target, inputs: Example, threads: int) -> str:
@@ -391,7 +391,7 @@ def copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
     return lambda: loaded.again().prepare(example)
 
 
-def trials_table(loaded: Mapping[str, "Trial"]) -> Table:
+def loaded_table(loaded: Mapping[str, "LoadedVariant"]) -> Table:
     """Return which files were loaded and proved, how long that took, and why a variant has none."""
     rows = tuple(
         (Cell(name), Cell(trial.error, tone="bad", wide=True))

@@ -14,7 +14,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, session
-from shrinkkit.measure.session import Trial
+from shrinkkit.measure.session import LoadedVariant
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading, specs
 from shrinkkit.runtimes.loading import Loaded
@@ -30,7 +30,7 @@ CALLS = 120
 
 
 def run(
-    loaded: Mapping[str, Trial],
+    loaded: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
@@ -86,7 +86,7 @@ def batch(example: Example, size: int) -> Example:
 
 
 def _points(
-    loaded: Mapping[str, Trial],
+    loaded: Mapping[str, LoadedVariant],
     names: Sequence[str],
     target: Target,
     task: Task,
@@ -124,7 +124,7 @@ def _points(
             yield Point(name, size, threads, latency=compared)
 
 
-def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object) -> Loaded:
+def _ready(trial: LoadedVariant, target: Target, task: Task, threads: int, like: object) -> Loaded:
     """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
     assert trial.loaded is not None
     ready = trial.loaded

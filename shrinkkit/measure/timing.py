@@ -115,7 +115,7 @@ def _turns(
     timer: Timer,
 ) -> Iterator[None]:
     """Fill `blocks` until they are enough, in randomised palindromes, with fresh copies now and then."""
-    arms = (blocks.reference, blocks.candidate, blocks.null)
+    arms = (blocks.reference, blocks.candidate, blocks.control)
     # The same number of calls for all, because the fastest of many is faster than the fastest of few.
     count = min(MOST_CALLS, math.ceil(protocol.slot_ms / math.sqrt(call_ms[0] * call_ms[1])))
     # Not from `shuffle`, or the order would depend on when copies were made, and so on the clock.

@@ -113,7 +113,7 @@ class _Ran:
     """A file that ran, and how far its outputs are from those that it must give."""
 
     loaded: Loaded
-    deviation: float | None
+    max_relative_error: float | None
     """None where they cannot be compared: of another shape, or not finite."""
     limit: float
     why: str
@@ -162,9 +162,9 @@ class _Here:
         named = [f"Integer kernels saturate on this processor in {', '.join(saturated)}."] if saturated else []
         found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
         if ran.why:
-            return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
+            return replace(found, state=DIFFERS, why=ran.why, max_relative_error=ran.max_relative_error)
         self.progress(str(target))
-        return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
+        return self._timed(replace(found, max_relative_error=ran.max_relative_error), ran.loaded, inputs, target)
 
     def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
         """Return `found` with its latency, and its speed-up if the baseline's file can take turns with it."""
@@ -333,7 +333,7 @@ def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected:
     except Exception as error:  # runtimes raise errors of their own types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
-        deviation = artifacts.deviation(expected, found)
+        deviation = artifacts.max_relative_error(expected, found)
     except ModelFileError as error:
         return _Ran(loaded, None, limit, f"{path.name}: {error}")
     why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."

@@ -89,7 +89,7 @@ def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
     if moved := accuracy.difference:
         change = formats.with_ci(formats.change(moved.value, is_fraction=fraction), moved, is_fraction=fraction)
         text = f"{text}. Change of {accuracy.metric}: {change}"
-    return Statement(f"Speed-up: {text}.", latency.doubts, cells.speedup(latency.speedup, latency.verdict).tone)
+    return Statement(f"Speed-up: {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
 
 
 def training(scores: Sequence[float], *, metric: str) -> Shown:

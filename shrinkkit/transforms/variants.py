@@ -272,7 +272,7 @@ def _same_task(baseline: Path, task: Task) -> None:
         return
     with torch.inference_mode():
         found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
-    if not artifacts.deviation(expected, found) <= TOLERANCE["pt2"]:
+    if not artifacts.max_relative_error(expected, found) <= TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core.measurement import Accuracy, Lost
+from shrinkkit.core.measurement import Accuracy, Regression
+from shrinkkit.core.recipe import BASELINE
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.showable import plain
@@ -47,7 +48,9 @@ def lost(accuracies: Mapping[str, Accuracy]) -> None:
     """
     from ipywidgets import BoundedIntText, Dropdown
 
-    examples = {name: one.lost for name, one in accuracies.items() if one.difference and one.lost}
+    examples = {
+        name: one.worst_regressions for name, one in accuracies.items() if one.difference and one.worst_regressions
+    }
     if not examples:
         Live(Statement("No regressions: no variant predicts an example worse than the baseline."))
         return
@@ -85,7 +88,7 @@ def save(results: Results, row: Row, folder: Path) -> Command:
         InvalidInput: The row is the baseline, or there is such a file already.
     """
     path = folder / f"{row.variant}.yaml"
-    if not recipe_of(results, row.variant):
+    if row.variant == BASELINE:
         raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")
     if path.exists():
         raise InvalidInput(f"{path} already exists and is not overwritten. Move or rename it.")
@@ -168,15 +171,10 @@ def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     )
     titles = ("vs. PyTorch today", "\N{GREEK CAPITAL LETTER DELTA} accuracy", "file size")
     columns = (Column("variant"), Column("target"), *(Column(title, True) for title in titles))
-    recipe = recipe_of(results, row.variant)
-    return Several(
-        (
-            Table("Pareto-optimal variants", columns, rows, folded=False),
-            Command(_yaml(recipe).rstrip(), f"Recipe of {row.variant}:")
-            if recipe
-            else Statement(f"{row.variant} is the original model and has no recipe."),
-        )
-    )
+    table = Table("Pareto-optimal variants", columns, rows, folded=False)
+    if row.variant == BASELINE:
+        return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
+    return Several((table, Command(_yaml(recipe_of(results, row.variant)).rstrip(), f"Recipe of {row.variant}:")))
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
@@ -188,7 +186,7 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
+def _example(examples: Sequence[Regression], variant: str, number: int) -> Shown:
     count = len(examples)
     if number > count:
         return Statement(f"{variant} has {formats.counted(count, 'regression')}, got {number}.", tone="warning")
@@ -196,7 +194,7 @@ def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
     caption = f"{variant}, regression {number} of {count}"
     pairs = [
         ("index in the test split", str(one.index)),
-        ("target", one.wanted),
+        ("target", one.label),
         ("prediction of the original", one.before),
         (f"prediction of {variant}", one.after),
         ("score before and after", f"{one.score_before:.3g} and {one.score_after:.3g}"),

@@ -147,7 +147,7 @@ def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: in
         cap_s=budget_s,
         seed=seed,
     )
-    samples = found.reference_samples_ms, found.candidate_samples_ms, found.null_samples_ms
+    samples = found.reference_samples_ms, found.candidate_samples_ms, found.control_samples_ms
     regardless = conclude(PairedSamples(*map(list, samples)), seed=seed)
     slots = max(4, round(len(samples[0]) * min(1.0, EARLY_S / found.duration_s)) // 2 * 2)
     early = conclude(PairedSamples(*(list(arm[:slots]) for arm in samples)), seed=seed)

@@ -16,7 +16,7 @@ def test_the_verdict_follows_from_the_blocks(speedup, verdict):
     found = samples.conclude(examples.blocks_of(speedup=speedup))
     assert found.verdict == verdict
     assert found.speedup.value == pytest.approx(speedup, rel=0.003)
-    assert found.experienced.value == pytest.approx(speedup, rel=0.003)
+    assert found.median_speedup.value == pytest.approx(speedup, rel=0.003)
 
 
 def test_a_difference_within_the_noise_is_undecided():
@@ -27,7 +27,7 @@ def test_a_difference_within_the_noise_is_undecided():
 def test_no_verdict_is_given_when_a_copy_of_the_reference_differs_from_it(null):
     found = samples.conclude(examples.blocks_of(speedup=2.0, null=null))
     assert found.verdict == "too noisy"
-    assert found.null_ratio.value == pytest.approx(null, rel=0.01)
+    assert found.control_ratio.value == pytest.approx(null, rel=0.01)
 
 
 def test_no_verdict_is_given_under_contention():
@@ -39,7 +39,7 @@ def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_
     taken.candidate = [(slot[0], *(2 * ms for ms in slot[1:])) for slot in taken.candidate]
     found = samples.conclude(taken)
     assert found.speedup.value == pytest.approx(1.0, rel=0.01)
-    assert found.experienced.value == pytest.approx(0.5, rel=0.01)
+    assert found.median_speedup.value == pytest.approx(0.5, rel=0.01)
 
 
 def test_disturbed_blocks_leave_the_verdict_alone():
@@ -89,7 +89,7 @@ def test_whoever_stops_when_it_looks_right_gets_no_verdict():
     for seed in range(40):
         taken = examples.blocks_of(noise=0.05, count=60, seed=seed)
         for count in range(2, 61):
-            part = PairedSamples(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
+            part = PairedSamples(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.control[: 2 * count])
             if samples.conclude(part).verdict == "faster":
                 lucky.append(part)
                 break

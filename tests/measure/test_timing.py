@@ -143,7 +143,7 @@ def test_the_first_call_of_each_turn_is_not_recorded(clock):
 
 def test_a_slot_holds_as_many_calls_of_a_fast_model_as_of_a_slow_one(clock):
     found = take(clock.models(lambda: 8.0), clock.models(lambda: 0.125))
-    slots = (*found.blocks.reference, *found.blocks.candidate, *found.blocks.null)
+    slots = (*found.blocks.reference, *found.blocks.candidate, *found.blocks.control)
     assert {len(slot) for slot in slots} == {6}
 
 
@@ -241,7 +241,7 @@ def test_an_interrupt_ends_it_with_whole_blocks(clock):
     taken = take(clock.models(lambda: 50.0), clock.models(interrupted))
     assert taken.stopped
     assert len(taken.blocks) >= 2
-    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.null)
+    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.control)
     assert {len(arm) for arm in arms} == {2 * len(taken.blocks)}
 
 

@@ -68,7 +68,7 @@ def test_trials_say_why_a_variant_was_not_loaded():
         "half": SimpleNamespace(**trial),
         "gone": SimpleNamespace(**{**trial, "error": "There is no such variant."}),
     }
-    text = repr(session.trials_table(loaded))
+    text = repr(session.loaded_table(loaded))
     assert "41.0 ms" in text
     assert "There is no such variant." in text
 

@@ -33,7 +33,7 @@ def test_every_point_of_the_front_is_drawn_to_be_chosen_and_named(found, best):
 def test_the_chosen_variant_shows_its_figures_and_its_recipe(found, best):
     text = repr(browse._chosen(found, best, 0))
     assert f"{best[0].variant} (chosen)" in text
-    assert "method: static-int8" in text
+    assert "static-int8" in text.partition("Recipe of")[2]
     assert all(row.variant in text for row in best)
 
 
@@ -71,8 +71,8 @@ def test_regressions_are_shown_one_by_one(found, capsys):
 
 def test_a_number_beyond_the_last_regression_says_how_many_there_are(found):
     accuracy = next(m.accuracy for m in found.measured["cpu/torch"].measurements if m.variant == "channels-50")
-    assert str(len(accuracy.lost)) in repr(browse._example(accuracy.lost, "channels-50", 9))
-    assert "eight" in repr(browse._example(accuracy.lost, "channels-50", 1))
+    assert str(len(accuracy.worst_regressions)) in repr(browse._example(accuracy.worst_regressions, "channels-50", 9))
+    assert "eight" in repr(browse._example(accuracy.worst_regressions, "channels-50", 1))
 
 
 def test_no_regressions_are_said_to_be_none(capsys):
