@@ -41,7 +41,7 @@ def test_help_is_shown_without_loading_torch(command):
     asked = [sys.executable, "-X", "importtime", "-m", "shrinkkit.cli", *command, "--help"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
-    assert "argparse" in loaded
+    assert "typer" in loaded
     assert loaded & {"torch", "papermill", "nbconvert", "matplotlib"} == set()
 
 
@@ -49,6 +49,19 @@ def test_architecture_md_names_every_package():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     packages = {p.parent.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("__init__.py")} - {".", "tasks/bundled"}
     assert [name for name in packages if f"`{name}/`" not in text] == []
+
+
+ANSWERS = re.findall(r"^\| .+\? \| `(\S+)` \| `(\w+)` \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+
+
+def test_architecture_md_answers_ten_questions():
+    assert len(ANSWERS) >= 10
+
+
+@pytest.mark.parametrize(("path", "name"), ANSWERS)
+def test_the_answers_of_architecture_md_exist(path, name):
+    body = ast.parse((PACKAGE / path).read_text()).body
+    assert name in {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core.measurement import Accuracy, Regression
+from shrinkkit.core.recipe import BASELINE
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.showable import plain
@@ -87,7 +88,7 @@ def save(results: Results, row: Row, folder: Path) -> Command:
         InvalidInput: The row is the baseline, or there is such a file already.
     """
     path = folder / f"{row.variant}.yaml"
-    if not recipe_of(results, row.variant):
+    if row.variant == BASELINE:
         raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")
     if path.exists():
         raise InvalidInput(f"{path} already exists and is not overwritten. Move or rename it.")
@@ -170,15 +171,10 @@ def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     )
     titles = ("vs. PyTorch today", "\N{GREEK CAPITAL LETTER DELTA} accuracy", "file size")
     columns = (Column("variant"), Column("target"), *(Column(title, True) for title in titles))
-    recipe = recipe_of(results, row.variant)
-    return Several(
-        (
-            Table("Pareto-optimal variants", columns, rows, folded=False),
-            Command(_yaml(recipe).rstrip(), f"Recipe of {row.variant}:")
-            if recipe
-            else Statement(f"{row.variant} is the original model and has no recipe."),
-        )
-    )
+    table = Table("Pareto-optimal variants", columns, rows, folded=False)
+    if row.variant == BASELINE:
+        return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
+    return Several((table, Command(_yaml(recipe_of(results, row.variant)).rstrip(), f"Recipe of {row.variant}:")))
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def test_every_point_of_the_front_is_drawn_to_be_chosen_and_named(found, best):
 def test_the_chosen_variant_shows_its_figures_and_its_recipe(found, best):
     text = repr(browse._chosen(found, best, 0))
     assert f"{best[0].variant} (chosen)" in text
-    assert "method: static-int8" in text
+    assert "static-int8" in text.partition("Recipe of")[2]
     assert all(row.variant in text for row in best)
 
 
