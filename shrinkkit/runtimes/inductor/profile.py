@@ -1,7 +1,7 @@
-"""What inductor makes of an exported program: the layers that it computes in integers, and the time of its kernels.
+"""The code that inductor makes of an exported program: layers that it computes in integers, and time by layer.
 
-A program can spell out integers that inductor then computes in float; only the code that inductor wrote and runs is
-believed. That code is one Python function that calls kernels, and the weights it passes to them are those of the file
+A program can spell out integers that inductor then computes in float, so the code that inductor runs is inspected.
+ That code is one Python function that calls kernels, and the weights it passes to them are those of the file
 as they are stored, or packed, or scaled: they tell which layer a kernel belongs to.
 """
 
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import audit, loading
-from shrinkkit.runtimes.audit import ROOT
+from shrinkkit.runtimes.base import BuildRequest, Calls
+from shrinkkit.runtimes.inductor import load
+from shrinkkit.runtimes.inductor.spec import holds_integers
+from shrinkkit.runtimes.layers import RECURRENT, ROOT, no_recurrent, precisions, unchecked
 from shrinkkit.tasks.modules import Example
 
 _INTEGER, _WEIGHT = re.compile(r"torch\.ops\.onednn\.q(linear|conv)"), 3
@@ -31,9 +33,9 @@ _INTEGER, _WEIGHT = re.compile(r"torch\.ops\.onednn\.q(linear|conv)"), 3
 _KERNEL = re.compile(r"torch\.ops\.|aten\.|extern_kernels\.|cpp_")
 _FUSED = "cpp_"
 BETWEEN = "between kernels"
-"""Stands for what a call takes outside of kernels: Python, memory, and the check that the code is for these inputs."""
+"""Time of a call outside of kernels: Python, memory, and the check that the code is for these inputs."""
 _SCALED = 1e-3
-"""Largest difference between weights that are the same but for a factor per output channel, as a share."""
+"""Largest difference between weights that are equal up to a factor per output channel, as a share."""
 
 
 @dataclass(frozen=True)
@@ -48,63 +50,45 @@ class Kernel:
     """The weights of an integer product, unpacked; None for what computes in float."""
 
 
-def precision(
-    path: Path, example: Example, model: nn.Module, *, method: str, skipped: frozenset[str]
-) -> dict[str, LayerPrecision]:
-    """Return how inductor runs each layer of `model`, by the code that it makes of the file at `path`.
-
-    Args:
-        path: A `.pt2` file whose tensors are named after the layers that they belong to; see `pt2e.write`.
-        example: Positional inputs of one call, CPU tensors, batch first.
-        model: The float model that the file was made from.
-        method: The recipe's method, for the reason why a layer stayed in float.
-        skipped: Names of modules that were to be left in float.
+def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
+    """Return how inductor runs each layer of the model of `request`, by the code that it makes of the file.
 
     Raises:
         ModelFileError: The file is damaged.
         Unsupported: inductor cannot compile it.
     """
-    program = _Program(path, example)
-    wanted: dict[str, list[bytes]] = defaultdict(list)
+    program = _Program(path, request.example)
+    expected: dict[str, list[bytes]] = defaultdict(list)
     for node in program.module.graph.nodes:
         if "dequantize_per_channel" in str(node.target):
             layer, weight = program.tensors[node.args[0]]
-            wanted[layer] += [_contents(weight)] * len(node.users)
-    asked = Counter(chain.from_iterable(wanted.values()))
+            expected[layer] += [_contents(weight)] * len(node.users)
+    counts = Counter(chain.from_iterable(expected.values()))
     products = [kernel.integers for kernel in program.kernels if kernel.integers is not None]
-    ran = Counter(key for weight in products for key in set(map(_contents, _forms(weight))) & set(asked))
+    ran = Counter(key for weight in products for key in set(map(_contents, _forms(weight))) & set(counts))
     # Layers that are copies of each other have the same weights, so the kernels of all of them must be there.
-    integer = {name for name, weights in wanted.items() if all(ran[weight] >= asked[weight] for weight in weights)}
+    integer = {name for name, weights in expected.items() if all(ran[weight] >= counts[weight] for weight in weights)}
     kept = {layer for layer, _ in program.tensors.values()}
-    found = {}
-    for name, module in audit.layers(model).items():
-        place = "" if name == ROOT else name
-        if place in integer:
-            found[name] = LayerPrecision("int8")
-        elif place not in kept and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            found[name] = LayerPrecision("folded", "part of the layer before it")
-        else:
-            found[name] = LayerPrecision("float32", audit.why_float(name, module, method, "inductor", skipped))
-    return found
+
+    def place(name: str) -> str:
+        return "" if name == ROOT else name
+
+    return precisions(
+        request,
+        "inductor",
+        lambda name: "int8" if place(name) in integer else "",
+        folded=lambda name: place(name) not in kept,
+        reason=no_recurrent("inductor", *RECURRENT),
+    )
 
 
-def times(
-    path: Path, inputs: Example, *, device: str, number: Callable[[Callable[[], Any]], int]
-) -> list[list[tuple[str, str, float]]]:
+def layers(
+    path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
+) -> Calls:
     """Return layer, kernel and ms of each kernel of each call, by a clock put into the code that inductor wrote.
 
     A kernel belongs to the layer whose weights it is given. Kernels without weights, and those into which inductor
-    fused several layers, have the layer ''. So has what a call takes besides, `BETWEEN`.
-
-    Args:
-        path: A `.pt2` file.
-        inputs: Positional inputs of one call, CPU tensors, batch first.
-        device: Must be `cpu`: kernels on a GPU have no clock in the code that starts them.
-        number: From a call to how often it is to be made.
-
-    Raises:
-        ModelFileError: The file is damaged.
-        Unsupported: inductor cannot compile it, or the device is not the CPU.
+    fused several layers, have the layer ''. So has the rest of a call, `BETWEEN`.
     """
     if device != "cpu":
         raise Unsupported(
@@ -112,19 +96,26 @@ def times(
             "for a GPU too."
         )
     program = _Program(path, inputs)
-    layers, calls = _layers(program), []
+    names, calls = _layers(program), []
     with program.clocked() as marks:
-        for _ in range(number(program.call)):
+        for _ in range(repeats(program.call)):
             marks.clear()
             start = time.perf_counter_ns()
             program.call()
             rest = time.perf_counter_ns() - start
-            found = []
-            for begin, end, kernel, layer in zip(marks[::2], marks[1::2], program.kernels, layers, strict=True):
-                found.append((layer, kernel.name, (end - begin) / 1e6))
+            call = []
+            for begin, end, kernel, layer in zip(marks[::2], marks[1::2], program.kernels, names, strict=True):
+                call.append((layer, kernel.name, (end - begin) / 1e6))
                 rest -= end - begin
-            calls.append([*found, ("", BETWEEN, rest / 1e6)])
+            calls.append([*call, ("", BETWEEN, rest / 1e6)])
     return calls
+
+
+def check_integers(path: Path, inputs: Example, *, threads: int) -> IntegerCheck | None:
+    """Return None for a file in float; the kernels of other files cannot be compared."""
+    if not holds_integers(path):
+        return None
+    raise unchecked(path, "inductor fuses integer layers with others; the outputs were compared when it was made")
 
 
 class _Program:
@@ -133,9 +124,9 @@ class _Program:
     def __init__(self, path: Path, inputs: Example) -> None:
         from torch._inductor.codecache import PyCodeCache
 
-        loaded = loading.load(path, runtime="inductor")
+        loaded = load.load(path, device="cpu", threads=torch.get_num_threads(), like=None)
         before = len(PyCodeCache.modules)
-        self.call: Callable[[], Any] = loaded.prepare(inputs)
+        self.call: Callable[[], Any] = loaded.bind(inputs)
         written: list[Any] = PyCodeCache.modules[before:]
         if len(written) != 1:
             raise Unsupported(
@@ -155,14 +146,14 @@ class _Program:
     def clocked(self) -> Iterator[list[int]]:
         """Give a list to which each call adds the time in ns before and after each kernel, while the block runs."""
         marks: list[int] = []
-        made: dict[str, Any] = {}
+        names: dict[str, Any] = {}
         tree = ast.fix_missing_locations(ast.Module([self._clocked], []))
-        exec(compile(tree, self._code.__file__, "exec"), vars(self._code), made)
+        exec(compile(tree, self._code.__file__, "exec"), vars(self._code), names)
         # A method, where inductor makes a class of its code.
         running = getattr(self._code.call, "__func__", self._code.call)
         before = running.__code__
         self._code._mark = lambda: marks.append(time.perf_counter_ns())
-        running.__code__ = made["call"].__code__
+        running.__code__ = names["call"].__code__
         try:
             yield marks
         finally:
@@ -204,15 +195,15 @@ def _tensors(module: torch.fx.GraphModule) -> dict[torch.fx.Node, tuple[str, tor
     stacks = (list(node.meta.get("nn_module_stack", {}).values()) for node in module.graph.nodes)
     outermost = next((str(stack[0][1]) for stack in stacks if stack), "")
     # A 16-bit model is held in another module, as `model`.
-    prefix = "model" if outermost.endswith("quantize.HalfPrecision") else ""
-    found = {}
+    prefix = "model" if outermost.endswith(".HalfPrecision") else ""
+    tensors = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             owner, _, leaf = str(node.target).rpartition(".")
             value = getattr(module.get_submodule(owner), leaf)
             if isinstance(value, torch.Tensor):
-                found[node] = (owner.removeprefix(prefix).removeprefix("."), value.detach())
-    return found
+                tensors[node] = (owner.removeprefix(prefix).removeprefix("."), value.detach())
+    return tensors
 
 
 def _contents(tensor: torch.Tensor) -> bytes:
@@ -242,19 +233,19 @@ def _layers(program: _Program) -> list[str]:
             return exact
         return {layer for layer, other in program.tensors.values() if any(_scaled(form, other) for form in forms)}
 
-    found = []
+    layers_ = []
     for kernel in program.kernels:
         all_owners = [owners(tensor) for tensor in kernel.weights]
-        told = [names for names in all_owners if names]
+        known_owners = [names for names in all_owners if names]
         # One that computes for several layers must not go to the only one of them whose weights are known.
-        unsure = kernel.name.startswith(_FUSED) and len(told) < len(all_owners)
-        common = set.intersection(*told) if told and not unsure else set()
-        found.append(common.pop() if len(common) == 1 else "")
-    return found
+        unsure = kernel.name.startswith(_FUSED) and len(known_owners) < len(all_owners)
+        common = set.intersection(*known_owners) if known_owners and not unsure else set()
+        layers_.append(common.pop() if len(common) == 1 else "")
+    return layers_
 
 
 def _scaled(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether weights are the same but for a factor per output channel, as those with a folded BatchNorm are."""
+    """Return whether weights are equal up to a factor per output channel, as those with a folded BatchNorm are."""
     if a.shape != b.shape or a.dim() < 2:
         return False
     a, b = a.double().flatten(1), b.double().flatten(1)

@@ -1,11 +1,10 @@
-"""Model files read for what could run code, before a runtime opens them.
+"""torch files read for what could run code, before torch opens them.
 
 torch evaluates strings of a `.pt2` file as Python, unpickles parts of it, writes its names into Python code, and calls
 whatever operator it names; TorchScript can write files. What shrinkkit writes needs none of that, so each format is
 held to what it does need, and nothing of a file is unpickled, imported or evaluated to find out.
 
-Source: torch 2.13, `torch.export.pt2_archive`, `torch._export.serde` and `torch.jit`; ONNX, "External Data"; OpenVINO,
-"OpenVINO IR format".
+Source: torch 2.13, `torch.export.pt2_archive`, `torch._export.serde` and `torch.jit`.
 """
 
 import ast
@@ -14,21 +13,20 @@ import math
 import pickletools
 import re
 import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
-from zipfile import BadZipFile, ZipFile
+from typing import Any
+from zipfile import ZipFile
 
 import torch
 
-from shrinkkit.errors import ModelFileError, brief
+from shrinkkit.errors import ModelFileError
+from shrinkkit.runtimes.base import REMEDY, refuse_content
 
-_REMEDY = "Run the step that makes it again."
 _LARGE_BYTES, _MOST_INFLATED = 1 << 20, 200
-"""An entry of an archive above the one may grow only so many times when it is unpacked."""
+"""An entry of an archive above this size may grow only so many times when it is unpacked."""
 _RECORDS = r"version|byteorder|\.data/(version|serialization_id|alignment)"
 _PT2_RECORDS = re.compile(
     rf"{_RECORDS}|archive_format|archive_version|models/model\.json|data/sample_inputs/model\.pt"
@@ -98,48 +96,12 @@ _PICKLED = re.compile(
     r"|torch\.jit\._pickle\.(build_\w+list|restore_type_tag)|collections\.OrderedDict"
 )
 
-_CONTRIBUTED = frozenset(
-    "Attention BiasGelu DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FastGelu "
-    "FusedConv FusedGemm FusedMatMul FusedMatMulActivation GatherBlockQuantized GatherND Gelu GroupNorm "
-    "GroupQueryAttention MatMulInteger16 MatMulIntegerToFloat MatMulNBits MulInteger MultiHeadAttention Pad QAttention "
-    "QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
-    "QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu "
-    "ReduceSumInteger RotaryEmbedding SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization "
-    "TransposeMatMul Trilu".split()
-)
-"""Operators of ONNX Runtime's own that only compute; others open files or hold code for an accelerator."""
-_DOMAINS = {"": "", "ai.onnx": "", "ai.onnx.ml": "ai.onnx.ml"}
-_RUNTIMES = ("ai.", "com.m", "org.")
 
-
-class _Misplaced(Exception):
-    """Says what a file holds that has no place in it."""
-
-
-def check(path: Path) -> None:
-    """Return if nothing in the model file at `path` could run code when it is loaded or called.
-
-    Args:
-        path: An existing `.pt2`, `.torchscript.pt`, `.onnx` or OpenVINO `.xml` file. It is only read.
-
-    Raises:
-        ModelFileError: Something in it has no place in a model file, or it is damaged.
-    """
-    checks = {".pt2": _pt2, ".pt": _torchscript, ".onnx": _onnx, ".xml": _openvino}
-    if path.suffix not in checks:
-        raise ModelFileError(f"{path.name} must be a .pt2, .torchscript.pt, .onnx or .xml file. {_REMEDY}")
-    try:
-        checks[path.suffix](path)
-    except _Misplaced as found:
-        raise ModelFileError(
-            f"{path.name} must hold nothing that can run code, but it holds {found}. It was not opened. {_REMEDY}"
-        ) from None
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, MemoryError, BadZipFile) as error:
-        raise ModelFileError(f"{path.name} cannot be read: {brief(error)}. It is damaged. {_REMEDY}") from error
-
-
-def _refuse(what: str, found: object = "") -> NoReturn:
-    raise _Misplaced(f"{what} {str(found)!r:.80}" if found != "" else what)
+def scan(path: Path) -> None:
+    """Check a `.pt2` or `.torchscript.pt` file; see `base.Backend`."""
+    if path.suffix not in (".pt2", ".pt"):
+        raise ModelFileError(f"{path.name} must be a .pt2 or .torchscript.pt file. {REMEDY}")
+    (_pt2 if path.suffix == ".pt2" else _torchscript)(path)
 
 
 def _records(path: Path, allowed: re.Pattern[str]) -> Any:
@@ -150,19 +112,19 @@ def _records(path: Path, allowed: re.Pattern[str]) -> Any:
     root = entries[0].filename.partition("/")[0]
     # torch turns to Python's reader where its own fails, and crafted archives look different to each.
     if sorted(e.filename for e in entries) != sorted({f"{root}/{name}" for name in reader.get_all_records()}):
-        _refuse("entries that are twice in it, or that only some readers of archives see")
+        refuse_content("entries that are twice in it, or that only some readers of archives see")
     for entry in entries:
         if not allowed.fullmatch(entry.filename.removeprefix(f"{root}/")):
-            _refuse("the entry", entry.filename)
+            refuse_content("the entry", entry.filename)
         if entry.file_size > max(_LARGE_BYTES, _MOST_INFLATED * entry.compress_size):
-            _refuse(f"an entry that grows {entry.file_size // max(1, entry.compress_size)} times when unpacked")
+            refuse_content(f"an entry that grows {entry.file_size // max(1, entry.compress_size)} times when unpacked")
     return reader
 
 
 def _pt2(path: Path) -> None:
     reader = _records(path, _PT2_RECORDS)
     if reader.get_record("data/sample_inputs/model.pt"):
-        _refuse("an example, which is a pickle")
+        refuse_content("an example, which is a pickle")
     # Operators are known once their library is imported.
     import_module("torch.ao.quantization.fx._decomposed")
     for name in reader.get_all_records():
@@ -175,28 +137,28 @@ def _program(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             if name in _NEVER and inner:
-                _refuse("an object that is no tensor:", name)
+                refuse_content("an object that is no tensor:", name)
             if key == "metadata" and name not in _METADATA:
-                _refuse("the metadata", name)
+                refuse_content("the metadata", name)
             if not _PLAIN.fullmatch(name):
-                _refuse("the name", name)
+                refuse_content("the name", name)
             _program(inner, name)
     elif isinstance(value, list):
         for inner in value:
             _program(inner, key)
     elif key == "use_pickle" and value is not False:
-        _refuse("pickled tensors")
+        refuse_content("pickled tensors")
     elif isinstance(value, str):
         if key in _SAID:
             _SAID[key](value)
         elif not _SPELLED.get(key, _PLAIN).fullmatch(value):
-            _refuse(f"a {key or 'name'} that is not spelled like one:", value)
+            refuse_content(f"a {key or 'name'} that is not spelled like one:", value)
 
 
 def _text(text: str) -> None:
     # Inductor may write it into a comment of its code, which must not end there.
     if not all(line.isprintable() for line in text.split("\n")):
-        _refuse("the text", text)
+        refuse_content("the text", text)
 
 
 def _operator(target: str) -> None:
@@ -206,23 +168,23 @@ def _operator(target: str) -> None:
         packet = getattr(getattr(torch.ops, namespace), name, None)
         known = name not in _FORBIDDEN and isinstance(getattr(packet, overload, None), torch._ops.OpOverload)
     if not known:
-        _refuse("the operator", target)
+        refuse_content("the operator", target)
 
 
 def _expression(text: str) -> None:
     """Look at the size of a dimension, which torch evaluates: functions of symbols and numbers."""
     if not _EXPRESSION.fullmatch(text) or not all(map(_is_arithmetic, ast.walk(ast.parse(text, mode="eval")))):
-        _refuse("the size", text)
+        refuse_content("the size", text)
     if not _bounded(ast.parse(text, mode="eval")):
-        _refuse("the endless size", text)
+        refuse_content("the endless size", text)
 
 
 def _guard(text: str) -> None:
     """Look at a condition on inputs, which torch makes code of: comparisons of their sizes."""
     if not _GUARD.fullmatch(text) or not all(map(_compares, ast.walk(ast.parse(text, mode="eval")))):
-        _refuse("the guard", text)
+        refuse_content("the guard", text)
     if not _bounded(ast.parse(text, mode="eval")):
-        _refuse("the endless guard", text)
+        refuse_content("the endless guard", text)
 
 
 def _bounded(tree: ast.Expression) -> bool:
@@ -297,12 +259,12 @@ def _outputs(text: str, keys: re.Pattern[str] | None = None) -> None:
     for inner in specs:
         kind, context = inner["type"], inner["context"]
         if kind not in _CONTAINERS:
-            _refuse("inputs or outputs in a", kind)
+            refuse_content("inputs or outputs in a", kind)
         named = json.loads(context or "null") or []
         if type(named) is not list or (named and kind not in _KEYED) or any(isinstance(k, dict | list) for k in named):
-            _refuse("inputs or outputs named", context)
+            refuse_content("inputs or outputs named", context)
         if keys and not all(keys.fullmatch(str(key)) for key in named):
-            _refuse("inputs named", context)
+            refuse_content("inputs named", context)
         specs.extend(inner["children_spec"])
 
 
@@ -330,18 +292,18 @@ def _script(code: str) -> None:
     """Look at the operators and classes that TorchScript names."""
     # Outside of strings, what torch reads and what Python reads is then the same.
     if not _CODE.fullmatch(_STRING.sub("0", code)):
-        _refuse("code that is no TorchScript")
+        refuse_content("code that is no TorchScript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            _refuse("an import:", ast.unparse(node))
+            refuse_content("an import:", ast.unparse(node))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id not in _BUILT_IN and not re.fullmatch(r"_\d+", node.func.id):
-                _refuse("a call of", node.func.id)
+                refuse_content("a call of", node.func.id)
             if node.func.id == "getattr" and getattr(node.args[1], "value", "save") in _FORBIDDEN:
-                _refuse("the operator", ast.unparse(node))
+                refuse_content("the operator", ast.unparse(node))
     for name in _names(tree):
         _script_name(name)
 
@@ -360,7 +322,7 @@ def _script_name(name: str) -> None:
         # A method of a tensor is an operator too.
         allowed = not _FORBIDDEN.intersection(parts) and root not in ("print", "rpc_async", "rpc_sync", "rpc_remote")
     if not allowed:
-        _refuse("the operator or class", name)
+        refuse_content("the operator or class", name)
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -382,67 +344,6 @@ def _pickle(content: bytes) -> None:
     """Look at the classes and functions that a pickle names, without unpickling it."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name == "GLOBAL" and not _PICKLED.fullmatch(str(argument).replace(" ", ".")):
-            _refuse("a pickle that names", argument)
+            refuse_content("a pickle that names", argument)
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-            _refuse("a pickle with", opcode.name)
-
-
-def _onnx(path: Path) -> None:
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except import_module("google.protobuf.message").DecodeError as error:
-        raise ValueError(brief(error)) from error
-    if not model.graph.output:
-        raise ValueError("it has no outputs")
-    # A runtime may prefer an operator of its own to a function of the same name.
-    own = {(f.domain, f.name) for f in model.functions if not f.domain.startswith(_RUNTIMES)}
-    for message in _messages(model):
-        if isinstance(message, onnx.NodeProto):
-            domain, kind = message.domain, message.op_type
-            known = onnx.defs.has(kind, _DOMAINS[domain]) if domain in _DOMAINS else (domain, kind) in own
-            if not known and not (domain == "com.microsoft" and kind in _CONTRIBUTED):
-                _refuse("the operator", f"{domain}::{kind}")
-        elif isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
-            _weights_beside(path, {entry.key: entry.value for entry in message.external_data})
-
-
-def _weights_beside(path: Path, told: Mapping[str, str]) -> None:
-    beside = path.parent / told["location"]
-    if beside.resolve().parent != path.parent.resolve() or "\\" in told["location"]:
-        _refuse("weights that lie outside its folder, at", told["location"])
-    _covers(beside, int(told.get("offset", 0)), int(told.get("length", 0)))
-
-
-def _covers(weights: Path, offset: int, size: int) -> None:
-    if not weights.is_file():
-        raise ValueError(f"{weights.name}, where its weights are, is missing")
-    if min(offset, size) < 0 or offset + size > weights.stat().st_size:
-        raise ValueError(f"{weights.name} is shorter than it says")
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """Yield `message` and every message in it, at any depth."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type:
-            for inner in [value] if hasattr(value, "ListFields") else value:
-                yield from _messages(inner)
-
-
-def _openvino(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    if "<!" in text:
-        _refuse("a document type, which can define entities")
-    root = ET.fromstring(text)
-    layers = list(root.iter("layer"))
-    if root.tag != "net" or not layers:
-        raise ValueError("there are no layers in it")
-    _covers(path.with_suffix(".bin"), 0, 0)
-    for layer in layers:
-        if not re.fullmatch(r"opset\d+", layer.get("version", "")):
-            _refuse("a layer that needs a library of its own, of", layer.get("version"))
-    for data in root.iter("data"):
-        if {"offset", "size"} <= data.attrib.keys():
-            _covers(path.with_suffix(".bin"), int(data.attrib["offset"]), int(data.attrib["size"]))
+            refuse_content("a pickle with", opcode.name)

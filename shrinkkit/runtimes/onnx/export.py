@@ -1,12 +1,81 @@
-"""Names in an exported ONNX graph: those of the layers are kept for audits and profiles, those of files are dropped."""
+"""The float model as ONNX, whose names lead back to the layers, and ONNX files written without holding them twice."""
 
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from shrinkkit import quiet
+from shrinkkit.errors import Unsupported, brief
+from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes.onnx import store
+from shrinkkit.runtimes.torch.build import export
+from shrinkkit.tasks import outputs
+from shrinkkit.tasks.modules import Example
+
+TOLERANCE = 1e-3
+"""Largest error of a float32 file, relative to the largest output; see `base.max_relative_error`."""
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node comes from."""
+
+
+def source(request: BuildRequest) -> tuple[Path, str]:
+    """Return the float model of a request as ONNX, and the note of `write`; it is exported once for all runtimes.
+
+    It lies in the variant's folder if it is what is delivered, and otherwise in the scratch folder.
+    """
+    if "onnx" not in request.shared:
+        path = (request.scratch if request.precision else request.folder) / "model.onnx"
+        request.shared["onnx"] = path, write(request.model, request.example, path, external=bool(request.precision))
+    path, note = request.shared["onnx"]
+    return path, note
+
+
+def write(model: nn.Module, example: Example, path: Path, *, external: bool = False) -> str:
+    """Write `model` as FP32 ONNX whose weights carry the names of their layers.
+
+    Args:
+        model: Float model in eval mode, on the CPU.
+        example: Positional inputs of one call, batch first.
+        path: Where the file goes.
+        external: Put the weights into a second file; see `store.write`.
+
+    Returns:
+        A note on limitations ('' if none).
+
+    Raises:
+        Unsupported: torch cannot export the model to ONNX, or it is too large for one file.
+    """
+    try:
+        with torch.inference_mode():
+            names = outputs.names(model(*example))
+        program, note = export(model, example)
+        with quiet.libraries():
+            onnx = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+        assert onnx is not None
+    except (
+        torch._dynamo.exc.TorchDynamoException,
+        torch.onnx.OnnxExporterError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+    ) as error:
+        raise Unsupported(
+            f"ONNX Runtime and OpenVINO need an export to ONNX, and torch cannot export this model: {brief(error)}. "
+            "Use the torch runtime."
+        ) from error
+    graph = onnx.model.graph
+    name_weights(graph, frozenset(program.state_dict))
+    name_nodes(graph)
+    name_outputs(graph, names)
+    forget_source(graph)
+    store.write(onnx.model, path, external=external)
+    return note
 
 
 def name_weights(graph: Any, known: frozenset[str]) -> None:

@@ -1,9 +1,8 @@
-"""ONNX files, written weight by weight and read without weights, so that none of it takes another model's memory."""
+"""ONNX files written weight by weight, so that writing takes no further memory of the size of the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +14,6 @@ LARGE_BYTES = 1 << 16
 """From here on a weight is handled by itself."""
 _INITIALIZER, _GRAPH, _RAW_DATA = ((number << 3 | 2).to_bytes(1, "little") for number in (5, 7, 9))
 """Tags of fields that hold bytes, by their numbers in onnx.proto."""
-_FIXED = {1: 8, 5: 4}
-"""Sizes in bytes of the kinds of fields that have one."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +25,14 @@ class _Weight:
     write: Callable[[BinaryIO], Any]
 
 
-def write(model: Any, path: Path, *, beside: bool = False) -> None:
+def write(model: Any, path: Path, *, external: bool = False) -> None:
     """Write `model`, as `torch.onnx.export` makes it, to `path`.
 
     Args:
         model: An `onnx_ir.Model`, left unchanged.
         path: Where it goes.
-        beside: Put weights into a second file, `path` with `.data` at its end, which ONNX calls external data: for what
-            is only a step on the way, and may be larger than `LARGEST_BYTES`.
+        external: Put weights into a second file, `path` with `.data` at its end, for intermediate files, which may be
+            larger than `LARGEST_BYTES`.
 
     Raises:
         Unsupported: The model is larger than a file in one part can be.
@@ -56,7 +53,7 @@ def write(model: Any, path: Path, *, beside: bool = False) -> None:
     finally:
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = tensor
-    if beside:
+    if external:
         with path.with_name(f"{path.name}.data").open("wb") as file:
             for tensor in tensors:
                 tensor.tofile(file)
@@ -75,83 +72,13 @@ def join(model: Any, folder: Path, path: Path) -> None:
     weights = []
     for tensor in model.graph.initializer:
         if tensor.external_data:
-            said = {entry.key: entry.value for entry in tensor.external_data}
-            place = folder / said["location"]
-            size = int(said.get("length") or place.stat().st_size)
-            weights.append(_Weight(tensor, size, partial(_copy, place, int(said.get("offset") or 0), size)))
+            data = {entry.key: entry.value for entry in tensor.external_data}
+            file = folder / data["location"]
+            size = int(data.get("length") or file.stat().st_size)
+            weights.append(_Weight(tensor, size, partial(_copy, file, int(data.get("offset") or 0), size)))
         elif len(tensor.raw_data) >= LARGE_BYTES:
             weights.append(_Weight(tensor, len(tensor.raw_data), partial(_write_raw, tensor)))
     _write_whole(path, model, weights)
-
-
-def read(path: Path) -> Any:
-    """Return the `onnx.ModelProto` in `path`, but for the data of its large initializers, which are left empty.
-
-    Data that lies in a file beside it is left there too.
-
-    Raises:
-        ValueError: The file is no ONNX model, or ends too early.
-    """
-    import onnx
-
-    with path.open("rb") as file:
-        kept = _kept(file, path.stat().st_size, (int.from_bytes(_GRAPH), int.from_bytes(_INITIALIZER)))
-    try:
-        return onnx.ModelProto.FromString(kept)
-    except import_module("google.protobuf.message").DecodeError as error:
-        raise ValueError(f"{path.name} is no ONNX model") from error
-
-
-def _kept(file: BinaryIO, end: int, within: Sequence[int]) -> bytes:
-    """Return the fields of a message that ends at the byte `end`, without the large data in what `within` leads to.
-
-    Args:
-        file: At the beginning of the message.
-        end: Where the message ends, in bytes from the beginning of the file.
-        within: Tags from the message down to those that hold data; empty for one that does.
-    """
-    parts = []
-    while file.tell() < end:
-        start = file.tell()
-        tag = _read_varint(file)
-        kind = tag & 7
-        if kind == 2:
-            size = _read_varint(file)
-            begin = file.tell()
-            if begin + size > end:
-                raise ValueError(f"it ends {begin + size - end} bytes too early")
-            if within and tag == within[0] and size >= LARGE_BYTES:
-                inner = _kept(file, begin + size, within[1:])
-                parts.append(_varint(tag) + _varint(len(inner)) + inner)
-                continue
-            if not within and tag == int.from_bytes(_RAW_DATA) and size >= LARGE_BYTES:
-                file.seek(begin + size)
-                continue
-            following = begin + size
-        elif kind == 0:
-            _read_varint(file)
-            following = file.tell()
-        elif kind in _FIXED:
-            following = file.tell() + _FIXED[kind]
-        else:
-            raise ValueError(f"a field of the kind {kind} has no place in it")
-        file.seek(start)
-        parts.append(file.read(following - start))
-    if file.tell() != end:
-        raise ValueError("a part of it is longer than the whole")
-    return b"".join(parts)
-
-
-def _read_varint(file: BinaryIO) -> int:
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        number |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return number
-    raise ValueError("it ends too early" if not byte else "a number in it is too long")
 
 
 def _write_whole(path: Path, skeleton: Any, weights: Sequence[_Weight]) -> None:

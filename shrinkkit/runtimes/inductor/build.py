@@ -1,11 +1,11 @@
-"""Int8 for inductor: torch.export's quantization, which inductor compiles into integer kernels.
+"""Model files for inductor: exported programs, in int8 by torchao, which inductor compiles into integer kernels.
 
 Source: PyTorch, "PyTorch 2 Export Quantization with X86 Backend through Inductor".
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from shrinkkit import quiet
-from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes import artifacts
-from shrinkkit.runtimes.inductor import compiled
+from shrinkkit.runtimes.base import TOLERANCE, BuildRequest, BuiltFile, prove, refuse_float
+from shrinkkit.runtimes.inductor import load, profile
+from shrinkkit.runtimes.spec import HALF
+from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import modules, outputs
-from shrinkkit.tasks.modules import Example
 
 _FAILURES = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError, KeyError)
 _PRODUCTS = {
@@ -30,63 +31,77 @@ _PRODUCTS = {
 """Operators that int8 may cover, and the modules by whose names torchao knows them."""
 
 
-def write(
-    model: nn.Module,
-    example: Example,
-    calibration: Sequence[Example],
-    path: Path,
-    *,
-    method: str,
-    skipped: frozenset[str],
-    narrow: bool = False,
-) -> tuple[Any, Mapping[str, LayerPrecision], str]:
-    """Write `model` in int8 as an exported program, and return what it computes and how inductor runs it.
+def build(request: BuildRequest) -> BuiltFile:
+    """Return the file of a variant for inductor: an exported program, its integers spelled out."""
+    if request.precision in ("", *HALF):
+        model, precisions = torch_build.in_float(request)
+        path, note = torch_build.write_program(model, request.example, request.folder)
+        options: dict[str, Any] = {"expected": request.outputs_of(model), "layers": precisions, "notes": [note]}
+        return prove(request, load.load, path, format="pt2", tolerance=TOLERANCE, **options)
+    path = request.folder / "model.inductor.pt2"
+    narrow = "onednn" in quantize.supported_engines() and quantize.saturates("onednn")
+    output, note = write_int8(request, path, narrow=narrow)
+    precisions = profile.int8_layers(path, request)
+    refuse_float(request, "inductor", precisions, path)
+    why = narrow * "activations have 7 bits, because int8 accumulators saturate on this processor with 8"
+    return prove(
+        request,
+        load.load,
+        path,
+        format="pt2",
+        tolerance=TOLERANCE,
+        expected=output,
+        layers=precisions,
+        notes=[note, why],
+        exact_anywhere=narrow,
+    )
 
-    `model` is left unchanged. Weights are int8 per output channel. Each is kept once, under the name of its layer, and
-    loading the file needs nothing but torch.
+
+def write_int8(request: BuildRequest, path: Path, *, narrow: bool = False) -> tuple[Any, str]:
+    """Write the model of `request` in int8 as an exported program, and return what it computes and a note.
+
+    Weights are int8 per output channel. Each is kept once, under the name of its layer, and loading the file needs
+    nothing but torch.
 
     Args:
-        model: Float model in eval mode, on the CPU.
-        example: Positional inputs of one call, batch first.
-        calibration: Inputs that set the ranges of activations, for `static-int8`.
+        request: What is built, in `dynamic-int8` (Linear) or `static-int8` (convolutions too).
         path: Where the program goes, `.pt2`.
-        method: `dynamic-int8` (Linear) or `static-int8` (convolutions too).
-        skipped: Names of modules to leave in float.
         narrow: Give activations 7 bits, so that no sum of two products exceeds 16 bits.
 
     Returns:
-        The outputs for `example` of the same integers computed one operator after the other; how inductor runs each
-        layer, by the code that it writes; and a note on what could not be had ('' if nothing).
+        The outputs for the example of the same integers computed one operator after the other; and a note on
+        limitations ('' if none).
 
     Raises:
-        Unsupported: torch cannot export or quantize the model, or inductor cannot compile it.
+        Unsupported: torch cannot export or quantize the model.
     """
+    model, example = request.model, request.example
     try:
         with quiet.libraries(), torch.no_grad(), modules.plain_attention():
-            program, fixed = artifacts.export(model, example)
+            program, fixed = torch_build.export(model, example)
             module = program.module()
             _spell_padding(module)
-            _tell_layers(module, model)
-            made = _quantized(module, calibration or (example,), method, skipped, narrow=narrow)
-            output = made(*example)
+            _relabel_calls(module, model)
+            quantized = _quantized(module, request, narrow=narrow)
+            output = quantized(*example)
             if not outputs.is_plain(output):
-                output = _answer_plainly(made, output)
-            final = torch.export.export(made, example) if fixed else artifacts.export(made, example)[0]
+                output = _return_plain(quantized, output)
+            final = torch.export.export(quantized, example) if fixed else torch_build.export(quantized, example)[0]
             for node in final.graph.nodes:
-                # How the quantizer came to it, with numbers that differ from run to run.
+                # The history of the node, with numbers that differ from run to run.
                 node.meta.pop("from_node", None)
                 stack = node.meta.get("nn_module_stack", {})
                 node.meta["nn_module_stack"] = {key: (_plain(name), kind) for key, (name, kind) in stack.items()}
-            artifacts.save(final, path)
+            torch_build.save(final, path)
     except _FAILURES as error:
         raise Unsupported(
-            f"torch.export cannot quantize this model to {method} for inductor: {brief(error)}. Use the torch runtime."
+            f"torch.export cannot quantize this model to {request.precision} for inductor: {brief(error)}. "
+            "Use the torch runtime."
         ) from error
-    found = compiled.precision(path, example, model, method=method, skipped=skipped)
-    return output, found, fixed
+    return output, fixed
 
 
-def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
+def _return_plain(module: torch.fx.GraphModule, output: Any) -> Any:
     """Make `module` return plain containers, in place, so that its file needs no class, and return `output` in them."""
     plain = outputs.plain(output)
     codegen: Any = module.graph._codegen
@@ -96,9 +111,9 @@ def _answer_plainly(module: torch.fx.GraphModule, output: Any) -> Any:
 
 
 def _spell_padding(module: torch.fx.GraphModule) -> None:
-    """Say in numbers how wide convolutions are padded that have it as `same` or `valid`, in place.
+    """Replace the padding `same` or `valid` of convolutions by numbers, which the quantizer needs, in place.
 
-    The quantizer knows only those in numbers. Left as it is is what has to be wider on one side than on the other.
+    Asymmetric padding is left unchanged.
     """
     for node in module.graph.nodes:
         if node.target is not torch.ops.aten.conv2d.padding:
@@ -111,8 +126,8 @@ def _spell_padding(module: torch.fx.GraphModule) -> None:
             node.update_arg(4, [width // 2 for width in wide])
 
 
-def _tell_layers(module: torch.fx.GraphModule, model: nn.Module) -> None:
-    """Make the innermost module of each node, in place, what the quantizer must take it for: one call of one layer.
+def _relabel_calls(module: torch.fx.GraphModule, model: nn.Module) -> None:
+    """Relabel each node's innermost module so that the quantizer treats every call of a layer separately, in place.
 
     A product belongs to the layer whose weight it uses, which may lie inside the module that computes it, as in
     nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, are told apart as `a` and `a@1`.
@@ -148,23 +163,16 @@ def _origin(node: Any) -> str | None:
 
 def _holds(model: nn.Module, layer: str, weight: str) -> bool:
     """Return whether a layer holds a parameter itself, under whatever name."""
-    wanted = dict(model.named_parameters(remove_duplicate=False)).get(weight)
-    return any(own is wanted for own in model.get_submodule(layer).parameters(recurse=False))
+    parameter = dict(model.named_parameters(remove_duplicate=False)).get(weight)
+    return any(p is parameter for p in model.get_submodule(layer).parameters(recurse=False))
 
 
-def _quantized(
-    module: torch.fx.GraphModule,
-    calibration: Sequence[Example],
-    method: str,
-    skipped: frozenset[str],
-    *,
-    narrow: bool,
-) -> torch.fx.GraphModule:
+def _quantized(module: torch.fx.GraphModule, request: BuildRequest, *, narrow: bool) -> torch.fx.GraphModule:
     """Return an exported module with its integers spelled out: quantized, dequantized, and floats between."""
     x86 = _x86()
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    dynamic = method == "dynamic-int8"
+    dynamic, calibration = request.precision == "dynamic-int8", request.calibration or (request.example,)
     config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic, reduce_range=narrow)
     quantizer = x86.X86InductorQuantizer()
     if dynamic:
@@ -174,20 +182,20 @@ def _quantized(
         # Of one, inductor makes kernels with outputs of a wrong size; to quantize the other takes time and gains none.
         for function in (nn.functional.conv1d, torch.mul):
             quantizer.set_function_type_qconfig(function, None)
-    for name in _called_in(module, skipped):
+    for name in _called_in(module, request.skipped):
         quantizer.set_module_name_qconfig(name, None)
     layers = {node.name: _layer_of(node) for node in module.graph.nodes if _kind(node) in _PRODUCTS}
     observed = prepare_pt2e(module, quantizer)
     for batch in calibration[:1] if dynamic else calibration:
         observed(*batch)
-    made: torch.fx.GraphModule = convert_pt2e(observed)
-    _name_weights(made, layers)
+    quantized: torch.fx.GraphModule = convert_pt2e(observed)
+    _name_weights(quantized, layers)
     # The float weights would stay in the file beside the integers.
-    read = {str(node.target) for node in made.graph.nodes if node.op == "get_attr"}
-    for name in [n for n, _ in (*made.named_parameters(), *made.named_buffers()) if n not in read]:
+    read = {str(node.target) for node in quantized.graph.nodes if node.op == "get_attr"}
+    for name in [n for n, _ in (*quantized.named_parameters(), *quantized.named_buffers()) if n not in read]:
         parent, _, leaf = name.rpartition(".")
-        delattr(made.get_submodule(parent), leaf)
-    return made
+        delattr(quantized.get_submodule(parent), leaf)
+    return quantized
 
 
 def _x86() -> Any:
@@ -219,14 +227,14 @@ def _plain(name: str) -> str:
     return re.sub(r"@\d+", "", name)
 
 
-def _name_weights(made: torch.fx.GraphModule, layers: Mapping[str, str]) -> None:
+def _name_weights(program: torch.fx.GraphModule, layers: Mapping[str, str]) -> None:
     """Name each layer's integers after the layer, in place: `stem.0.weight_int8`, `stem.0.weight_int8_scale`."""
     calls = Counter[str]()
-    for node in made.graph.nodes:
+    for node in program.graph.nodes:
         if "dequantize_per_channel" not in str(node.target):
             continue
         layer = next(layers[user.name] for user in node.users if user.name in layers)
-        owner = _module(made, layer)
+        owner = _module(program, layer)
         number = f"_{calls[layer]}" if calls[layer] else ""
         calls[layer] += 1
         for source, ending in zip(node.args[:3], ("", "_scale", "_zero_point"), strict=True):
@@ -235,18 +243,18 @@ def _name_weights(made: torch.fx.GraphModule, layers: Mapping[str, str]) -> None
             if known and ending != "_zero_point":
                 continue
             leaf = f"weight{number}_int8{ending}"
-            owner.register_buffer(leaf, _module(made, str(source.target)).detach().clone())
-            with made.graph.inserting_before(node):
-                node.replace_input_with(source, made.graph.get_attr(f"{layer}.{leaf}".removeprefix(".")))
-    made.graph.eliminate_dead_code()
-    made.recompile()
+            owner.register_buffer(leaf, _module(program, str(source.target)).detach().clone())
+            with program.graph.inserting_before(node):
+                node.replace_input_with(source, program.graph.get_attr(f"{layer}.{leaf}".removeprefix(".")))
+    program.graph.eliminate_dead_code()
+    program.recompile()
 
 
-def _module(made: nn.Module, name: str) -> Any:
-    """Return what `made` holds under a name, an empty module if it holds nothing."""
-    found: Any = made
+def _module(program: nn.Module, name: str) -> Any:
+    """Return what `program` holds under a name, an empty module if it holds nothing."""
+    module: Any = program
     for part in filter(None, name.split(".")):
-        if not hasattr(found, part):
-            found.add_module(part, nn.Module())
-        found = getattr(found, part)
-    return found
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    return module

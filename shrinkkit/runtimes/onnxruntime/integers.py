@@ -1,7 +1,7 @@
-"""The integer layers of an ONNX graph, cut out so that each can be run by itself, and as float arithmetic.
+"""Integer layers of an ONNX graph, cut out so that each can be run by itself, and as float arithmetic.
 
-A quantized graph says in float operators what it means, between DequantizeLinear and QuantizeLinear. ONNX Runtime fuses
-these into integer kernels unless its optimizations are off; what is written in integers is rewritten in doubles here.
+A quantized graph is written in float operators between DequantizeLinear and QuantizeLinear. ONNX Runtime fuses these
+into integer kernels unless its optimizations are off; what is written in integers is rewritten in doubles here.
 """
 
 from collections import defaultdict
@@ -10,7 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.errors import Unsupported, brief
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto
+from onnx.helper import make_node, make_tensor_value_info, np_dtype_to_tensor_dtype
+from onnx.numpy_helper import to_array
+
+from shrinkkit.core.measurement import IntegerCheck
+from shrinkkit.errors import brief
+from shrinkkit.runtimes.base import max_relative_error
+from shrinkkit.runtimes.layers import Difference, difference, integer_check, unchecked
+from shrinkkit.runtimes.onnxruntime import load
+from shrinkkit.runtimes.onnxruntime.profile import INT8_OPERATORS, int8_weights
+from shrinkkit.runtimes.onnxruntime.spec import OnnxRuntime
+from shrinkkit.tasks.modules import Example
 
 MULTIPLYING = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 """Operators that ONNX Runtime turns into integer kernels when both of their operands are dequantized."""
@@ -34,14 +48,48 @@ class Layer:
         return self.weight.partition(".weight")[0]
 
 
-def read(path: Path) -> Any:
-    """Return the ONNX model at `path`, with the products of each LSTM's inputs and states as nodes of their own.
+class _NotRun(Exception):
+    """ONNX Runtime does not run a cut graph."""
 
-    An LSTM in one node rounds at each of its steps, by ranges of its own, so only its products can be compared.
+
+def check(path: Path, inputs: Example, *, threads: int, reference: Path | None = None) -> IntegerCheck | None:
+    """Return the comparison of an ONNX file, None for a file in float.
+
+    Args:
+        path: The file whose kernels are run.
+        inputs: Positional inputs of one call, CPU tensors, batch first.
+        threads: Intra-op threads.
+        reference: The file that is computed in float; None takes `path`. Another must have the same nodes.
     """
-    import onnx
-    from onnx.helper import make_node
+    model = read(path)
+    written = layers(model)
+    fused = int8_weights(path) if written else frozenset()
+    cut = [layer for layer in written if layer.dynamic or layer.weight.removesuffix("_quantized") in fused]
+    if not cut:
+        if other := sorted({n.op_type for n in model.graph.node} & INT8_OPERATORS):
+            raise unchecked(path, f"{', '.join(other)} cannot be computed in float as well")
+        return None
+    feed = {value.name: x.contiguous().numpy() for value, x in zip(model.graph.input, inputs, strict=True)}
+    try:
+        expected = run_in_float(read(reference) if reference else model, cut, feed, threads=threads)
+        values = run_layers(model, cut, expected, threads=threads)
+    except _NotRun as error:
+        raise unchecked(path, str(error)) from error
+    differences: dict[str, list[Difference]] = defaultdict(list)
+    for layer in cut:
+        real, step = scale(model, layer.result)
+        pair = (torch.from_numpy(real(arrays[layer.result])) for arrays in (expected, values))
+        differences[layer.name].append(difference(*pair, step=step))
+    output = load.load(path, device="cpu", threads=threads, like=None)(*inputs)
+    error = max_relative_error([expected[value.name] for value in model.graph.output], output)
+    return integer_check(error, differences)
 
+
+def read(path: Path) -> Any:
+    """Return the ONNX model at `path`, with the products of each LSTM's inputs and states as separate nodes.
+
+    An LSTM in one node rounds at each of its steps, each with other ranges, so only its products can be compared.
+    """
     model = onnx.load(str(path))
     graph = model.graph
     values = {i.name: i for i in graph.initializer}
@@ -71,7 +119,7 @@ def layers(model: Any) -> list[Layer]:
             users[name].append(node)
     stored = {i.name for i in model.graph.initializer}
     ends = {value.name for value in model.graph.output}
-    found = []
+    cut = []
     for node in model.graph.node:
         makers = [producers.get(name) for name in node.input[:2]]
         kinds = [maker.op_type if maker else "" for maker in makers]
@@ -89,50 +137,21 @@ def layers(model: Any) -> list[Layer]:
             result = users[result][0].output[0]
         nodes, other = _between(model.graph.node, producers, source, result)
         if other <= stored:
-            found.append(Layer(weights[0], source, result, nodes, dynamic))
-    return found
+            cut.append(Layer(weights[0], source, result, nodes, dynamic))
+    return cut
 
 
 def run_in_float(model: Any, cut: Sequence[Layer], feed: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
-    """Return what each layer of `cut` starts and ends at when `model` computes in float, and the model's outputs.
-
-    Args:
-        model: What `read` returned.
-        cut: Layers of it.
-        feed: One call's inputs, by name.
-        threads: Intra-op threads.
-
-    Returns:
-        Arrays by tensor name.
-
-    Raises:
-        Unsupported: ONNX Runtime does not run the model so.
-    """
+    """Return the arrays at which each layer starts and ends, and the outputs, when `model` computes in float."""
     outputs = [value.name for value in model.graph.output]
-    asked = list(dict.fromkeys([*outputs, *(name for layer in cut for name in (layer.source, layer.result))]))
+    names = list(dict.fromkeys([*outputs, *(name for layer in cut for name in (layer.source, layer.result))]))
     nodes = [copy for node in model.graph.node for copy in _in_doubles(node)]
-    return _run(_graph(model, nodes, list(model.graph.input), asked), feed, asked, threads, fused=False)
+    return _run(_graph(model, nodes, list(model.graph.input), names), feed, names, threads, fused=False)
 
 
 def run_layers(model: Any, cut: Sequence[Layer], values: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
-    """Return what the kernel of each layer of `cut` gives for what the layer starts at in `values`.
-
-    Args:
-        model: What `read` returned.
-        cut: Layers of it.
-        values: What `run_in_float` returned.
-        threads: Intra-op threads.
-
-    Returns:
-        Arrays by the name of the tensor that the layer ends at.
-
-    Raises:
-        Unsupported: ONNX Runtime does not run the layers so.
-    """
-    import onnx
-    from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
-
-    # All stand side by side in one graph, so where one ends and the next starts must not be the same tensor.
+    """Return, by the tensor that a layer ends at, what its kernel gives for its start in `values` of `run_in_float`."""
+    # All are in one graph, so that the end of one and the start of the next must not be the same tensor.
     given = {layer.source: f"{layer.source}_given" for layer in cut}
     nodes = {}
     for layer in cut:
@@ -151,8 +170,6 @@ def run_layers(model: Any, cut: Sequence[Layer], values: Mapping[str, Any], *, t
 
 def scale(model: Any, name: str) -> tuple[Callable[[Any], Any], float]:
     """Return what makes real numbers of the array `name`, and the step that they are rounded to, 0 for floats."""
-    from onnx.numpy_helper import to_array
-
     node = next(n for n in model.graph.node if name in n.output)
     if node.op_type != "QuantizeLinear":
         return (lambda array: array), 0.0
@@ -165,68 +182,51 @@ def _between(
     nodes: Iterable[Any], producers: Mapping[str, Any], source: str, result: str
 ) -> tuple[tuple[Any, ...], set[str]]:
     """Return the nodes that compute `result` from `source`, in order, and the other tensors that they need."""
-    wanted: set[str] = set()
+    needed: set[str] = set()
     other: set[str] = set()
     names = [result]
     while names:
         name = names.pop()
         if name in producers and name != source:
-            wanted.add(producers[name].output[0])
+            needed.add(producers[name].output[0])
             names += [n for n in producers[name].input if n]
         elif name != source:
             other.add(name)
-    return tuple(n for n in nodes if n.output[0] in wanted), other
+    return tuple(n for n in nodes if n.output[0] in needed), other
 
 
 def _in_doubles(node: Any) -> list[Any]:
     """Return `node`, or for a MatMulInteger the same in doubles, which hold every sum of products of 8 bits exactly."""
-    from onnx import TensorProto
-    from onnx.helper import make_node
-
     if node.op_type != "MatMulInteger":
         return [node]
-    found: list[Any] = []
+    nodes: list[Any] = []
     operands: list[str] = []
     end = node.output[0]
     for name, zero in zip(node.input[:2], [*node.input[2:], "", ""], strict=False):
         operands.append(f"{end}_{len(operands)}")
-        found.append(make_node("Cast", [name], [operands[-1]], to=TensorProto.DOUBLE))
+        nodes.append(make_node("Cast", [name], [operands[-1]], to=TensorProto.DOUBLE))
         if zero:
-            found.append(make_node("Cast", [zero], [f"{operands[-1]}_zero"], to=TensorProto.DOUBLE))
-            found.append(make_node("Sub", [operands[-1], f"{operands[-1]}_zero"], [f"{operands[-1]}_centred"]))
+            nodes.append(make_node("Cast", [zero], [f"{operands[-1]}_zero"], to=TensorProto.DOUBLE))
+            nodes.append(make_node("Sub", [operands[-1], f"{operands[-1]}_zero"], [f"{operands[-1]}_centred"]))
             operands[-1] += "_centred"
-    found.append(make_node("MatMul", operands, [f"{end}_sums"]))
-    return [*found, make_node("Cast", [f"{end}_sums"], [end], to=TensorProto.INT32)]
+    nodes.append(make_node("MatMul", operands, [f"{end}_sums"]))
+    return [*nodes, make_node("Cast", [f"{end}_sums"], [end], to=TensorProto.INT32)]
 
 
 def _graph(model: Any, nodes: list[Any], inputs: list[Any], ends: Iterable[str]) -> Any:
     """Return a model of these nodes, inputs and outputs with the weights of `model`."""
-    import onnx
-
     results = [onnx.ValueInfoProto(name=name) for name in ends]
     graph = onnx.helper.make_graph(nodes, "graph", inputs, results, list(model.graph.initializer))
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _run(model: Any, feed: Mapping[str, Any], asked: Sequence[str], threads: int, *, fused: bool) -> dict[str, Any]:
-    """Return the outputs `asked` of one call, its kernels fused as they are when the file is loaded, or as written."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+def _run(model: Any, feed: Mapping[str, Any], names: Sequence[str], threads: int, *, fused: bool) -> dict[str, Any]:
+    """Return some outputs of one call, its kernels fused as they are when the file is loaded, or as written."""
+    options = load.configured(OnnxRuntime().settings(Path(), threads=threads))
     if not fused:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return dict(zip(asked, session.run(list(asked), dict(feed)), strict=True))
-    except (
-        states.Fail,
-        states.InvalidArgument,
-        states.InvalidGraph,
-        states.NotImplemented,
-        states.RuntimeException,
-    ) as error:
-        raise Unsupported(f"ONNX Runtime stops with {brief(error)}") from error
+        return dict(zip(names, session.run(list(names), dict(feed)), strict=True))
+    except load.ERRORS as error:
+        raise _NotRun(f"ONNX Runtime stops with {brief(error)}") from error

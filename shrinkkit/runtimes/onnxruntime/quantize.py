@@ -1,7 +1,7 @@
-"""Int8 for ONNX Runtime by its own quantizer, which sees one weight at a time.
+"""Int8 by ONNX Runtime's quantizer, whose classes are given one weight at a time.
 
-Left alone it holds a model several times over: each of its steps loads the whole file, and gives the next one a copy.
-Here the graph goes from step to step without its weights, which stay in a file beside it until they are asked for.
+Its public functions load the whole file in each step and copy it for the next. Here the graph passes through the steps
+without its weights, which stay in another file until they are used.
 """
 
 import contextlib
@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.onnx import onnxfiles
-from shrinkkit.runtimes.onnx.onnxfiles import LARGE_BYTES
+from shrinkkit.runtimes.onnx import store
+from shrinkkit.runtimes.onnx.store import LARGE_BYTES
+from shrinkkit.runtimes.onnxruntime import load
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example
 
-# Weights that lie beside a graph are read when their turn comes, and looked for where the process is: hence `chdir`.
+# External weights are read one by one, and looked for in the working directory: hence `chdir`.
 _WEIGHTS, _TRANSPOSED = "weights", "transposed"
+_INTERMEDIATE = {"session_config_entries": {"session.disable_prepacking": "1"}}
+"""Settings of a session whose file is an intermediate one: it packs no weights again."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,6 @@ def saturates() -> bool:
 
     The largest products, 255 times 127, are summed by a matrix product of one row, one of eight, and a convolution.
     """
-    import onnxruntime
-    from onnx import TensorProto, helper
-
     width = 64
     shapes = {"row": ("MatMulInteger", [1, width], [width, 32]), "rows": ("MatMulInteger", [8, width], [width, 32])}
     shapes["image"] = ("ConvInteger", [1, width, 4, 4], [32, width, 1, 1])
@@ -66,8 +69,8 @@ def saturates() -> bool:
     graph = helper.make_graph(nodes, "largest", inputs, sums, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: np.full(rows, 255, np.uint8) for name, (_, rows, _) in shapes.items()})
-    return any((sums != 255 * 127 * width).any() for sums in found)
+    products = session.run(None, {name: np.full(rows, 255, np.uint8) for name, (_, rows, _) in shapes.items()})
+    return any((product != 255 * 127 * width).any() for product in products)
 
 
 @copies.returning()
@@ -75,7 +78,7 @@ def write(
     source: Path,
     path: Path,
     *,
-    method: str,
+    precision: str,
     calibration: Iterable[Example] = (),
     skip: Sequence[str] = (),
     form: Form = FORMS[0],
@@ -85,9 +88,9 @@ def write(
     Weights are int8 per output channel. `source` is left unchanged.
 
     Args:
-        source: FP32 ONNX model, as `artifacts.write_onnx` leaves it: weights carry their layer's name.
+        source: FP32 ONNX model of `onnx.export.write`: weights carry their layer's name.
         path: Where the quantized model goes.
-        method: `dynamic-int8` (MatMul, Gemm, LSTM) or `static-int8` (convolutions too, ranges from `calibration`).
+        precision: `dynamic-int8` (MatMul, Gemm, LSTM) or `static-int8` (convolutions too, ranges from `calibration`).
         calibration: Inputs to observe, for `static-int8`. Read once.
         skip: Names of layers to leave in float (names, not patterns).
         form: How weights are stored, one of `FORMS`.
@@ -100,20 +103,20 @@ def write(
             folder = Path(name)
             model = _prepared(source, folder)
             graph = model.graph
-            left = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
-            if method == "dynamic-int8":
-                quantizer = _dynamic(model, folder, left, form)
+            in_float = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
+            if precision == "dynamic-int8":
+                quantizer = _dynamic(model, folder, in_float, form)
             else:
                 # Products of two activations, as in attention, take longer in integers than they save.
                 stored = {i.name for i in graph.initializer}
-                left += [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
-                quantizer = _static(model, left, _ranges(model, folder, calibration), form)
+                in_float += [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
+                quantizer = _static(model, in_float, _ranges(model, folder, calibration), form)
             with contextlib.chdir(folder):
                 quantizer.quantize_model()
             quantizer.model.topological_sort()
-            onnxfiles.join(quantizer.model.model, folder, path)
+            store.join(quantizer.model.model, folder, path)
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {method}: {brief(error)}.") from error
+        raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {precision}: {brief(error)}.") from error
 
 
 def _prepared(source: Path, folder: Path) -> Any:
@@ -121,8 +124,6 @@ def _prepared(source: Path, folder: Path) -> Any:
 
     Source: `onnxruntime.quantization.shape_inference.quant_pre_process`, which does the same with all of the weights.
     """
-    import onnx
-    import onnxruntime
     from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
@@ -130,11 +131,13 @@ def _prepared(source: Path, folder: Path) -> Any:
         inferred = SymbolicShapeInference.infer_shapes(
             onnx.load(source.name, load_external_data=False), int_max=2**31 - 1
         )
-    options = _options("session.optimized_model_external_initializers_file_name", _WEIGHTS)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(source.parent))
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_min_size_in_bytes", str(LARGE_BYTES)
-    )
+    entries = {
+        **_INTERMEDIATE["session_config_entries"],
+        "session.optimized_model_external_initializers_file_name": _WEIGHTS,
+        "session.model_external_initializers_file_folder_path": str(source.parent),
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(LARGE_BYTES),
+    }
+    options = load.configured({"session_config_entries": entries})
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -145,9 +148,8 @@ def _prepared(source: Path, folder: Path) -> Any:
     return model
 
 
-def _dynamic(model: Any, folder: Path, left: Sequence[str], form: Form) -> Any:
+def _dynamic(model: Any, folder: Path, in_float: Sequence[str], form: Form) -> Any:
     """Return the quantizer of weights alone."""
-    import onnx
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType
@@ -166,7 +168,7 @@ def _dynamic(model: Any, folder: Path, left: Sequence[str], form: Form) -> Any:
         tensors_range=None,
         nodes_to_quantize=[],
         # A Gemm has become a MatMul of another name.
-        nodes_to_exclude=[*left, *(f"{name}_MatMul" for name in left)],
+        nodes_to_exclude=[*in_float, *(f"{name}_MatMul" for name in in_float)],
         op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
         extra_options={"MatMulConstBOnly": True},
     )
@@ -175,33 +177,31 @@ def _dynamic(model: Any, folder: Path, left: Sequence[str], form: Form) -> Any:
 
 
 def _transpose(model: Any, folder: Path) -> None:
-    """Give each Gemm of a transposed weight that lies in `folder` the weight as it multiplies with it, in place."""
-    import onnx
-
+    """Give each Gemm of a transposed weight that lies in `folder` the weight transposed, in place."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    made: dict[str, str] = {}
+    transposed: dict[str, str] = {}
     with (folder / _TRANSPOSED).open("wb") as file:
         for node in model.graph.node:
             flags = [a for a in node.attribute if a.name == "transB" and a.i]
             weight = stored.get(node.input[1]) if node.op_type == "Gemm" and flags else None
             if weight is None or not weight.external_data:
                 continue
-            if weight.name not in made:
-                made[weight.name] = f"{weight.name}_Transposed"
+            if weight.name not in transposed:
+                transposed[weight.name] = f"{weight.name}_Transposed"
                 array = np.ascontiguousarray(onnx.numpy_helper.to_array(weight, str(folder)).T)
                 new = model.graph.initializer.add(
-                    name=made[weight.name], data_type=weight.data_type, dims=array.shape, data_location=1
+                    name=transposed[weight.name], data_type=weight.data_type, dims=array.shape, data_location=1
                 )
-                said = {"location": _TRANSPOSED, "offset": file.tell(), "length": array.nbytes}
+                data = {"location": _TRANSPOSED, "offset": file.tell(), "length": array.nbytes}
                 new.external_data.extend(
-                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in said.items()
+                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in data.items()
                 )
                 file.write(array.data)
-            node.input[1] = made[weight.name]
+            node.input[1] = transposed[weight.name]
             flags[0].i = 0
 
 
-def _static(model: Any, left: Sequence[str], ranges: Any, form: Form) -> Any:
+def _static(model: Any, in_float: Sequence[str], ranges: Any, form: Form) -> Any:
     """Return the quantizer of weights and activations."""
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.quant_utils import QuantType
@@ -215,7 +215,7 @@ def _static(model: Any, left: Sequence[str], ranges: Any, form: Form) -> Any:
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=list(left),
+        nodes_to_exclude=list(in_float),
         op_types_to_quantize=_static_operators(),
         extra_options={},
     )
@@ -223,8 +223,6 @@ def _static(model: Any, left: Sequence[str], ranges: Any, form: Form) -> Any:
 
 def _ranges(model: Any, folder: Path, calibration: Iterable[Example]) -> Any:
     """Return the smallest and largest values of each activation of `model`, whose weights lie in `folder`."""
-    import onnx
-    import onnxruntime
     from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
 
     inputs = [i.name for i in model.graph.input]
@@ -250,23 +248,11 @@ def _ranges(model: Any, folder: Path, calibration: Iterable[Example]) -> Any:
     augmented = onnx.load(observed)
     augmented.graph.initializer.extend(large)
     onnx.save(augmented, observed)
-    options = _options()
+    options = load.configured(_INTERMEDIATE)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     calibrator.infer_session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
     calibrator.collect_data(Reader())
     return calibrator.compute_data()
-
-
-def _options(*entry: str) -> Any:
-    """Return the options of a session that is only a step on the way: it packs no weights anew."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    if entry:
-        options.add_session_config_entry(*entry)
-    return options
 
 
 def _static_operators() -> list[str]:
