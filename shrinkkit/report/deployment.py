@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.measurement import Conditions, Measurement, TargetRecord, speed_cell
+from shrinkkit.core.measurement import Conditions, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.display import formats
+from shrinkkit.display import cells, formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Several, Statement, Table
@@ -103,12 +103,12 @@ def throughput(record: TargetRecord) -> Several:
             Cell(str(point.batch_size)),
             Cell(str(point.threads)),
             *(
-                (Cell(point.error, tone="doubt", wide=True),)
+                (Cell(point.error, tone="warning", wide=True),)
                 if point.error or point.latency_ms is None
                 else (
                     _time(point.latency_ms),
                     Cell(_rate(point.batch_size, point.latency_ms)),
-                    speed_cell(point.latency) if point.latency else Cell("reference", tone="quiet"),
+                    cells.speedup(point.latency.speedup, point.latency.verdict) if point.latency else cells.REFERENCE,
                 )
             ),
         )
@@ -199,7 +199,7 @@ def _memory(one: Measurement, base: int | None) -> tuple[Cell, ...]:
 
 
 def _time(latency_ms: Estimate) -> Cell:
-    return Cell(formats.milliseconds(latency_ms.value), formats.between(latency_ms))
+    return Cell(formats.milliseconds(latency_ms.value), formats.interval(latency_ms))
 
 
 def _rate(batch_size: int, latency_ms: Estimate) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core.measurement import LayerTime, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.target import runtime_of
+from shrinkkit.core.target import Place
 from shrinkkit.core.variant import LayerAudit, Variant
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
@@ -42,7 +42,7 @@ def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
     timed = {name: one for name, one in measured.items() if _total(one.layers) <= DISTURBED * _latency(one)}
     parts: list[Shown] = [_disturbed(one, record.target) for name, one in measured.items() if name not in timed]
     if not timed:
-        return Several((*parts, Statement(f"There is no time by layer on {record.target}.", tone="doubt")))
+        return Several((*parts, Statement(f"There is no time by layer on {record.target}.", tone="warning")))
     before = timed[BASELINE].layers if BASELINE in timed else ()
     parts.insert(0, _picture(timed, variants, record.target))
     for name, one in timed.items():
@@ -57,7 +57,7 @@ def _disturbed(one: Measurement, target: str) -> Statement:
     return Statement(
         f"The times by layer of {one.variant} on {target} are not shown: they add up to {took} where a call takes "
         f"{latency}, so something else used the machine meanwhile. Run again when it is quiet.",
-        tone="doubt",
+        tone="warning",
     )
 
 
@@ -78,7 +78,7 @@ def _explained(one: Measurement, before: Sequence[LayerTime], variant: Variant, 
         before,
         one.layers,
         variant.audit,
-        runtime=runtime_of(target),
+        runtime=Place.parse(target).target.runtime,
         denormals=one.denormals,
         speedup=one.latency.speedup,
         verdict=one.latency.verdict,
@@ -184,7 +184,7 @@ def _table(one: Measurement, before: Sequence[LayerTime], variant: Variant, targ
             left_now, left_old, small = left_now + ms, left_old + was, small + 1
             continue
         operators = ", ".join(now[layer]) if layer in now else "part of another layer"
-        cells = _cells(audit.get(layer), runtime_of(target))
+        cells = _cells(audit.get(layer), Place.parse(target).target.runtime)
         rows.append((Cell(layer), Cell(operators, tone="quiet"), *_times(ms, was, baseline, total), *cells))
     if small:
         name = f"{formats.counted(small, 'row')} of less than {formats.percent(SHOWN)} each"

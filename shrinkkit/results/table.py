@@ -10,7 +10,7 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study, impossible
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import machine_of, place, runtime_of, target_of
+from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
@@ -59,6 +59,11 @@ class Row(Rich):
     first_call_ms: float | None = None
     file_sha256: str = ""
 
+    @property
+    def place(self) -> Place:
+        """The target and the machine that `target` names."""
+        return Place.parse(self.target)
+
 
 @dataclass(frozen=True, repr=False)
 class Results(Rich):
@@ -67,7 +72,7 @@ class Results(Rich):
     name: str
     task: str
     metric: str
-    in_shares: bool
+    is_fraction: bool
     """Whether every score lies in [0, 1], so that per cent and percentage points make sense."""
     budget: Budget
     study: Study | None
@@ -92,12 +97,12 @@ class Results(Rich):
 
     def machine(self, target: str) -> str:
         """Return the short name of the machine of the place `target`."""
-        return machine_of(target) or self.machines[0]
+        return Place.parse(target).machine or self.machines[0]
 
     def where(self, target: str) -> str:
         """Return the place `target` as a reader must see it: with its machine, if there are several."""
         several = len(self.machines) > 1
-        return place(target_of(target), self.machine(target)) if several else target
+        return str(Place(Place.parse(target).target, self.machine(target))) if several else target
 
     def shown(self) -> Shown:
         """Return a table of all rows; the report shows more of each."""
@@ -118,9 +123,13 @@ class Results(Rich):
 
 
 def load(run: Path) -> Results:
-    """Return what the run folder `run` holds, however far the run got.
+    """Load the results of a run folder, however far the run got.
 
-    What is missing or cannot be read becomes a row with its reason, or a note, never a gap.
+    Args:
+        run: Run folder, such as `reports/digits-cnn`.
+
+    Returns:
+        A row for each variant and target. What is missing or cannot be read is a row with its reason, or a note.
 
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.
@@ -145,11 +154,11 @@ def load(run: Path) -> Results:
         name=study.name if study else Path(run).resolve().name,
         task=study.task if study else next((v.task for v in variants.values()), ""),
         metric=scores[0].metric if scores else "accuracy",
-        in_shares=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
+        is_fraction=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
         budget=budget,
         study=study,
         targets=targets,
-        machines=tuple(dict.fromkeys(machine_of(target) or folder.own[0] for target in targets)),
+        machines=tuple(dict.fromkeys(Place.parse(target).machine or folder.own[0] for target in targets)),
         names=names,
         rows=tuple(_row(folder, name, target, verdicts.get(target, {})) for name in names for target in targets),
         variants={name: variants[name] for name in names if name in variants},
@@ -210,9 +219,9 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return the state and reason of what kept the variant from being made or its target from being measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
-    if recipe and (why := impossible(recipe, target_of(target))):
+    if recipe and (why := impossible(recipe, str(Place.parse(target).target))):
         return "refused", f"{why}."
-    return _unmade(folder, name, runtime_of(target)) or _unmeasured(folder, target)
+    return _unmade(folder, name, Place.parse(target).target.runtime) or _unmeasured(folder, target)
 
 
 def _unmade(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None:
@@ -320,20 +329,20 @@ def results_table(of: "Results") -> Table:
         Column("vs PyTorch today", True),
         Column("change", True),
     )
-    return Table(f"Run {of.name} of {of.task}", columns, tuple(_result_row(row, of.in_shares) for row in of.rows))
+    return Table(f"Run {of.name} of {of.task}", columns, tuple(_result_row(row, of.is_fraction) for row in of.rows))
 
 
-def _result_row(one: "Row", in_shares: bool) -> tuple[Cell, ...]:
+def _result_row(one: "Row", is_fraction: bool) -> tuple[Cell, ...]:
     name, target = Cell(one.variant), Cell(one.target)
     if one.state != "measured":
-        return name, target, Cell(f"{one.state}: {one.reason}", tone="doubt", wide=True)
+        return name, target, Cell(f"{one.state}: {one.reason}", tone="warning", wide=True)
     speeds = [
-        Cell(formats.times(ratio.value), f"{formats.between(ratio)}\n{verdict}") if ratio else Cell("reference")
+        Cell(formats.times(ratio.value), f"{formats.interval(ratio)}\n{verdict}") if ratio else Cell("reference")
         for ratio, verdict in ((one.speedup, one.timing), (one.speedup_today, one.timing_today))
     ]
     moved = one.difference
     change = (
-        Cell(formats.change(moved.value, in_shares=in_shares), formats.between(moved, in_shares=in_shares))
+        Cell(formats.change(moved.value, is_fraction=is_fraction), formats.interval(moved, is_fraction=is_fraction))
         if moved
         else Cell("reference")
     )

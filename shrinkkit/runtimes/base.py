@@ -189,7 +189,7 @@ def covers(weights: Path, offset: int, size: int) -> None:
         raise ValueError(f"{weights.name} is shorter than it says")
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def prove(
     request: BuildRequest,
     load: Callable[..., Loaded],
@@ -221,7 +221,7 @@ def prove(
     Raises:
         ModelFileError: The outputs differ by more than the tolerance.
     """
-    copies.release()
+    copies.trim_heap()
     options = {"device": "cpu", "threads": torch.get_num_threads()}
     if expected is None:
         expected = load(path, **options, like=None)(*request.example)

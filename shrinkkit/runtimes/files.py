@@ -54,7 +54,7 @@ def build(runtime: str, request: BuildRequest) -> BuiltFile:
     try:
         return _backend(runtime).build(request)
     finally:
-        copies.release()
+        copies.trim_heap()
 
 
 def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, like: Any = None) -> Loaded:

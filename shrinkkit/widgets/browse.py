@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core.measurement import Accuracy, Lost
-from shrinkkit.core.target import target_of
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
@@ -79,7 +78,7 @@ def front(found: Results) -> None:
     choice = Dropdown(options=list(zip(names, range(len(best)), strict=True)), description="variant")
     drawn = drawing(found)
     points = _clickable(drawn.svg, names, choice)
-    live.show_controls(points, said="a picture whose points can be chosen", instead=drawn)
+    live.show_controls(points, "a picture whose points can be chosen", static=drawn)
     live.explore(lambda chosen: _chosen(found, best, chosen), chosen=choice)
     live.on_request(
         "Save as YAML",
@@ -118,7 +117,7 @@ def drawing(found: Results) -> Picture:
     rest = [
         row for row in _own(found) if row not in best and row.speedup_today and row.difference and not row.intermediate
     ]
-    scale = 100 if found.in_shares else 1
+    scale = 100 if found.is_fraction else 1
     with canvas(9.2, 3.8) as figure:
         axes = figure.subplots()
         for row in rest:
@@ -130,7 +129,7 @@ def drawing(found: Results) -> Picture:
             axes.scatter([_speed(row)], [scale * _change(row)], s=90, gid=f"point-{i}", **style)
         _name_points(axes, best, scale)
         figures.speed_axis(axes, [_speed(row) for row in (*best, *rest)])
-        axes.set_ylabel(f"change of {found.metric}{', points' if found.in_shares else ''}")
+        axes.set_ylabel(f"change of {found.metric}{', points' if found.is_fraction else ''}")
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(color=FAINT)
         axes.margins(y=0.3)
@@ -144,7 +143,7 @@ def _name_points(axes: "Axes", rows: Sequence[Row], scale: float) -> None:
     for i, row in enumerate(rows):
         offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9 if i % 2 else -25), "ha": "center"}
         axes.annotate(
-            f"{row.variant}\n{target_of(row.target)}",
+            f"{row.variant}\n{row.place.target}",
             (_speed(row), scale * _change(row)),
             fontsize=8,
             **offset,
@@ -156,7 +155,7 @@ def _own(found: Results) -> tuple[Row, ...]:
 
 
 def _label(row: Row) -> str:
-    return f"{row.variant} on {target_of(row.target)}"
+    return f"{row.variant} on {row.place.target}"
 
 
 def _speed(row: Row) -> float:
@@ -168,7 +167,7 @@ def _change(row: Row) -> float:
 
 
 def _figures(found: Results, row: Row) -> str:
-    change = formats.change(_change(row), in_shares=found.in_shares)
+    change = formats.change(_change(row), is_fraction=found.is_fraction)
     return f"{formats.times(_speed(row))}, {change}, {formats.size(row.size_bytes or 0)}"
 
 
@@ -193,9 +192,9 @@ def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
     rows = tuple(
         (
             Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
-            Cell(target_of(one.target)),
-            Cell(formats.times(_speed(one)), formats.between(one.speedup_today) if one.speedup_today else ""),
-            Cell(formats.change(_change(one), in_shares=found.in_shares)),
+            Cell(str(one.place.target)),
+            Cell(formats.times(_speed(one)), formats.interval(one.speedup_today) if one.speedup_today else ""),
+            Cell(formats.change(_change(one), is_fraction=found.is_fraction)),
             Cell(formats.size(one.size_bytes or 0)),
         )
         for one in best
@@ -230,7 +229,7 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
 def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
     if number > len(examples):
         few = formats.counted(len(examples), "example")
-        return Statement(f"{variant} shows {few} that it lost; there is no number {number}.", tone="doubt")
+        return Statement(f"{variant} shows {few} that it lost; there is no number {number}.", tone="warning")
     one = examples[number - 1]
     caption = f"{variant}, {number} of {formats.counted(len(examples), 'lost example')}"
     pairs = [

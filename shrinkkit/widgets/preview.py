@@ -14,10 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from shrinkkit.compress import apply, prune, sensitivity, variants
-from shrinkkit.compress.groups import counted, widths
-from shrinkkit.compress.prune import PRUNABLE
-from shrinkkit.compress.sensitivity import LayerError
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy
@@ -29,6 +25,10 @@ from shrinkkit.runtimes.torch.quantize import HALF
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example, macs, parameters, plain_attention
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import apply, prune, sensitivity, variants
+from shrinkkit.transforms.groups import counted, widths
+from shrinkkit.transforms.prune import PRUNABLE
+from shrinkkit.transforms.sensitivity import LayerError
 
 BINS = 60
 """Of a histogram of weights."""
@@ -233,7 +233,7 @@ class Quantizer:
     def __init__(self, task: Task, model: nn.Module, *, calibration_examples: int = 128) -> None:
         """Hold the task, the float model, and how many examples fix the ranges of activations for static int8."""
         self.task = task
-        self.model = copies.sharing(model, device="cpu").eval()
+        self.model = copies.shallow_copy(model, device="cpu").eval()
         self.calibration_examples = calibration_examples
         self._found: dict[tuple[str, tuple[str, ...], str], Quantization] = {}
         self._engines: dict[str, str] = {}

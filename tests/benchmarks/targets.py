@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from shrinkkit import quiet
-from shrinkkit.compress import variants
 from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
@@ -41,6 +40,7 @@ from shrinkkit.runtimes.exports import Making
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import loader, outputs
 from shrinkkit.tasks.modules import Example
+from shrinkkit.transforms import variants
 
 MODELS = ("digits-cnn", "resnet18", "digits-transformer")
 METHODS = {"digits-cnn": "static-int8", "resnet18": "static-int8", "digits-transformer": "dynamic-int8"}
@@ -248,7 +248,7 @@ def files(subject: Subject, folder: Path) -> tuple[dict[tuple[str, str], Loaded]
     found: dict[tuple[str, str], Loaded] = {}
     missing: dict[tuple[str, str], str] = {}
     for target, reason in specs.available().items():
-        device, runtime = target.split("/")
+        device, runtime = (at := Target.parse(target)).device, at.runtime
         if device != "cpu":
             continue
         if reason:

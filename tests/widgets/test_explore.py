@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from ruamel.yaml import YAML
 from tiny import task as tiny_task
 
-from shrinkkit.compress.sensitivity import LayerError
+from shrinkkit.transforms.sensitivity import LayerError
 from shrinkkit.widgets import explore
 from shrinkkit.widgets.explore import NAMED
 from shrinkkit.widgets.preview import Pruner, Quantizer
@@ -27,7 +27,7 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from ipywidgets import Button, Dropdown, FloatSlider
 from ipywidgets.widgets.widget import _instances
 from tiny import task as tiny_task
-from shrinkkit import explore
+from shrinkkit.widgets import explore
 task = tiny_task()
 def control(kind, at=0):
     return [one for one in _instances.values() if type(one) is kind][at]

@@ -110,7 +110,7 @@ def _saturated(path: Path, request: BuildRequest) -> Sequence[str]:
     return tuple(dict.fromkeys(name for check in checks if check for name in check.saturated))
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def _error(path: Path, request: BuildRequest) -> float:
     """Return the error of an ONNX file's outputs on the calibration data, infinite if they are not finite."""
     loaded = load.load(path, device="cpu", threads=torch.get_num_threads(), like=None)

@@ -44,7 +44,7 @@ def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
     )
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def int8_weights(path: Path) -> frozenset[str]:
     """Return the names of the weights that ONNX Runtime multiplies as integers, read off the graph that it runs.
 

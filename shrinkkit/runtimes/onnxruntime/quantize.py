@@ -73,7 +73,7 @@ def saturates() -> bool:
     return any((product != 255 * 127 * width).any() for product in products)
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def write(
     source: Path,
     path: Path,

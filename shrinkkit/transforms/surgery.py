@@ -1,0 +1,210 @@
+"""Cutting channels out of a model, and proving the cut right.
+
+A cut is never taken on trust: `disproof` compares the model that was cut with the original
+model in which the same weights are zero.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from shrinkkit.tasks import outputs
+from shrinkkit.tasks.modules import FORWARD_ERRORS, _Drop, duplicate
+from shrinkkit.transforms import groups
+from shrinkkit.transforms.groups import Edit, Group, attention_heads, width
+
+Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
+"""What each layer loses, by its name and the side that is cut."""
+
+
+def cut_of(chosen: Iterable[tuple[Group, Iterable[int]]]) -> Cut:
+    """Return what every layer loses when the units in `chosen` go."""
+    result: dict[tuple[str, str], tuple[Edit, frozenset[int]]] = {}
+    for group, units in chosen:
+        gone = {root for unit in units for root in group.units[unit]}
+        for edit in group.edits:
+            idxs = frozenset(i for i, root in zip(edit.idxs, edit.roots, strict=True) if root in gone)
+            key = (edit.name, edit.handler.__qualname__)
+            result[key] = (edit, result[key][1] | idxs if key in result else idxs)
+    return {key: (edit, idxs) for key, (edit, idxs) in result.items() if idxs}
+
+
+def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
+    """Cut `model` itself, and return it; weights that were shared stay shared.
+
+    With `rescale`, attention that divides by the square root of its head size still divides by the old one.
+    """
+    trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    ties = _ties(model)
+    attention, hidden_sizes = list(_head_sizes(model)), groups.sizes_kept(model)
+    for edit, idxs in cut.values():
+        owner, _, attribute = edit.name.rpartition(".")
+        edit.handler.__self__.pruning_dim = edit.dim  # type: ignore[attr-defined]
+        target = getattr(model.get_submodule(owner), attribute) if edit.name else model
+        result = edit.handler(target, sorted(idxs))
+        if isinstance(target, nn.Parameter):
+            setattr(model.get_submodule(owner), attribute, result)
+    for module, source, channels, size in attention:
+        if width(source) != channels:
+            _resize_heads(module, size, size * width(source) // channels, rescale)
+    for module, name, layers in hidden_sizes:
+        if len({layer.hidden_size for layer in layers}) == 1:
+            setattr(module, name, layers[0].hidden_size)
+    for first, *others in ties:
+        kept = model.get_parameter(first)
+        for name in others:
+            if not torch.equal(kept, model.get_parameter(name)):
+                raise ValueError(f"`{first}` and `{name}` share one weight but would lose different parts of it")
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, kept)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            # cuDNN wants the weights of a recurrent layer side by side in memory; elsewhere this does nothing.
+            module.flatten_parameters()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(trained[name])
+    return model
+
+
+def _ties(model: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = {}
+    modules: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = name.rpartition(".")[0]
+        # A module that is used twice is cut once, under its first name.
+        first = modules.setdefault(id(model.get_submodule(owner)), owner)
+        if first == owner:
+            names.setdefault(id(parameter), []).append(name)
+    return [tied for tied in names.values() if len(tied) > 1]
+
+
+HEAD_SIZES = ("head_dim", "dim_head", "head_size", "attention_head_size")
+INNER_SIZES = ("all_head_size", "inner_dim")
+
+
+def _head_sizes(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, int, int]]:
+    linears = attention_heads(model)
+    for module in model.modules():
+        size = next((getattr(module, a) for a in HEAD_SIZES if hasattr(module, a)), None)
+        source = module if module in linears else next((c for c in module.children() if c in linears), None)
+        if isinstance(size, int) and source is not None:
+            yield module, source, width(source), size
+
+
+def _resize_heads(module: nn.Module, before: int, after: int, rescale: bool) -> None:
+    if not isinstance(module, nn.MultiheadAttention):
+        for attribute in HEAD_SIZES:
+            if getattr(module, attribute, None) == before:
+                setattr(module, attribute, after)
+        for attribute in INNER_SIZES:
+            inner = getattr(module, attribute, None)
+            if isinstance(inner, int) and inner % before == 0:
+                setattr(module, attribute, inner // before * after)
+    elif rescale:
+        weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+        with torch.no_grad():
+            for parameter in (p for p in (weight, module.in_proj_bias) if p is not None):
+                parameter[: module.embed_dim] *= math.sqrt(after / before)
+
+
+class _WithoutStatistics(TorchFunctionMode):
+    """Runs a model with its normalisations over channels reduced to their scale and shift.
+
+    What they divide by depends on how many channels there are, so a cut changes it rightly; everything
+    else must come out the same.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (functional.layer_norm, functional.group_norm, functional.rms_norm):
+            names = ("input", "groups", "weight", "bias")
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            return _affine(
+                given["input"], given.get("weight"), given.get("bias"), last=func is not functional.group_norm
+            )
+        if func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            kwargs = {**kwargs, "scale": 1.0}
+        return func(*args, **kwargs)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, last: bool = True) -> Tensor:
+    shape = weight.shape if last and weight is not None else (-1, *[1] * (x.dim() - 2))
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _without_norms(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        known = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase))
+        if "norm" in type(module).__name__.lower() and not known and list(own) in (["weight"], ["weight", "bias"]):
+            module.forward = lambda x, m=module: _affine(x, m.weight, getattr(m, "bias", None))
+    return model
+
+
+def run(model: nn.Module, example: _Drop) -> list[Tensor]:
+    """Return the output tensors of one call, without gradients and with the generator's state put back."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return outputs.tensors(model(*(t.clone() for t in example)))
+
+
+def disproof(model: nn.Module, cut: Cut, example: _Drop) -> str:
+    """Return why `cut` may not be made, or an empty string once it is proven right.
+
+    A cut is right when the model that was cut computes exactly what `model` computes with the same
+    weights set to zero, normalisation statistics and the scale of attention aside. `model` is left unchanged.
+    """
+    try:
+        numbered = duplicate(model)
+        for parameter in numbered.parameters():
+            parameter.data = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
+        survivors = dict(apply(numbered, cut, rescale=False).named_parameters())
+        pruned = apply(duplicate(model), cut)
+        found = [t.shape for t in run(pruned, example)]
+    except FORWARD_ERRORS as error:
+        return f"cut, the model no longer runs: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    wanted = [t.shape for t in run(model, example)]
+    if found != wanted:
+        return f"the shape of the model's outputs would change from {_shapes(wanted)} to {_shapes(found)}"
+    masked = duplicate(model)
+    for name, parameter in masked.named_parameters():
+        keep = torch.zeros(parameter.numel(), dtype=torch.bool)
+        keep[survivors[name].detach().reshape(-1).long().cpu()] = True
+        parameter.data.masked_fill_(~keep.reshape(parameter.shape).to(parameter.device), 0)
+    if not _same(masked, pruned, example):
+        return "cut, the model does not compute what it computes with the same weights set to zero"
+    return ""
+
+
+def _same(masked: nn.Module, pruned: nn.Module, example: _Drop) -> bool:
+    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3), (None, 5e-2)):
+        a, b, x = duplicate(masked), duplicate(pruned), example
+        if dtype is not None:
+            a, b = a.to(dtype), b.to(dtype)
+            x = tuple(t.to(dtype) if t.is_floating_point() else t for t in example)
+        a, b = _without_norms(a), _without_norms(b)
+        try:
+            with _WithoutStatistics():
+                pairs = list(zip(run(a, x), run(b, x), strict=True))
+        except FORWARD_ERRORS:
+            # A forward that names a dtype runs only in its own; the comparison is then as fine as that allows.
+            continue
+        return all(_close(p, q, tolerance) for p, q in pairs)
+    return False
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    scale = a.abs().max().item() if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * max(scale, 1e-12), equal_nan=True)
+
+
+def _shapes(shapes: Sequence[torch.Size]) -> str:
+    return ", ".join(str(tuple(s)) for s in shapes)

@@ -1,0 +1,76 @@
+"""What a person may type into a notebook's parameters cell, and what they are told about the rest."""
+
+import ast
+import json
+
+import pytest
+
+from shrinkkit.errors import InvalidInput
+from shrinkkit.pipeline import parameters, plan
+
+NOTEBOOKS = sorted(plan.notebooks().glob("*.ipynb"))
+
+
+def variables(notebook):
+    """Return the variables of a notebook after its parameters cell has run."""
+    cells = json.loads(notebook.read_text())["cells"]
+    (cell,) = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = {}
+    exec(cell, names)
+    return names
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_defaults_of_a_notebook_are_allowed(notebook):
+    names = variables(notebook)
+    parameters.check(names)
+    assert len(names["__annotations__"]) >= 2
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
+    code = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    acts = [node for node in ast.parse(code[1]).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert ast.unparse(acts[0]) == "parameters.check(globals())"
+
+
+@pytest.mark.parametrize(
+    ("notebook", "name", "value", "said"),
+    [
+        ("1-baseline", "task", 5, "`task` must be str, got 5."),
+        ("1-baseline", "runtimes", "torch", "`runtimes` must be list, got 'torch'."),
+        (
+            "1-baseline",
+            "runtimes",
+            ["onnx"],
+            "onnxruntime or openvino, got 'onnx'.",
+        ),
+        ("1-baseline", "runtimes", [], "`runtimes` must name at least one of torch"),
+        ("1-baseline", "threads", "two", "`threads` must be int, got 'two'."),
+        ("1-baseline", "threads", True, "`threads` must be int, got True."),
+        ("1-baseline", "threads", -1, "`threads` must be at least 0 and below 1025, got -1."),
+        ("1-baseline", "seed", -1, "`seed` must be at least 0 and below 4294967296, got -1."),
+        ("2-prune", "layers", [1], "`layers` must be dict, got [1]."),
+        ("2-prune", "learning_rate", "fast", "`learning_rate` must be float, got 'fast'."),
+        ("2-prune", "variant", "../x", "`variant` names a folder"),
+        ("2-prune", "variant", "baseline", "which names the unchanged model"),
+        ("2-prune", "skip", [1], "`skip` must be a list of texts, got 1. Put it in quotes."),
+        ("3-quantize", "variant", "", "`variant` names a folder"),
+        ("4-benchmark", "batch_sizes", ["a"], "`batch_sizes` must be whole numbers >= 1 and at most 65536, got 'a'."),
+        ("4-benchmark", "thread_counts", [0], "`thread_counts` must be whole numbers >= 1 and at most 1024, got 0."),
+    ],
+)
+def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, said):
+    names = variables(plan.notebooks() / f"{notebook}.ipynb") | {name: value}
+    with pytest.raises(InvalidInput) as error:
+        parameters.check(names)
+    assert said in str(error.value)
+
+
+def test_a_whole_number_is_a_float_too():
+    parameters.check({"__annotations__": {"ratio": float}, "ratio": 0})
+
+
+def test_none_is_allowed_only_where_it_is_declared():
+    assert parameters.of_type("limit", "float | None", None) == ""
+    assert parameters.of_type("limit", "float", None) == "`limit` must be float, got None."

@@ -1,0 +1,332 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import examples
+import psutil
+import pytest
+
+from shrinkkit.core import lease, machines, store, studies
+from shrinkkit.core.recipe import BUILT_IN
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.status import Status
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.core.target import Target
+from shrinkkit.errors import InvalidInput
+from shrinkkit.pipeline import plan, runner, steps
+from shrinkkit.results import table
+
+TASK = Path(__file__).parent.parent / "tiny.py"
+RECIPES = """
+name: corner
+task: {task}
+recipes:
+  - name: half
+    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
+  - name: half-int8
+    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
+    quantize: {{method: static-int8, calibration_examples: 32}}
+  - name: hopeless
+    quantize: {{method: dynamic-int8, skip: [head]}}
+targets: [cpu/onnxruntime]
+budget: {{accuracy_drop: 0.05, want: smallest}}
+"""
+
+RECORD = RunFolder("").measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime"))).as_posix()
+"""Where this machine's measurements go."""
+ELSEWHERE = "made-up-9000-8-cores"
+
+
+def silent(line, final):
+    pass
+
+
+def states(folder):
+    return {s.name: s.state for s in store.read(folder / "status.json", Status).steps}
+
+
+def take(study, folder, say=silent, **options):
+    return runner.run(study, reports=folder, command="shrinkkit run corner.yaml", threads=2, say=say, **options)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "corner.yaml"
+    path.write_text(RECIPES.format(task=TASK))
+    return studies.read_study(path)
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    """A run of the whole study, in which one recipe must fail."""
+    return take(study, tmp_path_factory.mktemp("reports"))
+
+
+def test_recipes_that_prune_alike_share_the_pruned_variant(study):
+    names = [step.name for step in plan.plan(study, task="t.py", threads=1)]
+    assert names == [
+        "1-baseline",
+        "2-prune-half",
+        "3-quantize-half-int8",
+        "3-quantize-hopeless",
+        "4-benchmark-cpu-onnxruntime",
+        "5-report",
+    ]
+
+
+def test_a_recipe_with_both_sections_leaves_its_pruned_variant_to_be_measured():
+    study = studies.study("digits-cnn", recipes=["channels-50-static-int8"], targets=["cpu/torch"])
+    steps = {step.name: step for step in plan.plan(study, task="digits-cnn", threads=1)}
+    pruned = "channels-50-static-int8.pruned"
+    assert steps["3-quantize-channels-50-static-int8"].parameters["source"] == pruned
+    assert steps["4-benchmark-cpu-torch"].parameters["variants"] == ["baseline", pruned, "channels-50-static-int8"]
+
+
+def test_the_parameters_of_every_built_in_recipe_fit_their_notebooks():
+    study = studies.study("digits-cnn", recipes=BUILT_IN, targets=["cpu/torch"])
+    planned = plan.plan(study, task="digits-cnn", threads=1)
+    assert len(planned) > len(BUILT_IN)
+    for step in planned:
+        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+
+
+def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):
+    found = states(run)
+    assert found.pop("3-quantize-hopeless") == "failed"
+    assert set(found.values()) == {"done"}
+
+
+def test_the_cause_of_a_failure_stands_in_the_status(run):
+    step = next(s for s in store.read(run / "status.json", Status).steps if s.state == "failed")
+    assert "would run every layer of this model in float after dynamic-int8" in step.error
+    assert "in `skip`" in step.error
+
+
+def test_the_report_and_every_executed_notebook_are_left(run):
+    assert (run / "report.html").stat().st_size < 1_500_000
+    assert {p.stem for p in (run / "steps").glob("*.html")} >= {s for s in states(run) if s != "5-report"}
+    assert json.loads((run / "results.json").read_text())["schema_version"] == SCHEMA_VERSION
+    assert "hopeless" in (run / "report.md").read_text()
+    assert not list(run.glob(".attempt-*"))
+
+
+def test_the_run_folder_tells_nothing_of_where_it_lay(run):
+    own = [p for p in run.rglob("*") if p.suffix in (".json", ".html", ".md", ".ipynb")]
+    assert len(own) > 10
+    assert [p.name for p in own if str(run) in p.read_text()] == []
+
+
+def test_an_unchanged_run_takes_no_step_again_but_the_report(run, study):
+    before = (run / RECORD).read_text()
+    take(study, run.parent)
+    assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"reused"}
+    assert (run / RECORD).read_text() == before
+
+
+def test_every_variant_and_target_of_the_study_has_a_row(run):
+    rows = {(row.variant, row.target) for row in table.load(run).rows}
+    assert rows == {(v, "cpu/onnxruntime") for v in ("baseline", "half", "half-int8", "hopeless")}
+
+
+def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(RECIPES.format(task=TASK).replace("[head]", "[hed]"))
+    with pytest.raises(InvalidInput, match=r"s.yaml:11.*|.*'hed'.*head"):
+        take(studies.read_study(path), tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, tmp_path):
+    hasty = study.model_copy(
+        update={"timeout_s": 1.0, "name": "hasty", "task": "digits-cnn", "recipes": study.recipes[:1]}
+    )
+    take(hasty, tmp_path)
+    found = states(tmp_path / "hasty")
+    assert "longer than 1 s" in (tmp_path / "hasty/report.md").read_text()
+    assert found["1-baseline"] == "failed"
+    assert found["2-prune-half"] == "skipped"
+
+
+def test_a_run_folder_in_use_is_refused(study, tmp_path):
+    (tmp_path / "corner").mkdir()
+    with lease.hold(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
+        take(study, tmp_path)
+
+
+def steps_of(child):
+    """Return the processes of steps that a run has started, which it waits for."""
+    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.pipeline.steps" in p.cmdline()]
+
+
+def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
+    (tmp_path / "s.yaml").write_text(RECIPES.format(task=TASK))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "shrinkkit.cli", "run", "s.yaml"], cwd=tmp_path, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # A suite that a shell runs in the background was told to ignore Ctrl-C, and so would its children be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    status = tmp_path / "reports/corner/status.json"
+    while not (status.is_file() and "running" in states(status.parent).values() and steps_of(child)):
+        assert child.poll() is None
+        time.sleep(0.1)
+    os.kill(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"goes on from here" in said
+    assert states(status.parent)["1-baseline"] == "interrupted"
+    assert {path.name for path in status.parent.iterdir()} <= {".lock", "run.log", "status.json", "steps", "study.json"}
+    kernels = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(status.parent)]
+    assert psutil.wait_procs(kernels, timeout=10)[1] == []
+
+
+def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match=r"must be a run folder"):
+        runner.rebuild_report(tmp_path, say=silent)
+
+
+def measure_here(folder, targets=(), threads=1, task=str(TASK), **options):
+    command = "shrinkkit run --only benchmark"
+    runner.benchmark(folder, targets=targets, command=command, threads=threads, task=task, **options)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def travelled(run, tmp_path_factory):
+    """A copy of the run as though another machine had made it, with fewer things to time."""
+    folder = tmp_path_factory.mktemp("copied") / "corner"
+    shutil.copytree(run, folder)
+    (folder / "measurements" / machines.this_machine(Target("cpu", "torch"))).rename(
+        folder / "measurements" / ELSEWHERE
+    )
+    for path in [*folder.glob("variants/*/variant.json"), *folder.glob("measurements/*/*.json")]:
+        record = json.loads(path.read_text())
+        record["environment"] |= {"cpu": "Made(R) Up(TM) 9000", "cores": 8}
+        path.write_text(json.dumps(record | {"machine": ELSEWHERE} if "machine" in record else record))
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(study | {"batch_sizes": [], "thread_counts": []}))
+    examples.vouch(folder)
+    return folder
+
+
+def test_on_another_machine_steps_that_measure_carry_its_name(study):
+    def planned(**options):
+        step = next(s for s in plan.plan(study, task="t.py", threads=1, **options) if s.notebook == "4-benchmark")
+        return step.name, step.subject, step.leaves
+
+    here = machines.this_machine(Target("cpu", "onnxruntime"))
+    assert planned() == planned(own=(here,)) == ("4-benchmark-cpu-onnxruntime", "cpu/onnxruntime", RECORD)
+    name = f"4-benchmark-cpu-onnxruntime-{here}"
+    assert planned(own=(ELSEWHERE,)) == (name, f"cpu/onnxruntime @ {here}", RECORD)
+
+
+def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(travelled):
+    before, known = contents(travelled), store.read(travelled / "status.json", Status)
+    measure_here(travelled, say=silent)
+    after = contents(travelled)
+    changed = {path for path in before if before[path] != after.get(path)}
+    assert {path.name for path in changed} <= {"status.json", "run.log", "report.html", "report.md", "results.json",
+        "5-report.ipynb", "model-card.json", "README.md", "SHA256SUMS"}  # fmt: skip
+    assert Path(RECORD) in after.keys() - before.keys()
+    step = f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"
+    assert Path("steps", f"{step}.html") in after.keys() - before.keys()
+
+    status = store.read(travelled / "status.json", Status)
+    assert (status.command, status.started) == (known.command, known.started)
+    kept = {s.name: s for s in status.steps if s.notebook != "5-report"}
+    assert {name: s for name, s in kept.items() if name != step} == {
+        s.name: s for s in known.steps if s.notebook != "5-report"
+    }
+    assert kept[step].state == "done"
+
+    found = table.load(travelled)
+    assert found.machines == (ELSEWHERE, machines.this_machine(Target("cpu", "onnxruntime")))
+    for target in found.targets:
+        assert found.row("half-int8", target).state == "measured"
+    report = (travelled / "report.md").read_text()
+    assert all(f"### {name}: " in report for name in found.machines)
+
+    # What is brought back may be the measurements alone: the report needs no more of them.
+    (travelled / "status.json").write_bytes(before[Path("status.json")])
+    runner.rebuild_report(travelled, say=silent)
+    assert table.load(travelled).targets == found.targets
+    assert f"@ {machines.this_machine(Target('cpu', 'onnxruntime'))}" in (travelled / "report.md").read_text()
+
+
+def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study):
+    def stop(line, final):
+        if "4-benchmark" in line and not final:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(study, travelled.parent, say=stop)
+    found = states(travelled)
+    assert found["1-baseline"] == found["2-prune-half"] == "reused"
+    assert found["4-benchmark-cpu-onnxruntime"] in ("done", "reused")
+    assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
+
+
+def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
+    step = next(s for s in plan.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
+    elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
+    assert runner._inputs(step, run, "") == runner._inputs(dataclasses.replace(step), run, "")
+    assert runner._inputs(step, run, "") != runner._inputs(elsewhere, run, "")
+
+
+def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run):
+    before = (run / RECORD).read_bytes()
+    measure_here(run, threads=2, say=silent)
+    assert states(run)["4-benchmark-cpu-onnxruntime"] == "reused"
+    assert (run / RECORD).read_bytes() == before
+
+
+def test_a_run_without_variants_cannot_be_measured(travelled):
+    shutil.rmtree(travelled / "variants")
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=r"must hold variants to measure, but there is no variants/baseline"):
+        measure_here(travelled, say=silent)
+    assert contents(travelled) == before
+
+
+def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=r"there is no .*mine.py. Copy that file"):
+        measure_here(travelled, task=str(travelled.parent / "mine.py"), say=silent)
+    assert contents(travelled) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("cpu/onnxruntim", "Did you mean `cpu/onnxruntime`"),
+        ("cpu/openvino", "the variants were made for torch and onnxruntime only"),
+        ("cuda/onnxruntime", "cuda/onnxruntime cannot run here"),
+    ],
+)
+def test_a_target_that_cannot_be_measured_here_stops_before_anything_starts(travelled, target, message, monkeypatch):
+    monkeypatch.setattr(machines, "_gpus", tuple)
+    before = contents(travelled)
+    with pytest.raises(InvalidInput, match=message):
+        measure_here(travelled, targets=[target], say=silent)
+    assert contents(travelled) == before
+
+
+def test_targets_of_the_study_that_cannot_run_here_are_left_out_aloud(travelled, monkeypatch):
+    monkeypatch.setattr(machines, "_gpus", tuple)
+    study, baseline = runner._kept(travelled)
+    both = study.model_copy(update={"targets": ("cpu/onnxruntime", "cuda/onnxruntime")})
+    said = []
+    chosen = runner._measurable(both, baseline, (), lambda line, final: said.append(line))
+    assert chosen == ("cpu/onnxruntime",)
+    assert said[0].startswith("left out: cuda/onnxruntime cannot run here: ")
+    with pytest.raises(InvalidInput, match="cannot run here"):
+        runner._measurable(study.model_copy(update={"targets": ("cuda/onnxruntime",)}), baseline, (), silent)

@@ -1,0 +1,197 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import task as tiny_task
+from torch import nn
+
+from shrinkkit.core import store
+from shrinkkit.core.run_folder import RECORD
+from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
+from shrinkkit.measure import peak_memory, scoring
+from shrinkkit.measure.peak_memory import RESET
+from shrinkkit.runtimes import exports
+from shrinkkit.runtimes.exports import Making
+from shrinkkit.tasks import copies
+from shrinkkit.transforms import prune, variants
+from shrinkkit.transforms.apply import Pruned
+
+RUNTIMES = ("torch", "onnxruntime")
+PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task()
+
+
+@pytest.fixture(scope="module")
+def run(task, tmp_path_factory):
+    """A run folder with a baseline and a pruned variant."""
+    folder = tmp_path_factory.mktemp("run")
+    variants.write(folder / "variants/baseline", task, task.model, recipe={}, runtimes=RUNTIMES)
+    model = prune.channels(task.model, task.example, ratio=0.5, scope="layer", round_to=1)
+    pruned = Pruned(model, 0.5, prune.channel_ratio(task.model, model, task.example), {}, (0.9,))
+    section = {"method": "channels", "ratio": 0.5}
+    variants.write_pruned(folder / "variants/half", task, pruned, section=section, runtimes=RUNTIMES, seed=0)
+    return folder
+
+
+def test_the_baseline_has_a_proved_file_for_each_runtime(run):
+    variant = variants.read(run / "variants/baseline")
+    assert [(f.runtime, f.format) for f in variant.files] == [("torch", "torchscript"), ("onnxruntime", "onnx")]
+    for file in variant.files:
+        path = run / "variants/baseline" / file.path
+        assert path.stat().st_size == file.size_bytes
+        assert store.sha256(path) == file.sha256
+        assert 0 < file.compressed_bytes <= file.size_bytes
+        assert file.deviation < 1e-3
+
+
+def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
+    seen = []
+    half = {"quantize": {"method": "float16"}}
+    variants.write(
+        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, watch=lambda *event: seen.append(event)
+    )
+    assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
+
+
+def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
+    before, after = variants.read(run / "variants/baseline"), variants.read(run / "variants/half")
+    assert after.parameters < before.parameters
+    assert after.macs < before.macs
+    assert after.ratio_reached == pytest.approx(0.5)
+    assert {r.layer: (r.channels_before, r.channels) for r in after.audit}["conv1"] == (16, 8)
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8", "float16", "bfloat16"])
+def test_a_pruned_variant_can_be_quantized(run, task, tmp_path, method):
+    model = variants.source(run, "half", task)
+    section = {"method": method, "skip": [], "calibration_examples": 32}
+    made = variants.write_quantized(
+        run / "variants" / method, task, model, source="half", section=section, runtimes=RUNTIMES, seed=0
+    )
+    assert made.recipe["prune"]["ratio"] == 0.5
+    assert made.recipe["quantize"]["method"] == method
+    assert made.source == "half"
+    assert any(p.runs_as != "float32" for r in made.audit for p in r.precision.values())
+
+
+def test_half_precision_is_refused_for_onnx_runtime_and_kept_for_torch(run, task):
+    section = {"method": "float16", "skip": [], "calibration_examples": 32}
+    made = variants.write_quantized(
+        run / "variants/f16", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+    )
+    assert [f.runtime for f in made.files] == ["torch"]
+    assert "no float16 kernels" in made.refusals["onnxruntime"]
+
+
+def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, tmp_path):
+    with pytest.raises(
+        Unsupported, match=r"No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"
+    ):
+        variants.write(
+            tmp_path / "v", task, task.model, recipe={"quantize": {"method": "bfloat16"}}, runtimes=["onnxruntime"]
+        )
+    assert not (tmp_path / "v" / RECORD).exists()
+
+
+def test_pruning_that_removed_nothing_is_an_error(task, tmp_path):
+    with pytest.raises(NothingChanged, match=r"0\.0 %"):
+        variants.write(
+            tmp_path / "v", task, task.model, recipe={"prune": {"ratio": 0.5}}, runtimes=["torch"], ratio_reached=0.0
+        )
+
+
+def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, run, tmp_path):
+    masked = prune.weights(task.model, ratio=0.8)
+    pruned = Pruned(masked, 0.8, prune.sparsity(masked), {}, ())
+    made = variants.write_pruned(tmp_path / "v", task, pruned, section={"ratio": 0.8}, runtimes=["onnxruntime"], seed=0)
+    before = next(f for f in variants.read(run / "variants/baseline").files if f.runtime == "onnxruntime")
+    assert made.files[0].size_bytes == pytest.approx(before.size_bytes, rel=0.02)
+    assert made.files[0].compressed_bytes < 0.7 * before.compressed_bytes
+    assert made.sparsity > 0.7
+
+
+def test_fidelity_pairs_each_file_with_the_task_s_own_model(run, task):
+    found = scoring.fidelity(run / "variants/baseline", task, task.validation)
+    assert set(found) == set(RUNTIMES)
+    assert all(a.agreement == 1.0 and a.difference.value == 0 for a in found.values())
+
+
+def test_the_user_s_model_is_neither_changed_nor_moved(task, tmp_path):
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    variants.write(tmp_path / "v", task, task.model, recipe={"quantize": {"method": "dynamic-int8"}}, runtimes=RUNTIMES)
+    assert all(torch.equal(before[k], v) for k, v in task.model.state_dict().items())
+
+
+def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
+    other = tiny_task()
+    with torch.no_grad():
+        other.model.head.bias += 1
+    with pytest.raises(InvalidTask, match=r"must be the same each time it is loaded"):
+        variants.write(run / "variants/other", other, other.model, recipe={}, runtimes=["torch"])
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
+def test_skip_is_honoured_by_every_runtime(task, tmp_path, method):
+    section = {"method": method, "skip": ["conv1" if method == "static-int8" else "conv2"], "calibration_examples": 32}
+    made = variants.write_quantized(
+        tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+    )
+    found = {row.layer: row.precision for row in made.audit}[section["skip"][0]]
+    assert [p.why for p in found.values()] == ["in `skip`", "in `skip`"]
+    assert any(p.runs_as == "int8" for row in made.audit for p in row.precision.values())
+
+
+def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task, tmp_path):
+    section = {"method": "dynamic-int8", "skip": ["head"], "calibration_examples": 32}
+    with pytest.raises(Unsupported, match=r"torch: .*has none outside `skip`.*onnxruntime: .*in float"):
+        variants.write_quantized(
+            tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
+        )
+
+
+def measure_peaks(folder):
+    """Print what making each file takes at most beyond the model, and the file's size; run in a process of its own."""
+    torch.set_num_threads(1)
+    small, large = (
+        nn.Sequential(*(nn.Linear(width, width) for _ in range(12)), nn.Linear(width, 4)).eval() for width in (16, 2048)
+    )
+    for parameter in large.parameters():
+        # Files are compressed to tell their size in transit, which takes long for random numbers.
+        nn.init.constant_(parameter, 1 / 2048)
+    for runtime, method in PEAKS:
+        for width, model in ((16, small), (2048, large)):
+            # The first one brings the libraries into memory.
+            place = Path(folder) / runtime / (method or "float") / str(width)
+            (place / "scratch").mkdir(parents=True)
+            copies.trim_heap()
+            RESET.write_text("5")
+            before = peak_memory._status("VmRSS")
+            example = (torch.zeros(2, width),)
+            made = exports.make(runtime, Making(place, place / "scratch", model, example, method))
+            peak = peak_memory._status("VmHWM") - before
+        print(json.dumps([runtime, method, peak, made.file.size_bytes]), flush=True)
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="peaks are counted by Linux's /proc")
+def test_making_a_file_takes_little_more_memory_than_the_file(tmp_path):
+    command = [sys.executable, "-c", f"import test_variants as t; t.measure_peaks({str(tmp_path)!r})"]
+    ended = subprocess.run(
+        command,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
+    assert [(runtime, method) for runtime, method, *_ in rows] == PEAKS
+    # The model has 202 MB: another copy of it would not pass. With VNNI hidden, torch peaked 122 MB above the file.
+    assert all(peak < size + 140e6 for *_, peak, size in rows), rows
