@@ -243,9 +243,9 @@ def _budget(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _usual_targets() -> tuple[str, ...]:
     """Return where a task is measured if nobody says where: what can run here and needs no compiling."""
-    from shrinkkit.runtimes import specs
+    from shrinkkit.runtimes import registry
 
-    return tuple(name for name, why in specs.available().items() if not why and not name.endswith("/inductor"))
+    return tuple(name for name, why in registry.available().items() if not why and not name.endswith("/inductor"))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -261,9 +261,9 @@ def _list(arguments: argparse.Namespace) -> int:
             print(f"{name:26} {what}")
         print("my_task.py                 your own: `shrinkkit new my_task.py` writes one to start from")
     else:
-        from shrinkkit.runtimes import specs
+        from shrinkkit.runtimes import registry
 
-        for name, reason in specs.available().items():
+        for name, reason in registry.available().items():
             print(f"{name:26} {f'not here: {reason}.' if reason else 'can run here'}")
     return 0
 

@@ -17,7 +17,7 @@ def pytest_configure(config):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
-LONG = ("test_runner", "test_lab", "test_coverage", "test_notebooks", "test_packaging", "test_snippets", "test_session")
+LONG = ("test_runner", "test_lab", "test_coverage", "test_notebooks", "test_packaging", "test_spec", "test_session")
 """Files that take long come first, so that none is left when one of several workers has nothing more to do."""
 
 

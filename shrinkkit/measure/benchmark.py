@@ -19,7 +19,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief
 from shrinkkit.measure import contention, timing
 from shrinkkit.measure.timing import Call, Make, Protocol, Watch
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks.modules import Example, raw_bytes
 
@@ -129,7 +129,7 @@ def models(
         UnfairComparison: The modules and `example` are not on one device.
     """
     before = torch.get_num_threads()
-    threads = specs.use_threads(threads)
+    threads = registry.use_threads(threads)
     try:
         for name, model in zip(names, (reference, candidate), strict=True):
             _refuse_module(model, example, name)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, ClassScore, Lost
 from shrinkkit.errors import InvalidInput, InvalidTask
-from shrinkkit.runtimes import loading
+from shrinkkit.runtimes import files
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
@@ -398,7 +398,7 @@ def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
     return {
         file.runtime: accuracy(
             task,
-            scores(loading.load(folder / file.path, runtime=file.runtime, like=like), task, dataset),
+            scores(files.load(folder / file.path, runtime=file.runtime, like=like), task, dataset),
             expected,
         )
         for file in variants.read(folder).files

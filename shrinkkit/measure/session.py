@@ -1,9 +1,7 @@
 """One target's benchmark: every variant's file loaded in one process, proved, judged and timed against the baseline."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,11 @@ from shrinkkit.core.samples import Blocks
 from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
-from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
+from shrinkkit.errors import ShrinkkitError, UnfairComparison
 from shrinkkit.measure import benchmark, peak_memory, scoring
 from shrinkkit.progress import Watch, unwatched
-from shrinkkit.runtimes import artifacts, emulation, layertimes, loading
-from shrinkkit.runtimes.loading import Loaded
-from shrinkkit.tasks import outputs
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
@@ -269,14 +266,14 @@ def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, thr
     looks: dict[str, tuple[str, Callable[[], Any]]] = {
         "layers": (
             "Time by layer",
-            lambda: layertimes.measure(
+            lambda: files.layer_times(
                 path, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device
             ),
         ),
-        "denormals": ("Denormals", lambda: layertimes.denormals(path, runtime=target.runtime, inputs=inputs)),
+        "denormals": ("Denormals", lambda: files.denormals(path, runtime=target.runtime, inputs=inputs)),
         "integers": (
             "Integer kernels",
-            lambda: emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads),
+            lambda: files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads),
         ),
     }
     for field, (what, look) in looks.items():
@@ -320,7 +317,7 @@ def record(
         task=task.name,
         target=str(target),
         machine=machines.this_machine(target),
-        environment=machines.environment(threads),
+        environment=machines.environment(threads, packages=registry.packages()),
         measurements=tuple(measurements),
         runtime=runtime,
         sweep=tuple(sweep),
@@ -359,35 +356,20 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
     file = next((f for f in variant.files if f.runtime == target.runtime), None)
     if file is None:
         return Trial(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
-    path = folder / file.path
     try:
-        if not path.is_file() or artifacts.sha256(path) != file.sha256:
-            raise ModelFileError(f"{path.name} is not the file that the record describes. Run its step again.")
-        load = partial(loading.load, path, runtime=target.runtime, device=target.device, threads=threads, like=like)
-        # The first load of a process also imports parts of the runtime, which is no property of the file.
-        load()
-        start = time.perf_counter()
-        loaded = load()
-        load_ms = 1e3 * (time.perf_counter() - start)
         inputs, expected = variants.reference(folder, target.runtime)
-        start = time.perf_counter()
-        found = loaded(*inputs)
-        first_ms = 1e3 * (time.perf_counter() - start)
-        error = artifacts.deviation(expected, outputs.tensors(found))
-        if not error <= (limit := artifacts.tolerance(file, target.device)):
-            raise ModelFileError(
-                f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
-                + _saturating(path, target, inputs, threads)
-            )
-    except Exception as problem:  # runtimes raise errors of their own types
+        proof = files.verify(folder, file, inputs, expected, device=target.device, threads=threads, like=like)
+    except ShrinkkitError as problem:
         return Trial(name, str(problem))
-    return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
+    if proof.reason:
+        return Trial(name, proof.reason + _saturating(folder / file.path, target, inputs, threads))
+    return Trial(name, "", proof.loaded, file.sha256, proof.load_ms, proof.first_call_ms)
 
 
 def _saturating(path: Path, target: Target, inputs: Example, threads: int) -> str:
     """Return a sentence if it is this processor's integer kernels that make a file answer otherwise, '' if not."""
     try:
-        found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+        found = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
     except (ShrinkkitError, RuntimeError, ValueError):
         return ""
     if found is None or not found.saturated:
@@ -398,7 +380,7 @@ def _saturating(path: Path, target: Target, inputs: Example, threads: int) -> st
 def copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
     """Return a factory of fresh copies of a loaded file, each ready to be called on the task's example."""
     example: Example = tuple(x.cpu() for x in task.example)
-    return lambda: loaded.again().prepare(example)
+    return lambda: loaded.clone().bind(example)
 
 
 def trials_table(loaded: Mapping[str, "Trial"]) -> Table:

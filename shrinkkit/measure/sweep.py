@@ -16,8 +16,8 @@ from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.session import Trial
 from shrinkkit.progress import Watch, unwatched
-from shrinkkit.runtimes import loading, specs
-from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
@@ -128,9 +128,9 @@ def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object)
     """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
     assert trial.loaded is not None
     ready = trial.loaded
-    # torch's number of threads is a setting of the process, the others' one of the loaded file.
-    if target.runtime in ("onnxruntime", "openvino"):
-        ready = loading.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
+    # Threads of torch are a setting of the process, those of other runtimes of the loaded file.
+    if not registry.get(target.runtime).in_torch:
+        ready = files.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
     size = task.example[0].shape[0]
     try:
         found = outputs.tensors(ready(*task.example))
@@ -159,8 +159,8 @@ def _baseline(size: int, threads: int, timed: bool) -> Point:
 @contextmanager
 def _threads(count: int, usual: int) -> Iterator[None]:
     """Compute with `count` threads while the block runs, and with the usual number afterwards."""
-    specs.use_threads(count)
+    registry.use_threads(count)
     try:
         yield
     finally:
-        specs.use_threads(usual)
+        registry.use_threads(usual)

@@ -18,6 +18,7 @@ import torch
 from shrinkkit.core import estimate
 from shrinkkit.core.samples import Blocks, log_ratios, median
 from shrinkkit.errors import InvalidInput
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks import outputs
 
 FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
@@ -202,7 +203,7 @@ def timer(device: str, runtimes: Set[str]) -> Timer:
     """
     if device == "cpu":
         return wall_times
-    if device == "cuda" and runtimes <= {"torch", "inductor"}:
+    if device == "cuda" and all(registry.get(name).in_torch for name in runtimes):
         return cuda_times
     # Other runtimes compute in streams of their own, which torch's events do not see.
     wait: Call = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}[device]

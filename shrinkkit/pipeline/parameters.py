@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_EPOCHS, MOST_SIZES, MOST_THREADS
-from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, nearest, options
+from shrinkkit.runtimes import registry
 
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -21,7 +21,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 """What a value may be, by the name of the type that a notebook declares."""
-RUNTIMES = tuple(dict.fromkeys(Target.parse(target).runtime for target in TARGETS))
 
 
 def check(names: Mapping[str, Any]) -> None:
@@ -81,10 +80,11 @@ def _texts(name: str, values: Sequence[Any]) -> str:
 
 
 def _known_runtimes(name: str, values: Sequence[Any]) -> str:
-    wrong = [one for one in values if one not in RUNTIMES]
+    known = tuple(registry.runtimes())
+    wrong = [value for value in values if value not in known]
     if wrong:
-        return f"`{name}` must be {options(RUNTIMES)}, got {wrong[0]!r}.{nearest(str(wrong[0]), RUNTIMES)}"
-    return "" if values else f"`{name}` must name at least one of {', '.join(RUNTIMES)}, got none."
+        return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}"
+    return "" if values else f"`{name}` must name at least one of {', '.join(known)}, got none."
 
 
 def _new_variant(name: str, value: str) -> str:

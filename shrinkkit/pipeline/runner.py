@@ -32,16 +32,12 @@ from shrinkkit.pipeline.execution import Ended
 from shrinkkit.pipeline.journal import Journal, done, keep, log
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
 from shrinkkit.report import export, index_page
-from shrinkkit.runtimes.specs import available
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Look
 
 REPORT_TIMEOUT_S, LOOK_TIMEOUT_S = 600.0, 300.0
 _UNFINISHED = (".attempt-*", ".making-*", f".*{PART}")
-PACKAGES = (
-    *("torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
-    *("numpy", "papermill", "nbconvert"),
-)
 
 
 def run(
@@ -210,7 +206,7 @@ def _measurable(
     study: Study, baseline: Variant, targets: Sequence[str], say: Callable[[str, bool], None]
 ) -> tuple[str, ...]:
     """Return which of `targets`, or else of the study's targets, are to be measured here."""
-    can = available()
+    can = registry.available()
     if unknown := [target for target in targets if target not in can]:
         remedy = nearest(unknown[0], list(can))
         raise InvalidInput(f"`target` must be {options(list(can))}, got {unknown[0]!r}.{remedy}")
@@ -369,7 +365,7 @@ def _software() -> str:
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
     installed = {one.name: one.version for one in metadata.distributions()}
-    versions = [f"{name}={installed.get(name)}" for name in PACKAGES]
+    versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
     return digest.hexdigest() + ",".join([sys.version, *versions])
 
 

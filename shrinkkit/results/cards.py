@@ -6,7 +6,6 @@ otherwise have to look up in the report. Needs no torch.
 
 import dataclasses
 import statistics
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from shrinkkit.core.variant import Variant
 from shrinkkit.results import readme, table
 from shrinkkit.results.modelcard import Card, Figures, Precision, Summary
 from shrinkkit.results.table import Results, Row
-from shrinkkit.runtimes import snippets
+from shrinkkit.runtimes import registry
 
 
 def write(run: Path) -> tuple[Path, ...]:
@@ -64,13 +63,11 @@ def _write(folder: Path, card: Card, *, is_fraction: bool) -> tuple[Path, ...]:
 
 
 def _card(folder: Path, variant: Variant, figures: Sequence[Figures]) -> Card:
-    method = (variant.recipe.get("quantize") or {}).get("method", "")
     settings = {}
     for file in variant.files:
         used = [one.threads for one in figures if one.threads and Target.parse(one.target).runtime == file.runtime]
         threads = next(iter(used), variant.environment.threads)
-        engine = _engine(folder / file.path) if file.format == "torchscript" else ""
-        settings[file.runtime] = snippets.settings(file, method=method, threads=threads, engine=engine)
+        settings[file.runtime] = registry.get(file.runtime).settings(folder / file.path, threads=threads)
     return Card(
         name=variant.name,
         task=variant.task,
@@ -88,16 +85,6 @@ def _card(folder: Path, variant: Variant, figures: Sequence[Figures]) -> Card:
         notes=variant.notes,
         environment=variant.environment,
     )
-
-
-def _engine(path: Path) -> str:
-    """Return the engine that a TorchScript file names, as `loading.engine` does, '' where the file is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/extra/quantized_engine")]
-            return archive.read(names[0]).decode() if names else ""
-    except (OSError, zipfile.BadZipFile):
-        return ""
 
 
 def _summary(variant: Variant) -> Summary:
@@ -167,9 +154,8 @@ def _processor(record: TargetRecord) -> str:
 
 def _version(record: TargetRecord) -> str:
     """Return the version of the package that runs the target's files."""
-    runtime = record.place.target.runtime
     versions = record.environment.versions
-    return versions.get("torch" if runtime == "inductor" else runtime, "")
+    return next((versions[name] for name in registry.get(record.place.target.runtime).packages if name in versions), "")
 
 
 def _p50(record: TargetRecord, one: Measurement) -> float | None:

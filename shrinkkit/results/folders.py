@@ -14,9 +14,10 @@ from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
 from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import TARGETS, Place, Target
+from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
+from shrinkkit.runtimes import registry
 
 _Record = TypeVar("_Record")
 
@@ -87,7 +88,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         f"{target} was measured on another machine, but not on {folder.own[0]}, where the run was made: {why}"
         for target, why in absent.items()
     ]
-    order = [*asked, *TARGETS]
+    order = [*asked, *registry.targets()]
     found = {target for target in (*asked, *held, *failed) if target not in absent}
     ordered = sorted(map(Place.parse, found), key=lambda at: (at.machine, order.index(str(at.target))))
     return tuple(map(str, ordered)), tuple(notes)
@@ -215,7 +216,7 @@ def _measured(
         if (record := _read(path, TargetRecord, notes)) is None:
             continue
         at = str(Place(Target.parse(record.target), "" if record.machine in own else record.machine))
-        if record.target not in TARGETS:
+        if record.target not in registry.targets():
             notes.append(f"{path.parent.name}/{path.name} is of {record.target}, which is no target; not reported.")
         elif at in found:
             notes.append(f"{path.parent.name}/{path.name} is of {at}, as another file is; not reported.")

@@ -9,7 +9,8 @@ from shrinkkit.core.target import Target
 from shrinkkit.core.variant import WITH_VNNI, ModelFile, Port
 from shrinkkit.display import formats
 from shrinkkit.results.modelcard import Card, Figures, Precision
-from shrinkkit.runtimes import snippets
+from shrinkkit.runtimes import registry
+from shrinkkit.runtimes.spec import described
 
 
 def text(card: Card, *, is_fraction: bool) -> str:
@@ -140,9 +141,11 @@ def _file(card: Card, file: ModelFile) -> str:
     ]
     for device in devices:
         lines += [f"On {device}:\n"] * (len(devices) > 1)
-        lines += [f"```python\n{snippets.code(file, card.settings[file.runtime], device=device)}```\n"]
+        lines += [
+            f"```python\n{registry.get(file.runtime).snippet(file, card.settings[file.runtime], device=device)}```\n"
+        ]
     return "\n".join(lines)
 
 
 def _ports(ports: Sequence[Port]) -> str:
-    return ", ".join(f"`{snippets.described(port)}`" for port in ports)
+    return ", ".join(f"`{described(port)}`" for port in ports)

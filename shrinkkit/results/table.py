@@ -8,7 +8,7 @@ from typing import Any
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
-from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study, impossible
+from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
@@ -18,6 +18,7 @@ from shrinkkit.display.tables import Cell, Column, Shown, Table
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import folders
 from shrinkkit.results.folders import Folder, again
+from shrinkkit.runtimes import registry
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +220,7 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return the state and reason of what kept the variant from being made or its target from being measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
-    if recipe and (why := impossible(recipe, str(Place.parse(target).target))):
+    if recipe and recipe.quantize and (why := registry.refusal(recipe.quantize.method, Place.parse(target).target)):
         return "refused", f"{why}."
     return _unmade(folder, name, Place.parse(target).target.runtime) or _unmeasured(folder, target)
 

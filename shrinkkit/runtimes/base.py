@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import torch
@@ -107,56 +107,27 @@ class BuiltFile:
     """What the file must return for the example."""
 
 
-class Backend(Protocol):
-    """What a runtime does with model files. `files` calls it, after the checks that all runtimes share."""
+@dataclass(frozen=True)
+class Backend:
+    """What a runtime does with model files: functions, which `files` calls after the checks that all runtimes share."""
 
-    def build(self, request: BuildRequest) -> BuiltFile:
-        """Write the file of a variant, load it back and compare it by `prove`.
-
-        Raises:
-            Unsupported: The runtime cannot run this variant in its precision; nothing falls back.
-            ModelFileError: The file gives other outputs than the model in memory.
-        """
-
-    def load(self, path: Path, *, device: str, threads: int, like: Any) -> Loaded:
-        """Return an existing file, loaded with the runtime's `settings`.
-
-        Args:
-            path: The file. It has passed `scan`.
-            device: One of the runtime's devices.
-            threads: Intra-op threads, unless they are a setting of the process.
-            like: Output into whose structure the outputs are put; None leaves a tensor, a tuple, or plain containers.
-
-        Raises:
-            ModelFileError: The file is damaged.
-            Unsupported: The runtime cannot run files of this kind here.
-        """
-
-    def scan(self, path: Path) -> None:
-        """Check that a file holds nothing that could run code, by only reading it; see `refuse_content`.
-
-        Raises:
-            ValueError, LookupError, RuntimeError: The file is damaged; errors of these kinds are reported as such.
-        """
-
-    def layers(
-        self, path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
-    ) -> Calls:
-        """Return the time of each operator by layer, for as many calls as `repeats` says of the call that it is given.
-
-        Raises:
-            Unsupported: The runtime does not tell them.
-        """
-
-    def check_integers(self, path: Path, inputs: Example, *, threads: int) -> IntegerCheck | None:
-        """Return how integer kernels compare with the same integers in float; None for a file without any.
-
-        Raises:
-            Unsupported: The runtime does not show the inputs of its layers.
-        """
-
-    def denormals(self, path: Path, inputs: Example | None) -> int:
-        """Return the `count_denormals` of a file's weights; given inputs, also of intermediate results if visible."""
+    build: Callable[[BuildRequest], BuiltFile]
+    """Write the file of a variant, load it back and compare it by `prove`. Raises Unsupported if the runtime cannot run
+    the variant in its precision, since nothing falls back, and ModelFileError if the file gives other outputs."""
+    load: Callable[..., Loaded]
+    """`load(path, *, device, threads, like)`: return a scanned file, loaded with the runtime's `settings`; outputs are
+    put into the structure of `like` unless it is None. Raises ModelFileError or Unsupported."""
+    scan: Callable[[Path], None]
+    """Check that a file holds nothing that could run code, by only reading it; see `refuse_content`. Any other
+    exception that `scanning` lists reports a damaged file."""
+    layers: Callable[..., Calls]
+    """`layers(path, inputs, *, device, threads, repeats)`: return the time of each operator by layer, for as many calls
+    as `repeats(call)` returns for a call on the inputs. Raises Unsupported if the runtime does not tell."""
+    check_integers: Callable[..., IntegerCheck | None]
+    """`check_integers(path, inputs, *, threads)`: return how integer kernels compare with the same integers in float,
+    None for a file in float. Raises Unsupported if the inputs of its layers cannot be seen."""
+    denormals: Callable[[Path, Example | None], int]
+    """Return the `count_denormals` of a file's weights; given inputs, also of intermediate results if visible."""
 
 
 class UnsafeContent(Exception):

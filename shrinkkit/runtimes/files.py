@@ -143,11 +143,11 @@ def verify(
     except Exception as error:  # runtimes raise errors of their own types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
-        error = max_relative_error(expected, output)
-    except ModelFileError as problem:
-        return Verification(loaded, limit, None, f"{path.name}: {problem}", load_ms, first_call_ms)
-    reason = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {error:.2g}."
-    return Verification(loaded, limit, error, "" if error <= limit else reason, load_ms, first_call_ms)
+        difference = max_relative_error(expected, output)
+    except ModelFileError as error:
+        return Verification(loaded, limit, None, f"{path.name}: {error}", load_ms, first_call_ms)
+    reason = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {difference:.2g}."
+    return Verification(loaded, limit, difference, "" if difference <= limit else reason, load_ms, first_call_ms)
 
 
 def damage(folder: Path, file: ModelFile) -> str:

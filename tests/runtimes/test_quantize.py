@@ -4,10 +4,11 @@ import weakref
 
 import pytest
 import torch
+from builds import request
 from torch import nn
 
 from shrinkkit.errors import InvalidInput, Unsupported
-from shrinkkit.runtimes import audit
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER, HALF
 
@@ -137,13 +138,13 @@ def test_attention_of_torch_is_quantized_without_breaking_it():
     assert "layers.0.self_attn.out_proj" not in quantized_layers(made)
 
 
-def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong():
+def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
     made = quantize.static_int8(model, IMAGES, [IMAGES])
     assert quantized_layers(made) == {"0"}
     with torch.inference_mode():
         assert torch.allclose(made(*IMAGES), model(*IMAGES), atol=0.02)
-    why = audit.torch_int8(model, made, method="static-int8", skipped=frozenset())["2"].why
+    why = torch_build.int8_layers(request(tmp_path, model, IMAGES, "static-int8"), made)["2"].why
     assert "compute wrong numbers" in why
 
 

@@ -1,20 +1,8 @@
-"""inductor's part of a runtime that needs torch. Its files are scanned as torch's."""
+"""The functions of inductor that need torch; see `base.Backend`."""
 
-from shrinkkit.runtimes import base
+from shrinkkit.runtimes.base import Backend
 from shrinkkit.runtimes.inductor import build, load, profile
-from shrinkkit.runtimes.torch import profile as torch_profile
-from shrinkkit.runtimes.torch import scan
+from shrinkkit.runtimes.torch.profile import denormals
+from shrinkkit.runtimes.torch.scan import scan
 
-
-class Backend:
-    """See `base.Backend`."""
-
-    build = staticmethod(build.build)
-    load = staticmethod(load.load)
-    scan = staticmethod(scan.scan)
-    layers = staticmethod(profile.layers)
-    check_integers = staticmethod(profile.check_integers)
-    denormals = staticmethod(torch_profile.denormals)
-
-
-BACKEND: base.Backend = Backend()
+BACKEND = Backend(build.build, load.load, scan, profile.layers, profile.check_integers, denormals)

@@ -81,8 +81,9 @@ def check(path: Path, inputs: Example, *, threads: int, reference: Path | None =
         pair = (torch.from_numpy(real(arrays[layer.result])) for arrays in (expected, values))
         differences[layer.name].append(difference(*pair, step=step))
     output = load.load(path, device="cpu", threads=threads, like=None)(*inputs)
-    error = max_relative_error([expected[value.name] for value in model.graph.output], output)
-    return integer_check(error, differences)
+    return integer_check(
+        max_relative_error([expected[value.name] for value in model.graph.output], output), differences
+    )
 
 
 def read(path: Path) -> Any:

@@ -1,18 +1,6 @@
-"""OpenVINO's part of a runtime that needs torch."""
+"""The functions of OpenVINO that need torch; see `base.Backend`."""
 
-from shrinkkit.runtimes import base
+from shrinkkit.runtimes.base import Backend
 from shrinkkit.runtimes.openvino import build, load, profile
 
-
-class Backend:
-    """See `base.Backend`."""
-
-    build = staticmethod(build.build)
-    load = staticmethod(load.load)
-    scan = staticmethod(load.scan)
-    layers = staticmethod(profile.layers)
-    check_integers = staticmethod(profile.check_integers)
-    denormals = staticmethod(profile.denormals)
-
-
-BACKEND: base.Backend = Backend()
+BACKEND = Backend(build.build, load.load, load.scan, profile.layers, profile.check_integers, profile.denormals)

@@ -14,8 +14,11 @@ from tiny import Corner, corners
 from torch import nn
 
 from shrinkkit.errors import ModelFileError
-from shrinkkit.runtimes import artifacts, loading, vetting
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
+from shrinkkit.runtimes.torch.spec import engine
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 FILES = ("model.pt2", "model.torchscript.pt", "model.onnx", "model.openvino.xml")
@@ -55,9 +58,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     model = Corner().eval()
-    artifacts.write_program(model, EXAMPLE, folder)
-    artifacts.write_torch(quantize.static_int8(model, EXAMPLE, [EXAMPLE]), EXAMPLE, folder)
-    artifacts.write_onnx(model, EXAMPLE, folder / "model.onnx")
+    torch_build.write_program(model, EXAMPLE, folder)
+    torch_build.write(quantize.static_int8(model, EXAMPLE, [EXAMPLE]), EXAMPLE, folder)
+    onnx_export.write(model, EXAMPLE, folder / "model.onnx")
     openvino.save_model(openvino.Core().read_model(folder / "model.onnx"), folder / "model.openvino.xml")
     return folder
 
@@ -67,11 +70,16 @@ def marker(tmp_path):
     return tmp_path / "marker"
 
 
+def scan(path):
+    """Scan a file for a runtime that reads its format."""
+    files.scan(path, runtime={".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "torch"))
+
+
 def refused(path, what):
     """Both the check and whatever loads files refuse the one at `path`, by name and with the remedy."""
     for attempt in (
-        lambda: vetting.check(path),
-        lambda: loading.load(path, runtime={".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "torch")),
+        lambda: scan(path),
+        lambda: files.load(path, runtime={".onnx": "onnxruntime", ".xml": "openvino"}.get(path.suffix, "torch")),
     ):
         with pytest.raises(ModelFileError, match=what) as caught:
             attempt()
@@ -185,7 +193,7 @@ def script_with(folder, path, line):
 
 def test_torchscript_that_writes_a_file_while_it_is_loaded_is_refused(folder, tmp_path, marker):
     path = script_with(folder, tmp_path / "evil.torchscript.pt", f'torch.save((state)[0], "{marker}")')
-    with quantize.using_engine(loading.engine(path)):
+    with quantize.using_engine(engine(path)):
         torch.jit.load(str(path))
     assert marker.exists(), "the attack must work where nobody looks"
     marker.unlink()
@@ -220,7 +228,7 @@ def test_torchscript_whose_pickle_names_python_is_refused(folder, tmp_path, mark
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_shrinkkit_writes_is_accepted(folder, name):
-    vetting.check(folder / name)
+    scan(folder / name)
 
 
 @pytest.mark.parametrize("make", [architectures.Recurrent, architectures.TorchTransformer])
@@ -232,17 +240,17 @@ def test_files_of_recurrent_layers_and_of_attention_are_accepted(tmp_path, make,
         model = quantize.dynamic_int8(model, example)
     elif method == "bfloat16":
         model = quantize.half(model, example, dtype=method)
-    path, *_ = artifacts.write_torch(model, example, tmp_path)
-    vetting.check(path)
+    path, *_ = torch_build.write(model, example, tmp_path)
+    scan(path)
 
 
 @pytest.mark.parametrize(
     ("model", "inputs", "format"), [(Control(), 2, "pt2"), (Looping(), 1, "torchscript")], ids=["pt2", "torchscript"]
 )
 def test_control_flow_guards_containers_and_texts_are_accepted(tmp_path, model, inputs, format):
-    path, found, _ = artifacts.write_torch(model.eval(), (torch.rand(4, 4),) * inputs, tmp_path)
+    path, found, _ = torch_build.write(model.eval(), (torch.rand(4, 4),) * inputs, tmp_path)
     assert found == format
-    vetting.check(path)
+    scan(path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -259,7 +267,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps(Touch(os.devnull)))
     with pytest.raises(ModelFileError, match=r"must be a \.pt2"):
-        vetting.check(path)
+        scan(path)
 
 
 def in_a_branch(model):
@@ -306,7 +314,7 @@ def test_onnx_with_weights_beside_it_is_accepted_and_refused_once_they_are_cut(f
 
     model, beside = onnx.load(folder / "model.onnx"), tmp_path / "weights"
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location=beside.name, size_threshold=0)
-    vetting.check(tmp_path / "model.onnx")
+    scan(tmp_path / "model.onnx")
     beside.write_bytes(beside.read_bytes()[:-1])
     refused(tmp_path / "model.onnx", "shorter than it says")
 
@@ -320,7 +328,7 @@ def test_onnx_whose_own_functions_are_made_of_onnx_is_accepted(folder, tmp_path)
     changed = next(n for n in model.graph.node if n.op_type == "Relu")
     changed.op_type, changed.domain = "Act", "mine"
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    vetting.check(tmp_path / "model.onnx")
+    scan(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from builds import request
 from tiny import Corner, corners
 
-from shrinkkit.runtimes import artifacts, loading
-from shrinkkit.runtimes.openvino import openvinograph
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.openvino import profile
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 
@@ -14,7 +16,7 @@ EXAMPLE = (corners(4, 2).tensors[0],)
 def path(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("files") / "model.onnx"
-    artifacts.write_onnx(Corner().eval(), EXAMPLE, path)
+    onnx_export.write(Corner().eval(), EXAMPLE, path)
     return path
 
 
@@ -31,23 +33,23 @@ def path(tmp_path_factory):
 )
 def test_only_products_of_integers_are_called_int8(primitive, stored, dynamic, expected):
     info = {"primitiveType": primitive, "runtimePrecision": stored}
-    assert openvinograph._runs_as(info, dynamic) == expected
+    assert profile._runs_as(info, dynamic) == expected
 
 
 def test_a_layer_s_name_is_not_taken_for_another_that_begins_alike():
     known = dict.fromkeys(["a", "a.b", "ab"])
-    assert openvinograph._layers("a.b/Conv/WithoutBiases,ab/Conv,Multiply_3,a/Gemm", known) == ["a.b", "ab", "a"]
+    assert profile._layers("a.b/Conv/WithoutBiases,ab/Conv,Multiply_3,a/Gemm", known) == ["a.b", "ab", "a"]
 
 
-def test_a_float_file_runs_in_float(path):
-    compiled = loading.load(path, runtime="openvino").source
-    found = openvinograph.precision(compiled, Corner().eval(), method="static-int8", skipped=frozenset())
+def test_a_float_file_runs_in_float(path, tmp_path):
+    compiled = files.load(path, runtime="openvino").source
+    found = profile.layer_precisions(compiled, request(tmp_path, Corner().eval(), EXAMPLE, "static-int8"))
     assert {p.runs_as for p in found.values()} == {"float32", "folded"}
-    assert "openvino" in found["conv1"].why
+    assert "OpenVINO" in found["conv1"].why
 
 
 def test_times_are_told_by_layer_for_each_call(path):
-    calls = openvinograph.times(path, EXAMPLE, threads=1, number=lambda call: 3)
+    calls = profile.layers(path, EXAMPLE, device="cpu", threads=1, repeats=lambda call: 3)
     assert len(calls) == 3
     for call in calls:
         layers = {layer for layer, _, _ in call}

@@ -8,8 +8,8 @@ from torch import nn
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import artifacts
-from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
 
 METHODS = ("dynamic-int8", "static-int8")
 
@@ -37,7 +37,7 @@ TOKENS = (torch.arange(10).reshape(2, 5),)
 def source(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("float") / "model.onnx"
-    artifacts.write_onnx(Reader().eval(), TOKENS, path, beside=True)
+    onnx_export.write(Reader().eval(), TOKENS, path, external=True)
     return path
 
 
@@ -58,7 +58,7 @@ class Feed(CalibrationDataReader):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_file_is_what_onnx_runtime_s_own_functions_make_of_the_whole_model(source, tmp_path, method):
     ours, theirs, prepared = (tmp_path / f"{name}.onnx" for name in ("ours", "theirs", "prepared"))
-    onnxint8.write(source, ours, method=method, calibration=[TOKENS])
+    ort_quantize.write(source, ours, precision=method, calibration=[TOKENS])
     with quiet.libraries():
         quant_pre_process(str(source), str(prepared))
         if method == "dynamic-int8":
@@ -71,7 +71,7 @@ def test_the_file_is_what_onnx_runtime_s_own_functions_make_of_the_whole_model(s
                 Feed(),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
-                op_types_to_quantize=onnxint8._static_operators(),
+                op_types_to_quantize=ort_quantize._static_operators(),
             )
     (nodes, found), (expected_nodes, expected) = contents(ours), contents(theirs)
     assert nodes == expected_nodes
@@ -82,7 +82,7 @@ def test_the_file_is_what_onnx_runtime_s_own_functions_make_of_the_whole_model(s
 
 
 def test_a_layer_to_skip_keeps_its_weights_in_float(source, tmp_path):
-    onnxint8.write(source, tmp_path / "int8.onnx", method="dynamic-int8", skip=["wide"])
+    ort_quantize.write(source, tmp_path / "int8.onnx", precision="dynamic-int8", skip=["wide"])
     stored = contents(tmp_path / "int8.onnx")[1]
     kinds = {name.partition(".")[0]: array.dtype for name, array in stored.items() if array.size > 30_000}
     assert kinds["wide"] == np.float32
@@ -99,8 +99,8 @@ def test_products_of_two_activations_stay_in_float_because_integers_slow_them_do
             return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1)
 
     x = (torch.randn(2, 5, 8),)
-    artifacts.write_onnx(Attending().eval(), x, tmp_path / "float.onnx")
-    onnxint8.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[x])
+    onnx_export.write(Attending().eval(), x, tmp_path / "float.onnx")
+    ort_quantize.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", precision="static-int8", calibration=[x])
     nodes = onnx.load(str(tmp_path / "int8.onnx")).graph.node
     made_by = {name: node.op_type for node in nodes for name in node.output}
     products = [node for node in nodes if node.op_type == "MatMul"]
@@ -111,5 +111,5 @@ def test_products_of_two_activations_stay_in_float_because_integers_slow_them_do
 
 def test_what_the_quantizer_rejects_is_refused_with_its_reason(source, tmp_path):
     with pytest.raises(Unsupported, match=r"rejects this model for static-int8: "):
-        onnxint8.write(source, tmp_path / "int8.onnx", method="static-int8", calibration=[])
+        ort_quantize.write(source, tmp_path / "int8.onnx", precision="static-int8", calibration=[])
     assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from builds import request
 from tiny import Corner, corners
 from torch import nn
 from torch.nn import functional
 
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import artifacts, loading
-from shrinkkit.runtimes.artifacts import LOW_PRECISION_TOLERANCE
-from shrinkkit.runtimes.inductor import compiled, pt2e
+from shrinkkit.runtimes import base, files
+from shrinkkit.runtimes.base import LOW_PRECISION_TOLERANCE
+from shrinkkit.runtimes.inductor import build, profile
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
@@ -26,11 +27,13 @@ class Mixed(nn.Module):
         return {"scores": self.last(self.inner(functional.relu(self.first(x[:, 0])))[0][:, -1])}
 
 
-def written(model, folder, method, skipped=frozenset()):
+def written(model, folder, method, skip=()):
     torch.manual_seed(0)
     model = model().eval()
     path = folder / "model.pt2"
-    return model, path, *pt2e.write(model, EXAMPLE, CALIBRATION, path, method=method, skipped=skipped)
+    asked = request(folder, model, EXAMPLE, method, calibration=CALIBRATION, skip=skip)
+    output, note = build.write_int8(asked, path)
+    return model, path, output, profile.int8_layers(path, asked), note
 
 
 def test_static_int8_is_computed_in_integers_and_stays_close(tmp_path):
@@ -39,8 +42,8 @@ def test_static_int8_is_computed_in_integers_and_stays_close(tmp_path):
         "conv1": "int8", "bn1": "folded", "conv2": "int8", "head": "int8",
     }  # fmt: skip
     assert note == ""
-    loaded = loading.load(path, runtime="inductor")
-    assert artifacts.deviation(output, loaded(*EXAMPLE)) < LOW_PRECISION_TOLERANCE
+    loaded = files.load(path, runtime="inductor")
+    assert base.max_relative_error(output, loaded(*EXAMPLE)) < LOW_PRECISION_TOLERANCE
     with torch.inference_mode():
         wanted = model(*EXAMPLE)
     assert functional.cosine_similarity(wanted, loaded(*EXAMPLE)).min() > 0.99
@@ -48,7 +51,7 @@ def test_static_int8_is_computed_in_integers_and_stays_close(tmp_path):
 
 
 def test_the_file_holds_each_weight_once_and_in_integers(tmp_path):
-    _, path, *_ = written(Corner, tmp_path, "static-int8", frozenset({"head"}))
+    _, path, *_ = written(Corner, tmp_path, "static-int8", ["head"])
     state = torch.export.load(path).state_dict
     shapes = [(tuple(t.shape), t.dtype) for t in state.values() if t.dim() > 1]
     assert sorted(shapes, key=str) == [
@@ -57,7 +60,7 @@ def test_the_file_holds_each_weight_once_and_in_integers(tmp_path):
 
 
 def test_what_is_skipped_or_has_no_integer_kernel_stays_in_float_and_says_why(tmp_path):
-    _, _, _, found, _ = written(Mixed, tmp_path, "dynamic-int8", frozenset({"last"}))
+    _, _, _, found, _ = written(Mixed, tmp_path, "dynamic-int8", ["last"])
     assert {name: (p.runs_as, p.why) for name, p in found.items()} == {
         "first": ("int8", ""),
         "inner": ("float32", "inductor has no int8 GRU"),
@@ -66,7 +69,7 @@ def test_what_is_skipped_or_has_no_integer_kernel_stays_in_float_and_says_why(tm
 
 
 def test_integers_that_inductor_computes_in_float_are_not_called_int8(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "_forms", lambda packed: [])
+    monkeypatch.setattr(profile, "_forms", lambda packed: [])
     _, _, _, found, _ = written(Corner, tmp_path, "static-int8")
     assert {p.runs_as for p in found.values()} == {"float32", "folded"}
 

@@ -6,8 +6,11 @@ from tiny import Corner
 from torch import nn
 
 from shrinkkit.errors import ModelFileError, Unsupported
-from shrinkkit.runtimes import artifacts, loading
-from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.runtimes import base, files
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import profile as ort_profile
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 
 EXAMPLE = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -38,18 +41,25 @@ def outputs_of(model, inputs):
 
 
 def test_a_model_is_exported_whole_and_nothing_is_noted(model, tmp_path):
-    path, kind, note = artifacts.write_torch(model, EXAMPLE, tmp_path)
+    path, kind, note = torch_build.write(model, EXAMPLE, tmp_path)
     assert (path.name, kind, note) == ("model.torchscript.pt", "torchscript", "")
-    assert artifacts.write_program(model, EXAMPLE, tmp_path) == (tmp_path / "model.pt2", "")
-    assert artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx") == ""
+    assert torch_build.write_program(model, EXAMPLE, tmp_path) == (tmp_path / "model.pt2", "")
+    assert onnx_export.write(model, EXAMPLE, tmp_path / "model.onnx") == ""
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_record_names_inputs_and_outputs_with_their_shapes(model, tmp_path, fixed):
-    artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
-    loaded = loading.load(tmp_path / "model.onnx", runtime="onnxruntime")
-    file = artifacts.describe(
-        loaded, tmp_path, format="onnx", example=EXAMPLE, output=loaded(*EXAMPLE), fixed_batch=fixed, deviation=0.0
+    onnx_export.write(model, EXAMPLE, tmp_path / "model.onnx")
+    loaded = files.load(tmp_path / "model.onnx", runtime="onnxruntime")
+    file = base.describe(
+        loaded,
+        tmp_path,
+        format="onnx",
+        example=EXAMPLE,
+        output=loaded(*EXAMPLE),
+        fixed_batch=fixed,
+        error=0.0,
+        tolerance=1e-3,
     )
     first = 4 if fixed else "batch"
     assert [(p.name, p.dtype, p.shape) for p in file.inputs] == [("x", "float32", (first, 1, 8, 8))]
@@ -60,13 +70,13 @@ def test_the_record_names_inputs_and_outputs_with_their_shapes(model, tmp_path, 
 def test_a_file_in_two_parts_counts_and_hashes_both(tmp_path):
     path = tmp_path / "model.xml"
     path.write_bytes(b"<net/>")
+    weights = path.with_suffix(".bin")
     with pytest.raises(ModelFileError, match=r"model\.bin is missing"):
-        artifacts.sha256(path)
-    path.with_suffix(".bin").write_bytes(b"one")
-    before = artifacts.sha256(path)
-    path.with_suffix(".bin").write_bytes(b"two")
-    assert artifacts.sha256(path) != before
-    assert [part.name for part in artifacts.parts(path)] == ["model.xml", "model.bin"]
+        base.sha256(path, weights)
+    weights.write_bytes(b"one")
+    before = base.sha256(path, weights)
+    weights.write_bytes(b"two")
+    assert base.sha256(path, weights) != before
 
 
 def test_onnx_weights_carry_the_names_of_their_layers(tmp_path):
@@ -81,33 +91,33 @@ def test_onnx_weights_carry_the_names_of_their_layers(tmp_path):
         def forward(self, x):
             return self.second(torch.relu(self.first(x)))
 
-    artifacts.write_onnx(Tokens().eval(), (torch.rand(2, 3, 4),), tmp_path / "m.onnx")
+    onnx_export.write(Tokens().eval(), (torch.rand(2, 3, 4),), tmp_path / "m.onnx")
     names = {i.name for i in onnx.load(tmp_path / "m.onnx").graph.initializer}
     assert {"first.weight", "second.weight"} <= names
 
 
 def test_an_int8_model_is_kept_as_torchscript_with_its_engine(model, tmp_path):
     made = quantize.static_int8(model, EXAMPLE, [EXAMPLE])
-    path, kind, _ = artifacts.write_torch(made, EXAMPLE, tmp_path)
+    path, kind, _ = torch_build.write(made, EXAMPLE, tmp_path)
     assert kind == "torchscript"
     with zipfile.ZipFile(path) as archive:
         engine = next(n for n in archive.namelist() if n.endswith("extra/quantized_engine"))
         assert archive.read(engine).decode() == quantize.engine_of(made)
-    assert artifacts.deviation(outputs_of(made, EXAMPLE), loading.load(path, runtime="torch")(*EXAMPLE)) == 0
+    assert base.max_relative_error(outputs_of(made, EXAMPLE), files.load(path, runtime="torch")(*EXAMPLE)) == 0
 
 
 def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
     model = Counting().eval()
-    path, kind, note = artifacts.write_torch(model, (torch.ones(2, 4),), tmp_path)
+    path, kind, note = torch_build.write(model, (torch.ones(2, 4),), tmp_path)
     assert kind == "torchscript"
     assert "torch.export cannot take this model" in note
     inputs = (torch.full((2, 4), 9.0),)
-    assert torch.allclose(loading.load(path, runtime="torch")(*inputs), outputs_of(model, inputs))
+    assert torch.allclose(files.load(path, runtime="torch")(*inputs), outputs_of(model, inputs))
 
 
 def test_a_model_that_cannot_be_exported_has_no_onnx_and_the_reason_is_given(tmp_path):
     with pytest.raises(Unsupported, match=r"cannot export this model.*Use the torch runtime"):
-        artifacts.write_onnx(Counting().eval(), (torch.ones(2, 4),), tmp_path / "m.onnx")
+        onnx_export.write(Counting().eval(), (torch.ones(2, 4),), tmp_path / "m.onnx")
 
 
 def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
@@ -121,29 +131,29 @@ def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
 
     model, inputs = Two().eval(), (torch.rand(3, 4), torch.rand(3, 4))
     like = outputs_of(model, inputs)
-    artifacts.write_onnx(model, inputs, tmp_path / "m.onnx")
-    path, _, _ = artifacts.write_torch(model, inputs, tmp_path)
+    onnx_export.write(model, inputs, tmp_path / "m.onnx")
+    path, _, _ = torch_build.write(model, inputs, tmp_path)
     for found in (
-        loading.load(path, runtime="torch", like=like)(*inputs),
-        loading.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
+        files.load(path, runtime="torch", like=like)(*inputs),
+        files.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
     ):
         assert found.keys() == like.keys()
-        assert artifacts.deviation(like, found) < 1e-5
+        assert base.max_relative_error(like, found) < 1e-5
 
 
 def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():
     with pytest.raises(ModelFileError, match=r"shapes"):
-        artifacts.deviation(torch.ones(2), torch.ones(3))
+        base.max_relative_error(torch.ones(2), torch.ones(3))
     with pytest.raises(ModelFileError, match=r"finite"):
-        artifacts.deviation(torch.ones(2), torch.tensor([1.0, float("nan")]))
-    assert artifacts.deviation(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
+        base.max_relative_error(torch.ones(2), torch.tensor([1.0, float("nan")]))
+    assert base.max_relative_error(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
 
 
 def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_path):
-    artifacts.write_onnx(model, EXAMPLE, tmp_path / "float.onnx")
-    onnxint8.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="static-int8", calibration=[EXAMPLE])
-    assert artifacts.onnx_int8_weights(tmp_path / "float.onnx") == frozenset()
-    assert {n.partition(".")[0] for n in artifacts.onnx_int8_weights(tmp_path / "int8.onnx")} == {
+    onnx_export.write(model, EXAMPLE, tmp_path / "float.onnx")
+    ort_quantize.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", precision="static-int8", calibration=[EXAMPLE])
+    assert ort_profile.int8_weights(tmp_path / "float.onnx") == frozenset()
+    assert {n.partition(".")[0] for n in ort_profile.int8_weights(tmp_path / "int8.onnx")} == {
         "conv1",
         "conv2",
         "head",
@@ -153,7 +163,7 @@ def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_
 
 def test_a_pt2_file_does_not_hold_the_example_nor_what_it_is_a_view_of(model, tmp_path):
     few = torch.rand(5000, 1, 8, 8)[:4]
-    path, _ = artifacts.write_program(model, (few,), tmp_path)
+    path, _ = torch_build.write_program(model, (few,), tmp_path)
     assert path.stat().st_size < few.untyped_storage().nbytes() / 4
     with zipfile.ZipFile(path) as archive:
         pickled = [n for n in archive.namelist() if archive.read(n)[:1] in (b"\x80", b"P") and "model.pt" in n]
@@ -170,17 +180,17 @@ def test_the_matrices_of_a_recurrent_layer_are_found_by_its_name_once_they_are_i
             return self.lstm(x)[0][:, -1]
 
     x = torch.randn(2, 5, 8)
-    artifacts.write_onnx(Reader().eval(), (x,), tmp_path / "float.onnx")
-    onnxint8.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", method="dynamic-int8")
-    found = artifacts.onnx_int8_weights(tmp_path / "int8.onnx")
+    onnx_export.write(Reader().eval(), (x,), tmp_path / "float.onnx")
+    ort_quantize.write(tmp_path / "float.onnx", tmp_path / "int8.onnx", precision="dynamic-int8")
+    found = ort_profile.int8_weights(tmp_path / "int8.onnx")
     assert len(found) == 4
     assert all(name.startswith(("lstm.weight_ih", "lstm.weight_hh")) for name in found)
 
 
 def test_a_file_says_nothing_of_the_disk_that_it_was_made_on(model, tmp_path):
-    artifacts.write_program(model, EXAMPLE, tmp_path)
-    artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
-    artifacts.write_torch(quantize.static_int8(model, EXAMPLE, [EXAMPLE], engine="onednn"), EXAMPLE, tmp_path)
+    torch_build.write_program(model, EXAMPLE, tmp_path)
+    onnx_export.write(model, EXAMPLE, tmp_path / "model.onnx")
+    torch_build.write(quantize.static_int8(model, EXAMPLE, [EXAMPLE], engine="onednn"), EXAMPLE, tmp_path)
     held = {"model.onnx": (tmp_path / "model.onnx").read_bytes()}
     for name in ("model.pt2", "model.torchscript.pt"):
         with zipfile.ZipFile(tmp_path / name) as archive:

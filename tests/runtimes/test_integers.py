@@ -12,8 +12,11 @@ from onnx import numpy_helper
 from torch import nn
 
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import artifacts, emulation
-from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.runtimes import files, layers
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import integers as ort_integers
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 
 ENGINES = torch.backends.quantized.supported_engines
@@ -25,9 +28,12 @@ exact = pytest.mark.skipif(
 ELSEWHERE = """
 import json, sys, torch
 from pathlib import Path
-from shrinkkit.runtimes import emulation
+from shrinkkit.runtimes import files, layers
+from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
 runtime, *paths = sys.argv[1:]
-found = [emulation.check(Path(p), runtime=runtime, inputs=(torch.ones(4, 16, 2, 2),), threads=1) for p in paths]
+found = [files.check_integers(Path(p), runtime=runtime, inputs=(torch.ones(4, 16, 2, 2),), threads=1) for p in paths]
 print(json.dumps([{"saturated": f.saturated, "layers": f.layers, "deviation": f.deviation} for f in found]))
 """
 
@@ -62,13 +68,13 @@ def images(seed=0):
 def static_torch(folder, model, example, engine):
     folder.mkdir()
     made = quantize.static_int8(model.eval(), example, [example], engine=engine)
-    return artifacts.write_torch(made, example, folder)[0]
+    return torch_build.write(made, example, folder)[0]
 
 
 def quantized_onnx(folder, model, example, method):
     folder.mkdir()
-    artifacts.write_onnx(model.eval(), example, folder / "float.onnx")
-    onnxint8.write(folder / "float.onnx", folder / "model.onnx", method=method, calibration=[example])
+    onnx_export.write(model.eval(), example, folder / "float.onnx")
+    ort_quantize.write(folder / "float.onnx", folder / "model.onnx", precision=method, calibration=[example])
     return folder / "model.onnx"
 
 
@@ -82,15 +88,15 @@ def elsewhere(runtime, *paths, **environment):
 
 def test_one_step_is_rounding_and_two_are_not():
     expected = torch.tensor([0.0, 10.0, 20.0])
-    assert emulation.difference(expected, expected + torch.tensor([0.0, 1.0, 0.0]), step=1.0).explained
-    found = emulation.difference(expected, expected + torch.tensor([0.0, 2.0, 0.0]), step=1.0)
+    assert layers.difference(expected, expected + torch.tensor([0.0, 1.0, 0.0]), step=1.0).explained
+    found = layers.difference(expected, expected + torch.tensor([0.0, 2.0, 0.0]), step=1.0)
     assert not found.explained
     assert found.share == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("found", [float("nan"), 5.0])
 def test_what_is_no_number_or_no_zero_is_not_explained(found):
-    assert not emulation.difference(torch.zeros(3), torch.full((3,), found), step=0.0).explained
+    assert not layers.difference(torch.zeros(3), torch.full((3,), found), step=0.0).explained
 
 
 @x86
@@ -106,12 +112,12 @@ def test_kernels_of_torch_that_saturate_are_found_layer_by_layer(tmp_path):
     cell = recurrent.lstm._all_weight_values[0]
     _, biases, _, _, packed = cell.param.__getstate__()[0]
     cell.param = torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, *biases, False)
-    files = [whole_range, seven_bits]
+    paths = [whole_range, seven_bits]
     for name, model in (("dynamic", dynamic), ("recurrent", recurrent)):
         (tmp_path / name).mkdir()
-        files.append(artifacts.write_torch(model, example, tmp_path / name)[0])
+        paths.append(torch_build.write(model, example, tmp_path / name)[0])
 
-    found = elsewhere("torch", *files, **processors.VARIABLES)
+    found = elsewhere("torch", *paths, **processors.VARIABLES)
     assert [f["saturated"] for f in found] == [["conv", "head"], [], ["head"], ["lstm"]]
     assert found[0]["deviation"] > 0.1
     assert min(found[0]["layers"].values()) > 0.1
@@ -132,8 +138,8 @@ def test_a_layer_of_onnxruntime_that_computes_other_integers_is_found_alone(tmp_
     weight = next(i for i in altered.graph.initializer if i.name == "c2.weight_quantized")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) // 2, weight.name))
     onnx.save(altered, str(tmp_path / "altered.onnx"))
-    before = emulation.check(meant, runtime="onnxruntime", inputs=images(), threads=1)
-    found = emulation.check_onnx(tmp_path / "altered.onnx", images(), threads=1, reference=meant)
+    before = files.check_integers(meant, runtime="onnxruntime", inputs=images(), threads=1)
+    found = ort_integers.check(tmp_path / "altered.onnx", images(), threads=1, reference=meant)
     assert "c2" in found.saturated
     assert found.layers["c2"] > before.layers["c2"] + 0.1
     assert {**found.layers, "c2": 0.0} == {**before.layers, "c2": 0.0}
@@ -150,7 +156,7 @@ def test_exact_kernels_of_onnxruntime_are_not_accused(name, method, tmp_path):
     torch.manual_seed(0)
     path = quantized_onnx(tmp_path / "onnx", make(), example(), method)
     for _ in range(3):
-        found = emulation.check(path, runtime="onnxruntime", inputs=example(), threads=1)
+        found = files.check_integers(path, runtime="onnxruntime", inputs=example(), threads=1)
         assert len(found.layers) >= 3
         assert found.saturated == ()
     assert ("lstm" in found.layers) == (name == "bidirectional")
@@ -165,7 +171,7 @@ def test_exact_static_kernels_of_torch_are_not_accused(name, tmp_path):
     path = static_torch(tmp_path / "torch", model, example(), "fbgemm")
     multiplying = (nn.Linear, nn.modules.conv._ConvNd)
     for _ in range(3):
-        found = emulation.check(path, runtime="torch", inputs=example(), threads=1)
+        found = files.check_integers(path, runtime="torch", inputs=example(), threads=1)
         assert set(found.layers) == {n for n, m in model.named_modules() if isinstance(m, multiplying)}
         assert found.saturated == ()
 
@@ -175,8 +181,8 @@ def test_every_layer_of_a_recurrent_model_is_compared_and_not_accused(tmp_path):
     make, example = architectures.MODELS["bidirectional"]
     torch.manual_seed(0)
     made = quantize.dynamic_int8(make().eval(), example(), engine="fbgemm")
-    path = artifacts.write_torch(made, example(), tmp_path)[0]
-    found = emulation.check(path, runtime="torch", inputs=example(), threads=1)
+    path = torch_build.write(made, example(), tmp_path)[0]
+    found = files.check_integers(path, runtime="torch", inputs=example(), threads=1)
     assert set(found.layers) == {"inputs", "lstm", "gru", "head"}
     assert found.saturated == ()
     assert max(found.layers.values()) < 1e-5
@@ -197,20 +203,20 @@ def test_layers_behind_control_flow_are_compared(tmp_path):
     torch.manual_seed(0)
     example = (torch.randn(4, 8),)
     made = quantize.dynamic_int8(Halving().eval(), example, engine="fbgemm")
-    path = artifacts.write_torch(made, example, tmp_path)[0]
-    found = emulation.check(path, runtime="torch", inputs=example, threads=1)
+    path = torch_build.write(made, example, tmp_path)[0]
+    found = files.check_integers(path, runtime="torch", inputs=example, threads=1)
     assert list(found.layers) == ["odd"]
     assert found.saturated == ()
 
 
 def test_a_file_that_computes_in_float_has_nothing_to_compare(tmp_path):
     model, example = architectures.perceptron().eval(), (torch.randn(2, 8),)
-    path, _, _ = artifacts.write_torch(model, example, tmp_path)
-    assert emulation.check(path, runtime="torch", inputs=example, threads=1) is None
+    path, _, _ = torch_build.write(model, example, tmp_path)
+    assert files.check_integers(path, runtime="torch", inputs=example, threads=1) is None
     torch.jit.trace(model, example).save(str(tmp_path / "model.torchscript.pt"))
-    assert emulation.check(tmp_path / "model.torchscript.pt", runtime="torch", inputs=example, threads=1) is None
-    artifacts.write_onnx(model, example, tmp_path / "model.onnx")
-    assert emulation.check(tmp_path / "model.onnx", runtime="onnxruntime", inputs=example, threads=1) is None
+    assert files.check_integers(tmp_path / "model.torchscript.pt", runtime="torch", inputs=example, threads=1) is None
+    onnx_export.write(model, example, tmp_path / "model.onnx")
+    assert files.check_integers(tmp_path / "model.onnx", runtime="onnxruntime", inputs=example, threads=1) is None
 
 
 def test_integers_that_cannot_be_computed_in_float_are_named(tmp_path):
@@ -224,5 +230,5 @@ def test_integers_that_cannot_be_computed_in_float_are_named(tmp_path):
     ends = [make_tensor_value_info("x", 1, [4, 1, 8, 8])], [make_tensor_value_info("y", 6, [4, 2, 6, 6])]
     model = make_model(make_graph(nodes, "g", *ends, [weight]), opset_imports=[make_opsetid("", 17)], ir_version=9)
     onnx.save(model, str(tmp_path / "model.onnx"))
-    with pytest.raises(Unsupported, match=r"model\.onnx saturate here cannot be told: ConvInteger"):
-        emulation.check(tmp_path / "model.onnx", runtime="onnxruntime", inputs=images(), threads=1)
+    with pytest.raises(Unsupported, match=r"model\.onnx for int8 saturation: ConvInteger"):
+        files.check_integers(tmp_path / "model.onnx", runtime="onnxruntime", inputs=images(), threads=1)

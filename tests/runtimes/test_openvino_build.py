@@ -6,12 +6,14 @@ import sys
 import processors
 import pytest
 import torch
+from builds import request
 from tiny import Corner, corners
 from torch import nn
 
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import artifacts, loading
-from shrinkkit.runtimes.openvino import openvinofiles
+from shrinkkit.runtimes import base, files
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.openvino import build as openvino_build
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
@@ -33,14 +35,16 @@ class Attending(nn.Module):
 def exported(model, folder):
     torch.manual_seed(0)
     model = model().eval()
-    artifacts.write_onnx(model, EXAMPLE, folder / "float.onnx")
+    onnx_export.write(model, EXAMPLE, folder / "float.onnx")
     return model, folder / "float.onnx"
 
 
-def written(folder, method, model=Corner, skipped=frozenset()):
+def written(folder, method, model=Corner, skipped=()):
     made, source = exported(model, folder)
     path = folder / "model.openvino.xml"
-    found = openvinofiles.write(source, path, made, method=method, calibration=CALIBRATION, skipped=skipped)
+    found = openvino_build.write(
+        request(folder, made, EXAMPLE, method, calibration=CALIBRATION, skip=skipped), source, path
+    )
     return made, path, found
 
 
@@ -49,7 +53,7 @@ def test_static_int8_runs_in_integers_and_stays_close(tmp_path):
     assert {name: p.runs_as for name, p in found.items()} == {
         "conv1": "int8", "bn1": "folded", "conv2": "int8", "head": "int8",
     }  # fmt: skip
-    loaded = loading.load(path, runtime="openvino")
+    loaded = files.load(path, runtime="openvino")
     with torch.inference_mode():
         wanted = model(*EXAMPLE)
     assert torch.nn.functional.cosine_similarity(wanted, loaded(*EXAMPLE)).min() > 0.99
@@ -58,7 +62,7 @@ def test_static_int8_runs_in_integers_and_stays_close(tmp_path):
 
 
 def test_what_is_skipped_stays_in_float_and_says_why(tmp_path):
-    _, _, found = written(tmp_path, "static-int8", skipped=frozenset({"conv1", "head"}))
+    _, _, found = written(tmp_path, "static-int8", skipped=["conv1", "head"])
     assert {name: p.runs_as for name, p in found.items() if name != "bn1"} == {
         "conv1": "float32", "conv2": "int8", "head": "float32",
     }  # fmt: skip
@@ -69,7 +73,7 @@ def test_dynamic_int8_quantizes_matrix_products_and_leaves_convolutions(tmp_path
     _, path, found = written(tmp_path, "dynamic-int8", Attending)
     # OpenVINO has integer kernels for it only where they are exact.
     assert {p.runs_as for p in found.values()} == {"int8" if processors.has_vnni("openvino") else "float32"}
-    assert loading.load(path, runtime="openvino")(*EXAMPLE).shape == (4, 4)
+    assert files.load(path, runtime="openvino")(*EXAMPLE).shape == (4, 4)
     (tmp_path / "cnn").mkdir()
     _, path, found = written(tmp_path / "cnn", "dynamic-int8")
     assert found["conv2"].why == "dynamic int8 does not cover convolutions; static int8 does"
@@ -77,7 +81,7 @@ def test_dynamic_int8_quantizes_matrix_products_and_leaves_convolutions(tmp_path
 
 
 def test_integers_that_are_multiplied_as_floats_are_not_called_int8(tmp_path, monkeypatch):
-    monkeypatch.setattr(openvinofiles.snippets, "GROUP_SIZE", 0)
+    monkeypatch.setattr(openvino_build, "GROUP_NUMBERS", 0)
     _, path, found = written(tmp_path, "dynamic-int8", Attending)
     assert b'element_type="i8"' in path.read_bytes()
     assert {p.runs_as for p in found.values()} == {"float32"}
@@ -91,7 +95,7 @@ def test_sixteen_bits_are_half_the_weights_and_run_so_or_say_why_not(tmp_path, m
     ran = {p.runs_as for p in found.values()}
     assert ran & {method} or all(f"no {method} arithmetic" in p.why for p in found.values())
     with pytest.raises(Unsupported, match=r"takes no `skip`"):
-        written(tmp_path, method, skipped=frozenset({"head"}))
+        written(tmp_path, method, skipped=["head"])
 
 
 @pytest.mark.parametrize("method", ["static-int8", "bfloat16"])
@@ -99,7 +103,7 @@ def test_the_same_model_gives_the_same_file(tmp_path, method):
     hashes = set()
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        hashes.add(artifacts.sha256(written(tmp_path / name, method)[1]))
+        hashes.add(base.sha256(path := written(tmp_path / name, method)[1], path.with_suffix(".bin")))
     assert len(hashes) == 1
 
 
@@ -108,7 +112,7 @@ def test_attention_is_recognised(tmp_path):
 
     for model, attends in ((Corner, False), (Attending, True)):
         _, source = exported(model, tmp_path)
-        assert openvinofiles._attends(openvino.Core().read_model(source)) is attends
+        assert openvino_build._attends(openvino.Core().read_model(source)) is attends
 
 
 def test_the_quantizer_reports_nothing_over_the_network_and_prints_nothing(tmp_path):
@@ -121,14 +125,13 @@ sys.path.insert(0, {str(tmp_path.parent)!r})
 from pathlib import Path
 import torch
 from torch import nn
-from shrinkkit.runtimes import artifacts
-from shrinkkit.runtimes.openvino import openvinofiles
+from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes.onnx import export
+from shrinkkit.runtimes.openvino import build
 model, x = nn.Sequential(nn.Linear(8, 8)).eval(), (torch.rand(4, 8),)
-skipped = frozenset()
 folder = Path({str(tmp_path)!r})
-artifacts.write_onnx(model, x, folder / "float.onnx")
-options = {{"method": "static-int8", "calibration": [x], "skipped": skipped}}
-openvinofiles.write(folder / "float.onnx", folder / "m.xml", model, **options)
+export.write(model, x, folder / "float.onnx")
+build.write(BuildRequest(folder, folder, model, x, "static-int8", (), [x]), folder / "float.onnx", folder / "m.xml")
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

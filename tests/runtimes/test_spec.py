@@ -3,8 +3,8 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
-import openvino
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +12,10 @@ from tiny import task as tiny_task
 from torch import nn
 
 from shrinkkit.results import cards
-from shrinkkit.runtimes import artifacts, loading, snippets
+from shrinkkit.runtimes import base, files, registry
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import load as ort_load
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.tasks import outputs
 from shrinkkit.transforms import variants
 
@@ -123,34 +126,27 @@ def test_several_inputs_of_several_dtypes_get_a_line_each(tmp_path, runtime):
     model, example = Two().eval(), (torch.randint(0, 9, (4, 5)), torch.rand(4, 1, 1))
     path = tmp_path / "model.onnx"
     if runtime == "torch":
-        path = artifacts.write_torch(model, example, tmp_path)[0]
+        path = torch_build.write(model, example, tmp_path)[0]
     else:
-        artifacts.write_onnx(model, example, path)
-    loaded = loading.load(path, runtime=runtime)
+        onnx_export.write(model, example, path)
+    loaded = files.load(path, runtime=runtime)
     found = loaded(*example)
-    one = artifacts.describe(
+    one = base.describe(
         loaded,
         tmp_path,
         format="torchscript" if runtime == "torch" else "onnx",
         example=example,
         output=found,
         fixed_batch=False,
-        deviation=0,
+        error=0.0,
+        tolerance=1e-3,
     )
     tensors = {f"{runtime}.{i}": t.contiguous() for i, t in enumerate(outputs.tensors(found))}
     save_file(tensors | {f"input.{i}": x for i, x in enumerate(example)}, tmp_path / "reference.safetensors")
-    code = snippets.code(one, snippets.settings(one, method="", threads=1, engine=""))
+    code = registry.get(runtime).snippet(one, registry.get(runtime).settings(path, threads=1))
     assert run_alone(code, tmp_path, runtime) == (0, "")
     assert "tokens" in code
     assert "scale" in code
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_openvino_is_compiled_with_the_settings_that_it_is_measured_with(run, name):
-    one = file(run, name, "openvino")
-    model = openvino.Core().read_model(run / "variants" / name / one.path)
-    method = MADE[name][0].get("quantize", {}).get("method", "")
-    assert snippets.settings(one, method=method, threads=3, engine="") == loading.openvino_settings(model, 3)
 
 
 def test_onnx_runtime_is_opened_with_the_options_that_it_is_measured_with(run):
@@ -158,7 +154,7 @@ def test_onnx_runtime_is_opened_with_the_options_that_it_is_measured_with(run):
     code = block(run, "baseline", "onnxruntime")
     exec(code[: code.index("session = ")], namespace)
     threads = variants.read(run / "variants/baseline").environment.threads
-    ours, theirs = loading.session_options(threads), namespace["options"]
+    ours, theirs = ort_load.options(Path("model.onnx"), threads), namespace["options"]
     for name in ("intra_op_num_threads", "inter_op_num_threads", "graph_optimization_level", "execution_mode"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert theirs.get_session_config_entry("session.force_spinning_stop") == "1"
@@ -168,7 +164,8 @@ def test_onnx_runtime_is_opened_with_the_options_that_it_is_measured_with(run):
 @pytest.mark.parametrize("runtime", ["torch", "inductor", "onnxruntime"])
 def test_code_for_a_gpu_puts_model_and_inputs_there(run, runtime):
     one = file(run, "baseline", runtime)
-    code = snippets.code(one, snippets.settings(one, method="", threads=1, engine=""), device="cuda")
+    settings = registry.get(runtime).settings(run / "variants/baseline" / one.path, threads=1)
+    code = registry.get(runtime).snippet(one, settings, device="cuda")
     compile(code, "README.md", "exec")
     assert code.count("CUDAExecutionProvider" if runtime == "onnxruntime" else '"cuda"') == (
         runtime == "onnxruntime" or 2

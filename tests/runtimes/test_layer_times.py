@@ -9,9 +9,12 @@ from torch import nn
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.errors import ModelFileError, Unsupported
 from shrinkkit.results import diagnosis
-from shrinkkit.runtimes import artifacts, layertimes
-from shrinkkit.runtimes.layertimes import FEWEST
-from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.files import FEWEST
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.torch import profile as torch_profile
 from shrinkkit.runtimes.torch import quantize
 
 KINDS = ("pt2", "torchscript", "static torchscript", "dynamic torchscript", "onnx", "static onnx")
@@ -82,25 +85,25 @@ def write(model, example, folder, kind):
     """Return a model file of this kind, and its runtime."""
     method, _, format = kind.rpartition(" ")
     if format in ("onnx", "openvino"):
-        artifacts.write_onnx(model, example, folder / "float.onnx")
+        onnx_export.write(model, example, folder / "float.onnx")
         if not method:
             return folder / "float.onnx", {"onnx": "onnxruntime"}.get(format, format)
         path = folder / "int8.onnx"
-        onnxint8.write(folder / "float.onnx", path, method=f"{method}-int8", calibration=[example])
+        ort_quantize.write(folder / "float.onnx", path, precision=f"{method}-int8", calibration=[example])
         return path, "onnxruntime"
     if kind == "pt2":
-        return artifacts.write_program(model, example, folder)[0], "torch"
+        return torch_build.write_program(model, example, folder)[0], "torch"
     engine = torch.backends.quantized.supported_engines[-1]
     if method == "static":
         model = quantize.static_int8(model, example, [example], engine=engine)
     elif method == "dynamic":
         model = quantize.dynamic_int8(model, example, engine=engine)
-    return artifacts.write_torch(model, example, folder)[0], "torch"
+    return torch_build.write(model, example, folder)[0], "torch"
 
 
 def times(model, example, folder, kind):
     path, runtime = write(model.eval(), example, folder, kind)
-    return layertimes.measure(path, runtime=runtime, inputs=example, threads=1, calls=5)
+    return files.layer_times(path, runtime=runtime, inputs=example, threads=1, calls=5)
 
 
 def weighted(model):
@@ -176,17 +179,17 @@ def test_what_the_profiler_costs_is_not_counted_to_an_operator_that_calls_many()
         ("aten::add", 300, 400),
         ("aten::relu", 6e6, 7e6),
     ]
-    lstm, relu = layertimes._outermost(spans)
-    assert layertimes._unrecorded(lstm, 0.5) == 5.0 - 3 * 0.5
-    assert layertimes._unrecorded(relu, 0.5) == 0.5
-    assert layertimes._unrecorded(relu, 2.0) == 0.0
+    lstm, relu = torch_profile._outermost(spans)
+    assert torch_profile._unrecorded(lstm, 0.5) == 5.0 - 3 * 0.5
+    assert torch_profile._unrecorded(relu, 0.5) == 0.5
+    assert torch_profile._unrecorded(relu, 2.0) == 0.0
 
 
 def test_a_16_bit_model_keeps_the_names_of_its_layers_and_shows_its_casts(tmp_path):
     example = (torch.rand(4, 1, 8, 8),)
     model = quantize.half(Corner().eval(), example, dtype="bfloat16")
-    path, _, _ = artifacts.write_torch(model, example, tmp_path)
-    found = layertimes.measure(path, runtime="torch", inputs=example, threads=1, calls=3)
+    path, _, _ = torch_build.write(model, example, tmp_path)
+    found = files.layer_times(path, runtime="torch", inputs=example, threads=1, calls=3)
     assert {one.layer for one in found} == {"", "conv1", "bn1", "conv2", "head"}
     assert [one.layer for one in found if one.converts] == [""]
 
@@ -196,7 +199,7 @@ def test_conversions_around_every_layer_explain_a_slow_down(tmp_path):
     found = []
     for converts in (False, True):
         torch.jit.script(Converting(converts).eval()).save(path := tmp_path / f"{converts}.torchscript.pt")
-        found.append(layertimes.measure(path, runtime="torch", inputs=inputs, threads=1))
+        found.append(files.layer_times(path, runtime="torch", inputs=inputs, threads=1))
     before, after = (sum(one.ms for one in times) for times in found)
     speedup = Estimate(before / after, before / after, before / after)
     said = diagnosis.slow_down(*found, (), runtime="torch", denormals=0, speedup=speedup, verdict="slower")
@@ -212,8 +215,8 @@ def test_layers_of_blocked_convolutions_are_found_without_their_weights_names(tm
 
 
 def test_a_slow_model_is_called_few_times(monkeypatch):
-    monkeypatch.setattr(layertimes, "CAP_S", 0.0)
-    assert layertimes._number(lambda: None, 20) == FEWEST
+    monkeypatch.setattr(files, "CAP_S", 0.0)
+    assert files._repeats(lambda: None, 20) == FEWEST
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx", "torchscript"])
@@ -227,7 +230,7 @@ def test_planted_denormal_weights_are_counted_exactly(tmp_path, kind):
         runtime = "torch"
     else:
         path, runtime = write(model, (torch.rand(2, 16),), tmp_path, kind)
-    assert layertimes.denormals(path, runtime=runtime) == 5
+    assert files.denormals(path, runtime=runtime) == 5
 
 
 def test_denormal_outputs_of_layers_are_counted_and_views_of_them_are_not(tmp_path):
@@ -236,8 +239,8 @@ def test_denormal_outputs_of_layers_are_counted_and_views_of_them_are_not(tmp_pa
             return (x * 1e-39).flatten(1)
 
     path, _ = write(Shrinking(), (torch.ones(3, 2, 2),), tmp_path, "pt2")
-    assert layertimes.denormals(path, runtime="torch") == 0
-    assert layertimes.denormals(path, runtime="torch", inputs=(torch.ones(3, 2, 2),)) == 12
+    assert files.denormals(path, runtime="torch") == 0
+    assert files.denormals(path, runtime="torch", inputs=(torch.ones(3, 2, 2),)) == 12
 
 
 def test_numbers_in_16_bits_count_by_what_they_are_in_32(tmp_path):
@@ -246,20 +249,20 @@ def test_numbers_in_16_bits_count_by_what_they_are_in_32(tmp_path):
         # The first is among float16's smallest numbers, and a common one in float32.
         model.weight[0] = torch.tensor([1e-6, 1.0, 1.0, 1.0])
     half = quantize.half(model.eval(), (torch.rand(2, 4),), dtype="float16")
-    path, _, _ = artifacts.write_torch(half, (torch.rand(2, 4),), tmp_path)
-    assert layertimes.denormals(path, runtime="torch") == 0
+    path, _, _ = torch_build.write(half, (torch.rand(2, 4),), tmp_path)
+    assert files.denormals(path, runtime="torch") == 0
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     for name, runtime in (("m.pt2", "torch"), ("m.torchscript.pt", "torch"), ("m.onnx", "onnxruntime")):
         (tmp_path / name).write_bytes(b"not a model")
         with pytest.raises(ModelFileError, match=f"{name} cannot be (loaded|read)"):
-            layertimes.measure(tmp_path / name, runtime=runtime, inputs=(torch.rand(1),), threads=1)
+            files.layer_times(tmp_path / name, runtime=runtime, inputs=(torch.rand(1),), threads=1)
 
 
 def test_torchscript_on_a_gpu_is_refused_with_what_is_possible(tmp_path):
     with pytest.raises(Unsupported, match=r"on the CPU only, got `device` 'cuda'"):
-        layertimes.measure(
+        files.layer_times(
             tmp_path / "m.torchscript.pt", runtime="torch", inputs=(torch.rand(1),), threads=1, device="cuda"
         )
 
@@ -267,6 +270,6 @@ def test_torchscript_on_a_gpu_is_refused_with_what_is_possible(tmp_path):
 @pytest.mark.gpu
 def test_layers_are_timed_on_a_gpu_by_events_in_its_stream(tmp_path):
     path, _ = write(Planted().eval(), example := (torch.rand(16, 16),), tmp_path, "pt2")
-    found = layertimes.measure(path, runtime="torch", inputs=example, threads=1, device="cuda", calls=5)
+    found = files.layer_times(path, runtime="torch", inputs=example, threads=1, device="cuda", calls=5)
     assert {one.layer for one in found} == {"", "first", "slow", "last"}
     assert all(one.ms > 0 for one in found)
