@@ -10,7 +10,8 @@ from torch import nn
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER, HALF
+from shrinkkit.runtimes.base import HALF_DTYPES
+from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
 IMAGES = (torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -118,7 +119,7 @@ def test_static_int8_of_control_flow_that_depends_on_data_is_refused_with_the_ca
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_takes_and_returns_float32_and_stores_16_bits(dtype):
     made = quantize.half(CONVOLUTIONAL, IMAGES, dtype=dtype)
-    assert {p.dtype for p in made.parameters()} == {HALF[dtype]}
+    assert {p.dtype for p in made.parameters()} == {HALF_DTYPES[dtype]}
     with torch.inference_mode():
         assert made(*IMAGES).dtype == torch.float32
     assert {p.dtype for p in CONVOLUTIONAL.parameters()} == {torch.float32}
