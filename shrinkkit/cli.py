@@ -314,7 +314,6 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from shrinkkit.core import machines
-    from shrinkkit.pipeline import watchdog
 
     machines.check_threads(arguments.threads)
     if not 0 < arguments.timeout < math.inf:
@@ -340,8 +339,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         while True:
             again = [part for item in failed.items() for part in ("--failed", *item)]
             call = processes.command("shrinkkit.measure.verify", *asked, *again)
-            environment = processes.environment() | own
-            ended = watchdog.run(call, limit_s=arguments.timeout, cwd=str(empty), env=environment, heard=heard)
+            ended = processes.run(call, limit_s=arguments.timeout, cwd=empty, variables=own, on_line=heard)
             if ended.status in (0, 1, 2) or not trying or trying in failed:
                 print(ended.output, end="")
                 return 1 if ended.status not in (0, 1, 2) else ended.status

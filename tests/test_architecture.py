@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shrinkkit.pipeline import steps
+from shrinkkit.pipeline import parameters
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
@@ -51,6 +51,19 @@ def test_architecture_md_names_every_package():
     assert [name for name in packages if f"`{name}/`" not in text] == []
 
 
+ANSWERS = re.findall(r"^\| .+\? \| `(\S+)` \| `(\w+)` \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+
+
+def test_architecture_md_answers_ten_questions():
+    assert len(ANSWERS) >= 10
+
+
+@pytest.mark.parametrize(("path", "name"), ANSWERS)
+def test_the_answers_of_architecture_md_exist(path, name):
+    body = ast.parse((PACKAGE / path).read_text()).body
+    assert name in {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_public_names_are_documented(path):
     tree = ast.parse(path.read_text())
@@ -79,7 +92,7 @@ class TestNotebook:
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         lines = "".join("".join(c["source"]) for c in tagged).splitlines()
         assert [line for line in lines if not re.fullmatch(r"\w+: [\w \[\]|]+ = .+  # \S.*", line)] == []
-        assert len(steps.parameters(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
+        assert len(parameters.read(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
 
     def test_is_stored_without_outputs_and_with_ids(self, cells):
         code = [c for c in cells if c["cell_type"] == "code"]

@@ -105,7 +105,7 @@ class Journal:
         store.write(RunFolder(self.folder).status, Status(self.command, self.started, tuple(self.steps.values())))
 
 
-def log(folder: Path, text: str) -> None:
+def log(folder: Path | RunFolder, text: str) -> None:
     """Append `text` to the run's log, with the time.
 
     Raises:
@@ -119,5 +119,7 @@ def log(folder: Path, text: str) -> None:
             # Another name of the same file is a copy somewhere else, which is not ours to change.
             store.write_text(path, path.read_text(encoding="utf-8", errors="replace") + line)
             return
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "a") as file:
+        with open(
+            os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644), "a"
+        ) as file:
             file.write(line)

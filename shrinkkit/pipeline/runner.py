@@ -27,10 +27,10 @@ from shrinkkit.core.studies import check_patterns, check_unit, layer_patterns
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
-from shrinkkit.pipeline import execution, plan, steps, watchdog
-from shrinkkit.pipeline.execution import Ended
+from shrinkkit.pipeline import parameters, plan, steps
 from shrinkkit.pipeline.journal import Journal, done, keep, log
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
+from shrinkkit.pipeline.steps import Ended
 from shrinkkit.report import export, index_page
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
@@ -81,7 +81,7 @@ def run(
         own = machines.names(store.read(folder / plan._record("baseline"), Variant).environment)
         planned = plan.plan(study, task=task, threads=threads, own=own)
     for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
     folder.mkdir(parents=True, exist_ok=True)
     with index_page.listed(folder, say), _alone(folder):
         # The run folder is passed around: it says nothing of where the study and the task lay.
@@ -135,7 +135,7 @@ def benchmark(
     whole = plan.plan(study, task=_seen_from_inside(folder, task), threads=threads, own=own)
     planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
     for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
     with index_page.listed(folder, say), _alone(folder):
         journal = Journal(folder, command, _pending(planned), say, only=True)
         log(folder, f"{command} on {', '.join(dict.fromkeys(machines.this_machine(Target.parse(t)) for t in chosen))}")
@@ -295,14 +295,14 @@ def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: 
 
 
 def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]) -> Ended:
-    return execution.execute(
+    return steps.execute(
         plan.notebooks() / f"{step.notebook}.ipynb",
-        folder,
+        RunFolder(folder),
         name=step.name,
         parameters=step.parameters,
         timeout_s=timeout_s,
         threads=threads,
-        tick=tick,
+        tick=lambda seconds, _phase: tick(seconds),
     )
 
 
@@ -332,11 +332,10 @@ def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
         return Look()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, LOOK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
-        ended = watchdog.run(
+        ended = processes.run(
             processes.command("shrinkkit.tasks.loader", task),
             limit_s=limit_s,
-            cwd=empty,
-            env=processes.environment(),
+            cwd=Path(empty),
             tick=lambda s: say(f"loading and checking {task} \N{MIDDLE DOT} {s:.0f} s", False),
         )
     if ended.status is None:

@@ -20,7 +20,7 @@ from shrinkkit.results.table import Results, Row, recipe_of
 
 WIDTH = 100
 _HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs today")
-_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "scores", "png")
+_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
 
 
 def table(results: Results) -> str:

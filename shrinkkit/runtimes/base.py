@@ -300,7 +300,7 @@ def describe(
         sha256=sha256(*paths),
         inputs=tuple(_port(name, x, batch) for name, x in zip(loaded.input_names, example, strict=True)),
         outputs=tuple(_port(name, x, batch) for name, x in zip(named, outputs.tensors(output), strict=True)),
-        deviation=error,
+        max_relative_error=error,
         tolerance=tolerance,
         exact_on=exact_on,
     )

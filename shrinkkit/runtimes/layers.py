@@ -179,7 +179,7 @@ def difference(expected: torch.Tensor, output: torch.Tensor, *, step: float) -> 
 def integer_check(error: float, layers: Mapping[str, Sequence[Difference]]) -> IntegerCheck:
     """Return the record of a comparison, given the error of the outputs and the differences of each layer."""
     return IntegerCheck(
-        deviation=error,
+        max_relative_error=error,
         layers={name: max(d.share for d in differences) for name, differences in layers.items()},
         saturated=tuple(name for name, differences in layers.items() if not all(d.explained for d in differences)),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shrinkkit.errors import InvalidInput
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import finetune, prune
 
@@ -39,11 +39,11 @@ def prune_channels(
     epochs: int,
     learning_rate: float,
     seed: int,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Pruned:
     """Return the task's model with channels removed, fine-tuned after each of `steps` rounds.
 
-    Arguments are those of `prune.channels` and `finetune.run`; `epochs` are spent after every round, and `watch`
+    Arguments are those of `prune.channels` and `finetune.run`; `epochs` are spent after every round, and `progress`
     counts those of all rounds.
 
     Raises:
@@ -60,7 +60,7 @@ def prune_channels(
             epochs=epochs,
             learning_rate=learning_rate,
             seed=seed,
-            watch=lambda done, _, said: watch(before + done, epochs * steps, said),
+            progress=lambda done, _, said: progress(before + done, epochs * steps, said),
         )
         scores.extend(tuned.scores)
         return tuned.model
@@ -105,7 +105,7 @@ def prune_weights(
     epochs: int,
     learning_rate: float,
     seed: int,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Pruned:
     """Return the task's model with weights set to zero, fine-tuned while the zeros are held.
 
@@ -121,7 +121,7 @@ def prune_weights(
     if not epochs:
         return Pruned(masked, ratio, prune.sparsity(masked), {}, ())
     tuned = finetune.run(
-        masked, task, epochs=epochs, learning_rate=learning_rate, seed=seed, keep_zeros=True, watch=watch
+        masked, task, epochs=epochs, learning_rate=learning_rate, seed=seed, keep_zeros=True, progress=progress
     )
     return Pruned(tuned.model, ratio, prune.sparsity(tuned.model), {}, tuned.scores)
 
@@ -146,7 +146,7 @@ def prune_task(task: Task, *, method: str, **section: Any) -> Pruned:
             raise InvalidInput(f"`{key}` has no meaning for the method {method!r}. Leave it at {default!r}.")
     pruned = act(task, **section)
     if not section["epochs"]:
-        section.get("watch", unwatched)(1, 1, "nothing was trained")
+        section.get("progress", no_progress)(1, 1, "nothing was trained")
     return pruned
 
 

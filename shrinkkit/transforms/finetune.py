@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from shrinkkit.errors import InvalidInput
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks.modules import _Drop, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import prune
@@ -37,7 +37,7 @@ def run(
     batch_size: int = 32,
     seed: int = 0,
     keep_zeros: bool = False,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Finetuned:
     """Return a copy of `model` trained on `task`'s training split, with its validation scores.
 
@@ -54,7 +54,7 @@ def run(
             because BatchNorm cannot train on one.
         seed: Seed of the order of the examples and of dropout.
         keep_zeros: Keep the weights that are exactly zero at zero, as `prune.weights` made them.
-        watch: Called after each batch and each epoch with the epochs done, `epochs`, and the epoch or its mean
+        progress: Called after each batch and each epoch with the epochs done, `epochs`, and the epoch or its mean
             validation score in words.
 
     Raises:
@@ -82,10 +82,10 @@ def run(
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
                 # The validation at the end of an epoch counts as one more batch.
-                watch(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
+                progress(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
             result.eval()
             scores.append(_validated(result, task, batch_size, device))
-            watch(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
+            progress(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)
     return Finetuned(result, tuple(scores))
 

@@ -20,7 +20,7 @@ from shrinkkit.core import lease, machines, store
 from shrinkkit.core.run_folder import CARD, README, RECORD, SUMS, RunFolder
 from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.runtimes import base, files, layers, registry
 from shrinkkit.runtimes.base import BuildRequest
@@ -48,7 +48,7 @@ def write(
     ratio_reached: float | None = None,
     validation_scores: Sequence[float] = (),
     kept_because: Mapping[str, str] = MappingProxyType({}),
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Variant:
     """Quantize `model` as the recipe says, write its file for each runtime, prove the files, and return the record.
 
@@ -66,7 +66,7 @@ def write(
         ratio_reached: Pruning ratio that was reached.
         validation_scores: Mean validation score after each epoch of fine-tuning.
         kept_because: Why a layer kept all its channels although the recipe asked for some, by layer.
-        watch: Called before each runtime's file and after the last with the files done, all of them, and which is next.
+        progress: Called before each runtime's file and after the last: files done, their number, and which is next.
 
     Raises:
         NothingChanged: The recipe left the model as it was.
@@ -85,7 +85,7 @@ def write(
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         fresh = Path(name)
-        made = _files(fresh, task, model, example, options, runtimes, watch)
+        made = _files(fresh, task, model, example, options, runtimes, progress)
         if not made.files:
             reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
             raise Unsupported(f"No runtime can have this variant. {reasons}")
@@ -134,7 +134,7 @@ def write_pruned(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Variant:
     """Write what `compress.prune_task` returned and return the record; see `write`.
 
@@ -145,7 +145,7 @@ def write_pruned(
         section: The recipe's `prune` section.
         runtimes: Runtimes to write a file for.
         seed: The seed that was used.
-        watch: See `write`.
+        progress: See `write`.
     """
     return write(
         folder,
@@ -159,7 +159,7 @@ def write_pruned(
         ratio_reached=pruned.ratio_reached,
         validation_scores=pruned.validation_scores,
         kept_because=pruned.kept_because,
-        watch=watch,
+        progress=progress,
     )
 
 
@@ -172,7 +172,7 @@ def write_quantized(
     section: Mapping[str, Any],
     runtimes: Sequence[str],
     seed: int,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Variant:
     """Quantize `model`, write the files and return the record, which also says how `source` was pruned; see `write`.
 
@@ -184,7 +184,7 @@ def write_quantized(
         section: The recipe's `quantize` section.
         runtimes: Runtimes to write a file for.
         seed: Recorded.
-        watch: See `write`.
+        progress: See `write`.
     """
     before = read(folder.parent / source) if source != "baseline" else None
     return write(
@@ -198,7 +198,7 @@ def write_quantized(
         ratio_asked=before.ratio_asked if before else None,
         ratio_reached=before.ratio_reached if before else None,
         kept_because={row.layer: row.kept_because for row in before.audit} if before else {},
-        watch=watch,
+        progress=progress,
     )
 
 
@@ -238,7 +238,7 @@ def _files(
     example: Example,
     options: Mapping[str, Any],
     runtimes: Sequence[str],
-    watch: Watch,
+    progress: Progress,
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
@@ -247,7 +247,7 @@ def _files(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = BuildRequest(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
         for number, runtime in enumerate(runtimes):
-            watch(number, len(runtimes), f"for {runtime}")
+            progress(number, len(runtimes), f"for {runtime}")
             try:
                 one = files.build(runtime, making)
             except (Unsupported, ModelFileError) as error:
@@ -258,7 +258,7 @@ def _files(
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
-    watch(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
+    progress(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
     return made
 
 

@@ -14,7 +14,7 @@ from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Stat
 from shrinkkit.runtimes.spec import HALF
 from shrinkkit.transforms.prune import SCOPES
 from shrinkkit.widgets import live
-from shrinkkit.widgets.live import Live, Progress
+from shrinkkit.widgets.live import Live, ProgressBar
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def _to_copy(section: Mapping[str, Any]) -> tuple[Command, ...]:
 _PARAMETERS = {"ratio": "float", "scope": "str", "layers": "dict"}
 
 
-def _working(method: str, took_s: float | None = None) -> Progress:
-    return Progress(f"Quantizing by {method}", took_s is not None, 1, "", took_s or 0.0)
+def _working(method: str, took_s: float | None = None) -> ProgressBar:
+    return ProgressBar(f"Quantizing by {method}", took_s is not None, 1, "", took_s or 0.0)
 
 
 def _answers(found: Quantization) -> Statement:

@@ -106,7 +106,7 @@ def test_a_reference_that_proves_nothing_is_damage(folder, change):
     found = verify.check(folder, only=["cpu/torch", "cpu/onnxruntime"], threads=1, seconds=0.02)
     assert not found.verified
     assert {one.state for one in found.findings} == {"damaged"}
-    assert {one.deviation for one in found.findings} == {None}
+    assert {one.max_relative_error for one in found.findings} == {None}
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 7.0])

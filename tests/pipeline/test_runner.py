@@ -19,7 +19,7 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
-from shrinkkit.pipeline import plan, runner, steps
+from shrinkkit.pipeline import parameters, plan, runner
 from shrinkkit.results import table
 
 TASK = Path(__file__).parent.parent / "tiny.py"
@@ -93,7 +93,7 @@ def test_the_parameters_of_every_built_in_recipe_fit_their_notebooks():
     planned = plan.plan(study, task="digits-cnn", threads=1)
     assert len(planned) > len(BUILT_IN)
     for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
 
 
 def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):

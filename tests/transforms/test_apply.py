@@ -35,7 +35,10 @@ def test_each_round_is_followed_by_its_epochs(task):
 def test_who_watches_sees_the_epochs_of_all_rounds_as_one_count(task):
     seen = []
     apply.prune_task(
-        task, method="channels", **CHANNELS | {"steps": 2}, watch=lambda done, total, said: seen.append((done, total))
+        task,
+        method="channels",
+        **CHANNELS | {"steps": 2},
+        progress=lambda done, total, said: seen.append((done, total)),
     )
     assert seen == sorted(set(seen))
     assert seen[0][0] < 1
@@ -44,7 +47,7 @@ def test_who_watches_sees_the_epochs_of_all_rounds_as_one_count(task):
 
 def test_who_watches_is_told_where_nothing_is_trained(task):
     seen = []
-    apply.prune_task(task, method="channels", **CHANNELS | {"epochs": 0}, watch=lambda *event: seen.append(event))
+    apply.prune_task(task, method="channels", **CHANNELS | {"epochs": 0}, progress=lambda *event: seen.append(event))
     assert seen == [(1, 1, "nothing was trained")]
 
 

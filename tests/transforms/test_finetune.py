@@ -61,7 +61,7 @@ def test_run_improves_the_score_and_reports_one_per_epoch():
     model = small_model()
     seen = []
     task = make_task(model, train=128)
-    result = finetune.run(model, task, epochs=5, learning_rate=1e-2, watch=lambda *event: seen.append(event))
+    result = finetune.run(model, task, epochs=5, learning_rate=1e-2, progress=lambda *event: seen.append(event))
     assert result.scores[-1] > 0.75
     done = [one for one, _, _ in seen]
     assert done == sorted(set(done))

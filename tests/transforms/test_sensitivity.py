@@ -9,6 +9,7 @@ from torch import nn
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import HalfPrecision
 from shrinkkit.transforms import sensitivity
+from shrinkkit.runtimes import layers
 
 
 def sample(model):

@@ -49,14 +49,14 @@ def test_the_baseline_has_a_proved_file_for_each_runtime(run):
         assert path.stat().st_size == file.size_bytes
         assert store.sha256(path) == file.sha256
         assert 0 < file.compressed_bytes <= file.size_bytes
-        assert file.deviation < 1e-3
+        assert file.max_relative_error < 1e-3
 
 
 def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
     half = {"quantize": {"method": "float16"}}
     variants.write(
-        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, watch=lambda *event: seen.append(event)
+        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, progress=lambda *event: seen.append(event)
     )
     assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
 
@@ -119,7 +119,7 @@ def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, r
 
 
 def test_fidelity_pairs_each_file_with_the_task_s_own_model(run, task):
-    found = scoring.fidelity(run / "variants/baseline", task, task.validation)
+    found = scoring.accuracy_of_files(run / "variants/baseline", task, task.validation)
     assert set(found) == set(RUNTIMES)
     assert all(a.agreement == 1.0 and a.difference.value == 0 for a in found.values())
 
