@@ -17,7 +17,7 @@ from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
-from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes import registry
 
 _Record = TypeVar("_Record")
 

@@ -24,8 +24,8 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.measure import benchmark, scoring
-from shrinkkit.runtimes import files, files as model_files, registry
-from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes import files as model_files
+from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.base import BuildRequest, Loaded
 from shrinkkit.tasks import loader
 from shrinkkit.transforms import apply, variants

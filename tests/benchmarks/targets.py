@@ -35,7 +35,7 @@ from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
 from shrinkkit.measure import benchmark
-from shrinkkit.runtimes import files as model_files, registry
+from shrinkkit.runtimes import files as model_files
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.base import BuildRequest, Loaded
 from shrinkkit.runtimes.onnx import export as onnx_export

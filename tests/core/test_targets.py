@@ -15,7 +15,7 @@ from shrinkkit.core import machines, store
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, Unsupported
-from shrinkkit.runtimes import files, registry, spec
+from shrinkkit.runtimes import registry, spec
 
 
 def test_the_targets_are_those_that_recipes_know():

@@ -8,9 +8,9 @@ from builds import request
 from torch import nn
 
 from shrinkkit.errors import InvalidInput, Unsupported
+from shrinkkit.runtimes.base import HALF_DTYPES
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.base import HALF_DTYPES
 from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()

@@ -9,7 +9,6 @@ from torch import nn
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import HalfPrecision
 from shrinkkit.transforms import sensitivity
-from shrinkkit.runtimes import layers
 
 
 def sample(model):
