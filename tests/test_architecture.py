@@ -41,7 +41,7 @@ def test_help_is_shown_without_loading_torch(command):
     asked = [sys.executable, "-X", "importtime", "-m", "shrinkkit.cli", *command, "--help"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
-    assert "argparse" in loaded
+    assert "typer" in loaded
     assert loaded & {"torch", "papermill", "nbconvert", "matplotlib"} == set()
 
 

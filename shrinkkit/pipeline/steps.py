@@ -22,8 +22,8 @@ from typing import Any
 from shrinkkit.core import lease, processes
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
-from shrinkkit.pipeline.journal import log
 from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.run_status import log
 
 NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
 _PHASE = "shrinkkit phase: "

@@ -32,6 +32,8 @@ class Runtime(Protocol):
     """Distributions whose versions decide how fast a file is, that of the runtime itself first."""
     in_torch: bool
     """Whether torch runs the files, so that threads and CUDA streams are settings of torch and of the process."""
+    compiles: bool
+    """Whether files are compiled as they are loaded, which takes long; such targets are used only if named."""
 
     def missing(self, device: str) -> str:
         """Return why the runtime cannot run on a device of this machine, and what helps; '' if it can."""

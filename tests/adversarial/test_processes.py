@@ -164,7 +164,10 @@ def test_a_child_that_hears_no_signal_is_killed_when_patience_ends(tmp_path):
 
 
 WRITE = "import sys; from shrinkkit.core import store; sys.stdin.readline(); store.write_text(sys.argv[1], 'old')"
-LOG = "import sys, pathlib; from shrinkkit.pipeline import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
+LOG = (
+    "import sys, pathlib; from shrinkkit.core.run_folder import RunFolder; from shrinkkit.pipeline import run_status;"
+    "sys.stdin.readline(); run_status.log(RunFolder(pathlib.Path(sys.argv[1]).parent), 'old')"
+)
 MOVE = (
     "import sys, pathlib; from shrinkkit.transforms import variants;"
     "sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"

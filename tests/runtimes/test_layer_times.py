@@ -261,9 +261,10 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 def test_torchscript_on_a_gpu_is_refused_with_what_is_possible(tmp_path):
+    torch_build.write(nn.Linear(2, 2).eval(), (torch.rand(4, 2),), tmp_path)
     with pytest.raises(Unsupported, match=r"on the CPU only, got `device` 'cuda'"):
         files.layer_times(
-            tmp_path / "m.torchscript.pt", runtime="torch", inputs=(torch.rand(1),), threads=1, device="cuda"
+            tmp_path / "model.torchscript.pt", runtime="torch", inputs=(torch.rand(4, 2),), threads=1, device="cuda"
         )
 
 

@@ -19,7 +19,7 @@ class Inductor:
     name, title = "inductor", "inductor"
     devices: tuple[str, ...] = ("cpu", "cuda")
     packages: tuple[str, ...] = ("torch", "torchao")
-    in_torch = True
+    in_torch, compiles = True, True
 
     def missing(self, device: str) -> str:
         """Return why inductor cannot run on a device of this machine, '' if it can."""

@@ -20,7 +20,7 @@ class OnnxRuntime:
     name, title = "onnxruntime", "ONNX Runtime"
     devices: tuple[str, ...] = ("cpu", "cuda")
     packages: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
-    in_torch = False
+    in_torch, compiles = False, False
 
     def missing(self, device: str) -> str:
         """Return why ONNX Runtime cannot run on a device of this machine, '' if it can."""

@@ -21,7 +21,7 @@ class OpenVino:
     name, title = "openvino", "OpenVINO"
     devices: tuple[str, ...] = ("cpu",)
     packages: tuple[str, ...] = ("openvino", "nncf", "onnx", "onnx-ir", "onnxscript")
-    in_torch = False
+    in_torch, compiles = False, False
 
     def missing(self, device: str) -> str:
         """Return why OpenVINO cannot run on this machine, '' if it can."""

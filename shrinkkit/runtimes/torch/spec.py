@@ -20,7 +20,7 @@ class Torch:
     name, title = "torch", "torch"
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
     packages: tuple[str, ...] = ("torch",)
-    in_torch = True
+    in_torch, compiles = True, False
 
     def missing(self, device: str) -> str:
         """Return why torch cannot run on a device of this machine, '' if it can."""
