@@ -26,6 +26,7 @@ from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, findings
 from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards, modelcard
 from shrinkkit.results.modelcard import Card
@@ -210,7 +211,7 @@ class _Here:
             candidate=self.variant.name,
             conditions=here,
             candidate_conditions=replace(here, form=own.form),
-            cap_s=self.seconds,
+            protocol=Protocol(cap_s=self.seconds),
         )
 
 

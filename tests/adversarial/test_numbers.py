@@ -17,6 +17,7 @@ from shrinkkit.core.measurement import ClassScore
 from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
+from shrinkkit.measure.session import Settings
 from shrinkkit.results import conclusions, table
 from shrinkkit.runtimes import base, files
 from shrinkkit.runtimes.torch import build as torch_build
@@ -51,7 +52,7 @@ def run(task, tmp_path_factory):
 
 
 def test_baseline_and_every_variant_on_torch_run_in_one_form(run, task):
-    loaded = session.load(run, [], TORCH, task, threads=1)
+    loaded = session.load(run, [], Settings(TORCH, task, threads=1))
     assert {trial.loaded.form for trial in loaded.values()} == {"torchscript"}
     assert len(loaded) == 4
 
@@ -71,18 +72,18 @@ def test_every_architecture_has_a_script_of_its_graph_that_takes_any_batch(name,
 
 
 def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
-    loaded = session.load(run, ["bfloat16"], TORCH, task, threads=1)
+    loaded = session.load(run, ["bfloat16"], Settings(TORCH, task, threads=1))
     path, _ = torch_build.write_program(task.model, task.example, tmp_path)
     program = files.load(path, runtime="torch")
     assert program.form == "graph"
     loaded["bfloat16"] = dataclasses.replace(loaded["bfloat16"], loaded=program)
-    compared, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0)
+    compared, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
     assert compared == {}
     assert "form" in errors["bfloat16"]
 
 
 def test_the_module_is_compared_with_its_file_across_forms_only_where_that_is_asked():
-    here = session.describe(TORCH, tiny_task(), threads=1, form="eager")
+    here = Settings(TORCH, tiny_task(), threads=1).conditions("eager")
     with pytest.raises(UnfairComparison, match="form"):
         benchmark.compare(
             lambda: None,
@@ -112,8 +113,8 @@ class Padded(nn.Module):
 def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path):
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
     variants.write(tmp_path / "variants/baseline", padded, padded.model, recipe={}, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], TORCH, padded, threads=1)
-    found = session.compare_runtimes(loaded, TORCH, padded, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], Settings(TORCH, padded, threads=1))
+    found = session.compare_runtimes(loaded, Settings(TORCH, padded, threads=1))
     assert found.speedup.high < 0.5
     results = table.load(examples.write_run(tmp_path / "run"))
     slower = dataclasses.replace(results.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
@@ -137,9 +138,9 @@ def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, t
     slow = dataclasses.replace(task, model=Slow(task.model).eval())
     for name, recipe in (("baseline", {}), ("half", {"quantize": {"method": "bfloat16"}})):
         variants.write(tmp_path / "variants" / name, slow, slow.model, recipe=recipe, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], TORCH, slow, threads=1)
-    assert session.compare_runtimes(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
-    compared, _ = session.compare_latency(loaded, TORCH, slow, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], Settings(TORCH, slow, threads=1))
+    assert session.compare_runtimes(loaded, Settings(TORCH, slow, threads=1)).speedup.low > 2
+    compared, _ = session.compare_latency(loaded, Settings(TORCH, slow, threads=1))
     assert compared["half"].speedup.value < 2
 
 

@@ -21,7 +21,7 @@ from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.target import Target
 from shrinkkit.display.formats import interval, times
 from shrinkkit.measure import benchmark
-from shrinkkit.measure.timing import Make
+from shrinkkit.measure.timing import Make, Protocol
 from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.base import Loaded
 from shrinkkit.runtimes.torch import build as torch_build
@@ -65,7 +65,7 @@ def compare(
         conditions=own[0],
         candidate_conditions=own[1],
         across_runtimes=True,
-        cap_s=seconds,
+        protocol=Protocol(cap_s=seconds),
     )
 
 
