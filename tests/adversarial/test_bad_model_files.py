@@ -18,7 +18,7 @@ from tiny import task as tiny_task
 from shrinkkit import cli
 from shrinkkit.core import store
 from shrinkkit.errors import InvalidInput, ModelFileError
-from shrinkkit.results import modelcard
+from shrinkkit.results import cards
 from shrinkkit.runtimes import base, files
 from shrinkkit.runtimes.base import UnsafeContent
 from shrinkkit.runtimes.torch import build as torch_build
@@ -246,7 +246,7 @@ NOT_RECORDS = (
 @pytest.mark.parametrize("name", ["variant.json", "model-card.json"])
 def test_what_is_no_record_is_told_in_a_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    read = variants.read if name == "variant.json" else modelcard.read
+    read = variants.read if name == "variant.json" else cards.read
     with pytest.raises(InvalidInput) as caught:
         read(tmp_path)
     assert name in str(caught.value)
@@ -259,7 +259,5 @@ def test_what_is_no_model_file_is_told_in_a_sentence(tmp_path, name, content):
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelFileError) as caught:
-        files.scan(
-            tmp_path / name, runtime={"onnx": "onnxruntime", "xml": "openvino"}.get(name.rpartition(".")[2], "torch")
-        )
+        vetting.check(tmp_path / name)
     assert name in str(caught.value)

@@ -24,7 +24,7 @@ class Inductor:
     def missing(self, device: str) -> str:
         """Return why inductor cannot run on a device of this machine, '' if it can."""
         on_gpu = not_installed("torch") or no_cuda() if device == "cuda" else ""
-        compiler = not_installed("torch") or on_gpu or no_compiler() or not_installed("torchao")
+        compiler = not_installed("torch") or on_gpu or no_compiler() or not_installed("torchao", extra="inductor")
         return compiler or (not_installed("triton") if device == "cuda" else "")
 
     def refuses(self, precision: str, device: str) -> str:

@@ -24,7 +24,7 @@ class OnnxRuntime:
 
     def missing(self, device: str) -> str:
         """Return why ONNX Runtime cannot run on a device of this machine, '' if it can."""
-        reason = not_installed("onnxruntime") or not_installed("onnx")
+        reason = not_installed("onnxruntime", extra="onnxruntime") or not_installed("onnx", extra="onnxruntime")
         return reason or (_no_cuda_provider() if device == "cuda" else "")
 
     def refuses(self, precision: str, device: str) -> str:

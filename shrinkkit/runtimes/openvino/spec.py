@@ -26,7 +26,7 @@ class OpenVino:
     def missing(self, device: str) -> str:
         """Return why OpenVINO cannot run on this machine, '' if it can."""
         packages = not_installed("openvino", extra="openvino") or not_installed("nncf", extra="openvino")
-        return packages or not_installed("onnx")
+        return packages or not_installed("onnx", extra="openvino")
 
     def refuses(self, precision: str, device: str) -> str:
         """Return '', because OpenVINO may have files in any precision."""
