@@ -259,5 +259,7 @@ def test_what_is_no_model_file_is_told_in_a_sentence(tmp_path, name, content):
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelFileError) as caught:
-        vetting.check(tmp_path / name)
+        files.scan(
+            tmp_path / name, runtime={"onnx": "onnxruntime", "xml": "openvino"}.get(name.rpartition(".")[2], "torch")
+        )
     assert name in str(caught.value)

@@ -17,15 +17,8 @@ from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
-<<<<<<< HEAD
-from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import Figures
-from shrinkkit.runtimes import files
-=======
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Figures
-
->>>>>>> main
 from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
