@@ -19,6 +19,7 @@ from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Figures
+from shrinkkit.runtimes import files
 from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
