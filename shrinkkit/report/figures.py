@@ -370,7 +370,7 @@ def _quantiles(samples: Sequence[Sequence[float]]) -> str:
 def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     """Make the horizontal axis one of speed-ups, logarithmic and labelled, wide enough for `values` (> 0) and 1."""
     low, high = min([1.0, *values]), max([1.0, *values])
-    # Wider ranges need more room for labels beside the outermost marks.
+    # Wider ranges need more room for labels next to the outermost marks.
     margin = max(1.5, (high / low) ** 0.12)
     low, high = low / margin, high * margin
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
