@@ -263,7 +263,8 @@ def _study(
     """Return the study that is named, or the one of a task with `recipes` and `targets`."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
-    from shrinkkit.runtimes import specs
+    from shrinkkit.core.target import Target
+    from shrinkkit.runtimes import registry
 
     if name.endswith((".yaml", ".yml")) or (name in studies.builtin_studies() and not recipes and not targets):
         if recipes or targets:
@@ -272,7 +273,8 @@ def _study(
             )
         return studies.changed(studies.read_study(name), threads=threads, **budget)
     # By default, every target that is available without compiling.
-    available = [target for target, reason in specs.available().items() if not reason and "inductor" not in target]
+    compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
+    available = [t for t, why in registry.available().items() if not why and Target.parse(t).runtime not in compiled]
     return studies.study(name, recipes=recipes or BUILT_IN, targets=targets or available, threads=threads, **budget)
 
 
@@ -293,17 +295,18 @@ def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:
 
 def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
     """Print the results of a run and return the exit status."""
-    from shrinkkit.results import conclusions, results, table
+    from shrinkkit.results import output, results
+    from shrinkkit.results.verdict import decide
 
-    loaded = table.load(run.path)
-    failures, verdict = table.failures(loaded), conclusions.verdict(loaded).sentence
+    loaded = results.load(run.path)
+    failures, verdict = results.failures(loaded), decide(loaded).sentence
     if as_json:
         steps = loaded.status.to_dict()["steps"] if loaded.status else []
         paths = {"run": str(run.path), "report": str(run.report), "results": str(run.results)}
         _print_json(paths | {"verdict": verdict, "failures": len(failures), "steps": steps})
     elif not quiet:
         console = _console()
-        print(f"\n{results.table(loaded, width=console.width if console.is_terminal else results.WIDTH)}\n")
+        print(f"\n{output.table(loaded, width=console.width if console.is_terminal else output.WIDTH)}\n")
         console.print(verdict, style="bold", markup=False, soft_wrap=not console.is_terminal)
         print(f"\nreport: {run.report}")
     return 1 if failures else 0
@@ -317,7 +320,7 @@ def _list(
     """List available tasks, recipes or targets."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
-    from shrinkkit.runtimes import specs
+    from shrinkkit.runtimes import registry
     from shrinkkit.tasks.bundled import TASKS
 
     if kind == "recipes":
@@ -325,7 +328,7 @@ def _list(
     elif kind == "tasks":
         entries = dict(TASKS)
     else:
-        reasons = specs.available()
+        reasons = registry.available()
         entries = {name: f"unavailable: {reason}." if reason else "available" for name, reason in reasons.items()}
     if as_json:
         _print_json(entries)

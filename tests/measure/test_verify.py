@@ -17,9 +17,9 @@ from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
-from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import Figures
-from shrinkkit.runtimes import emulation
+from shrinkkit.results import cards
+from shrinkkit.results.cards import Figures
+from shrinkkit.runtimes import files
 from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
@@ -182,7 +182,7 @@ def test_a_damaged_baseline_beside_it_is_told_and_costs_only_the_ratio(made, tmp
 def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(made, tmp_path, machine):
     shutil.copytree(made, tmp_path / "variants")
     folder = tmp_path / "variants/int8"
-    card = modelcard.read(folder)
+    card = cards.read(folder)
     figures = {field.name: None for field in dataclasses.fields(Figures)}
     figures |= {
         "target": "cpu/torch",
@@ -221,7 +221,7 @@ def test_a_record_of_a_newer_version_is_refused_with_the_remedy(folder):
 
 def test_kernels_that_saturate_are_named(folder, monkeypatch):
     found = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
-    monkeypatch.setattr(emulation, "check", lambda *_, **__: found)
+    monkeypatch.setattr(files, "check_integers", lambda *_, **__: found)
     one = check(folder, "cpu/torch").findings[0]
     assert one.saturated == ("conv1",)
     assert "Integer kernels saturate on this processor in conv1." in one.notes

@@ -1,0 +1,157 @@
+"""The verdict and the factors: only what the intervals and timings allow is said."""
+
+import dataclasses
+
+import examples
+import pytest
+
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.measurement import IntegerCheck
+from shrinkkit.core.recipe import Budget
+from shrinkkit.results import results, verdict
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
+
+
+def with_rows(found, **changes):
+    """Return the results with every row but the baseline's changed."""
+    made = [row if row.variant == "baseline" else dataclasses.replace(row, **changes) for row in found.rows]
+    return dataclasses.replace(found, rows=tuple(made))
+
+
+def test_the_fastest_variant_within_the_budget_wins(found):
+    made = verdict.decide(found)
+    assert (made.kind, made.row.variant, made.row.target) == (
+        "within budget",
+        "channels-50-static-int8",
+        "cpu/onnxruntime",
+    )
+    for part in ("13.3", "5.83", "cpu/onnxruntime", "accuracy", "budget of 1 point"):
+        assert part in made.sentence
+
+
+def test_failed_variants_are_mentioned_after_the_verdict(found):
+    assert "1 of 7 variants failed: dynamic-int8" in verdict.decide(found).sentence
+
+
+def test_a_budget_can_name_the_target(found):
+    budget = Budget(target="cpu/torch")
+    assert verdict.decide(dataclasses.replace(found, budget=budget)).row.target == "cpu/torch"
+
+
+def test_the_smallest_is_chosen_by_bytes_and_not_by_speed(found):
+    made = verdict.decide(dataclasses.replace(found, budget=Budget(want="smallest")))
+    sizes = [r.size_bytes for r in found.rows if r.accuracy_verdict == "within budget" and not r.intermediate]
+    assert made.row.size_bytes == min(sizes)
+
+
+def test_a_change_that_straddles_the_budget_is_not_within_it(found):
+    wide = with_rows(found, difference=Estimate(-0.002, -0.02, 0.01), accuracy_verdict="cannot tell")
+    made = verdict.decide(wide)
+    assert made.kind == "cannot tell"
+    assert made.headline.startswith("No variant is surely within")
+    # 0.018 must shrink to 0.008, which takes (18 / 8) squared times the examples.
+    assert "About 10,200 test examples would be enough; it has 2,000." in made.headline
+
+
+def test_integer_kernels_that_saturate_are_named_in_the_verdict(found):
+    record = found.measured["cpu/torch"]
+    check = IntegerCheck(0.31, {"stem": 0.4, "head": 0.001}, ("stem",))
+    measurements = [
+        dataclasses.replace(m, integers=check) if m.variant == "static-int8" else m for m in record.measurements
+    ]
+    measured = found.measured | {"cpu/torch": dataclasses.replace(record, measurements=tuple(measurements))}
+    text = verdict.decide(dataclasses.replace(found, measured=measured)).sentence
+    assert "On cpu/torch, int8 accumulation saturates on this CPU in static-int8" in text
+    assert "saturate" not in verdict.decide(found).sentence
+
+
+def test_when_all_lose_too_much_the_closest_is_named(found):
+    bad = with_rows(found, difference=Estimate(-0.05, -0.06, -0.04), accuracy_verdict="over budget")
+    assert verdict.decide(bad).headline.startswith("No variant is within the budget of 1 point. Closest:")
+
+
+def test_a_noisy_timing_never_wins(found):
+    made = verdict.decide(with_rows(found, timing="too noisy", timing_today="too noisy"))
+    assert (made.kind, made.row) == ("none", None)
+    assert "No conclusion" in made.headline
+
+
+def test_variants_that_were_too_noisy_are_named(found):
+    changed = [
+        dataclasses.replace(row, timing="too noisy", timing_today="too noisy") if row.variant == "channels-50" else row
+        for row in found.rows
+    ]
+    text = verdict.decide(dataclasses.replace(found, rows=tuple(changed))).sentence
+    assert "too noisy" in text
+    assert "channels-50 on cpu/torch, channels-50 on cpu/onnxruntime" in text
+
+
+def test_slower_variants_leave_the_baseline(found):
+    half = Estimate(0.5, 0.49, 0.51)
+    made = verdict.decide(with_rows(found, speedup=half, speedup_today=half, timing="slower", timing_today="slower"))
+    assert "keep the baseline" in made.headline
+    assert "The unchanged model on cpu/onnxruntime is faster still" in made.sentence
+
+
+def test_nothing_measured_is_no_verdict(found):
+    nothing = with_rows(found, state="not run", reason="it was interrupted", difference=None)
+    made = verdict.decide(nothing)
+    assert "no variant was measured" in made.headline
+    assert "7 of 7 variants not measured" in made.sentence
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """A run that was also measured on another machine, on one of its targets."""
+    return results.load(examples.write_two_machines(tmp_path_factory.mktemp("run"), targets=("cpu/torch",)))
+
+
+def test_each_machine_has_a_verdict_of_its_own(away):
+    made = verdict.decide(away)
+    assert made.headline.startswith(f"On {examples.HERE}: channels-50-static-int8 on cpu/onnxruntime: ")
+    assert f"On {examples.ELSEWHERE}: channels-50-static-int8 on cpu/torch: " in made.remarks[-1]
+    assert made.row.target == "cpu/onnxruntime"
+
+
+def test_a_faster_variant_on_another_machine_does_not_outdo_one_on_the_runs_own(away):
+    huge = Estimate(90.0, 89.0, 91.0)
+    changed = [
+        dataclasses.replace(row, speedup=huge, speedup_today=huge)
+        if row.variant == "static-int8" and row.target != "cpu/onnxruntime" and "@" in row.target
+        else row
+        for row in away.rows
+    ]
+    assert len([row for row in changed if row.speedup_today == huge]) == 1
+    made = verdict.decide(dataclasses.replace(away, rows=tuple(changed)))
+    assert made.row.target == "cpu/onnxruntime"
+    assert "static-int8 on cpu/torch: " in made.remarks[-1]
+    assert "90\N{MULTIPLICATION SIGN}" in made.remarks[-1]
+
+
+def test_the_budgets_target_is_that_of_the_runs_own_machine(away):
+    made = verdict.decide(dataclasses.replace(away, budget=Budget(target="cpu/torch")))
+    assert made.row.target == "cpu/torch"
+
+
+def test_the_budgets_target_is_that_of_another_machine_if_only_that_measured_it(away):
+    kept = tuple(row for row in away.rows if row.target != "cpu/torch")
+    targets = tuple(target for target in away.targets if target != "cpu/torch")
+    moved = dataclasses.replace(away, rows=kept, targets=targets, budget=Budget(target="cpu/torch"))
+    made = verdict.decide(moved)
+    assert made.row.target == f"cpu/torch @ {examples.ELSEWHERE}"
+    assert not any(remark.startswith("On ") for remark in made.remarks)
+
+
+def test_a_failure_on_one_machine_is_not_said_of_the_others(away):
+    changed = [
+        dataclasses.replace(row, state="failed", reason="out of memory")
+        if (row.variant, "@" in row.target) == ("static-int8", True)
+        else row
+        for row in away.rows
+    ]
+    text = verdict.decide(dataclasses.replace(away, rows=tuple(changed))).sentence
+    assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE} (out of memory)" in text
