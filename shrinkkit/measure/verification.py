@@ -18,7 +18,7 @@ from shrinkkit.core.machines import Environment
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.results.modelcard import Figures
+from shrinkkit.results.cards import Figures
 
 OK, DIFFERS, DAMAGED, FAILS, NOT_HERE, NO_FILE = "ok", "differs", "damaged", "fails", "cannot run here", "no file"
 WRONG = (DIFFERS, DAMAGED, FAILS)

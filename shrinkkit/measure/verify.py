@@ -29,8 +29,8 @@ from shrinkkit.measure import benchmark, verification
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.measure.verification import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import Card
+from shrinkkit.results import cards
+from shrinkkit.results.cards import Card
 from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
@@ -251,7 +251,7 @@ def _asked(variant: Variant) -> list[str]:
 
 def _card(folder: Path, problems: list[str]) -> Card | None:
     try:
-        return modelcard.read(folder)
+        return cards.read(folder)
     except InvalidInput as error:
         problems.append(str(error))
         return None

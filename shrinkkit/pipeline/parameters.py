@@ -91,13 +91,7 @@ def _annotations(cells: Sequence[str]) -> dict[str, str]:
 
 
 def type_problem(name: str, annotation: str, value: Any) -> str:
-    """Return what is wrong with the type of a parameter, '' if nothing is.
-
-    Args:
-        name: Of the parameter.
-        annotation: As the notebook declares it: names in `TYPES`, separated by `|`.
-        value: Its value.
-    """
+    """Return what is wrong with the type of a parameter, '' if nothing is; `annotation` is names in `TYPES` and `|`."""
     kinds = [kind.strip().partition("[")[0] for kind in annotation.split("|")]
     allowed = tuple(python_type for kind in kinds for python_type in TYPES.get(kind, ()))
     if isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)):

@@ -11,8 +11,8 @@ from shrinkkit.core.studies import read_study
 from shrinkkit.pipeline import runner
 from shrinkkit.pipeline.run_status import Monitor
 from shrinkkit.pipeline.terminal import LineMonitor
-from shrinkkit.results import table
-from shrinkkit.results.table import Results
+from shrinkkit.results import results
+from shrinkkit.results.results import Results
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
 ) -> Results:
     """Compress a task by a study's recipes, benchmark every variant on this machine, and write the report.
 
-    Every step is a notebook in a process of its own; steps whose inputs have not changed since the last run are
+    Every step is a notebook in a separate process; steps whose inputs have not changed since the last run are
     cached. The same as `shrinkkit run` on the command line. To compress one model in memory, without files, see
     `compress`.
 
@@ -56,4 +56,4 @@ def run(
         force=force,
         monitor=monitor,
     )
-    return table.load(prepared.execute(monitor).path)
+    return results.load(prepared.execute(monitor).path)

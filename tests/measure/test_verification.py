@@ -7,7 +7,7 @@ import pytest
 
 from shrinkkit.measure import verification
 from shrinkkit.measure.verification import WIDTH, Finding, Verification
-from shrinkkit.results.modelcard import Figures
+from shrinkkit.results.cards import Figures
 
 HERE = {"machine": "xeon-2-cores", "threads": 2}
 NOTHING = {field.name: None for field in dataclasses.fields(Figures)}
@@ -34,7 +34,7 @@ def verified(*found, problems=(), notes=()):
 def test_a_speed_beyond_both_intervals_differs():
     said = verification.compare_with_report(reported(12.2), measured(5.1), **HERE)
     assert said.startswith("report (xeon-2-cores, 2 threads): 12.2")
-    assert "here (the same machine and threads): 5.10" in said
+    assert "here (the same machine and threads): 5.1" in said
     assert said.endswith(": differs.")
 
 
