@@ -262,7 +262,8 @@ def _study(
     """Return the study that is named, or the one of a task with `recipes` and `targets`."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
-    from shrinkkit.runtimes import specs
+    from shrinkkit.core.target import Target
+    from shrinkkit.runtimes import registry
 
     if name.endswith((".yaml", ".yml")) or (name in studies.builtin_studies() and not recipes and not targets):
         if recipes or targets:
@@ -271,7 +272,8 @@ def _study(
             )
         return studies.changed(studies.read_study(name), threads=threads, **budget)
     # By default, every target that is available without compiling.
-    available = [target for target, reason in specs.available().items() if not reason and "inductor" not in target]
+    compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
+    available = [t for t, why in registry.available().items() if not why and Target.parse(t).runtime not in compiled]
     return studies.study(name, recipes=recipes or BUILT_IN, targets=targets or available, threads=threads, **budget)
 
 
@@ -317,7 +319,7 @@ def _list(
     """List available tasks, recipes or targets."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
-    from shrinkkit.runtimes import specs
+    from shrinkkit.runtimes import registry
     from shrinkkit.tasks.bundled import TASKS
 
     if kind == "recipes":
@@ -325,7 +327,7 @@ def _list(
     elif kind == "tasks":
         entries = dict(TASKS)
     else:
-        reasons = specs.available()
+        reasons = registry.available()
         entries = {name: f"unavailable: {reason}." if reason else "available" for name, reason in reasons.items()}
     if as_json:
         _print_json(entries)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_EPOCHS, MOST_SIZES, MOST_THREADS
-from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, nearest, options
+from shrinkkit.runtimes import registry
 
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -24,7 +24,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 """What a value may be, by the name of the type that a notebook declares."""
-RUNTIMES = tuple(dict.fromkeys(Target.parse(target).runtime for target in TARGETS))
 
 
 def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
@@ -126,10 +125,11 @@ def _strings(name: str, values: Sequence[Any]) -> str:
 
 
 def _runtimes(name: str, values: Sequence[Any]) -> str:
-    unknown = [value for value in values if value not in RUNTIMES]
-    if unknown:
-        return f"`{name}` must be {options(RUNTIMES)}, got {unknown[0]!r}.{nearest(str(unknown[0]), RUNTIMES)}"
-    return "" if values else f"`{name}` must name at least one of {', '.join(RUNTIMES)}, got none."
+    known = tuple(registry.runtimes())
+    wrong = [value for value in values if value not in known]
+    if wrong:
+        return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}"
+    return "" if values else f"`{name}` must name at least one of {', '.join(known)}, got none."
 
 
 def _new_variant(name: str, value: str) -> str:

@@ -30,7 +30,7 @@ from shrinkkit.pipeline import parameters, plan, run_status, steps
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatus
 from shrinkkit.report import export, index_page
-from shrinkkit.runtimes.specs import available
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Look
 
@@ -312,7 +312,7 @@ def _relative_task(run: RunFolder, task: str) -> str:
 
 def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor: Monitor) -> tuple[str, ...]:
     """Return which of `targets`, or else of the study's targets, are to be measured here."""
-    reasons = available()
+    reasons = registry.available()
     if unknown := [target for target in targets if target not in reasons]:
         remedy = nearest(unknown[0], list(reasons))
         raise InvalidInput(f"`target` must be {options(list(reasons))}, got {unknown[0]!r}.{remedy}")
@@ -382,5 +382,5 @@ def _software() -> str:
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    versions = [f"{name}={installed.get(name)}" for name in machines.PACKAGES]
+    versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
     return digest.hexdigest() + ",".join([sys.version, *versions])

@@ -22,9 +22,8 @@ from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
-from shrinkkit.runtimes import artifacts, audit, exports
-from shrinkkit.runtimes.artifacts import TOLERANCE
-from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes import base, files, layers, registry
+from shrinkkit.runtimes.base import BuildRequest
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
@@ -103,13 +102,13 @@ def write(
             refusals=made.refusals,
             parameters=modules.parameters(model),
             macs=modules.macs(model, example),
-            sparsity=audit.share_zero(model),
+            sparsity=layers.sparsity(model),
             ratio_asked=ratio_asked,
             ratio_reached=ratio_reached,
-            audit=audit.compare(task.model, model, made.precision, kept_because),
+            audit=layers.compare(task.model, model, made.precision, kept_because),
             validation_scores=tuple(validation_scores),
             notes=tuple(made.notes),
-            environment=machines.environment(torch.get_num_threads()),
+            environment=machines.environment(torch.get_num_threads(), packages=registry.packages()),
         )
         store.write(fresh / RECORD, record)
         cards.write_unmeasured(fresh, record)
@@ -246,16 +245,16 @@ def _files(
     method = options.get("method", "")
     observed = calibration(task, options.get("calibration_examples", _JUDGED_EXAMPLES)) if "int8" in method else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        making = Making(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
+        making = BuildRequest(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
         for number, runtime in enumerate(runtimes):
             progress(number, len(runtimes), f"for {runtime}")
             try:
-                one = exports.make(runtime, making)
+                one = files.build(runtime, making)
             except (Unsupported, ModelFileError) as error:
                 made.refusals[runtime] = str(error)
                 continue
             made.files.append(one.file)
-            made.precision[runtime] = one.precision
+            made.precision[runtime] = one.layers
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
@@ -272,7 +271,7 @@ def _same_task(baseline: Path, task: Task) -> None:
         return
     with torch.inference_mode():
         found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
-    if not artifacts.max_relative_error(expected, found) <= TOLERANCE["pt2"]:
+    if not base.max_relative_error(expected, found) <= base.TOLERANCE:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."

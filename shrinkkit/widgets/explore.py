@@ -11,7 +11,7 @@ from shrinkkit.core.recipe import METHODS, PruneChannels, PruneWeights
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
-from shrinkkit.runtimes.torch.quantize import HALF
+from shrinkkit.runtimes.spec import HALF
 from shrinkkit.transforms.prune import SCOPES
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live, ProgressBar

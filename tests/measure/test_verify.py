@@ -18,7 +18,7 @@ from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verification, verify
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Figures
-from shrinkkit.runtimes import emulation
+from shrinkkit.runtimes import files
 from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
@@ -220,7 +220,7 @@ def test_a_record_of_a_newer_version_is_refused_with_the_remedy(folder):
 
 def test_kernels_that_saturate_are_named(folder, monkeypatch):
     found = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
-    monkeypatch.setattr(emulation, "check", lambda *_, **__: found)
+    monkeypatch.setattr(files, "check_integers", lambda *_, **__: found)
     one = check(folder, "cpu/torch").findings[0]
     assert one.saturated == ("conv1",)
     assert "Integer kernels saturate on this processor in conv1." in one.notes
