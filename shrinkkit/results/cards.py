@@ -312,7 +312,7 @@ def _measured(card: Card, is_fraction: bool) -> str:
         return "Not measured yet.\n"
     titles = ("target", "machine", "score", "change", "latency p50", "vs FP32, same runtime", "vs PyTorch", "memory")
     columns = tuple(Column(title, number=i > 1) for i, title in enumerate(titles))
-    return Table("Measurements", columns, rows, _NOTE.format(card.figures[0].metric)).markdown()
+    return Table("By target", columns, rows, _NOTE.format(card.figures[0].metric)).markdown()
 
 
 def _warnings(card: Card) -> tuple[str, ...]:
