@@ -1,7 +1,7 @@
 """Records of a variant: its model files and its layer report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core import store
@@ -113,6 +113,21 @@ class ModelFile(Rich):
         store._check_inside(self.path, *self.beside)
 
 
+@dataclass(frozen=True)
+class History:
+    """How a float model was made from the task's own: nothing was done to that."""
+
+    source: str | None = None
+    """The last variant on the way, by its name; None for the task's own model."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """As in a recipe, from the first to the last."""
+    notes: tuple[str, ...] = ()
+    left_alone: dict[str, str] = field(default_factory=dict)
+    """Why a layer that a stage could have changed was left as it was, by layer."""
+    validation_scores: tuple[float, ...] = ()
+    """Mean score on the validation split after each epoch of training."""
+
+
 @dataclass(frozen=True, repr=False)
 class Variant(Rich):
     """One recipe applied to one task: model files and what truly happened, layer by layer."""
@@ -130,8 +145,6 @@ class Variant(Rich):
     """Multiply-accumulates of one example."""
     sparsity: float
     """Share of weights that are exactly zero."""
-    ratio_asked: float | None
-    ratio_reached: float | None
     audit: tuple[LayerAudit, ...]
     validation_scores: tuple[float, ...]
     """Mean score on the validation split after each epoch of fine-tuning."""
