@@ -176,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from shrinkkit.core import machines
+    from shrinkkit.pipeline import runner
     from shrinkkit.results import conclusions, results, table
-    from shrinkkit.run import runner
 
     command = shlex.join(["shrinkkit", *sys.argv[1:]])
     common: dict[str, Any] = {"command": command, "force": arguments.force, "say": _Progress()}
@@ -293,7 +293,7 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from shrinkkit.run import runner
+    from shrinkkit.pipeline import runner
 
     runner.rebuild_report(arguments.run, say=_Progress())
     print(f"report: {arguments.run / 'report.html'}")
@@ -314,7 +314,7 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from shrinkkit.core import machines
-    from shrinkkit.run import watchdog
+    from shrinkkit.pipeline import watchdog
 
     machines.check_threads(arguments.threads)
     if not 0 < arguments.timeout < math.inf:
@@ -350,7 +350,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
-    from shrinkkit.run import plan
+    from shrinkkit.pipeline import plan
 
     folder: Path = arguments.folder
     sources = sorted(plan.notebooks().glob("*.ipynb"))

@@ -30,7 +30,9 @@ def test_folders_stay_small_enough_to_read():
 
 
 def test_the_command_line_is_imported_without_torch():
-    code = "import sys, shrinkkit.cli, shrinkkit.run.runner, shrinkkit.report.show; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, shrinkkit.cli, shrinkkit.pipeline.runner, shrinkkit.report.show; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -68,10 +70,10 @@ class TestNotebook:
     def cells(self, name):
         return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
 
-    def test_opens_with_a_question_in_its_title(self, cells):
+    def test_opens_with_a_title_and_two_sentences(self, cells):
         first = "".join(cells[0]["source"])
         assert cells[0]["cell_type"] == "markdown"
-        assert re.match(r"# .+\?\n", first)
+        assert re.match(r"# .+\n\n", first)
 
     def test_parameters_are_annotated_and_commented(self, name, cells):
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -101,4 +103,4 @@ class TestNotebook:
 
     def test_ends_with_a_conclusion_and_what_to_do_next(self, cells, name):
         headings = re.findall(r"^##? (.+)$", "\n\n".join("".join(c["source"]) for c in cells), re.MULTILINE)
-        assert name == "5-report" or headings[-2:] == ["Conclusion", "What next"]
+        assert name == "5-report" or headings[-2:] == ["Conclusion", "Next steps"]

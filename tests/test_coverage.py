@@ -14,12 +14,12 @@ import processors
 import pytest
 import torch
 
-from shrinkkit.compress import prune
 from shrinkkit.core import machines
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.runtimes import exports
 from shrinkkit.runtimes.exports import Making
+from shrinkkit.transforms import prune
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 RECIPES = ("unchanged", "channels-50", "dynamic-int8", "static-int8", "bfloat16")

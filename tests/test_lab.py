@@ -6,7 +6,7 @@ import shutil
 import lab
 import pytest
 
-from shrinkkit.run import plan
+from shrinkkit.pipeline import plan
 
 pytestmark = pytest.mark.browser
 

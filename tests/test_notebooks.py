@@ -11,8 +11,8 @@ import pytest
 from shrinkkit.core import machines
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import record_path
-from shrinkkit.run import plan, steps
-from shrinkkit.run.steps import NOTEBOOK
+from shrinkkit.pipeline import plan, steps
+from shrinkkit.pipeline.steps import NOTEBOOK
 
 
 @pytest.fixture(scope="module")

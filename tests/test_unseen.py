@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from shrinkkit import Task
-from shrinkkit.compress import apply, variants
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.tasks.checks import check
+from shrinkkit.transforms import apply, variants
 
 RUNTIMES = ("torch", "onnxruntime")
 PRUNE = {

@@ -28,7 +28,7 @@ class Estimate(Rich):
 
 def estimate_statement(of: "Estimate") -> Statement:
     """Return a value with its interval."""
-    return Statement(f"{formats.digits(of.value)} {formats.between(of)}")
+    return Statement(f"{formats.digits(of.value)} {formats.interval(of)}")
 
 
 Z = 1.959964

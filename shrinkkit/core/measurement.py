@@ -349,16 +349,19 @@ def comparison_statement(of: "Comparison") -> Statement:
         f"{of.duration_s:.1f} s",
         *([f"WARNING: {'; '.join(of.doubts)}"] if of.doubts else []),
     ]
-    said = f"{of.candidate} is {of.verdict}: {formats.digits(of.speedup.value)} {formats.between(of.speedup)} times"
-    tone = {"faster": "good", "slower": "bad", "same": ""}.get(of.verdict, "doubt")
+    said = f"{of.candidate} is {of.verdict}: {formats.digits(of.speedup.value)} {formats.interval(of.speedup)} times"
+    tone = {"faster": "good", "slower": "bad", "same": ""}.get(of.verdict, "warning")
     return Statement(f"{said} the speed of {of.reference}", tuple(remarks), tone)
 
 
 def accuracy_table(of: "Accuracy") -> Table:
     """Return a score with its interval, and how the answers moved against the baseline's."""
-    shares = formats.in_shares(of.scores)
+    shares = formats.is_fraction(of.scores)
     pairs = [
-        (of.metric, f"{formats.score(of.mean.value, in_shares=shares)} {formats.between(of.mean, in_shares=shares)}"),
+        (
+            of.metric,
+            f"{formats.score(of.mean.value, is_fraction=shares)} {formats.interval(of.mean, is_fraction=shares)}",
+        ),
         ("change", f"{(cell := change_cell(of)).text} {cell.aside}" if of.difference else ""),
         ("same answers", formats.percent(of.agreement) if of.agreement is not None else ""),
         ("cosine to the baseline's outputs", f"{of.cosine:.4f}" if of.difference else ""),
@@ -370,7 +373,7 @@ def accuracy_table(of: "Accuracy") -> Table:
 
 def measurement_table(of: "Measurement") -> Table:
     """Return what was measured of one model file on one target."""
-    latency = f"{formats.milliseconds(of.latency_ms.value)} {formats.between(of.latency_ms)}" if of.latency_ms else ""
+    latency = f"{formats.milliseconds(of.latency_ms.value)} {formats.interval(of.latency_ms)}" if of.latency_ms else ""
     timed = speed_cell(of.latency) if of.latency else Cell("")
     judged = change_cell(of.accuracy) if of.accuracy else Cell("")
     pairs = [
@@ -398,22 +401,22 @@ def change_cell(of: "Accuracy") -> Cell:
     """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
     if of.difference is None:
         return Cell("reference", tone="quiet")
-    shares = formats.in_shares(of.scores)
-    value = formats.change(of.difference.value, in_shares=shares)
-    return Cell(value, formats.between(of.difference, in_shares=shares))
+    shares = formats.is_fraction(of.scores)
+    value = formats.change(of.difference.value, is_fraction=shares)
+    return Cell(value, formats.interval(of.difference, is_fraction=shares))
 
 
 def speed_cell(of: "Comparison") -> Cell:
     """Return a speed-up with its interval and verdict."""
-    tone = {"faster": "good", "slower": "bad"}.get(of.verdict, "doubt" if of.verdict != "same" else "quiet")
-    return Cell(formats.times(of.speedup.value), f"{formats.between(of.speedup)}\n{of.verdict}", tone)
+    tone = {"faster": "good", "slower": "bad"}.get(of.verdict, "warning" if of.verdict != "same" else "quiet")
+    return Cell(formats.times(of.speedup.value), f"{formats.interval(of.speedup)}\n{of.verdict}", tone)
 
 
 def _measured(one: "Measurement") -> tuple[Cell, ...]:
     if one.error:
         return Cell(one.variant), Cell(one.error, tone="bad", wide=True)
     known = one.latency_ms
-    latency = Cell(formats.milliseconds(known.value), formats.between(known)) if known else Cell("")
+    latency = Cell(formats.milliseconds(known.value), formats.interval(known)) if known else Cell("")
     unit = "1" if one.accuracy and not one.accuracy.difference else ""
     ratio = speed_cell(one.latency) if one.latency else Cell(unit)
     return Cell(one.variant), latency, ratio, change_cell(one.accuracy) if one.accuracy else Cell("")

@@ -194,7 +194,7 @@ def files_table(of: "Variant") -> Table:
         )
         for file in of.files
     ]
-    rows += [(Cell(name), Cell("no file: " + why, tone="doubt", wide=True)) for name, why in of.refusals.items()]
+    rows += [(Cell(name), Cell("no file: " + why, tone="warning", wide=True)) for name, why in of.refusals.items()]
     columns = (
         Column("runtime"),
         Column("file"),

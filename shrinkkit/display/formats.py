@@ -48,33 +48,33 @@ def percent(share: float) -> str:
     return f"{_rounded(100 * share, 1)} %"
 
 
-def in_shares(scores: Sequence[float]) -> bool:
+def is_fraction(scores: Sequence[float]) -> bool:
     """Return whether scores are shares in [0, 1], which are written as per cent."""
     return all(0 <= score <= 1 for score in scores)
 
 
-def score(value: float, *, in_shares: bool) -> str:
+def score(value: float, *, is_fraction: bool) -> str:
     """Return a score: per cent if scores are shares in [0, 1], else the plain number."""
-    return percent(value) if in_shares else signed(digits(value))
+    return percent(value) if is_fraction else signed(digits(value))
 
 
-def change(value: float, *, in_shares: bool) -> str:
+def change(value: float, *, is_fraction: bool) -> str:
     """Return a difference of scores with its sign: percentage points if scores are shares."""
-    if in_shares:
+    if is_fraction:
         text = _rounded(100 * value, 1)
         return f"{text if text.startswith(MINUS) or text == '0.0' else '+' + text} points"
     return signed(f"{value:+.3g}")
 
 
-def between(estimate: Interval, *, in_shares: bool | None = None) -> str:
+def interval(estimate: Interval, *, is_fraction: bool | None = None) -> str:
     """Return the interval of an estimate in brackets, without unit.
 
     Args:
         estimate: Whose `low` and `high` are written.
-        in_shares: True writes shares as per cent with one decimal; None or False, plain numbers with three digits.
+        is_fraction: True writes shares as per cent with one decimal; None or False, plain numbers with three digits.
     """
     ends = (estimate.low, estimate.high)
-    return "[" + ", ".join(_rounded(100 * x, 1) if in_shares else signed(digits(x)) for x in ends) + "]"
+    return "[" + ", ".join(_rounded(100 * x, 1) if is_fraction else signed(digits(x)) for x in ends) + "]"
 
 
 def digits(value: float) -> str:

@@ -39,7 +39,7 @@ class Cell:
     text: str
     aside: str = ""
     tone: str = ""
-    """`good`, `bad`, `doubt` or `quiet`; '' for plain."""
+    """`good`, `bad`, `warning` or `quiet`; '' for plain."""
     wide: bool = False
     """Takes the rest of its row."""
     href: str = ""

@@ -137,8 +137,8 @@ def _conclusion(found: Verification) -> str:
 
 
 def _times(ratio: Estimate) -> str:
-    return f"{formats.times(ratio.value)} {formats.between(ratio)}"
+    return f"{formats.times(ratio.value)} {formats.interval(ratio)}"
 
 
 def _milliseconds(latency: Estimate | None) -> str:
-    return f"{formats.milliseconds(latency.value)} {formats.between(latency)}" if latency else "not timed"
+    return f"{formats.milliseconds(latency.value)} {formats.interval(latency)}" if latency else "not timed"

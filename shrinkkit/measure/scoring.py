@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from shrinkkit.compress import variants
 from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, ClassScore, Lost
 from shrinkkit.errors import InvalidInput, InvalidTask
@@ -23,6 +22,7 @@ from shrinkkit.runtimes import loading
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
+from shrinkkit.transforms import variants
 
 LOST = 12
 """Lost examples that a record keeps at most."""

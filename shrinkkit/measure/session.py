@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from shrinkkit.compress import variants
-from shrinkkit.compress.variants import RECORD
 from shrinkkit.core import evidence, machines, store
 from shrinkkit.core.measurement import (
     Accuracy,
@@ -36,6 +34,8 @@ from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.variants import RECORD
 
 Onlooker = Callable[[str, int, int, Blocks], bool]
 """Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""

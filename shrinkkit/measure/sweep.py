@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from shrinkkit.compress import variants
 from shrinkkit.core import evidence
 from shrinkkit.core.measurement import Point
 from shrinkkit.core.recipe import BASELINE
@@ -22,6 +21,7 @@ from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms import variants
 
 WIDTH, CAP_S, LAYOUTS = 0.02, 0.5, 2
 """Of each comparison: many wide intervals tell more here than few narrow ones."""

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from shrinkkit.compress import variants
-from shrinkkit.compress.variants import RECORD, REFERENCE
 from shrinkkit.core import machines, manifest
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.recipe import BASELINE, Recipe, impossible
@@ -34,6 +32,8 @@ from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.variants import RECORD, REFERENCE
 
 _AGAIN = "Copy the folder again from where it was made."
 

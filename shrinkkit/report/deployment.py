@@ -103,7 +103,7 @@ def throughput(record: TargetRecord) -> Several:
             Cell(str(point.batch_size)),
             Cell(str(point.threads)),
             *(
-                (Cell(point.error, tone="doubt", wide=True),)
+                (Cell(point.error, tone="warning", wide=True),)
                 if point.error or point.latency_ms is None
                 else (
                     _time(point.latency_ms),
@@ -199,7 +199,7 @@ def _memory(one: Measurement, base: int | None) -> tuple[Cell, ...]:
 
 
 def _time(latency_ms: Estimate) -> Cell:
-    return Cell(formats.milliseconds(latency_ms.value), formats.between(latency_ms))
+    return Cell(formats.milliseconds(latency_ms.value), formats.interval(latency_ms))
 
 
 def _rate(batch_size: int, latency_ms: Estimate) -> str:

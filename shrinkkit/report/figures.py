@@ -143,7 +143,7 @@ def tradeoff(results: "Results") -> Picture | None:
     lines = [targets for targets in lines if targets]
     names = [name for name in results.names if any(row.variant == name for row in rows)]
     largest = max(row.size_bytes or 0 for row in rows)
-    scale = 100 if results.in_shares else 1
+    scale = 100 if results.is_fraction else 1
     with canvas(9.2, 1.1 + 3.0 * len(lines)) as figure:
         grid = figure.subplots(len(lines), max(map(len, lines)), sharex=True, sharey=True, squeeze=False)
         panels = {target: grid[i, j] for i, targets in enumerate(lines) for j, target in enumerate(targets)}
@@ -160,7 +160,7 @@ def tradeoff(results: "Results") -> Picture | None:
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.axhline(-scale * results.budget.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.grid(color=FAINT)
-        unit = ", points" if results.in_shares else ""
+        unit = ", points" if results.is_fraction else ""
         for axes in grid[:, 0]:
             axes.set_ylabel(f"change of {results.metric}{unit}")
         ends = [end for r in rows if r.speedup_today for end in (r.speedup_today.low, r.speedup_today.high)]
@@ -220,7 +220,7 @@ def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     said = [
         f"{row.variant} on {results.where(row.target)}: "
         f"{'too noisy to tell' if row.timing_today == 'too noisy' else formats.times(row.speedup_today.value)}, "
-        f"{formats.change(row.difference.value, in_shares=results.in_shares)}, {formats.size(row.size_bytes or 0)}."
+        f"{formats.change(row.difference.value, is_fraction=results.is_fraction)}, {formats.size(row.size_bytes or 0)}."
         for row in rows
         if row.speedup_today and row.difference
     ]
@@ -278,7 +278,7 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
         axes.axhline(float(np.median(times)), color=colour, alpha=alpha, linewidth=0.8)
         highest = max(highest, float(np.quantile(times, 0.99)))
     floor = f"noise floor \N{PLUS-MINUS SIGN}{formats.percent(comparison.noise_floor)}"
-    speed = f"{formats.times(comparison.speedup.value)} {formats.between(comparison.speedup)}"
+    speed = f"{formats.times(comparison.speedup.value)} {formats.interval(comparison.speedup)}"
     axes.set_title(f"{name}: {comparison.verdict}\n{speed}, {floor}", loc="left", fontsize=8)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])

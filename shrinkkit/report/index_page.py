@@ -200,7 +200,7 @@ def _row(run: Run) -> str:
     )
     name = escape(run.name)
     title = f'<a href="{address}/report.html">{name}</a>' if "report.html" in run.files else name
-    tone = {"finished": "", "by hand": "sk-quiet", "unreadable": "sk-bad"}.get(run.status, "sk-doubt")
+    tone = {"finished": "", "by hand": "sk-quiet", "unreadable": "sk-bad"}.get(run.status, "sk-warning")
     started = _started(run)
     made = conclusions.verdict(found) if found and run.status != "unreadable" else None
     row = made.row if made else None
@@ -224,15 +224,15 @@ def _figures(found: Results | None, row: Row | None) -> tuple[str, ...]:
     speed = change = size = empty
     if row.speedup_today and row.timing_today in TRUSTED:
         value = row.speedup_today
-        speed = _cell(f"{value.value:g}", formats.times(value.value), formats.between(value), number=True)
+        speed = _cell(f"{value.value:g}", formats.times(value.value), formats.interval(value), number=True)
     before = found.row(BASELINE, row.target).size_bytes
     if before and row.size_bytes:
         ratio = before / row.size_bytes
         size = _cell(f"{ratio:g}", formats.times(ratio), f"to {formats.size(row.size_bytes)}", number=True)
     if row.difference:
-        shares = found.in_shares
-        text = formats.change(row.difference.value, in_shares=shares)
-        between = formats.between(row.difference, in_shares=shares)
+        shares = found.is_fraction
+        text = formats.change(row.difference.value, is_fraction=shares)
+        between = formats.interval(row.difference, is_fraction=shares)
         change = _cell(f"{row.difference.value:g}", text, f"{between}\n{found.metric}", number=True)
     return speed, size, change
 
@@ -284,13 +284,13 @@ def _best(chosen: Sequence[tuple[Run, Row]], metric: str) -> str:
             Cell(f"{i}. {row.variant}", href=_address(run)),
             Cell(run.name),
             Cell(target_of(row.target)),
-            Cell(formats.times(row.speedup_today.value), formats.between(row.speedup_today))
+            Cell(formats.times(row.speedup_today.value), formats.interval(row.speedup_today))
             if row.speedup_today
             else Cell("reference", tone="quiet"),
             Cell(formats.size(row.size_bytes or 0)),
             Cell(
-                formats.change(row.difference.value, in_shares=run.found.in_shares),
-                formats.between(row.difference, in_shares=run.found.in_shares),
+                formats.change(row.difference.value, is_fraction=run.found.is_fraction),
+                formats.interval(row.difference, is_fraction=run.found.is_fraction),
             )
             if row.difference and run.found
             else Cell("reference", tone="quiet"),
@@ -329,7 +329,7 @@ def _drawn(runs: Sequence[Run], best: dict[tuple[str, str, str], tuple[tuple[Run
                 if run.found.machine(row.target) == machine and row.speedup_today and row.difference
                 if row.timing_today in TRUSTED and not row.intermediate
             ]
-            shares = all(run.found.in_shares for run, _ in chosen if run.found)
+            shares = all(run.found.is_fraction for run, _ in chosen if run.found)
             scale, own = (100 if shares else 1), [row for _, row in chosen]
             x = [row.speedup_today.value for row in (*others, *own) if row.speedup_today]
             axes.scatter(*_points(others, scale), s=14, color=INK, alpha=0.35, marker=MARKERS[0], linewidth=0)

@@ -28,7 +28,7 @@ _TIMING_NOTE = (
 def latencies(compared: Mapping[str, Comparison]) -> Shown:
     """Return the paired timings of one target, each with its verdict and what speaks against trusting it."""
     if not compared:
-        return Statement("There is nothing to time: no variant but the baseline could be loaded.", tone="doubt")
+        return Statement("There is nothing to time: no variant but the baseline could be loaded.", tone="warning")
     rows = tuple((Cell(name), *_timing(c)) for name, c in compared.items())
     return Table("Latency beside the baseline", (Column("variant"), *_TIMING), rows, _TIMING_NOTE)
 
@@ -60,7 +60,7 @@ def timings(found: Results) -> Several:
         table = latencies(compared)
         if isinstance(table, Table):
             parts.append(replace(table, caption=f"Every comparison on {where}", folded=True))
-    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="doubt"),))
+    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="warning"),))
 
 
 def _unchanged(compared: Comparison) -> str:
@@ -73,8 +73,8 @@ def _timing(c: Comparison) -> tuple[Cell, ...]:
     )
     return (
         speed_cell(c),
-        Cell(formats.times(c.experienced.value), formats.between(c.experienced)),
-        Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.between(c.null_ratio)),
+        Cell(formats.times(c.experienced.value), formats.interval(c.experienced)),
+        Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.null_ratio)),
         Cell(f"{c.duration_s:.1f} s", blocks, tone="quiet"),
-        Cell("; ".join(c.doubts) or "none seen", tone="doubt" if c.doubts else "quiet"),
+        Cell("; ".join(c.doubts) or "none seen", tone="warning" if c.doubts else "quiet"),
     )

@@ -31,9 +31,9 @@ _COLUMNS = (
 )
 _KINDS = {
     "within budget": ("Verdict: within budget", "good"),
-    "cannot tell": ("Verdict: cannot tell", "doubt"),
+    "cannot tell": ("Verdict: cannot tell", "warning"),
     "over budget": ("Verdict: over budget", "bad"),
-    "none": ("Verdict", "doubt"),
+    "none": ("Verdict", "warning"),
 }
 
 
@@ -66,7 +66,7 @@ def variants(found: Results) -> Several:
     Where there are several machines, each has a section of its own, with its facts.
     """
     if not found.targets:
-        return Several((Statement("No target was measured.", tone="doubt"),))
+        return Several((Statement("No target was measured.", tone="warning"),))
     if len(found.machines) == 1:
         return Several(_tables(found))
     parts: list[Shown] = []
@@ -117,7 +117,7 @@ def missing(found: Results) -> Shown:
     if listed:
         columns = (Column("variant"), Column("targets"), Column("state"), Column("why"))
         shown.append(Table(f"{formats.counted(len(listed), 'gap')}, with the reason", columns, listed))
-    shown += [Statement(note, tone="doubt") for note in found.notes]
+    shown += [Statement(note, tone="warning") for note in found.notes]
     return Several(tuple(shown) or (Statement("Nothing is missing: every variant was measured on every target."),))
 
 
@@ -129,13 +129,13 @@ def factors(found: Results) -> Shown:
         if one.runtime or one.variant != BASELINE
     ]
     if not made:
-        return Statement("No speed was measured, so there is nothing to take apart.", tone="doubt")
+        return Statement("No speed was measured, so there is nothing to take apart.", tone="warning")
     return figures.factors(made, [found.where(target) for target in found.targets])
 
 
 def tradeoff(found: Results) -> Shown:
     """Return size, accuracy and speed of every variant in one picture."""
-    return figures.tradeoff(found) or Statement("No variant has both a speed and an accuracy.", tone="doubt")
+    return figures.tradeoff(found) or Statement("No variant has both a speed and an accuracy.", tone="warning")
 
 
 def environment(found: Results) -> Several:
@@ -145,7 +145,7 @@ def environment(found: Results) -> Several:
     """
     if len(found.machines) > 1:
         return Several((Statement("Each machine is described under its name, below the variants that it measured."),))
-    return Several(_software(found) or (Statement("No benchmark ended, so no machine is recorded.", tone="doubt"),))
+    return Several(_software(found) or (Statement("No benchmark ended, so no machine is recorded.", tone="warning"),))
 
 
 def _software(found: Results, *, folded: bool = False) -> tuple[Table, ...]:
@@ -229,7 +229,7 @@ def commands(found: Results) -> Shown:
     return Several((own, *others)) if others else own
 
 
-_TONES = {"failed": "bad", "not run": "bad", "refused": "doubt"}
+_TONES = {"failed": "bad", "not run": "bad", "refused": "warning"}
 
 
 def _variant(row: Row, found: Results, *, chosen: bool) -> tuple[Cell, ...]:
@@ -237,19 +237,19 @@ def _variant(row: Row, found: Results, *, chosen: bool) -> tuple[Cell, ...]:
     name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
     if row.state != "measured":
         return name, Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
-    shares = found.in_shares
+    shares = found.is_fraction
     return (
         name,
         Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} zipped"),
         _speed(row, torch=True),
         _speed(row, torch=False),
         _change(row, shares),
-        Cell(formats.score(row.accuracy.value, in_shares=shares), formats.between(row.accuracy, in_shares=shares))
+        Cell(formats.score(row.accuracy.value, is_fraction=shares), formats.interval(row.accuracy, is_fraction=shares))
         if row.accuracy
         else Cell(""),
-        Cell(formats.milliseconds(row.latency_ms.value), formats.between(row.latency_ms))
+        Cell(formats.milliseconds(row.latency_ms.value), formats.interval(row.latency_ms))
         if row.latency_ms
-        else Cell("not timed", tone="doubt"),
+        else Cell("not timed", tone="warning"),
         Cell(formats.percent(row.sparsity or 0)),
         Cell(formats.count(row.parameters or 0)),
         Cell(formats.count(row.macs or 0)),
@@ -264,7 +264,7 @@ def _today(found: Results, target: str) -> tuple[tuple[Cell, ...], ...]:
         return ()
     form = {"eager": "as called in eager PyTorch", "compiled": "as called with torch.compile"}
     name = Cell("your module today", form.get(record.runtime.conditions.form, ""))
-    latency = Cell(formats.milliseconds(latency_ms.value), formats.between(latency_ms))
+    latency = Cell(formats.milliseconds(latency_ms.value), formats.interval(latency_ms))
     empty = Cell("")
     return ((name, empty, Cell("reference", tone="quiet"), empty, empty, empty, latency, empty, empty, empty),)
 
@@ -272,19 +272,19 @@ def _today(found: Results, target: str) -> tuple[tuple[Cell, ...], ...]:
 def _change(row: Row, shares: bool) -> Cell:
     if row.difference is None:
         return Cell("reference", tone="quiet")
-    tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "doubt")
-    value = formats.change(row.difference.value, in_shares=shares).removesuffix(" points")
+    tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "warning")
+    value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
     verdict = "cannot tell: too few examples" if row.accuracy_verdict == "cannot tell" else row.accuracy_verdict
-    return Cell(value, f"{formats.between(row.difference, in_shares=shares)}\n{verdict}", tone)
+    return Cell(value, f"{formats.interval(row.difference, is_fraction=shares)}\n{verdict}", tone)
 
 
 def _speed(row: Row, *, torch: bool) -> Cell:
     speed, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
     if speed is None:
-        return Cell("reference", tone="quiet") if row.variant == BASELINE else Cell("not timed", tone="doubt")
-    tone = {"faster": "good", "slower": "bad", "same": "quiet"}.get(timing, "doubt")
+        return Cell("reference", tone="quiet") if row.variant == BASELINE else Cell("not timed", tone="warning")
+    tone = {"faster": "good", "slower": "bad", "same": "quiet"}.get(timing, "warning")
     shown = formats.times(speed.value) if timing in (*TRUSTED, "undecided") else "no verdict"
-    return Cell(shown, f"{formats.between(speed)}\n{timing}", tone)
+    return Cell(shown, f"{formats.interval(speed)}\n{timing}", tone)
 
 
 def _runtime(found: Results, target: str) -> str:

@@ -45,7 +45,7 @@ def classes(found: Mapping[str, Accuracy]) -> Shown:
         return Statement("There is no score by class: no variant was judged on targets that are classes.")
     of = {name: {row.name: row for row in one.classes} for name, one in found.items() if one.classes}
     first = next(iter(compared.values()))
-    shares = formats.in_shares(first.scores)
+    shares = formats.is_fraction(first.scores)
     names = [row.name for row in first.classes]
     chosen, which = names, ""
     if len(names) > CLASSES:
@@ -105,7 +105,7 @@ def integers(record: TargetRecord) -> Shown:
                     Cell(f"{len(check.layers)}", f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""),
                 )
             )
-        rows += [(Cell(one.variant), Cell(note, tone="doubt", wide=True)) for note in one.notes]
+        rows += [(Cell(one.variant), Cell(note, tone="warning", wide=True)) for note in one.notes]
     if not rows:
         return Statement(f"No variant computes in int8 on {record.target}.")
     columns = (Column("variant"), Column("kernels"), Column("outputs differ by", True), Column("layers compared", True))
@@ -171,7 +171,7 @@ def _scores(caption: str, first: str, found: Mapping[str, Accuracy], errors: Map
     rows: list[tuple[Cell, ...]] = [
         (
             Cell(name),
-            _mean(one.mean, formats.in_shares(one.scores)),
+            _mean(one.mean, formats.is_fraction(one.scores)),
             change_cell(one),
             *([_agreement(one)] if agree else []),
             Cell(_cosine(one.cosine) if one.difference else ""),
@@ -194,7 +194,7 @@ def _scores(caption: str, first: str, found: Mapping[str, Accuracy], errors: Map
 
 
 def _mean(mean: Estimate, shares: bool) -> Cell:
-    return Cell(formats.score(mean.value, in_shares=shares), formats.between(mean, in_shares=shares))
+    return Cell(formats.score(mean.value, is_fraction=shares), formats.interval(mean, is_fraction=shares))
 
 
 def _agreement(accuracy: Accuracy) -> Cell:
@@ -229,12 +229,12 @@ def _class(score: ClassScore | None, shares: bool) -> Cell:
     if score is None:
         return Cell("")
     if score.difference is None:
-        return Cell(formats.score(score.mean.value, in_shares=shares), tone="quiet")
-    value = formats.change(score.difference.value, in_shares=shares).removesuffix(" points")
+        return Cell(formats.score(score.mean.value, is_fraction=shares), tone="quiet")
+    value = formats.change(score.difference.value, is_fraction=shares).removesuffix(" points")
     if not _excludes_zero(score.difference):
         return Cell(value, tone="quiet")
     tone = "bad" if score.difference.high < 0 else "good"
-    return Cell(value, formats.between(score.difference, in_shares=shares), tone)
+    return Cell(value, formats.interval(score.difference, is_fraction=shares), tone)
 
 
 def _lost(name: str, accuracy: Accuracy) -> Shown:
@@ -250,7 +250,7 @@ def _lost(name: str, accuracy: Accuracy) -> Shown:
     columns = [Column("example")]
     columns += [Column("right answer"), Column("before"), Column(f"by {name}")] if named else []
     columns += [] if right_or_wrong else [Column("score before", True), Column("score after", True)]
-    shares = formats.in_shares(accuracy.scores)
+    shares = formats.is_fraction(accuracy.scores)
     rows = tuple(
         (
             Cell(f"{one.index:,}"),
@@ -263,7 +263,7 @@ def _lost(name: str, accuracy: Accuracy) -> Shown:
 
 
 def _both(one: Lost, shares: bool) -> tuple[Cell, Cell]:
-    before, after = (formats.score(value, in_shares=shares) for value in (one.score_before, one.score_after))
+    before, after = (formats.score(value, is_fraction=shares) for value in (one.score_before, one.score_after))
     return Cell(before), Cell(after)
 
 

@@ -42,7 +42,7 @@ def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
     timed = {name: one for name, one in measured.items() if _total(one.layers) <= DISTURBED * _latency(one)}
     parts: list[Shown] = [_disturbed(one, record.target) for name, one in measured.items() if name not in timed]
     if not timed:
-        return Several((*parts, Statement(f"There is no time by layer on {record.target}.", tone="doubt")))
+        return Several((*parts, Statement(f"There is no time by layer on {record.target}.", tone="warning")))
     before = timed[BASELINE].layers if BASELINE in timed else ()
     parts.insert(0, _picture(timed, variants, record.target))
     for name, one in timed.items():
@@ -57,7 +57,7 @@ def _disturbed(one: Measurement, target: str) -> Statement:
     return Statement(
         f"The times by layer of {one.variant} on {target} are not shown: they add up to {took} where a call takes "
         f"{latency}, so something else used the machine meanwhile. Run again when it is quiet.",
-        tone="doubt",
+        tone="warning",
     )
 
 

@@ -39,4 +39,4 @@ def _by_target(found: Results, parts: Callable[[TargetRecord], tuple[Shown, ...]
     for target, record in found.measured.items():
         where = found.where(target)
         shown += [Heading(where), *parts(replace(record, target=where))]
-    return Several(tuple(shown) or (Statement(nothing, tone="doubt"),))
+    return Several(tuple(shown) or (Statement(nothing, tone="warning"),))

@@ -73,12 +73,10 @@ __all__ = [
 
 def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
     """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
-    shares = formats.in_shares(scores)
+    shares = formats.is_fraction(scores)
     mean = estimate.mean(scores)
-    value = formats.score(mean.value, in_shares=shares)
-    return Statement(
-        f"{metric.capitalize()} {value} {formats.between(mean, in_shares=shares)} on {len(scores):,} {split} examples."
-    )
+    value = f"{formats.score(mean.value, is_fraction=shares)} {formats.interval(mean, is_fraction=shares)}"
+    return Statement(f"{metric.capitalize()} {value} on {len(scores):,} {split} examples.")
 
 
 def scores(found: Mapping[str, Sequence[float]], *, metric: str, split: str) -> Table:
@@ -90,14 +88,16 @@ def scores(found: Mapping[str, Sequence[float]], *, metric: str, split: str) -> 
         split: What the examples are called.
     """
     first = next(iter(found.values()))
-    shares = all(map(formats.in_shares, found.values()))
+    shares = all(map(formats.is_fraction, found.values()))
     means = {name: estimate.mean(one) for name, one in found.items()}
     moved = {name: estimate.paired_difference(first, one) for name, one in found.items() if one is not first}
     rows = tuple(
         (
             Cell(name),
-            Cell(formats.score(mean.value, in_shares=shares), formats.between(mean, in_shares=shares)),
-            Cell(formats.change(moved[name].value, in_shares=shares), formats.between(moved[name], in_shares=shares))
+            Cell(formats.score(mean.value, is_fraction=shares), formats.interval(mean, is_fraction=shares)),
+            Cell(
+                formats.change(moved[name].value, is_fraction=shares), formats.interval(moved[name], is_fraction=shares)
+            )
             if name in moved
             else Cell("reference", tone="quiet"),
         )
@@ -131,10 +131,10 @@ def trade(timed: Comparison, before: Sequence[float], after: Sequence[float], *,
         after: The scores of the other, of the same examples in the same order.
         metric: What a score is called.
     """
-    shares = formats.in_shares([*before, *after])
+    shares = formats.is_fraction([*before, *after])
     moved = estimate.paired_difference(before, after)
-    speed = f"{formats.times(timed.speedup.value)} {formats.between(timed.speedup)}"
-    change = f"{formats.change(moved.value, in_shares=shares)} {formats.between(moved, in_shares=shares)}"
+    speed = f"{formats.times(timed.speedup.value)} {formats.interval(timed.speedup)}"
+    change = f"{formats.change(moved.value, is_fraction=shares)} {formats.interval(moved, is_fraction=shares)}"
     said = f"Against the model before, this one is {timed.verdict} ({speed}), and its {metric} changes by {change}."
     return Statement(said, timed.doubts, speed_cell(timed).tone)
 
@@ -152,4 +152,4 @@ def audit(of: Variant) -> Table:
 def audits(found: Results) -> Several:
     """Return the audit of every variant but the baseline, folded below a line that sums it up."""
     tables = (replace(audit(made), folded=True) for name, made in found.variants.items() if name != BASELINE)
-    return Several(tuple(tables) or (Statement("No variant was made.", tone="doubt"),))
+    return Several(tuple(tables) or (Statement("No variant was made.", tone="warning"),))

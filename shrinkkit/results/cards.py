@@ -36,7 +36,7 @@ def write(run: Path) -> tuple[Path, ...]:
     written: list[Path] = []
     for name, variant in found.variants.items():
         card = _card(run / "variants" / name, variant, _figures(found, name))
-        written += _write(run / "variants" / name, card, in_shares=found.in_shares)
+        written += _write(run / "variants" / name, card, is_fraction=found.is_fraction)
     return tuple(written)
 
 
@@ -47,7 +47,7 @@ def write_unmeasured(folder: Path, variant: Variant) -> tuple[Path, ...]:
         folder: The variant's folder.
         variant: Its record.
     """
-    return _write(folder, _card(folder, variant, ()), in_shares=True)
+    return _write(folder, _card(folder, variant, ()), is_fraction=True)
 
 
 def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
@@ -57,9 +57,9 @@ def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
     return (*(name for name in stated if getattr(card, name) != getattr(variant, name)), *audit)
 
 
-def _write(folder: Path, card: Card, *, in_shares: bool) -> tuple[Path, ...]:
+def _write(folder: Path, card: Card, *, is_fraction: bool) -> tuple[Path, ...]:
     store.write(folder / CARD, card)
-    store.write_text(folder / README, readme.text(card, in_shares=in_shares))
+    store.write_text(folder / README, readme.text(card, is_fraction=is_fraction))
     manifest.write_sums(folder)
     return folder / CARD, folder / README
 

@@ -19,7 +19,7 @@ TRUSTED = ("faster", "slower", "same")
 """Verdicts of a timing that may be quoted."""
 DRIFT = 1.2
 """Ratio of the module's own latencies beside two targets from which on they are said to differ."""
-TONES = {"within budget": "good", "cannot tell": "doubt", "over budget": "bad", "none": "doubt"}
+TONES = {"within budget": "good", "cannot tell": "warning", "over budget": "bad", "none": "warning"}
 """Of the kinds of a verdict."""
 
 
@@ -228,23 +228,23 @@ def _speed_text(row: Row) -> str:
     if row.timing_today == "same":
         return "as fast as PyTorch today"
     if row.timing_today == "undecided":
-        return f"nearly as fast as PyTorch today ({formats.times(speed.value)} {formats.between(speed)})"
+        return f"nearly as fast as PyTorch today ({formats.times(speed.value)} {formats.interval(speed)})"
     if row.timing_today == "slower":
         return f"{formats.times(1 / speed.value)} slower than PyTorch today"
-    return f"{formats.times(speed.value)} {formats.between(speed)} faster than PyTorch today"
+    return f"{formats.times(speed.value)} {formats.interval(speed)} faster than PyTorch today"
 
 
 def _cost(row: Row, results: Results) -> str:
     difference = row.difference
     if difference is None:
         return f"at an unknown cost in {results.metric}"
-    value = formats.change(difference.value, in_shares=results.in_shares)
-    return f"at a change in {results.metric} of {value} {formats.between(difference, in_shares=results.in_shares)}"
+    value = formats.change(difference.value, is_fraction=results.is_fraction)
+    return f"at a change in {results.metric} of {value} {formats.interval(difference, is_fraction=results.is_fraction)}"
 
 
 def _budget(results: Results) -> str:
     drop = results.budget.accuracy_drop
-    return formats.points(drop) if results.in_shares else f"{drop:g}"
+    return formats.points(drop) if results.is_fraction else f"{drop:g}"
 
 
 def _closest(row: Row, kind: str, results: Results) -> str:
@@ -320,9 +320,10 @@ def _class_remark(row: Row, results: Results) -> tuple[str, ...]:
     """Return a sentence about classes that lose surely more than the budget, although the mean of all does not."""
     record = results.measured.get(row.target)
     accuracy = next((m.accuracy for m in record.measurements if m.variant == row.variant), None) if record else None
-    drop, shares = results.budget.accuracy_drop, results.in_shares
+    drop, shares = results.budget.accuracy_drop, results.is_fraction
     lost = [
-        f"{one.name} to {formats.score(one.mean.value, in_shares=shares)} of {formats.counted(one.examples, 'example')}"
+        f"{one.name} to {formats.score(one.mean.value, is_fraction=shares)} of "
+        f"{formats.counted(one.examples, 'example')}"
         for one in (accuracy.classes if accuracy else ())
         if one.difference and one.difference.high < -drop
     ]

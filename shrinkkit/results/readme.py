@@ -10,18 +10,18 @@ from shrinkkit.results.modelcard import CARD, Card, Figures, Precision
 from shrinkkit.runtimes import snippets
 
 
-def text(card: Card, *, in_shares: bool) -> str:
+def text(card: Card, *, is_fraction: bool) -> str:
     """Return a card as Markdown: what it is, what was measured, what to know, and code that loads each file.
 
     Args:
         card: What is to be told.
-        in_shares: Whether every score lies in [0, 1], so that per cent make sense.
+        is_fraction: Whether every score lies in [0, 1], so that per cent make sense.
     """
     parts = [
         f"# {card.name}\n",
         _what(card),
         "## Measured\n",
-        _measured(card, in_shares),
+        _measured(card, is_fraction),
         "## Know before use\n",
         "".join(f"- {one}\n" for one in _warnings(card)),
         "## Load it\n",
@@ -62,8 +62,8 @@ def _kind(kind: Precision) -> str:
 _HEAD = ("target", "machine", "score", "change", "a call, p50", "against FP32 there", "against PyTorch today", "memory")
 
 
-def _measured(card: Card, in_shares: bool) -> str:
-    rows = [_cells(one, in_shares) for one in card.figures if one.state == "measured"]
+def _measured(card: Card, is_fraction: bool) -> str:
+    rows = [_cells(one, is_fraction) for one in card.figures if one.state == "measured"]
     if not rows:
         return "Nothing yet.\n"
     lines = [_HEAD, ("---",) * len(_HEAD), *rows]
@@ -76,16 +76,16 @@ def _measured(card: Card, in_shares: bool) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{note}\n"
 
 
-def _cells(one: Figures, in_shares: bool) -> tuple[str, ...]:
-    change = formats.change(one.difference.value, in_shares=in_shares) if one.difference else ""
+def _cells(one: Figures, is_fraction: bool) -> tuple[str, ...]:
+    change = formats.change(one.difference.value, is_fraction=is_fraction) if one.difference else ""
     batch = f", batch {one.batch_size}" if one.batch_size else ""
     return (
         one.target,
         f"{one.machine}, {formats.counted(one.threads or 0, 'thread')}{batch}",
-        _with_interval(formats.score(one.accuracy.value, in_shares=in_shares), one.accuracy, in_shares)
+        _with_interval(formats.score(one.accuracy.value, is_fraction=is_fraction), one.accuracy, is_fraction)
         if one.accuracy
         else "",
-        _with_interval(change, one.difference, in_shares) if one.difference else "",
+        _with_interval(change, one.difference, is_fraction) if one.difference else "",
         formats.milliseconds(one.p50_ms) if one.p50_ms is not None else "",
         speed(one.speedup, one.verdict),
         speed(one.speedup_today, one.verdict_today),
@@ -93,8 +93,8 @@ def _cells(one: Figures, in_shares: bool) -> tuple[str, ...]:
     )
 
 
-def _with_interval(text: str, estimate: Estimate, in_shares: bool) -> str:
-    return f"{text} {formats.between(estimate, in_shares=in_shares)}"
+def _with_interval(text: str, estimate: Estimate, is_fraction: bool) -> str:
+    return f"{text} {formats.interval(estimate, is_fraction=is_fraction)}"
 
 
 def speed(ratio: Estimate | None, verdict: str) -> str:
@@ -103,7 +103,7 @@ def speed(ratio: Estimate | None, verdict: str) -> str:
         return ""
     if verdict == "too noisy":
         return "too noisy to tell"
-    text = f"{formats.times(ratio.value)} {formats.between(ratio)}"
+    text = f"{formats.times(ratio.value)} {formats.interval(ratio)}"
     return text if verdict in ("faster", "slower") else f"{text}, {verdict}"
 
 

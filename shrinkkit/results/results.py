@@ -30,7 +30,7 @@ def table(results: Results) -> str:
     """
     named = any(machine_of(target) for target in results.targets)
     parts = [f"{name}:\n{_lines(results.of(name))}" for name in results.machines] if named else [_lines(results)]
-    drop = formats.points(results.budget.accuracy_drop) if results.in_shares else f"{results.budget.accuracy_drop:g}"
+    drop = formats.points(results.budget.accuracy_drop) if results.is_fraction else f"{results.budget.accuracy_drop:g}"
     legend = (
         f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
         f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs today: against your own "
@@ -97,16 +97,16 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
 
 def _cells(row: Row, results: Results) -> tuple[str, ...]:
     mark = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}[row.accuracy_verdict]
-    shares = results.in_shares
+    shares = results.is_fraction
     change = ""
     if row.difference:
-        value = formats.change(row.difference.value, in_shares=shares).removesuffix(" points")
-        change = f"{value} {formats.between(row.difference, in_shares=shares)}{mark}"
+        value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
+        change = f"{value} {formats.interval(row.difference, is_fraction=shares)}{mark}"
     return (
         row.variant,
         target_of(row.target),
         formats.size(row.size_bytes) if row.size_bytes is not None else "",
-        formats.score(row.accuracy.value, in_shares=shares) if row.accuracy else "",
+        formats.score(row.accuracy.value, is_fraction=shares) if row.accuracy else "",
         change,
         formats.milliseconds(row.latency_ms.value) if row.latency_ms else "",
         _speed_text(row, torch=False),

@@ -67,7 +67,7 @@ class Results(Rich):
     name: str
     task: str
     metric: str
-    in_shares: bool
+    is_fraction: bool
     """Whether every score lies in [0, 1], so that per cent and percentage points make sense."""
     budget: Budget
     study: Study | None
@@ -145,7 +145,7 @@ def load(run: Path) -> Results:
         name=study.name if study else Path(run).resolve().name,
         task=study.task if study else next((v.task for v in variants.values()), ""),
         metric=scores[0].metric if scores else "accuracy",
-        in_shares=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
+        is_fraction=all(0 <= score <= 1 for accuracy in scores for score in accuracy.scores),
         budget=budget,
         study=study,
         targets=targets,
@@ -320,20 +320,20 @@ def results_table(of: "Results") -> Table:
         Column("vs PyTorch today", True),
         Column("change", True),
     )
-    return Table(f"Run {of.name} of {of.task}", columns, tuple(_result_row(row, of.in_shares) for row in of.rows))
+    return Table(f"Run {of.name} of {of.task}", columns, tuple(_result_row(row, of.is_fraction) for row in of.rows))
 
 
-def _result_row(one: "Row", in_shares: bool) -> tuple[Cell, ...]:
+def _result_row(one: "Row", is_fraction: bool) -> tuple[Cell, ...]:
     name, target = Cell(one.variant), Cell(one.target)
     if one.state != "measured":
-        return name, target, Cell(f"{one.state}: {one.reason}", tone="doubt", wide=True)
+        return name, target, Cell(f"{one.state}: {one.reason}", tone="warning", wide=True)
     speeds = [
-        Cell(formats.times(ratio.value), f"{formats.between(ratio)}\n{verdict}") if ratio else Cell("reference")
+        Cell(formats.times(ratio.value), f"{formats.interval(ratio)}\n{verdict}") if ratio else Cell("reference")
         for ratio, verdict in ((one.speedup, one.timing), (one.speedup_today, one.timing_today))
     ]
     moved = one.difference
     change = (
-        Cell(formats.change(moved.value, in_shares=in_shares), formats.between(moved, in_shares=in_shares))
+        Cell(formats.change(moved.value, is_fraction=is_fraction), formats.interval(moved, is_fraction=is_fraction))
         if moved
         else Cell("reference")
     )

@@ -118,7 +118,7 @@ def drawing(found: Results) -> Picture:
     rest = [
         row for row in _own(found) if row not in best and row.speedup_today and row.difference and not row.intermediate
     ]
-    scale = 100 if found.in_shares else 1
+    scale = 100 if found.is_fraction else 1
     with canvas(9.2, 3.8) as figure:
         axes = figure.subplots()
         for row in rest:
@@ -130,7 +130,7 @@ def drawing(found: Results) -> Picture:
             axes.scatter([_speed(row)], [scale * _change(row)], s=90, gid=f"point-{i}", **style)
         _name_points(axes, best, scale)
         figures.speed_axis(axes, [_speed(row) for row in (*best, *rest)])
-        axes.set_ylabel(f"change of {found.metric}{', points' if found.in_shares else ''}")
+        axes.set_ylabel(f"change of {found.metric}{', points' if found.is_fraction else ''}")
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(color=FAINT)
         axes.margins(y=0.3)
@@ -168,7 +168,7 @@ def _change(row: Row) -> float:
 
 
 def _figures(found: Results, row: Row) -> str:
-    change = formats.change(_change(row), in_shares=found.in_shares)
+    change = formats.change(_change(row), is_fraction=found.is_fraction)
     return f"{formats.times(_speed(row))}, {change}, {formats.size(row.size_bytes or 0)}"
 
 
@@ -194,8 +194,8 @@ def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
         (
             Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
             Cell(target_of(one.target)),
-            Cell(formats.times(_speed(one)), formats.between(one.speedup_today) if one.speedup_today else ""),
-            Cell(formats.change(_change(one), in_shares=found.in_shares)),
+            Cell(formats.times(_speed(one)), formats.interval(one.speedup_today) if one.speedup_today else ""),
+            Cell(formats.change(_change(one), is_fraction=found.is_fraction)),
             Cell(formats.size(one.size_bytes or 0)),
         )
         for one in best
@@ -230,7 +230,7 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
 def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
     if number > len(examples):
         few = formats.counted(len(examples), "example")
-        return Statement(f"{variant} shows {few} that it lost; there is no number {number}.", tone="doubt")
+        return Statement(f"{variant} shows {few} that it lost; there is no number {number}.", tone="warning")
     one = examples[number - 1]
     caption = f"{variant}, {number} of {formats.counted(len(examples), 'lost example')}"
     pairs = [

@@ -116,12 +116,12 @@ _NOTE = (
 
 def _words(one: Course) -> str:
     blocks, first = one.seen[0]
-    return f"{formats.between(first)} after {blocks} blocks, {_now(one)} after {one.seen[-1][0]}"
+    return f"{formats.interval(first)} after {blocks} blocks, {_now(one)} after {one.seen[-1][0]}"
 
 
 def _now(one: Course) -> str:
     last = one.seen[-1][1]
-    return f"{formats.times(last.value)} {formats.between(last)}"
+    return f"{formats.times(last.value)} {formats.interval(last)}"
 
 
 def _picture(one: Course) -> str:

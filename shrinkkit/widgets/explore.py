@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit.compress.prune import SCOPES
 from shrinkkit.core.measurement import change_cell
 from shrinkkit.core.recipe import METHODS, PruneChannels, PruneWeights
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
 from shrinkkit.runtimes.torch.quantize import HALF
+from shrinkkit.transforms.prune import SCOPES
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live, Progress
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer
@@ -159,17 +159,17 @@ def accuracies(pruner: Pruner, tried: "Mapping[str, Accuracy]") -> Table:
         tried: How they did, by their settings in words.
     """
     base = pruner.baseline()
-    shares = formats.in_shares(pruner.scored.scores)
+    shares = formats.is_fraction(pruner.scored.scores)
     rows = [
         (
             Cell("as it is"),
-            Cell(formats.score(base.value, in_shares=shares), formats.between(base, in_shares=shares)),
+            Cell(formats.score(base.value, is_fraction=shares), formats.interval(base, is_fraction=shares)),
             Cell("reference", tone="quiet"),
         )
     ]
     for settings, one in tried.items():
-        mean = formats.score(one.mean.value, in_shares=shares)
-        rows.append((Cell(settings), Cell(mean, formats.between(one.mean, in_shares=shares)), change_cell(one)))
+        mean = formats.score(one.mean.value, is_fraction=shares)
+        rows.append((Cell(settings), Cell(mean, formats.interval(one.mean, is_fraction=shares)), change_cell(one)))
     metric = pruner.task.metric
     columns = (Column("settings"), Column(metric, True), Column("change", True))
     note = "Without fine-tuning, which wins much of a loss back. Brackets are 95 % intervals."
@@ -352,7 +352,7 @@ def _errors(found: Quantization) -> Table:
     rows = tuple(
         (Cell(one.layer), Cell(one.runs_as), Cell(_error(one.error)))
         if one.error is not None
-        else (Cell(one.layer), Cell(f"cannot be compared: it {one.why}", tone="doubt", wide=True))
+        else (Cell(one.layer), Cell(f"cannot be compared: it {one.why}", tone="warning", wide=True))
         for one in found.layers
     )
     missing = sum(one.error is None for one in found.layers)

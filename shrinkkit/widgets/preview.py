@@ -14,10 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from shrinkkit.compress import apply, prune, sensitivity, variants
-from shrinkkit.compress.groups import counted, widths
-from shrinkkit.compress.prune import PRUNABLE
-from shrinkkit.compress.sensitivity import LayerError
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy
@@ -29,6 +25,10 @@ from shrinkkit.runtimes.torch.quantize import HALF
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example, macs, parameters, plain_attention
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import apply, prune, sensitivity, variants
+from shrinkkit.transforms.groups import counted, widths
+from shrinkkit.transforms.prune import PRUNABLE
+from shrinkkit.transforms.sensitivity import LayerError
 
 BINS = 60
 """Of a histogram of weights."""

@@ -12,7 +12,6 @@ import pytest
 from tiny import task as tiny_task
 
 from shrinkkit import cli
-from shrinkkit.compress import variants
 from shrinkkit.core import manifest, store
 from shrinkkit.core.manifest import SUMS
 from shrinkkit.core.measurement import TargetRecord
@@ -21,10 +20,11 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
+from shrinkkit.pipeline import journal, runner
+from shrinkkit.pipeline.plan import Planned
 from shrinkkit.report import index_page
 from shrinkkit.results import cards, conclusions, table
-from shrinkkit.run import journal, runner
-from shrinkkit.run.plan import Planned
+from shrinkkit.transforms import variants
 
 NAME, TARGET = "channels-50", "cpu/torch"
 MEASURED = examples.machines.record_path(TARGET, examples.HERE)

@@ -11,7 +11,7 @@ from shrinkkit import cli
 from shrinkkit.core import machines, studies
 from shrinkkit.core.recipe import TASKS
 from shrinkkit.errors import InvalidInput, nearest
-from shrinkkit.run import parameters, runner
+from shrinkkit.pipeline import parameters, runner
 from shrinkkit.runtimes import specs
 
 STUDY = "task: digits-cnn\nrecipes: [static-int8]\ntargets: [cpu/torch]\n"

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from tiny import task as tiny_task
 
 from shrinkkit import cli
-from shrinkkit.compress import variants
 from shrinkkit.core import store
 from shrinkkit.errors import InvalidInput, ModelFileError
 from shrinkkit.results import modelcard
 from shrinkkit.runtimes import artifacts, loading, vetting
 from shrinkkit.runtimes.vetting import _Misplaced
+from shrinkkit.transforms import variants
 
 INF, NAN = float("inf"), float("nan")
 

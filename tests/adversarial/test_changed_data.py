@@ -14,7 +14,7 @@ import usertasks
 from shrinkkit.core import store, studies
 from shrinkkit.core.status import Status
 from shrinkkit.errors import InvalidInput
-from shrinkkit.run import runner
+from shrinkkit.pipeline import runner
 from shrinkkit.tasks import loader
 
 

@@ -10,9 +10,9 @@ import pytest
 from tiny import task as tiny_task
 
 from shrinkkit import cli
-from shrinkkit.compress import variants
 from shrinkkit.core import processes
 from shrinkkit.results import cards
+from shrinkkit.transforms import variants
 
 CODE = "import os; open(os.path.join(os.environ['MARKS'], {name!r}), 'w').close()\n"
 SHADOWS = (
@@ -166,7 +166,7 @@ def test_search_paths_of_children_do_not_depend_on_where_they_work(monkeypatch, 
 
 @pytest.mark.parametrize(
     "module",
-    ["shrinkkit.tasks.loader", "shrinkkit.measure.peak_memory", "shrinkkit.measure.verify", "shrinkkit.run.steps"],
+    ["shrinkkit.tasks.loader", "shrinkkit.measure.peak_memory", "shrinkkit.measure.verify", "shrinkkit.pipeline.steps"],
 )
 def test_every_module_that_runs_as_a_child_starts_without_the_working_directory(tmp_path, marks, module):
     plant(tmp_path)

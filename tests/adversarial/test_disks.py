@@ -16,9 +16,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from shrinkkit import cli
 from shrinkkit.cli import TRACEBACK
 from shrinkkit.core.store import PART
+from shrinkkit.pipeline import execution
+from shrinkkit.pipeline.plan import REPORT
 from shrinkkit.results import table
-from shrinkkit.run import execution
-from shrinkkit.run.plan import REPORT
 
 CLI = [sys.executable, "-m", "shrinkkit.cli"]
 

@@ -11,7 +11,6 @@ import torch
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import variants
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import ClassScore
@@ -21,6 +20,7 @@ from shrinkkit.measure import benchmark, session
 from shrinkkit.results import conclusions, table
 from shrinkkit.runtimes import artifacts, loading
 from shrinkkit.runtimes.torch import quantize
+from shrinkkit.transforms import variants
 
 TORCH = Target("cpu", "torch")
 

@@ -84,7 +84,9 @@ def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers, status):
 def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_path):
     child = start(tmp_path)
     below = working(child)
-    step = next(p for p in below if "shrinkkit.run.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline())
+    step = next(
+        p for p in below if "shrinkkit.pipeline.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline()
+    )
     step.kill()
     assert living(below) == []
     while state(tmp_path) == "running":
@@ -147,7 +149,7 @@ def test_a_child_dies_with_its_parent_whatever_it_does(tmp_path, code):
 
 
 def test_a_child_whose_parent_is_gone_before_it_starts_ends_at_once():
-    call = command("shrinkkit.run.steps", "/nowhere")
+    call = command("shrinkkit.pipeline.steps", "/nowhere")
     call[4] = "1"
     assert subprocess.run(call, check=False, capture_output=True).returncode != 0
 
@@ -162,9 +164,9 @@ def test_a_child_that_hears_no_signal_is_killed_when_patience_ends(tmp_path):
 
 
 WRITE = "import sys; from shrinkkit.core import store; sys.stdin.readline(); store.write_text(sys.argv[1], 'old')"
-LOG = "import sys, pathlib; from shrinkkit.run import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
+LOG = "import sys, pathlib; from shrinkkit.pipeline import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
 MOVE = (
-    "import sys, pathlib; from shrinkkit.compress import variants;"
+    "import sys, pathlib; from shrinkkit.transforms import variants;"
     "sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"
     "fresh = path.parent.parent / 'fresh'; fresh.mkdir(); (fresh / path.name).write_text('old');"
     "variants._move(fresh, path.parent)"

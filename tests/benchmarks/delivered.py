@@ -19,7 +19,6 @@ from pathlib import Path
 import targets as files
 import torch
 
-from shrinkkit.compress import apply, variants
 from shrinkkit.core import machines, studies
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
@@ -29,6 +28,7 @@ from shrinkkit.runtimes import artifacts, exports, loading, specs
 from shrinkkit.runtimes.exports import Making
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import loader
+from shrinkkit.transforms import apply, variants
 
 GOALS = {"digits-cnn": (5.0, 12.0), "digits-transformer": (2.0, 3.5), "digits-lstm": (2.0, 3.5)}
 MOST_LOST = 0.01

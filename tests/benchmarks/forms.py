@@ -19,7 +19,7 @@ from shrinkkit import quiet
 from shrinkkit.core import machines
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.target import Target
-from shrinkkit.display.formats import between, times
+from shrinkkit.display.formats import interval, times
 from shrinkkit.measure import benchmark
 from shrinkkit.measure.timing import Make
 from shrinkkit.runtimes import artifacts, loading, specs
@@ -94,7 +94,7 @@ def main() -> None:
                 compare(eager, makers[0], example, ("eager", "torchscript"), asked.seconds),
                 compare(makers[0], makers[1], example, ("torchscript", "torchscript"), asked.seconds),
             ]
-        cells = [f"{times(one.speedup.value)} {between(one.speedup)}" for one in timed]
+        cells = [f"{times(one.speedup.value)} {interval(one.speedup)}" for one in timed]
         print(f"| {name} | {cells[0]} | {cells[1]} | {cells[2]} {timed[2].verdict} |", flush=True)
 
 

@@ -30,13 +30,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from shrinkkit.compress import apply, variants
 from shrinkkit.core import store
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.measure import peak_memory
 from shrinkkit.measure.peak_memory import RESET
 from shrinkkit.runtimes import specs
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms import apply, variants
 
 MB = 1_000_000
 ALLOWED = 300 * MB

@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from shrinkkit import quiet
-from shrinkkit.compress import variants
 from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
@@ -41,6 +40,7 @@ from shrinkkit.runtimes.exports import Making
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import loader, outputs
 from shrinkkit.tasks.modules import Example
+from shrinkkit.transforms import variants
 
 MODELS = ("digits-cnn", "resnet18", "digits-transformer")
 METHODS = {"digits-cnn": "static-int8", "resnet18": "static-int8", "digits-transformer": "dynamic-int8"}

@@ -23,13 +23,13 @@ def test_values_have_three_significant_digits(value, text):
 
 
 def test_a_change_has_its_sign_and_zero_has_none():
-    shown = [formats.change(value, in_shares=True) for value in (-0.004, 0.0, -0.0001, 0.012)]
+    shown = [formats.change(value, is_fraction=True) for value in (-0.004, 0.0, -0.0001, 0.012)]
     assert shown == [f"{MINUS}0.4 points", "0.0 points", "0.0 points", "+1.2 points"]
 
 
 def test_a_score_that_is_no_share_is_no_per_cent():
-    assert formats.score(-2.5, in_shares=False) == f"{MINUS}2.50"
-    assert formats.between(Estimate(-2.5, -2.6, -2.4)) == f"[{MINUS}2.60, {MINUS}2.40]"
+    assert formats.score(-2.5, is_fraction=False) == f"{MINUS}2.50"
+    assert formats.interval(Estimate(-2.5, -2.6, -2.4)) == f"[{MINUS}2.60, {MINUS}2.40]"
 
 
 @given(st.floats(1e-3, 1e5))

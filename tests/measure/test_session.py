@@ -5,14 +5,14 @@ import pytest
 import torch
 from tiny import task as tiny_task
 
-from shrinkkit.compress import variants
-from shrinkkit.compress.variants import REFERENCE
 from shrinkkit.core import machines, store
 from shrinkkit.core.measurement import IntegerCheck, TargetRecord, speedup
 from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
 from shrinkkit.runtimes import emulation, specs
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.variants import REFERENCE
 
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
 

@@ -3,12 +3,12 @@ import torch
 from tiny import Corner
 from tiny import task as tiny_task
 
-from shrinkkit.compress import variants
 from shrinkkit.core import store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import session, sweep
+from shrinkkit.transforms import variants
 
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
 

@@ -12,7 +12,6 @@ import torch
 from onnx import helper, numpy_helper
 from tiny import task as tiny_task
 
-from shrinkkit.compress import variants
 from shrinkkit.core import machines, manifest, store
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.errors import InvalidInput
@@ -20,6 +19,7 @@ from shrinkkit.measure import verify
 from shrinkkit.results import cards, modelcard
 from shrinkkit.results.modelcard import Figures
 from shrinkkit.runtimes import emulation
+from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
 ON = ("cpu/torch", "cpu/onnxruntime")

@@ -9,12 +9,12 @@ import examples
 import pytest
 from tiny import task as tiny_task
 
-from shrinkkit.compress import variants
 from shrinkkit.core import store
 from shrinkkit.core.measurement import IntegerCheck, Measurement, Memory, TargetRecord
 from shrinkkit.core.target import record_path
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import cards, modelcard, table
+from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32, "skip": ["head"]}}
 MACHINE = "synthetic-2-cores"

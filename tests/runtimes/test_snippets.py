@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import variants
 from shrinkkit.results import cards
 from shrinkkit.runtimes import artifacts, loading, snippets
 from shrinkkit.tasks import outputs
+from shrinkkit.transforms import variants
 
 INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
 MADE = {

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from ruamel.yaml import YAML
 from tiny import task as tiny_task
 
-from shrinkkit.compress.sensitivity import LayerError
+from shrinkkit.transforms.sensitivity import LayerError
 from shrinkkit.widgets import explore
 from shrinkkit.widgets.explore import NAMED
 from shrinkkit.widgets.preview import Pruner, Quantizer

@@ -7,10 +7,10 @@ from tiny import Corner
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import groups, prune
 from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import modules
+from shrinkkit.transforms import groups, prune
 from shrinkkit.widgets.preview import BINS, Pruner, Quantizer
 
 SECTION = {

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from shrinkkit.compress import groups
-from shrinkkit.compress.groups import Edit, Group
 from shrinkkit.errors import InvalidInput
+from shrinkkit.transforms import groups
+from shrinkkit.transforms.groups import Edit, Group
 
 Value = Callable[[Tensor], Tensor]
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from shrinkkit.compress import groups, prune, surgery
-from shrinkkit.compress.prune import CHANNEL_CRITERIA, SCOPES, WEIGHT_CRITERIA, LayerPlan
 from shrinkkit.errors import InvalidInput, NothingToPrune, ShrinkkitError, Unsupported
+from shrinkkit.transforms import groups, prune, surgery
+from shrinkkit.transforms.prune import CHANNEL_CRITERIA, SCOPES, WEIGHT_CRITERIA, LayerPlan
 
 
 def made(name):

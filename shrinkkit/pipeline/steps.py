@@ -19,7 +19,7 @@ from typing import Any
 
 from shrinkkit.core import processes
 from shrinkkit.errors import InvalidInput, brief, nearest
-from shrinkkit.run.parameters import of_type
+from shrinkkit.pipeline.parameters import of_type
 
 NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
 

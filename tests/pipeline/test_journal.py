@@ -4,7 +4,7 @@ import pytest
 
 from shrinkkit.core import store
 from shrinkkit.core.status import Status, Step
-from shrinkkit.run.journal import Journal, done, log, status
+from shrinkkit.pipeline.journal import Journal, done, log, status
 
 OWN = Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", "pending")
 AWAY = Step("4-benchmark-cpu-torch-epyc", "4-benchmark", "cpu/torch @ epyc", "done", 2.0, inputs_sha256="ab")

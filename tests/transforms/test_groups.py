@@ -8,12 +8,12 @@ from tiny import corners
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import checkpoint, finetune, groups, prune, surgery
-from shrinkkit.compress.groups import Edit, Group, Pruner
-from shrinkkit.compress.prune import CHANNEL_CRITERIA
 from shrinkkit.errors import Unsupported
 from shrinkkit.runtimes import artifacts
 from shrinkkit.tasks import loader
+from shrinkkit.transforms import checkpoint, finetune, groups, prune, surgery
+from shrinkkit.transforms.groups import Edit, Group, Pruner
+from shrinkkit.transforms.prune import CHANNEL_CRITERIA
 
 GONE = [1, 4, 5, 11]
 """Hidden units whose weights are so small that they go first."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from shrinkkit.compress import sensitivity
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import HalfPrecision
+from shrinkkit.transforms import sensitivity
 
 
 def sample(model):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from shrinkkit.compress import importance, surgery
-from shrinkkit.compress.groups import Group, counted, groups
-from shrinkkit.compress.importance import Block
-from shrinkkit.compress.surgery import Cut
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.tasks.modules import _Drop, duplicate
+from shrinkkit.transforms import importance, surgery
+from shrinkkit.transforms.groups import Group, counted, groups
+from shrinkkit.transforms.importance import Block
+from shrinkkit.transforms.surgery import Cut
 
 Gradients = Callable[[nn.Module], Tensor]
 """Returns the loss of the model it is given, connected to the model's parameters."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from shrinkkit.compress.groups import counted
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import HalfPrecision
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
+from shrinkkit.transforms.groups import counted
 
 
 @dataclass(frozen=True)

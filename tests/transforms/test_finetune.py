@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from shrinkkit.compress import finetune, prune
 from shrinkkit.errors import InvalidInput
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms import finetune, prune
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkkit.compress import finetune, prune
 from shrinkkit.errors import InvalidInput
 from shrinkkit.progress import Watch, unwatched
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import finetune, prune
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from shrinkkit.compress import surgery
-from shrinkkit.compress.groups import counted, widths
-from shrinkkit.compress.selection import Gradients, Progress, Request, decide, reached
 from shrinkkit.errors import InvalidInput, NothingToPrune, nearest, options
 from shrinkkit.tasks import modules
 from shrinkkit.tasks.modules import _Drop, duplicate
+from shrinkkit.transforms import surgery
+from shrinkkit.transforms.groups import counted, widths
+from shrinkkit.transforms.selection import Gradients, Progress, Request, decide, reached
 
 CHANNEL_CRITERIA = ("magnitude", "batchnorm", "geometric-median", "lamp", "taylor", "random")
 """How `channels` ranks channels."""

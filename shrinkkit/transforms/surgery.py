@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from shrinkkit.compress import groups
-from shrinkkit.compress.groups import Edit, Group, attention_heads, width
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS, _Drop, duplicate
+from shrinkkit.transforms import groups
+from shrinkkit.transforms.groups import Edit, Group, attention_heads, width
 
 Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
 """What each layer loses, by its name and the side that is cut."""

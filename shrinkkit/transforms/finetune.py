@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
-from shrinkkit.compress import prune
 from shrinkkit.errors import InvalidInput
 from shrinkkit.progress import Watch, unwatched
 from shrinkkit.tasks.modules import _Drop, duplicate
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import prune
 
 LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from shrinkkit.run import watchdog
+from shrinkkit.pipeline import watchdog
 
 
 def run(code, limit_s=30.0, **options):

@@ -26,11 +26,11 @@ from shrinkkit.core.studies import check_patterns, check_unit, layer_patterns
 from shrinkkit.core.target import runtime_of
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
+from shrinkkit.pipeline import execution, plan, steps, watchdog
+from shrinkkit.pipeline.execution import Ended
+from shrinkkit.pipeline.journal import Journal, done, keep, log
+from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
 from shrinkkit.report import export, index_page
-from shrinkkit.run import execution, plan, steps, watchdog
-from shrinkkit.run.execution import Ended
-from shrinkkit.run.journal import Journal, done, keep, log
-from shrinkkit.run.plan import _REPORT, PACKAGE, Planned
 from shrinkkit.runtimes.specs import available
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Look

@@ -8,9 +8,6 @@ import torch
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import prune, variants
-from shrinkkit.compress.apply import Pruned
-from shrinkkit.compress.variants import RECORD
 from shrinkkit.core import store
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 from shrinkkit.measure import peak_memory, scoring
@@ -18,6 +15,9 @@ from shrinkkit.measure.peak_memory import RESET
 from shrinkkit.runtimes import exports
 from shrinkkit.runtimes.exports import Making
 from shrinkkit.tasks import copies
+from shrinkkit.transforms import prune, variants
+from shrinkkit.transforms.apply import Pruned
+from shrinkkit.transforms.variants import RECORD
 
 RUNTIMES = ("torch", "onnxruntime")
 PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]

@@ -18,8 +18,8 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import record_path
 from shrinkkit.errors import InvalidInput
+from shrinkkit.pipeline import plan, runner, steps
 from shrinkkit.results import table
-from shrinkkit.run import plan, runner, steps
 
 TASK = Path(__file__).parent.parent / "tiny.py"
 RECIPES = """
@@ -160,7 +160,7 @@ def test_a_run_folder_in_use_is_refused(study, tmp_path):
 
 def steps_of(child):
     """Return the processes of steps that a run has started, which it waits for."""
-    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.run.steps" in p.cmdline()]
+    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.pipeline.steps" in p.cmdline()]
 
 
 def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):

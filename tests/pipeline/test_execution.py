@@ -4,8 +4,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from shrinkkit.run import execution
-from shrinkkit.run.plan import REPORT
+from shrinkkit.pipeline import execution
+from shrinkkit.pipeline.plan import REPORT
 
 
 @pytest.fixture

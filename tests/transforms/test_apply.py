@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import task as tiny_task
 
-from shrinkkit.compress import apply, prune
 from shrinkkit.errors import InvalidInput, NothingToPrune
+from shrinkkit.transforms import apply, prune
 
 CHANNELS = {
     "ratio": 0.5, "criterion": "magnitude", "scope": "layer", "skip": [], "layers": {}, "round_to": 1, "steps": 1,

@@ -4,8 +4,8 @@ import nbformat
 import pytest
 
 from shrinkkit.errors import InvalidInput
-from shrinkkit.run import steps
-from shrinkkit.run.steps import ANSWER, NOTEBOOK
+from shrinkkit.pipeline import steps
+from shrinkkit.pipeline.steps import ANSWER, NOTEBOOK
 
 
 def notebook(path, *sources, parameters="ratio: float = 0.5  # share to remove"):

@@ -5,9 +5,9 @@ import torch
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.compress import checkpoint, prune
-from shrinkkit.compress.checkpoint import STRUCTURE
 from shrinkkit.errors import ModelFileError
+from shrinkkit.transforms import checkpoint, prune
+from shrinkkit.transforms.checkpoint import STRUCTURE
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from shrinkkit.errors import InvalidInput
-from shrinkkit.run import parameters, plan
+from shrinkkit.pipeline import parameters, plan
 
 NOTEBOOKS = sorted(plan.notebooks().glob("*.ipynb"))
 

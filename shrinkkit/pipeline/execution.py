@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import lease, processes
-from shrinkkit.run.journal import log
-from shrinkkit.run.plan import REPORT
-from shrinkkit.run.steps import ANSWER
+from shrinkkit.pipeline.journal import log
+from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.steps import ANSWER
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def execute(
         (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (attempt / "stderr.txt").open("w+", encoding="utf-8") as stderr:
             child = subprocess.Popen(
-                processes.command("shrinkkit.run.steps", str(attempt / "request.json")),
+                processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
                 cwd=attempt,
                 env=_environment(threads, runtime, training=notebook.stem == "2-prune"),
                 stdin=subprocess.DEVNULL,

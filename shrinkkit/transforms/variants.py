@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.compress import checkpoint
-from shrinkkit.compress.apply import Pruned
 from shrinkkit.core import lease, machines, store
 from shrinkkit.core.manifest import SUMS
 from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
@@ -32,6 +30,8 @@ from shrinkkit.runtimes.exports import Making
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import checkpoint
+from shrinkkit.transforms.apply import Pruned
 
 RECORD, REFERENCE = "variant.json", "reference.safetensors"
 _JUDGED_EXAMPLES = 32
