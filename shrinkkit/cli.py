@@ -269,14 +269,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _summary(recipe: "Recipe") -> str:
-    """Return a recipe on one line: its sections with what they ask for."""
-    said = []
-    if recipe.prune:
-        done = "of the channels removed" if recipe.prune.method == "channels" else "of the weights set to zero"
-        said.append(f"{recipe.prune.ratio:.0%} {done}, {recipe.prune.epochs} epochs of fine-tuning")
-    if recipe.quantize:
-        said.append(recipe.quantize.method)
-    return ", then ".join(said)
+    """Return a recipe on one line: its stages, with how much each removes, and its precision."""
+    ratios = {stage.name: getattr(stage.settings, "ratio", None) for stage in recipe.stages}
+    steps = [f"{name} {ratio:.0%}" if ratio else name for name, ratio in ratios.items()]
+    return ", ".join([*steps, recipe.precision.name])
 
 
 def _new(arguments: argparse.Namespace) -> int:

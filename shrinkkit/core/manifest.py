@@ -28,7 +28,7 @@ def left(run: Path, step: Taken) -> dict[str, str]:
     if not step.leaves:
         return _of(run, [run / "study.json", *(p for name in _OF_THE_REPORT for p in run.glob(f"variants/*/{name}"))])
     record = run / step.leaves
-    if record.name != "variant.json":
+    if record.parent.parent.name not in ("variants", "checkpoints"):
         return _of(run, [record])
     return _of(run, [path for path in record.parent.rglob("*") if path.name not in _OF_THE_REPORT])
 

@@ -16,8 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from shrinkkit.core.stages import Choice, Key, Patterns, Section, StageField, choice, settings_of
 from shrinkkit.core.target import TARGETS, TargetName
-from shrinkkit.core.stages import Choice, Key, Patterns, Section, StageField, choice
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
@@ -80,9 +80,7 @@ def _unreserved(name: str) -> str:
 _FolderName = Annotated[
     str,
     AfterValidator(_fit_for_a_folder),
-    Field(
-        description="a folder name (letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit)"
-    ),
+    Field(description="a folder name (letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit)"),
 ]
 
 
@@ -122,6 +120,17 @@ def precision(value: Any) -> Choice:
         return value
     name, settings = choice(value, tuple(PRECISIONS))
     return Choice(name, PRECISIONS[name].model_validate(settings))
+
+
+def lowered(name: str, settings: Mapping[str, Any]) -> Choice:
+    """Return the precision called `name` with plain settings.
+
+    Raises:
+        InvalidInput: There is no such precision, or a setting breaks its rule.
+    """
+    if name not in PRECISIONS:
+        raise InvalidInput(f"`precision` must be {options(list(PRECISIONS))}, got {name!r}.{nearest(name, PRECISIONS)}")
+    return Choice(name, settings_of(PRECISIONS[name], **settings))
 
 
 PrecisionField = Annotated[Choice, PlainValidator(precision), PlainSerializer(Choice.to_dict)]

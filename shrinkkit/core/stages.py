@@ -3,15 +3,16 @@
 A transform is known here by name, settings and place of its function; nothing imports torch until it is applied.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-from shrinkkit.errors import InvalidInput, brief, nearest
+from shrinkkit.errors import InvalidInput, brief, message, nearest, options, shown_value
 
 Key = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists, outermost first."""
@@ -31,6 +32,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 Patterns = Annotated[tuple[str, ...], Field(strict=False, description="a list of layer patterns in quotes")]
 """Layer names or globs; see `studies.matches`. From Python, a list is as good as a tuple."""
@@ -95,6 +97,43 @@ class FineTune(Section):
     """Whether weights that are exactly zero stay zero."""
 
 
+def settings_of(section: type[S], **values: Any) -> S:
+    """Return settings given as arguments in Python.
+
+    Raises:
+        InvalidInput: A value breaks its rule; all that do are named.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors(include_url=False):
+            field = section.model_fields.get(str(detail["loc"][0]))
+            rule = expected(detail.get("ctx", {})) or (field.description if field else "") or detail["msg"]
+            lines.append(broken(detail["loc"], rule, detail["input"]))
+        raise InvalidInput("\n".join(lines)) from error
+
+
+def expected(context: Mapping[str, Any]) -> str:
+    """Return the values that pydantic's account of an error allows, '' where it names none."""
+    allowed = context.get("allowed") or re.findall(r"'([^']+)'", context.get("expected", ""))
+    return options(list(allowed)) if allowed else ""
+
+
+def broken(key: Key, rule: str, value: Any, where: str = "", remedy: str = "") -> str:
+    """Return that the value at `key` must be what `rule` says, with a remedy where one is known."""
+    if isinstance(value, str):
+        remedy = nearest(value, re.findall(r"[\w/-]+", rule)) + remedy
+    if rule.endswith(("[0, 1)", "[0, 1]")) and isinstance(value, int | float) and 1 < value < 100:
+        remedy = f"For {value:g} %, pass {value / 100:g}."
+    return message(f"`{dotted(key)}` must be {rule}, got {shown_value(value)}", where, remedy)
+
+
+def dotted(key: Key) -> str:
+    """Return a key as messages name it: `stages.0.prune-channels.ratio`."""
+    return ".".join(map(str, key))
+
+
 @dataclass(frozen=True)
 class Transform:
     """What takes a model to a model in torch and knows no runtime.
@@ -103,7 +142,7 @@ class Transform:
         name: In recipes.
         section: Its settings.
         apply: `package.module:function`, or the function itself, which then works in this process only. Called as
-            `apply(model, task, section, *, seed, progress)`, it returns a `shrinkkit.compress.transform.Made` and
+            `apply(model, task, section, *, seed, progress)`, it returns a `shrinkkit.transforms.transform.Made` and
             leaves `model` unchanged.
         notebook: The stem of the notebook that executes it.
         trains: Whether it only trains: such a stage is measured together with the stage before it.
@@ -123,9 +162,9 @@ class Transform:
 TRANSFORMS: dict[str, Transform] = {
     one.name: one
     for one in (
-        Transform("prune-channels", PruneChannels, "shrinkkit.compress.prune:apply_channels", "2-prune"),
-        Transform("prune-weights", PruneWeights, "shrinkkit.compress.prune:apply_weights", "2-prune"),
-        Transform("fine-tune", FineTune, "shrinkkit.compress.finetune:apply", "2-train", trains=True),
+        Transform("prune-channels", PruneChannels, "shrinkkit.transforms.prune:apply_channels", "2-prune"),
+        Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
+        Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
     )
 }
 """Those that come with shrinkkit, by name."""
@@ -225,6 +264,16 @@ def _stage(value: Any) -> Stage:
     name, settings = choice(value, names())
     one = transform(name)
     return Stage(name, one.section.model_validate(settings), one)
+
+
+def stage(name: str, settings: Mapping[str, Any]) -> Stage:
+    """Return the stage of the transform called `name` with plain settings.
+
+    Raises:
+        InvalidInput: There is no such transform, or a setting breaks its rule.
+    """
+    one = transform(name)
+    return Stage(name, settings_of(one.section, **settings), one)
 
 
 StageField = Annotated[Stage, PlainValidator(_stage), PlainSerializer(Choice.to_dict)]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shrinkkit.core import lease
 from shrinkkit.errors import InvalidInput
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 PART = ".part"
 """Suffix of a file that is being written; its name begins with a dot."""

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
+from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
 from shrinkkit.core.target import TARGETS
-from shrinkkit.core.stages import TRANSFORMS, Key, transform
 from shrinkkit.core.yaml_source import Source, load
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
@@ -145,8 +145,8 @@ def check_patterns(study: Study, layers: Sequence[str]) -> None:
     listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
     wrong = [
         message(
-            f"`{_dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer",
-            recipe.where.get(_dotted(key), ""),
+            f"`{dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer",
+            recipe.where.get(dotted(key), ""),
             f"{nearest(pattern, modules)} {listed}",
         )
         for recipe in study.recipes
@@ -257,7 +257,7 @@ def _recipe(source: Source, key: Key, data: dict[str, Any], wrong: list[str]) ->
     except ValidationError as error:
         wrong += _explain(error, Recipe, source, key)
         return None
-    places = {_dotted(pattern): source.where((*key, *pattern)) for pattern, _ in recipe.patterns()}
+    places = {dotted(pattern): source.where((*key, *pattern)) for pattern, _ in recipe.patterns()}
     return recipe.model_copy(update={"where": places if source.path else {}})
 
 
@@ -279,14 +279,14 @@ def _explain(
         if kind == "extra_forbidden":
             lines.append(_unknown(key, section, where))
         elif kind == "missing":
-            lines.append(message(f"`{_dotted(key)}` is missing", where, f"It must be {rule}."))
+            lines.append(message(f"`{dotted(key)}` is missing", where, f"It must be {rule}."))
         elif kind == "rule":
             lines.append(message(detail["msg"], where))
         elif kind == "value_error":
             lines.append(message(str(context["error"]).rstrip("."), where))
         else:
-            allowed = list(context.get("allowed") or re.findall(r"'([^']+)'", context.get("expected", "")))
-            lines.append(_broken(key, options(allowed) if allowed else rule, kind, context.get("name", value), where))
+            value = context.get("name", value)
+            lines.append(broken(key, expected(context) or rule, value, where, _remedy(key, kind, value)))
     return lines
 
 
@@ -317,25 +317,18 @@ def _unknown(key: Key, section: type[BaseModel], where: str) -> str:
     of = str(key[-2]) if len(key) > 1 else f"a {section.__name__.lower()}"
     others = {name: one.section for name, one in TRANSFORMS.items()} | PRECISIONS | {"budget": Budget}
     owners = [name for name, other in others.items() if word in other.model_fields]
-    text = f"`{_dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
+    text = f"`{dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
     return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed) or 'none'}.")
 
 
-def _broken(key: Key, rule: str, kind: str, value: Any, where: str) -> str:
-    remedy = nearest(value, re.findall(r"[\w/-]+", rule)) if isinstance(value, str) else ""
+def _remedy(key: Key, kind: str, value: Any) -> str:
     if kind == "unfit_name":
-        remedy = "Set `name`, which else is the file's."
+        return "Set `name`, which else is the file's."
     if key[-1] == "precision" and re.search(r"\d", str(value)):
-        remedy += " There are 8-bit integers and 16-bit floats, and no other widths."
+        return " There are 8-bit integers and 16-bit floats, and no other widths."
     if (key[0] == "targets" or key[-1] == "target") and "/" not in str(value):
-        remedy += " A target is written device/runtime."
-    if rule.endswith(("[0, 1)", "[0, 1]")) and isinstance(value, int | float) and 1 < value < 100:
-        remedy = f"For {value:g} %, pass {value / 100:g}."
-    return message(f"`{_dotted(key)}` must be {rule}, got {shown_value(value)}", where, remedy)
-
-
-def _dotted(key: Key) -> str:
-    return ".".join(map(str, key))
+        return " A target is written device/runtime."
+    return ""
 
 
 def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:

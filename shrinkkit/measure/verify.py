@@ -19,7 +19,7 @@ import torch
 
 from shrinkkit.core import machines, manifest
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.recipe import BASELINE, Recipe, impossible
+from shrinkkit.core.recipe import BASELINE, impossible
 from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
@@ -133,7 +133,7 @@ class _Here:
         # Also where nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(blank, state=DAMAGED, why=why)
-        if why := _impossible(self.variant, target) or specs.available()[target.name]:
+        if why := impossible(self.variant.precision, target.name) or specs.available()[target.name]:
             return replace(blank, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
@@ -271,17 +271,6 @@ def _damage(folder: Path, file: ModelFile) -> str:
     return f"{' with '.join(paths)} is not the file that {RECORD} describes: it has {length}. {_AGAIN}"
 
 
-def _impossible(variant: Variant, target: Target) -> str:
-    """Return why a target cannot run what the recipe quantized to, '' if it can."""
-    method = _method(variant)
-    recipe = {"name": variant.name, "quantize": {"method": method}}
-    return impossible(Recipe.model_validate(recipe), target.name) if method else ""
-
-
-def _method(variant: Variant) -> str:
-    return str((variant.recipe.get("quantize") or {}).get("method", ""))
-
-
 def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
     """Return the stored inputs and outputs.
 
@@ -329,7 +318,7 @@ def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected:
 
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
     """Return the layers whose integer kernels saturate here; none where that cannot be told."""
-    if not _method(variant).endswith("int8") or target.name not in ("cpu/torch", "cpu/onnxruntime"):
+    if not variant.precision.endswith("int8") or target.name not in ("cpu/torch", "cpu/onnxruntime"):
         return ()
     try:
         found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)

@@ -64,7 +64,7 @@ def execute(
             child = subprocess.Popen(
                 processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
                 cwd=attempt,
-                env=_environment(threads, runtime, training=notebook.stem == "2-prune"),
+                env=_environment(threads, runtime, training=notebook.stem.startswith("2-")),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

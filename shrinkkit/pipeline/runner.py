@@ -22,7 +22,7 @@ from shrinkkit.core.machines import cores
 from shrinkkit.core.recipe import TASKS, Study
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
-from shrinkkit.core.studies import check_patterns, check_unit, layer_patterns
+from shrinkkit.core.studies import check_patterns, check_unit
 from shrinkkit.core.target import runtime_of
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
@@ -323,7 +323,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _needs_a_look(study: Study) -> bool:
-    return study.task not in TASKS or any(layer_patterns(recipe) for recipe in study.recipes)
+    return study.task not in TASKS or any(recipe.patterns() for recipe in study.recipes)
 
 
 def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
@@ -383,8 +383,6 @@ def _inputs(step: Planned, folder: Path, fingerprint: str) -> str:
     digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
     # What is measured depends on the machine, which the name of the record tells.
     digest.update(step.leaves.encode())
-    read = [*step.parameters.get("variants", ()), step.parameters.get("source", "")]
-    for variant in filter(None, read):
-        path = folder / plan._record(variant)
+    for path in (folder / record for record in step.reads):
         digest.update(path.read_bytes() if path.is_file() else b"missing")
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Conditions, Measurement, TargetRecord, speed_cell
-from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.recipe import BASELINE, STAGE
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, MARKERS, Picture, canvas, picture
@@ -129,7 +129,7 @@ def _drawn(record: TargetRecord, here: Conditions) -> Picture | None:
     """Return throughput against batch size at the main number of threads; None where there is but one size."""
     rates: dict[str, dict[int, float]] = {}
     for one in record.measurements:
-        if one.latency_ms and not one.variant.endswith(".pruned"):
+        if one.latency_ms and STAGE not in one.variant:
             rates[one.variant] = {here.batch_size: 1e3 * here.batch_size / one.latency_ms.value}
     for point in record.sweep:
         if point.latency_ms and point.threads == here.threads and point.variant in rates:

@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from shrinkkit.core.estimate import Estimate
     from shrinkkit.results.conclusions import Factors
     from shrinkkit.results.table import Results, Row
 
 
+FACTORS = {
+    "runtime": "runtime",
+    "transform": "transforms",
+    "precision": "precision",
+    "both": "transforms and precision, not told apart",
+}
+"""What the kinds of factors are called, in the order of their colours."""
 TICKS = 5
 """Labels that fit below a narrow panel."""
 SHOWN = 120
@@ -40,7 +48,7 @@ def training(scores: Sequence[float], *, metric: str) -> Picture:
 
 
 def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
-    """Return how runtime, pruning and quantization multiply to each variant's speed-up against PyTorch today.
+    """Return how runtime, transforms and precision multiply to each variant's speed-up against PyTorch today.
 
     Args:
         found: Factors of at least one variant.
@@ -72,21 +80,27 @@ def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
 def _ends(row: "Factors") -> list[float]:
     """Return where each of a row's bars ends, as speed-ups against PyTorch today."""
     ends, reached = [], 1.0
-    for factor in (row.runtime, row.pruning, row.quantization, row.compression):
-        reached *= factor.value if factor else 1.0
+    for _, _, speedup in _parts(row):
+        reached *= speedup.value
         ends.append(reached)
     return ends
 
 
+def _parts(row: "Factors") -> list[tuple[str, str, "Estimate"]]:
+    """Return the name, kind and speed-up of each of a row's factors."""
+    runtime = [("runtime", "runtime", row.runtime)] if row.runtime else []
+    return [*runtime, *((step.name, step.kind, step.speedup) for step in row.steps)]
+
+
 def _waterfall(axes: "Axes", y: int, row: "Factors") -> None:
     start = 1.0
-    parts = (row.runtime, row.pruning, row.quantization, row.compression)
-    for lane, (part, end) in enumerate(zip(parts, _ends(row), strict=True)):
-        if part:
-            height = y + 0.2 * (min(lane, 2) - 1)
-            shade = 0.3 if row.timing == "too noisy" else 1.0
-            axes.barh(height, end - start, left=start, height=0.19, color=COLOURS[lane], alpha=shade, linewidth=0)
-            start = end
+    parts = _parts(row)
+    lanes = max(3, len(parts) + (row.runtime is None))
+    for lane, ((_, kind, _), end) in enumerate(zip(parts, _ends(row), strict=True), start=row.runtime is None):
+        place, shade = y + 0.6 * ((lane + 0.5) / lanes - 0.5), 0.3 if row.timing == "too noisy" else 1.0
+        colour = COLOURS[list(FACTORS).index(kind)]
+        axes.barh(place, end - start, left=start, height=0.57 / lanes, color=colour, alpha=shade, linewidth=0)
+        start = end
     dot: dict[str, Any] = {
         "color": INK,
         "markerfacecolor": INK if row.timing in TRUSTED else "none",
@@ -112,9 +126,8 @@ def _quoted(row: "Factors") -> str:
 def _legend_of_factors(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
-    names = ("runtime", "pruning", "quantization", "pruning and quantization, not told apart")
     drawn = {patch.get_facecolor()[:3] for axes in figure.axes for patch in axes.patches}
-    patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(names)]
+    patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(FACTORS.values())]
     shown = [patch for patch in patches if patch.get_facecolor()[:3] in drawn]
     if shown:
         figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
@@ -123,13 +136,7 @@ def _legend_of_factors(figure: "Figure") -> None:
 def _in_words(row: "Factors") -> str:
     if row.timing == "too noisy":
         return f"{row.variant} on {row.target}: too noisy to tell."
-    named = (
-        ("runtime", row.runtime),
-        ("pruning", row.pruning),
-        ("quantization", row.quantization),
-        ("pruning with quantization", row.compression),
-    )
-    parts = " by ".join(f"{name} {formats.times(part.value)}" for name, part in named if part)
+    parts = " by ".join(f"{name} {formats.times(speedup.value)}" for name, _, speedup in _parts(row))
     return f"{row.variant} on {row.target}: {formats.times(row.total.value)}" + (f" ({parts})." if parts else ".")
 
 

@@ -233,7 +233,7 @@ def _cells(row: LayerAudit | None, runtime: str) -> tuple[Cell, Cell]:
     """Return a layer's channels and how the runtime computes it."""
     if row is None:
         return Cell(""), Cell("")
-    lost, precision = row.channels != row.channels_before, row.precision.get(runtime)
+    lost, precision = row.lost_channels, row.precision.get(runtime)
     channels = "" if row.channels is None else str(row.channels)
     if lost:
         channels = f"{row.channels_before} \N{RIGHTWARDS ARROW} {channels}"

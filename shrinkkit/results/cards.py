@@ -65,7 +65,7 @@ def _write(folder: Path, card: Card, *, is_fraction: bool) -> tuple[Path, ...]:
 
 
 def _card(folder: Path, variant: Variant, figures: Sequence[Figures]) -> Card:
-    method = (variant.recipe.get("quantize") or {}).get("method", "")
+    method = variant.precision if variant.precision != "float32" else ""
     settings = {}
     for file in variant.files:
         used = [one.threads for one in figures if one.threads and one.target.endswith(f"/{file.runtime}")]
@@ -113,7 +113,7 @@ def _summary(variant: Variant) -> Summary:
         )
     return Summary(
         layers=len(rows),
-        pruned=sum(row.channels != row.channels_before for row in rows),
+        pruned=sum(row.lost_channels for row in rows),
         zeroed=sum(row.zeroed > 0 for row in rows),
         precision=precision,
     )

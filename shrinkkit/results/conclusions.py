@@ -45,21 +45,27 @@ class Verdict(Rich):
         return Statement(self.headline, self.remarks, TONES[self.kind], f"Verdict: {self.kind}")
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What one or several steps of a recipe gave, from one measured variant to the next."""
+
+    name: str
+    """Of the steps: `prune-channels + fine-tune`."""
+    kind: str
+    """`transform`, `precision`, or `both` where a variant between them was not measured."""
+    speedup: Estimate
+
+
 @dataclass(frozen=True, repr=False)
 class Factors(Rich):
-    """Why a variant on a target is as fast as it is: factors whose product is its speed-up against PyTorch today.
-
-    A factor is None where the variant has no such part.
-    """
+    """Why a variant on a target is as fast as it is: factors whose product is its speed-up against PyTorch today."""
 
     variant: str
     target: str
     """A place, as in `Row`."""
     runtime: Estimate | None
-    pruning: Estimate | None
-    quantization: Estimate | None
-    compression: Estimate | None
-    """Pruning and quantization together, where the pruned model alone was not measured."""
+    steps: tuple["Factor", ...]
+    """What each step of the recipe gave, from the first to the last."""
     total: Estimate
     timing: str
     """Verdict on `total`: `faster`, `slower`, `same`, `undecided`, or `too noisy`."""
@@ -123,15 +129,12 @@ def factors(results: Results) -> tuple[Factors, ...]:
         if row.state != "measured" or row.speedup_today is None or row.intermediate:
             continue
         runtime = results.measured[row.target].runtime
-        pruning, quantization, compression = _parts(results, row)
         found.append(
             Factors(
                 variant=row.variant,
                 target=row.target,
                 runtime=runtime.speedup if runtime else None,
-                pruning=pruning,
-                quantization=quantization,
-                compression=compression,
+                steps=_steps(results, row),
                 total=row.speedup_today,
                 timing=row.timing_today,
             )
@@ -139,22 +142,43 @@ def factors(results: Results) -> tuple[Factors, ...]:
     return tuple(found)
 
 
-def _parts(results: Results, row: Row) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
-    """Return what pruning, quantization, and both together gave on the row's target."""
-    variant = results.variants[row.variant]
-    if not variant.recipe.get("quantize"):
-        return row.speedup, None, None
-    if not variant.recipe.get("prune"):
-        return None, row.speedup, None
-    own = _comparison(results, row.variant, row.target)
-    source = _comparison(results, variant.source or "", row.target)
-    if own is None or source is None or "too noisy" in (own.verdict, source.verdict):
-        return None, None, row.speedup
+def _steps(results: Results, row: Row) -> tuple[Factor, ...]:
+    """Return what each step between the baseline and a row's variant gave on the row's target."""
+    if row.speedup is None:
+        return ()
+    # From the variant back to the baseline, over all variants between them that were measured.
+    factors: list[Factor] = []
+    later, comparison = row.variant, _comparison(results, row.variant, row.target)
+    while (earlier := results.variants[later].source) not in (None, BASELINE):
+        source = _comparison(results, earlier or "", row.target)
+        if comparison is None or source is None or not _tells(source, comparison):
+            return (_factor(results, BASELINE, row.variant, row.speedup),)
+        ratio = estimate.product(comparison.speedup, estimate.inverse(source.speedup))
+        factors.insert(0, _factor(results, earlier or "", later, ratio))
+        later, comparison = earlier or "", source
+    first = comparison.speedup if comparison and factors else row.speedup
+    return (_factor(results, BASELINE, later, first), *factors) if later != BASELINE else ()
+
+
+def _factor(results: Results, earlier: str, later: str, speedup: Estimate) -> Factor:
+    """Return what the steps gave that lead from one variant to a later one."""
+    before = results.variants[earlier].recipe if earlier in results.variants else {"stages": ()}
+    variant = results.variants[later]
+    names = [name for stage in variant.recipe["stages"][len(before["stages"]) :] for name in stage]
+    lowered = variant.precision != "float32"
+    kind = "both" if names and lowered else "precision" if lowered else "transform"
+    return Factor(" + ".join([*names, variant.precision] if lowered else names), kind, speedup)
+
+
+def _tells(source: Comparison, comparison: Comparison) -> bool:
+    """Return whether two comparisons with the baseline tell how two variants compare."""
+    if "too noisy" in (comparison.verdict, source.verdict):
+        return False
     try:
-        speedup(source, own)
+        speedup(source, comparison)
     except UnfairComparison:
-        return None, None, row.speedup
-    return source.speedup, estimate.product(own.speedup, estimate.inverse(source.speedup)), None
+        return False
+    return True
 
 
 def _comparison(results: Results, variant: str, target: str) -> Comparison | None:

@@ -162,7 +162,7 @@ def _is_odd(row: LayerAudit) -> bool:
 
 def _compared(name: str, before: float, after: float, pair: _Pair) -> str:
     row = pair.audit[name]
-    lost = row.channels != row.channels_before
+    lost = row.lost_channels
     channels = f" with {row.channels} channels" if lost else ""
     had = f" with {row.channels_before}" if lost else ""
     runs_as = pair.runs_as(name)

@@ -85,7 +85,7 @@ class Card:
     name: str
     task: str
     recipe: dict[str, Any]
-    """`prune` and `quantize` sections; empty for the baseline."""
+    """Its `stages` and `precision`."""
     source: str | None
     """The variant that it was made from."""
     seed: int

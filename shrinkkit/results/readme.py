@@ -1,9 +1,9 @@
 """A model card as Markdown for people: what it is, what was measured, what to know, and code that loads each file."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.recipe import described
 from shrinkkit.core.variant import WITH_VNNI, ModelFile, Port
 from shrinkkit.display import formats
 from shrinkkit.results.modelcard import CARD, Card, Figures, Precision
@@ -35,7 +35,7 @@ def text(card: Card, *, is_fraction: bool) -> str:
 
 
 def _what(card: Card) -> str:
-    done = [_section(key, section) for key, section in card.recipe.items() if section]
+    done = [f"`{name}`" + (f" ({settings})" if settings else "") for name, settings in described(card.recipe)]
     made = f" Made from the variant `{card.source}`." if card.source and card.source != "baseline" else ""
     how = f"compressed: {'; '.join(done)}." if done else "as it was trained, in its own precision."
     audit = card.audit
@@ -46,11 +46,6 @@ def _what(card: Card) -> str:
     for runtime, kinds in card.audit.precision.items():
         lines += [f"- {runtime} computes {'; '.join(_kind(kind) for kind in kinds)}."]
     return "\n".join([*lines, ""])
-
-
-def _section(key: str, section: dict[str, Any]) -> str:
-    ratio = f", ratio {section['ratio']}" if "ratio" in section else ""
-    return f"`{key}` by {section.get('method', 'hand')}{ratio}"
 
 
 def _kind(kind: Precision) -> str:

@@ -210,7 +210,7 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return the state and reason of what kept the variant from being made or its target from being measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
-    if recipe and (why := impossible(recipe, target_of(target))):
+    if recipe and (why := impossible(recipe.precision.name, target_of(target))):
         return "refused", f"{why}."
     return _unmade(folder, name, runtime_of(target)) or _unmeasured(folder, target)
 
@@ -297,7 +297,7 @@ def _names(
     if study is None:
         return tuple(sorted({BASELINE, *found}, key=lambda name: (name != BASELINE, name)))
     asked = [BASELINE, *(recipe.name for recipe in study.recipes)]
-    made = [s.subject for s in status.steps if s.notebook in ("2-prune", "3-quantize")] if status else []
+    made = [s.subject for s in status.steps if s.notebook.startswith(("2-", "3-")) and s.subject] if status else []
     sources = [variants[name].source for name in asked if name in variants]
     return tuple(dict.fromkeys([*asked, *made, *(source for source in sources if source)]))
 

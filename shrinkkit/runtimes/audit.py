@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
 from torch import nn
 
 from shrinkkit.core.variant import LayerAudit, LayerPrecision
@@ -29,40 +28,53 @@ def compare(
     before: nn.Module,
     after: nn.Module,
     precision: Mapping[str, Mapping[str, LayerPrecision]],
-    kept_because: Mapping[str, str] = MappingProxyType({}),
+    left_alone: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[LayerAudit, ...]:
-    """Return one row for each layer of `before`.
+    """Return one row for each layer of `before` and `after`; a new one follows the layer whose place it takes.
 
     Args:
         before: The task's model.
-        after: The float model that the files were made from, pruned or not; its layers have the names of `before`'s.
+        after: The float model that the files were made from.
         precision: How each runtime runs each layer, by runtime and layer; an absent layer runs as `after` has it.
-        kept_because: Why a layer kept all its channels although the recipe asked for some, by layer.
+        left_alone: Why a layer that a stage could have changed was left as it was, by layer.
     """
-    changed = layers(after)
-    rows = []
-    for name, old in layers(before).items():
-        new = changed[name]
-        own = list(new.parameters(recurse=False))
-        weights = [p for p in own if p.dim() > 1]
-        count = sum(p.numel() for p in weights)
-        rows.append(
-            LayerAudit(
-                layer=name,
-                kind=type(old).__name__,
-                parameters_before=sum(p.numel() for p in old.parameters(recurse=False)),
-                parameters=sum(p.numel() for p in own),
-                channels_before=_channels(old),
-                channels=_channels(new),
-                zeroed=sum(int((p == 0).sum()) for p in weights) / count if count else 0.0,
-                precision={
-                    runtime: found.get(name, LayerPrecision(str(own[0].dtype).removeprefix("torch.")))
-                    for runtime, found in precision.items()
-                },
-                kept_because=kept_because.get(name, ""),
-            )
-        )
-    return tuple(rows)
+    old, new = layers(before), layers(after)
+    added = [name for name in new if name not in old]
+    names: list[str] = []
+    for name in old:
+        names += [name, *(inner for inner in added if inner.startswith(f"{name}."))]
+    return tuple(
+        _row(name, old.get(name), new.get(name), precision, left_alone.get(name, ""))
+        for name in dict.fromkeys([*names, *added])
+    )
+
+
+def _row(
+    name: str,
+    old: nn.Module | None,
+    new: nn.Module | None,
+    precision: Mapping[str, Mapping[str, LayerPrecision]],
+    left_alone: str,
+) -> LayerAudit:
+    parameters = list(new.parameters(recurse=False)) if new is not None else []
+    weights = [p for p in parameters if p.dim() > 1]
+    count = sum(p.numel() for p in weights)
+    change = "added" if old is None else "removed" if new is None else ""
+    if old is not None and new is not None and type(old) is not type(new):
+        change = f"was {type(old).__name__}"
+    plain = LayerPrecision(str(parameters[0].dtype).removeprefix("torch.")) if parameters else None
+    return LayerAudit(
+        layer=name,
+        kind=type(old if new is None else new).__name__,
+        parameters_before=sum(p.numel() for p in old.parameters(recurse=False)) if old is not None else 0,
+        parameters=sum(p.numel() for p in parameters),
+        channels_before=_channels(old),
+        channels=_channels(new),
+        zeroed=sum(int((p == 0).sum()) for p in weights) / count if count else 0.0,
+        precision={runtime: rows.get(name, plain) for runtime, rows in precision.items()} if plain else {},
+        kept_because=left_alone,
+        change=change,
+    )
 
 
 def torch_int8(
@@ -98,7 +110,7 @@ def onnx_int8(
     return found
 
 
-def _channels(module: nn.Module) -> int | None:
+def _channels(module: nn.Module | None) -> int | None:
     for attribute in CHANNELS:
         if isinstance(value := getattr(module, attribute, None), int):
             return value
@@ -141,10 +153,3 @@ def why_float(
     if not isinstance(module, (nn.Linear, *RECURRENT)) and not convolution:
         return f"int8 does not cover {type(module).__name__}"
     return f"{runtime} found no integer kernel for it here"
-
-
-def share_zero(model: nn.Module) -> float:
-    """Return the share of zeros among the weights (parameters of two dimensions or more) of `model`."""
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    total = sum(p.numel() for p in weights)
-    return sum(int(torch.count_nonzero(p == 0)) for p in weights) / total if total else 0.0
