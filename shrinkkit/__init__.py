@@ -13,13 +13,50 @@ __version__ = "0.1.0"
 # torch reads this when it is loaded: its C++ notices would appear in the output of notebooks.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-_PUBLIC = {"Task": "tasks.task"}
+_ERRORS = (
+    "InvalidInput",
+    "InvalidTask",
+    "LeaseLost",
+    "ModelFileError",
+    "NothingChanged",
+    "NothingToPrune",
+    "ShrinkkitError",
+    "StepFailed",
+    "UnfairComparison",
+    "Unsupported",
+)
+_PUBLIC = {
+    "Task": "tasks.task:Task",
+    "load_task": "tasks.loader:load",
+    "check_task": "tasks.checks:check",
+    "Recipe": "core.recipe:Recipe",
+    "Study": "core.recipe:Study",
+    "Budget": "core.recipe:Budget",
+    "read_recipe": "core.studies:read_recipe",
+    "read_study": "core.studies:read_study",
+    "create_study": "core.studies:study",
+    "prune_channels": "transforms.prune:channels",
+    "prune_weights": "transforms.prune:weights",
+    "fine_tune": "transforms.finetune:run",
+    "dynamic_int8": "runtimes.torch.quantize:dynamic_int8",
+    "static_int8": "runtimes.torch.quantize:static_int8",
+    "half": "runtimes.torch.quantize:half",
+    "macs": "tasks.modules:macs",
+    "parameters": "tasks.modules:parameters",
+    "score": "measure.in_memory:score",
+    "compare": "measure.in_memory:compare",
+    "run": "pipeline.run:run",
+    "load_results": "results.table:load",
+    "verify": "measure.verify:check",
+    **{name: f"errors:{name}" for name in _ERRORS},
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -1,3 +1,64 @@
-from shrinkkit.tasks.task import Task as Task
+from shrinkkit.core.recipe import Budget, Recipe, Study
+from shrinkkit.core.studies import read_recipe, read_study
+from shrinkkit.core.studies import study as create_study
+from shrinkkit.errors import (
+    InvalidInput,
+    InvalidTask,
+    LeaseLost,
+    ModelFileError,
+    NothingChanged,
+    NothingToPrune,
+    ShrinkkitError,
+    StepFailed,
+    UnfairComparison,
+    Unsupported,
+)
+from shrinkkit.measure.in_memory import compare, score
+from shrinkkit.measure.verify import check as verify
+from shrinkkit.pipeline.run import run
+from shrinkkit.results.table import load as load_results
+from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
+from shrinkkit.tasks.checks import check as check_task
+from shrinkkit.tasks.loader import load as load_task
+from shrinkkit.tasks.modules import macs, parameters
+from shrinkkit.tasks.task import Task
+from shrinkkit.transforms.finetune import run as fine_tune
+from shrinkkit.transforms.prune import channels as prune_channels
+from shrinkkit.transforms.prune import weights as prune_weights
 
 __version__: str
+
+__all__ = [
+    "Budget",
+    "InvalidInput",
+    "InvalidTask",
+    "LeaseLost",
+    "ModelFileError",
+    "NothingChanged",
+    "NothingToPrune",
+    "Recipe",
+    "ShrinkkitError",
+    "StepFailed",
+    "Study",
+    "Task",
+    "UnfairComparison",
+    "Unsupported",
+    "check_task",
+    "compare",
+    "create_study",
+    "dynamic_int8",
+    "fine_tune",
+    "half",
+    "load_results",
+    "load_task",
+    "macs",
+    "parameters",
+    "prune_channels",
+    "prune_weights",
+    "read_recipe",
+    "read_study",
+    "run",
+    "score",
+    "static_int8",
+    "verify",
+]

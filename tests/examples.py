@@ -22,9 +22,11 @@ from shrinkkit.core.measurement import (
     Point,
     TargetRecord,
 )
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.samples import Blocks
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant
 
 CPU = "Synthetic CPU (made up for tests)"
@@ -114,7 +116,7 @@ def vouch(folder):
 
 def write_measured(folder, record):
     """Write the benchmark of one target where a run folder keeps it, and return the path."""
-    path = folder / record_path(record.target, record.machine)
+    path = folder / RunFolder("").measurement(record.target, record.machine).as_posix()
     store.write(path, record)
     return path
 
@@ -214,7 +216,7 @@ def digest(*parts):
 
 def target_record(target, environment=ENVIRONMENT):
     """Return the benchmark of one target, with a measurement for each variant of the study."""
-    runtime = target.partition("/")[2]
+    runtime = Target.parse(target).runtime
     onnx, other = runtime == "onnxruntime", environment != ENVIRONMENT
     base_ms = (23.3 if onnx else 30.1) / (4 if other else 1)
     cpu = environment.cpu
@@ -360,3 +362,13 @@ PIXELS = (
 def change_json(path, **changes):
     """Rewrite the top-level keys of a JSON file, to damage or alter a run folder in a test."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, count: int = 40, seed: int = 0):
+    """Return blocks of four calls a slot, in which the candidate is `speedup` times as fast as the reference."""
+    generator = random.Random(seed)
+
+    def slots(ms: float):
+        return [tuple(ms * math.exp(generator.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
+
+    return Blocks(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))

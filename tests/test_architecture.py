@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shrinkkit import steps
+from shrinkkit.pipeline import steps
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"

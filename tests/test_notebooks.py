@@ -9,8 +9,9 @@ import nbformat
 import pytest
 
 from shrinkkit.core import machines
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target
 from shrinkkit.pipeline import plan, steps
 from shrinkkit.pipeline.steps import NOTEBOOK
 
@@ -61,7 +62,12 @@ def test_the_first_notebook_says_what_there_is_and_measures_it(place):
         ("1-baseline", "variants/baseline/variant.json"),
         ("2-prune", "variants/channels-50/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
-        ("4-benchmark", record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))),
+        (
+            "4-benchmark",
+            RunFolder("")
+            .measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime")))
+            .as_posix(),
+        ),
         ("5-report", "results.json"),
     ],
 )

@@ -28,7 +28,7 @@ class Estimate(Rich):
 
 def estimate_statement(of: "Estimate") -> Statement:
     """Return a value with its interval."""
-    return Statement(f"{formats.digits(of.value)} {formats.interval(of)}")
+    return Statement(formats.estimate(of))
 
 
 Z = 1.959964

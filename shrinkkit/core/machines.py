@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shrinkkit import __version__
-from shrinkkit.core.target import Target, runtime_of
+from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, Table, facts
@@ -265,14 +265,10 @@ def name(hardware: str, cores: int) -> str:
     return f"{short}-{cores}-core{'' if cores == 1 else 's'}"
 
 
-def here(target: str) -> str:
-    """Return the name of this machine, by the hardware that `target` (`device/runtime`) runs on.
-
-    A machine that has no such hardware goes by its processor.
-    """
-    devices = (target.partition("/")[0], "cpu")
-    found = [hardware(Target(device, runtime_of(target))) for device in devices]
-    return name(next((hardware for hardware in found if hardware != "unknown"), "unknown"), cores())
+def this_machine(target: Target) -> str:
+    """Return the name of this machine: by the hardware that `target` runs on, or by the processor without such."""
+    candidates = [hardware(target), hardware(Target("cpu", target.runtime))]
+    return name(next((hardware for hardware in candidates if hardware != "unknown"), "unknown"), cores())
 
 
 def names(environment: Environment) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.display import formats
+from shrinkkit.core.target import Place
+from shrinkkit.display import cells, formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
 from shrinkkit.errors import UnfairComparison
@@ -292,6 +293,11 @@ class TargetRecord(Rich):
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def place(self) -> Place:
+        """The target, and the machine where `target` names one."""
+        return Place.parse(self.target)
+
     def shown(self) -> Shown:
         """Return each variant's latency and accuracy."""
         return measurements_table(self)
@@ -339,52 +345,54 @@ def speedup(reference: Comparison, candidate: Comparison) -> float:
 
 
 def comparison_statement(of: "Comparison") -> Statement:
-    """Return a paired timing: verdict with interval, the control, and a warning where it is not to be trusted."""
+    """Return a paired timing: speed-up with interval and verdict, the A/A control, and warnings."""
     here = of.conditions
     runtimes = here.runtime + (f" and {of.candidate_runtime}" if of.candidate_runtime != here.runtime else "")
     remarks = [
-        f"{formats.milliseconds(of.reference_ms.value)} and {formats.milliseconds(of.candidate_ms.value)} a call of "
-        f"{here.batch_size} on {here.device} in {runtimes}, {formats.counted(here.threads, 'thread')}",
-        f"noise floor {formats.percent(of.noise_floor)}, {len(of.null_samples_ms) // 2} blocks in "
+        f"Latency per batch of {here.batch_size}: {formats.milliseconds(of.reference_ms.value)} and "
+        f"{formats.milliseconds(of.candidate_ms.value)} on {here.device} in {runtimes}, "
+        f"{formats.counted(here.threads, 'thread')}",
+        f"A/A noise floor {formats.percent(of.noise_floor)}, {len(of.null_samples_ms) // 2} blocks in "
         f"{of.duration_s:.1f} s",
         *([f"WARNING: {'; '.join(of.doubts)}"] if of.doubts else []),
     ]
-    said = f"{of.candidate} is {of.verdict}: {formats.digits(of.speedup.value)} {formats.interval(of.speedup)} times"
-    tone = {"faster": "good", "slower": "bad", "same": ""}.get(of.verdict, "warning")
-    return Statement(f"{said} the speed of {of.reference}", tuple(remarks), tone)
+    tone = cells.speedup(of.speedup, of.verdict).tone
+    speed = formats.estimate(of.speedup, unit=formats.TIMES)
+    return Statement(
+        f"{of.candidate} vs. {of.reference}: {formats.UNSURE.get(of.verdict, of.verdict)}, {speed}",
+        tuple(remarks),
+        tone,
+    )
 
 
 def accuracy_table(of: "Accuracy") -> Table:
-    """Return a score with its interval, and how the answers moved against the baseline's."""
+    """Return a score with its interval, and how the predictions changed against the baseline's."""
     shares = formats.is_fraction(of.scores)
     pairs = [
-        (
-            of.metric,
-            f"{formats.score(of.mean.value, is_fraction=shares)} {formats.interval(of.mean, is_fraction=shares)}",
-        ),
-        ("change", f"{(cell := change_cell(of)).text} {cell.aside}" if of.difference else ""),
-        ("same answers", formats.percent(of.agreement) if of.agreement is not None else ""),
-        ("cosine to the baseline's outputs", f"{of.cosine:.4f}" if of.difference else ""),
+        (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
+        ("change", cells.change(of.difference, is_fraction=shares).plain() if of.difference else ""),
+        ("same predictions", formats.percent(of.agreement) if of.agreement is not None else ""),
+        ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
         ("examples", f"{len(of.scores):,}"),
-        ("lost and gained", f"{of.lost_count} and {of.gained_count}" if of.difference else ""),
+        ("regressions and improvements", f"{of.lost_count} and {of.gained_count}" if of.difference else ""),
     ]
     return facts("Accuracy on the test split", pairs)
 
 
 def measurement_table(of: "Measurement") -> Table:
     """Return what was measured of one model file on one target."""
-    latency = f"{formats.milliseconds(of.latency_ms.value)} {formats.interval(of.latency_ms)}" if of.latency_ms else ""
-    timed = speed_cell(of.latency) if of.latency else Cell("")
-    judged = change_cell(of.accuracy) if of.accuracy else Cell("")
+    row = _measured(of)
     pairs = [
-        ("not measured because", of.error),
-        ("latency", latency),
-        ("against FP32 here", f"{timed.text} {timed.aside}".replace("\n", ", ").strip()),
-        ("change of accuracy", f"{judged.text} {judged.aside}".strip()),
-        ("load", formats.milliseconds(of.load_ms) if of.load_ms is not None else ""),
-        ("first call", formats.milliseconds(of.first_call_ms) if of.first_call_ms is not None else ""),
+        ("error", of.error),
+        *(
+            [("latency", row[1].plain()), ("vs FP32, same runtime", row[2].plain()), ("accuracy", row[3].plain())]
+            if not of.error
+            else []
+        ),
+        ("load", cells.milliseconds(of.load_ms).text),
+        ("first call", cells.milliseconds(of.first_call_ms).text),
         ("peak memory", formats.size(of.memory.peak_bytes) if of.memory else ""),
-        ("layers whose integers saturate", ", ".join(of.integers.saturated) if of.integers else ""),
+        ("layers with int8 saturation", ", ".join(of.integers.saturated) if of.integers else ""),
         ("notes", " ".join(of.notes)),
     ]
     return facts(f"{of.variant} on {of.target}", pairs)
@@ -392,31 +400,28 @@ def measurement_table(of: "Measurement") -> Table:
 
 def measurements_table(of: "TargetRecord") -> Table:
     """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
-    columns = (Column("variant"), Column("latency", True), Column("against FP32 here", True), Column("accuracy", True))
+    columns = (
+        Column("variant"),
+        Column("latency / batch", True),
+        Column("vs FP32, same runtime", True),
+        Column("\N{GREEK CAPITAL LETTER DELTA} accuracy", True),
+    )
     rows = tuple(_measured(one) for one in of.measurements)
     return Table(f"Measured on {of.target}", columns, rows, "; ".join(of.notes))
 
 
 def change_cell(of: "Accuracy") -> Cell:
     """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
-    if of.difference is None:
-        return Cell("reference", tone="quiet")
-    shares = formats.is_fraction(of.scores)
-    value = formats.change(of.difference.value, is_fraction=shares)
-    return Cell(value, formats.interval(of.difference, is_fraction=shares))
-
-
-def speed_cell(of: "Comparison") -> Cell:
-    """Return a speed-up with its interval and verdict."""
-    tone = {"faster": "good", "slower": "bad"}.get(of.verdict, "warning" if of.verdict != "same" else "quiet")
-    return Cell(formats.times(of.speedup.value), f"{formats.interval(of.speedup)}\n{of.verdict}", tone)
+    return cells.change(of.difference, is_fraction=formats.is_fraction(of.scores))
 
 
 def _measured(one: "Measurement") -> tuple[Cell, ...]:
     if one.error:
         return Cell(one.variant), Cell(one.error, tone="bad", wide=True)
-    known = one.latency_ms
-    latency = Cell(formats.milliseconds(known.value), formats.interval(known)) if known else Cell("")
-    unit = "1" if one.accuracy and not one.accuracy.difference else ""
-    ratio = speed_cell(one.latency) if one.latency else Cell(unit)
-    return Cell(one.variant), latency, ratio, change_cell(one.accuracy) if one.accuracy else Cell("")
+    ratio = one.latency
+    return (
+        Cell(one.variant),
+        cells.latency(one.latency_ms),
+        cells.speedup(ratio.speedup, ratio.verdict) if ratio else cells.REFERENCE if one.latency_ms else Cell(""),
+        change_cell(one.accuracy) if one.accuracy else Cell(""),
+    )

@@ -27,7 +27,7 @@ class Step(Rich):
     note: str = ""
     """What went wrong in a step that worked, such as that it has no page."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file that it left, by path relative to the run folder. See `manifest`."""
+    """SHA-256 of each file that it left, by path relative to the run folder. See `RunFolder.step_files`."""
 
     def __post_init__(self) -> None:
         """Raise unless each path stays inside the run folder."""

@@ -19,42 +19,46 @@ TARGETS: tuple[str, ...] = get_args(TargetName)
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model runs: a device, and the runtime that runs it there."""
+    """A device and the runtime that runs a model on it; `str` gives `device/runtime`, as recipes write it."""
 
     device: str
     """`cpu`, `cuda` or `mps`."""
     runtime: str
     """`torch`, `inductor`, `onnxruntime` or `openvino`."""
 
-    @property
-    def name(self) -> str:
-        """`device/runtime`, as recipes, reports and the command line write it."""
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Return the target that `text`, such as `cpu/torch`, names."""
+        device, _, runtime = text.partition("/")
+        return cls(device, runtime)
+
+    def __str__(self) -> str:
+        """Return `device/runtime`."""
         return f"{self.device}/{self.runtime}"
 
-
-AT = " @ "
-
-
-def place(target: str, machine: str) -> str:
-    """Return what `target` is called on the machine called `machine`; '' stands for the run's own."""
-    return f"{target}{AT}{machine}" if machine else target
+    @property
+    def slug(self) -> str:
+        """Its name in file names: `cpu-torch`."""
+        return f"{self.device}-{self.runtime}"
 
 
-def target_of(at: str) -> str:
-    """Return the target of a place: `cpu/torch`."""
-    return at.partition(AT)[0]
+@dataclass(frozen=True)
+class Place:
+    """A target on one machine; `str` gives `cpu/torch @ machine`, or `cpu/torch` on the machine of the run itself."""
+
+    target: Target
+    machine: str = ""
+    """The machine's short name, empty for the machine of the run itself."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """Return the place that `text` names."""
+        target, _, machine = text.partition(_AT)
+        return cls(Target.parse(target), machine)
+
+    def __str__(self) -> str:
+        """Return the target, and the machine unless it is the run's own."""
+        return f"{self.target}{_AT}{self.machine}" if self.machine else str(self.target)
 
 
-def runtime_of(at: str) -> str:
-    """Return the runtime of a place: `torch`."""
-    return target_of(at).partition("/")[2]
-
-
-def machine_of(at: str) -> str:
-    """Return the machine of a place, '' for the run's own."""
-    return at.partition(AT)[2]
-
-
-def record_path(target: str, machine: str) -> str:
-    """Return where a run folder keeps what was measured on `target` by `machine`, relative to the folder."""
-    return f"measurements/{machine}/{target.replace('/', '-')}.json"
+_AT = " @ "

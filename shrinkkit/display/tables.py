@@ -9,12 +9,14 @@ from pathlib import Path
 
 FOLD = 12
 """Longer tables are folded under their caption."""
+WIDEST = 44
+"""Characters of a column in plain text at most."""
 STYLE = f'<style class="sk-style">{Path(__file__).with_name("notebook.css").read_text("utf-8")}</style>'
-"""What makes an output legible in a notebook, light or dark; a page of its own has the whole style and drops this."""
+"""Makes an output legible in a notebook, light or dark; a page with its own style sheet drops this."""
 
 
 class Shown:
-    """What shows itself in a notebook as HTML, in a text as Markdown, and in a terminal as plain text (its `repr`)."""
+    """Shows itself in a notebook as HTML, in a text as Markdown, and in a terminal as plain text (its `repr`)."""
 
     def html(self) -> str:
         """Return it as a part of a page that has the report's style."""
@@ -25,7 +27,7 @@ class Shown:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        # An output brings its style along: a notebook has no page to keep it in, and takes cells out of sight away.
+        # Each output has its own style: a notebook has no page to keep it in, and may remove other cells.
         return f'{STYLE}<div class="sk">{self.html()}</div>'
 
     def _repr_markdown_(self) -> str:
@@ -43,6 +45,22 @@ class Cell:
     wide: bool = False
     """Takes the rest of its row."""
     href: str = ""
+    key: str = ""
+    """Sorts the rows of a page with a script, where the text does not."""
+
+    def plain(self) -> str:
+        return f"{self.text} ({', '.join(self.aside.splitlines())})" if self.aside else self.text
+
+    def markdown(self) -> str:
+        text = self.plain().replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+        return f"[{text}]({self.href})" if self.href else text
+
+    def html(self, tag: str, attributes: str, classes: str) -> str:
+        names = " ".join(filter(None, [classes, f"sk-{self.tone}" if self.tone else "", "sk-wide" * self.wide]))
+        attributes += f' class="{names}"' if names else ""
+        attributes += f' data-key="{escape(self.key)}"' if self.key else ""
+        text = f'<a href="{escape(self.href)}">{escape(self.text)}</a>' if self.href else escape(self.text)
+        return f"<{tag}{attributes}>{text}{f' <small>{escape(self.aside)}</small>' if self.aside else ''}</{tag}>"
 
 
 @dataclass(frozen=True)
@@ -63,13 +81,14 @@ class Table(Shown):
     note: str = ""
     folded: bool | None = None
     """None folds a table of more than `FOLD` rows."""
+    shaded: bool = False
+    """Whether cells with a tone have its colour as background."""
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
-        rows = [[column.title for column in self.columns], *(_plain(row) for row in self.rows)]
+        rows = [[column.title for column in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
         widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(len(self.columns))]
-        # A remark that takes the rest of its row would stretch one column for all of them.
-        widths = [min(width, 44) for width in widths]
+        # A wide cell would stretch one column of every row.
+        widths = [min(width, WIDEST) for width in widths]
         lines = [
             "  ".join(
                 text.rjust(width) if column.number and len(row) == len(widths) else text.ljust(width)
@@ -80,36 +99,36 @@ class Table(Shown):
         return "\n".join([self.caption, *lines, *textwrap.wrap(self.note, 100)])
 
     def markdown(self) -> str:
-        """Return it as a Markdown table."""
         lines = ["| " + " | ".join(column.title or " " for column in self.columns) + " |"]
         lines.append("|" + "|".join(" ---: " if column.number else " --- " for column in self.columns) + "|")
         for row in self.rows:
-            texts = [_markdown(cell) for cell in row]
+            texts = [cell.markdown() for cell in row]
             lines.append("| " + " | ".join(texts + [""] * (len(self.columns) - len(texts))) + " |")
         return "\n".join([f"**{self.caption}**", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def html(self) -> str:
-        """Return it as a part of a page."""
-        head = "".join(f'<th scope="col"{_number(column)}>{escape(column.title)}</th>' for column in self.columns)
-        body = "".join(f"<tr>{self._row(row)}</tr>" for row in self.rows)
+        numbers = ["sk-number" * column.number for column in self.columns]
+        head = "".join(
+            Cell(column.title).html("th", ' scope="col"', number)
+            for column, number in zip(self.columns, numbers, strict=True)
+        )
+        body = "".join(f"<tr>{self._row(row, numbers)}</tr>" for row in self.rows)
         caption = escape(self.caption)
         table = (
             f'<div class="sk-scroll" role="region" tabindex="0" aria-label="{caption}"><table class="sk-table">'
             f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
-        note = f'<p class="sk-note">{escape(self.note)}</p>' if self.note else ""
+        table += f'<p class="sk-note">{escape(self.note)}</p>' if self.note else ""
         if len(self.rows) > FOLD if self.folded is None else self.folded:
-            return f'<details class="sk-fold"><summary>{caption}</summary>{table}{note}</details>'
-        return table + note
+            table = f'<details class="sk-fold"><summary>{caption}</summary>{table}</details>'
+        return f'<div class="sk-marked">{table}</div>' if self.shaded else table
 
-    def _row(self, cells: Sequence[Cell]) -> str:
-        parts = []
-        for i, (cell, column) in enumerate(zip(cells, self.columns, strict=False)):
+    def _row(self, cells: Sequence[Cell], numbers: Sequence[str]) -> str:
+        head, *others = cells
+        parts = [head.html("th", ' scope="row"', numbers[0])]
+        for i, cell in enumerate(others, 1):
             span = f' colspan="{len(self.columns) - i}"' if cell.wide else ""
-            kind = f' class="{" ".join(filter(None, ["sk-number" * (column.number and not cell.wide), _tone(cell)]))}"'
-            kind = "" if kind == ' class=""' else kind
-            tag, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
-            parts.append(f"<{tag}{scope}{span}{kind}>{_html(cell)}</{tag}>")
+            parts.append(cell.html("td", span, "" if cell.wide else numbers[i]))
         return "".join(parts)
 
 
@@ -124,61 +143,38 @@ class Statement(Shown):
     """A word or two above the sentence."""
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
         return "\n".join([f"{self.label}: {self.text}" if self.label else self.text, *self.remarks])
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
         label = f"**{self.label}.** " if self.label else ""
         return "\n\n".join([f"> {label}{self.text}", *self.remarks]) + "\n"
 
     def html(self) -> str:
-        """Return it as a part of a page."""
         label = f'<p class="sk-label">{escape(self.label)}</p>' if self.label else ""
         remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self.remarks)
+        text = re.sub(r"\(95 % CI [^)]*\)", r'<span class="sk-interval">\g<0></span>', escape(self.text))
+        text = re.sub(r"(?<=\d) (?=(?:[GMk]B|bytes|ms|pts|points?|%)(?!\w))", "&nbsp;", text)
         tone = f" sk-{self.tone}" if self.tone else ""
-        text = re.sub(r"\[[^\]]*\d[^\]]*\]", r'<span class="sk-interval">\g<0></span>', escape(self.text))
-        text = re.sub(r"(?<=\d) (?=(?:[GMk]B|bytes|ms|points?|%|\N{MULTIPLICATION SIGN})(?!\w))", "&nbsp;", text)
         return f'<div class="sk-statement{tone}">{label}<p class="sk-headline">{text}</p>{remarks}</div>'
 
 
 @dataclass(frozen=True, repr=False)
-class Title(Shown):
-    """The heading of a page, with a line below it."""
-
-    text: str
-    line: str
-
-    def __repr__(self) -> str:
-        """Return it as plain text."""
-        return f"{self.text}\n{self.line}"
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return f"# {self.text}\n\n{self.line}\n"
-
-    def html(self) -> str:
-        """Return it as a part of a page."""
-        return f'<h1 class="sk-title">{escape(self.text)}</h1><p class="sk-line">{escape(self.line)}</p>'
-
-
-@dataclass(frozen=True, repr=False)
 class Heading(Shown):
-    """The heading of a part of a section, such as a target."""
+    """A heading, of a page (level 1) or of a part of a section (level 3), with a line below it."""
 
     text: str
+    line: str = ""
+    level: int = 3
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
-        return self.text
+        return f"{self.text}\n{self.line}".rstrip()
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
-        return f"### {self.text}\n"
+        return f"{'#' * self.level} {self.text}\n" + (f"\n{self.line}\n" if self.line else "")
 
     def html(self) -> str:
-        """Return it as a part of a page."""
-        return f"<h3>{escape(self.text)}</h3>"
+        line = f'<p class="sk-line">{escape(self.line)}</p>' if self.line else ""
+        return f"<h{self.level}>{escape(self.text)}</h{self.level}>{line}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,15 +185,12 @@ class Command(Shown):
     line: str
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
         return f"{self.line}\n{textwrap.indent(self.text, '  ')}"
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
         return f"{self.line}\n\n{textwrap.indent(self.text, '    ')}\n"
 
     def html(self) -> str:
-        """Return it as a part of a page."""
         return f'<p>{escape(self.line)}</p><pre class="sk-command"><code>{escape(self.text)}</code></pre>'
 
 
@@ -208,15 +201,12 @@ class Several(Shown):
     parts: tuple[Shown, ...]
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
         return "\n\n".join(repr(part) for part in self.parts)
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
         return "\n\n".join(part.markdown() for part in self.parts)
 
     def html(self) -> str:
-        """Return it as a part of a page."""
         return "\n".join(part.html() for part in self.parts)
 
 
@@ -224,27 +214,3 @@ def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
     """Return a table of names and values, without those that are empty."""
     rows = tuple((Cell(name), Cell(value)) for name, value in pairs if value)
     return Table(caption, (Column(""), Column("")), rows, folded=False)
-
-
-def _plain(row: Sequence[Cell]) -> list[str]:
-    return [" ".join(f"{cell.text} {cell.aside}".split()) for cell in row]
-
-
-def _markdown(cell: Cell) -> str:
-    text = f"{cell.text} {cell.aside}".strip().replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-    return f"[{text}]({cell.href})" if cell.href else text
-
-
-def _html(cell: Cell) -> str:
-    text = escape(cell.text)
-    if cell.href:
-        text = f'<a href="{escape(cell.href)}">{text}</a>'
-    return f"{text} <small>{escape(cell.aside)}</small>" if cell.aside else text
-
-
-def _number(column: Column) -> str:
-    return ' class="sk-number"' if column.number else ""
-
-
-def _tone(cell: Cell) -> str:
-    return " ".join(filter(None, [f"sk-{cell.tone}" if cell.tone else "", "sk-wide" if cell.wide else ""]))

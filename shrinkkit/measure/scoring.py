@@ -392,7 +392,7 @@ def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
         task: Whose score is applied.
         dataset: One of the task's splits.
     """
-    cpu = copies.sharing(task.model, device="cpu")
+    cpu = copies.shallow_copy(task.model, device="cpu")
     expected = scores(cpu, task, dataset)
     like = variants.output_of(task)
     return {

@@ -22,8 +22,9 @@ from shrinkkit.core.measurement import (
     TargetRecord,
 )
 from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.samples import Blocks
-from shrinkkit.core.target import Target, record_path
+from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
@@ -35,7 +36,6 @@ from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
-from shrinkkit.transforms.variants import RECORD
 
 Onlooker = Callable[[str, int, int, Blocks], bool]
 """Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
@@ -90,14 +90,13 @@ def load(
     """
     torch.set_num_threads(threads)
     like = variants.output_of(task)
-    folder = run / "variants"
-    if not (folder / BASELINE / RECORD).is_file():
-        variants.write(folder / BASELINE, task, task.model, recipe={}, runtimes=sorted({"torch", target.runtime}))
-    found = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
-    names = [BASELINE, *(name for name in names or found if name != BASELINE)]
+    folder = RunFolder(run)
+    if not folder.variant_record(BASELINE).is_file():
+        variants.write(folder.variant(BASELINE), task, task.model, runtimes=sorted({"torch", target.runtime}))
+    names = [BASELINE, *(name for name in names or folder.variant_names() if name != BASELINE)]
     loaded = {}
     for name in names:
-        loaded[name] = _load(run / "variants" / name, target, like, threads)
+        loaded[name] = _load(folder.variant(name), target, like, threads)
         watch(len(loaded), len(names), name)
     return loaded
 
@@ -303,7 +302,7 @@ def record(
     measurements = [
         Measurement(
             variant=name,
-            target=target.name,
+            target=str(target),
             error=trial.error or errors.get(name, ""),
             file_sha256=trial.file_sha256,
             load_ms=trial.load_ms,
@@ -317,8 +316,8 @@ def record(
     notes = sorted({sign for c in [*latencies.values(), *filter(None, [runtime])] for sign in c.disturbance.signs})
     record = TargetRecord(
         task=task.name,
-        target=target.name,
-        machine=machines.here(target.name),
+        target=str(target),
+        machine=machines.this_machine(target),
         environment=machines.environment(threads),
         measurements=tuple(measurements),
         runtime=runtime,
@@ -330,7 +329,7 @@ def record(
 
 def write(run: Path, found: TargetRecord) -> Path:
     """Write `found` where the report looks for it, apart from what other machines measured, and return the path."""
-    path = run / record_path(found.target, found.machine)
+    path = RunFolder(run).measurement(found.target, found.machine)
     store.write(path, found)
     return path
 

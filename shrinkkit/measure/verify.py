@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from shrinkkit.core import machines, manifest
+from shrinkkit.core import machines, run_folder
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.recipe import BASELINE, impossible
+from shrinkkit.core.run_folder import CARD, RECORD
 from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
@@ -27,13 +28,13 @@ from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsup
 from shrinkkit.measure import benchmark, findings
 from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import CARD, Card
+from shrinkkit.results.modelcard import Card
 from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
-from shrinkkit.transforms.variants import RECORD, REFERENCE
+from shrinkkit.transforms.variants import REFERENCE
 
 _AGAIN = "Copy the folder again from where it was made."
 
@@ -62,6 +63,9 @@ def check(
         failed: Targets that are not tried again, each with what its file did to the process that tried it.
         progress: Called with the name of each target in turn, and again when its file is about to be timed.
 
+    Returns:
+        Whether everything checked here passed, with the finding for each target and what does not match the report.
+
     Raises:
         InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
             name in `only` is no target.
@@ -86,7 +90,7 @@ def check(
         found = []
         for name in only or _asked(variant):
             progress(name)
-            found.append(here.finding(Target(*name.split("/"))))
+            found.append(here.finding(Target.parse(name)))
         return Verification(
             variant=variant.name,
             verified=findings.verified(tuple(found), tuple(problems)),
@@ -128,18 +132,18 @@ class _Here:
         file = _file(self.variant, target)
         if file is None:
             why = self.variant.refusals.get(target.runtime, f"It was made without a file for {target.runtime}.")
-            return Finding(target.name, "", NO_FILE, why)
-        blank = Finding(target.name, file.path, OK)
+            return Finding(str(target), "", NO_FILE, why)
+        blank = Finding(str(target), file.path, OK)
         # Also where nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(blank, state=DAMAGED, why=why)
-        if why := impossible(self.variant.precision, target.name) or specs.available()[target.name]:
+        if why := impossible(self.variant.precision, str(target)) or specs.available()[str(target)]:
             return replace(blank, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
         except ModelFileError as error:
             return replace(blank, state=DAMAGED, why=str(error))
-        if why := self.failed.get(target.name, ""):
+        if why := self.failed.get(str(target), ""):
             return replace(blank, state=FAILS, why=f"{file.path} {why}.")
         try:
             ran = _run(self.folder / file.path, file, target, inputs, expected, self.threads)
@@ -152,7 +156,7 @@ class _Here:
         found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
         if ran.why:
             return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
-        self.progress(target.name)
+        self.progress(str(target))
         return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
 
     def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
@@ -168,9 +172,9 @@ class _Here:
             found = replace(found, speedup=timed.speedup, verdict=timed.verdict)
         notes += [f"While it was timed, {sign}." for sign in timed.disturbance.signs]
         measured = [one for one in self.card.figures if one.state == "measured"] if self.card else []
-        reported = [one for one in measured if one.target == target.name]
+        reported = [one for one in measured if one.target == str(target)]
         notes += ["The report has no figures of this target."] if self.card and not reported else []
-        machine = machines.here(target.name)
+        machine = machines.this_machine(target)
         notes += [findings.beside_the_report(one, found, machine=machine, threads=self.threads) for one in reported]
         return replace(found, notes=tuple(notes))
 
@@ -230,7 +234,9 @@ def _computing_with(threads: int) -> Iterator[int]:
 def _asked(variant: Variant) -> list[str]:
     """Return the targets that the variant has a file for, and those on the CPU that refused it."""
     runtimes = {file.runtime for file in variant.files}
-    return [name for name in TARGETS if name.split("/")[1] in runtimes or name.removeprefix("cpu/") in variant.refusals]
+    targets = [Target.parse(name) for name in TARGETS]
+    refused = [Target("cpu", runtime) for runtime in variant.refusals]
+    return [str(target) for target in targets if target.runtime in runtimes or target in refused]
 
 
 def _card(folder: Path, problems: list[str]) -> Card | None:
@@ -243,7 +249,7 @@ def _card(folder: Path, problems: list[str]) -> Card | None:
 
 def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
     """Return where the folder's manifest, record and card contradict what lies there or each other."""
-    changed = manifest.changed(folder, manifest.read_sums(folder))
+    changed = run_folder.altered(folder, run_folder.read_sums(folder))
     # A model file that is damaged or missing is a finding of its target, and another file that is missing is no lie.
     named = {path for file in variant.files for path in (file.path, *file.beside)}
     found = [f"{path} {what}." for path, what in changed.items() if what != "is missing" and path not in named]
@@ -260,7 +266,7 @@ def _file(variant: Variant, target: Target) -> ModelFile | None:
 def _damage(folder: Path, file: ModelFile) -> str:
     """Return what is wrong with the bytes of a model file, '' if nothing is."""
     paths = (file.path, *file.beside)
-    if links := [path for path in paths if manifest.linked(folder, path)]:
+    if links := [path for path in paths if run_folder.is_linked(folder, path)]:
         return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
     if missing := [path for path in paths if not (folder / path).is_file()]:
         return f"{', '.join(missing)} is missing. {_AGAIN}"
@@ -318,7 +324,7 @@ def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected:
 
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
     """Return the layers whose integer kernels saturate here; none where that cannot be told."""
-    if not variant.precision.endswith("int8") or target.name not in ("cpu/torch", "cpu/onnxruntime"):
+    if not variant.precision.endswith("int8") or str(target) not in ("cpu/torch", "cpu/onnxruntime"):
         return ()
     try:
         found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)

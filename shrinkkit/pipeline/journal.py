@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import lease, store
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Status, Step
 from shrinkkit.errors import InvalidInput
 
@@ -23,7 +24,7 @@ def status(folder: Path) -> Status | None:
     """Return what became of the steps of an earlier run; None if there was none."""
     # One that cannot be read, or is of an older version, vouches for no step: all are taken again.
     with suppress(InvalidInput):
-        return store.read(folder / "status.json", Status)
+        return store.read(RunFolder(folder).status, Status)
     return None
 
 
@@ -31,7 +32,7 @@ def keep(folder: Path, name: str, files: Mapping[str, str]) -> None:
     """Write down that the step `name`, taken again by itself, left `files`. Without a status there is nothing to do."""
     if before := status(folder):
         steps = tuple(replace(step, files=dict(files)) if step.name == name else step for step in before.steps)
-        store.write(folder / "status.json", replace(before, steps=steps))
+        store.write(RunFolder(folder).status, replace(before, steps=steps))
 
 
 class Journal:
@@ -101,7 +102,7 @@ class Journal:
                 self.set(name, state="interrupted", error="Interrupted; the same command goes on from here.")
 
     def _write(self) -> None:
-        store.write(self.folder / "status.json", Status(self.command, self.started, tuple(self.steps.values())))
+        store.write(RunFolder(self.folder).status, Status(self.command, self.started, tuple(self.steps.values())))
 
 
 def log(folder: Path, text: str) -> None:
@@ -112,7 +113,7 @@ def log(folder: Path, text: str) -> None:
     """
     if text.strip():
         lease.check()
-        path = folder / "run.log"
+        path = RunFolder(folder).log
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n"
         if path.is_file() and path.lstat().st_nlink > 1:
             # Another name of the same file is a copy somewhere else, which is not ours to change.

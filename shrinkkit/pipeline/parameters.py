@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_EPOCHS, MOST_SIZES, MOST_THREADS
-from shrinkkit.core.target import TARGETS
+from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_SIZES, MOST_THREADS
+from shrinkkit.core.stages import MOST_EPOCHS
+from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, nearest, options
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -21,7 +22,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 """What a value may be, by the name of the type that a notebook declares."""
-RUNTIMES = tuple(dict.fromkeys(target.partition("/")[2] for target in TARGETS))
+RUNTIMES = tuple(dict.fromkeys(Target.parse(target).runtime for target in TARGETS))
 
 
 def check(names: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from shrinkkit.core import machines
 from shrinkkit.core.recipe import BASELINE, STAGE, Recipe, Study
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.stages import Choice, Stage
-from shrinkkit.core.target import place, record_path
+from shrinkkit.core.target import Place, Target
 
-PREVIEWED = ("2-prune", "3-quantize")
-"""The notebooks that let a person try settings first."""
+FOLDER = RunFolder("")
+"""The layout of every run folder."""
 REPORT = "5-report"
 """The notebook that ends every run."""
 
@@ -58,7 +59,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         own: Names of the machine that the run was made on, if that is settled. On another one the steps that measure
             carry its name, so that they replace none of the others.
     """
-    runtimes = list(dict.fromkeys(t.partition("/")[2] for t in study.targets))
+    runtimes = list(dict.fromkeys(Target.parse(t).runtime for t in study.targets))
     common = {"task": task, "run": "..", "threads": threads, "seed": study.seed}
     # Every target is compared with what is run today, which is torch.
     with_torch = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
@@ -68,9 +69,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     def add(notebook: str, name: str, source: str, choice: Choice, **parameters: Any) -> None:
         before, measured = made[source], bool(parameters.get("runtimes"))
         values = {**common, "variant": name, "source": source, "settings": choice.to_dict()[choice.name], **parameters}
-        # Nobody looks at the previews of a run.
-        values |= {"preview": False} if notebook in PREVIEWED else {}
-        leaves = _record(name) if measured else f"checkpoints/{name}/structure.json"
+        leaves = _record(name) if measured else FOLDER.checkpoint_record(name).as_posix()
         subject, reads = name if measured else "", (before.leaves,)
         made[name] = Planned(f"{notebook}-{name}", notebook, subject, values, (before.name,), leaves, reads)
 
@@ -85,18 +84,24 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
                 add(stage.transform.notebook, name, source, stage, transform=stage.name, **files)
             source = name
         if not floating:
-            parameters = {"precision": recipe.precision.name, "runtimes": runtimes}
-            add("3-quantize", recipe.name, source, recipe.precision, **parameters)
+            lowering = {"precision": recipe.precision.name, "runtimes": runtimes}
+            add("3-quantize", recipe.name, source, recipe.precision, **lowering)
     variants = [step.subject for step in made.values() if step.subject]
     benchmarks = []
-    for target in study.targets:
+    for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
-        parameters = {**common, "target": target, "variants": variants, **sizes, "today": study.today}
-        here = machines.here(target)
+        parameters: dict[str, Any] = {
+            **common,
+            "target": str(target),
+            "variants": variants,
+            **sizes,
+            "today": study.today,
+        }
+        here = machines.this_machine(target)
         guest = here if own and here not in own else ""
-        name = "-".join(filter(None, ["4-benchmark", target.replace("/", "-"), guest]))
-        leaves = record_path(target, here)
-        at = place(target, guest)
+        name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
+        leaves = FOLDER.measurement(str(target), here).as_posix()
+        at = str(Place(target, guest))
         reads = tuple(_record(variant) for variant in variants)
         benchmarks.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves, reads))
     return (*made.values(), *benchmarks, _REPORT)
@@ -116,7 +121,7 @@ def _parts(recipes: Sequence[Recipe]) -> tuple[dict[str, str], set[str]]:
 
 
 def _record(variant: str) -> str:
-    return f"variants/{variant}/variant.json"
+    return FOLDER.variant_record(variant).as_posix()
 
 
 def _key(stages: Sequence[Stage]) -> str:

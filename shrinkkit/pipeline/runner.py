@@ -17,13 +17,14 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from shrinkkit.core import lease, machines, manifest, processes, store
+from shrinkkit.core import lease, machines, processes, run_folder, store
 from shrinkkit.core.machines import cores
 from shrinkkit.core.recipe import TASKS, Study
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
 from shrinkkit.core.studies import check_patterns, check_unit
-from shrinkkit.core.target import runtime_of
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import execution, plan, steps, watchdog
@@ -68,7 +69,7 @@ def run(
     """
     export.templates()
     folder = reports / study.name
-    manifest.check_kinds(folder)
+    RunFolder(folder).check_kinds()
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir():
         raise InvalidInput(f"`reports` must be a folder for run folders, but {above} is a file. Name another one.")
@@ -90,7 +91,7 @@ def run(
         # The run folder is passed around: it says nothing of where the study and the task lay.
         kept = study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")})
         text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
-        store.write_text(folder / "study.json", text + "\n")
+        store.write_text(RunFolder(folder).study, text + "\n")
         journal = Journal(folder, command, _pending(planned), say)
         _take_all(planned, journal, folder, fingerprint, study.timeout_s, threads, force, seen.files)
     return folder
@@ -126,7 +127,7 @@ def benchmark(
         StepFailed: The report itself could not be made.
     """
     export.templates()
-    manifest.check_kinds(folder)
+    RunFolder(folder).check_kinds()
     study, baseline = _kept(folder)
     task = _own_task(folder, study.task, task)
     study = study.model_copy(update={"task": task})
@@ -141,7 +142,7 @@ def benchmark(
         steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
     with index_page.listed(folder, say), _alone(folder):
         journal = Journal(folder, command, _pending(planned), say, only=True)
-        log(folder, f"{command} on {', '.join(dict.fromkeys(map(machines.here, chosen)))}")
+        log(folder, f"{command} on {', '.join(dict.fromkeys(machines.this_machine(Target.parse(t)) for t in chosen))}")
         _take_all(planned, journal, folder, seen.fingerprint + _software(), study.timeout_s, threads, force, seen.files)
 
 
@@ -152,24 +153,20 @@ def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
         InvalidInput: The folder holds no run.
         StepFailed: The report could not be made.
     """
-    if not (folder / "study.json").is_file():
-        raise InvalidInput(f"{folder} must be a run folder, with a study.json. Run `shrinkkit run` first.")
+    RunFolder(folder).check_is_run()
     export.templates()
-    manifest.check_kinds(folder)
+    RunFolder(folder).check_kinds()
     with index_page.listed(folder, say), _alone(folder):
         ended = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
         if ended.error:
-            raise StepFailed(f"The report could not be made: {ended.error} See {folder / 'run.log'}.")
-        keep(folder, _REPORT.name, manifest.left(folder, _REPORT))
+            raise StepFailed(f"The report could not be made: {ended.error} See {RunFolder(folder).log}.")
+        keep(folder, _REPORT.name, RunFolder(folder).step_files(""))
 
 
 def _kept(folder: Path) -> tuple[Study, Variant]:
     """Return the study of a run folder, and the record of its baseline, which everything is measured beside."""
-    path = folder / "study.json"
-    if not path.is_file():
-        raise InvalidInput(
-            f"{folder} must be a run folder, with a study.json. Make it with `shrinkkit run`, or copy a whole one here."
-        )
+    RunFolder(folder).check_is_run()
+    path = RunFolder(folder).study
     if not (folder / plan._record("baseline")).is_file():
         raise InvalidInput(
             f"{folder} must hold variants to measure, but there is no {plan._record('baseline')}. Make them with "
@@ -206,7 +203,7 @@ def _own_task(folder: Path, named: str, given: str | None) -> str:
 
 def _seen_from_inside(folder: Path, task: str) -> str:
     """Return a task's name or path as a notebook sees it, which works in a folder inside the run folder."""
-    return task if task in TASKS else os.path.relpath(os.path.abspath(task), folder.resolve() / "steps")
+    return task if task in TASKS else os.path.relpath(os.path.abspath(task), RunFolder(folder.resolve()).steps)
 
 
 def _measurable(
@@ -220,7 +217,7 @@ def _measurable(
     chosen = tuple(dict.fromkeys(targets or study.targets))
     made = [*(file.runtime for file in baseline.files), *baseline.refusals]
     for target in chosen:
-        if runtime_of(target) not in made:
+        if Target.parse(target).runtime not in made:
             raise InvalidInput(
                 f"`target` names {target!r}, but the variants were made for {' and '.join(made)} only. Add the target "
                 "to the study and run it where they are made."
@@ -261,7 +258,7 @@ def _take_all(
         raise
     report = journal.step(_REPORT.name)
     if report.state != "done":
-        raise StepFailed(f"The report could not be made: {report.error} See {folder / 'run.log'}.")
+        raise StepFailed(f"The report could not be made: {report.error} See {RunFolder(folder).log}.")
 
 
 def _take(
@@ -290,7 +287,7 @@ def _take(
     if error:
         journal.set(step.name, state="failed", error=error, **changes)
     else:
-        journal.set(step.name, state="done", files=manifest.left(folder, step), **changes)
+        journal.set(step.name, state="done", files=RunFolder(folder).step_files(step.leaves), **changes)
 
 
 def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: str) -> bool:
@@ -298,7 +295,7 @@ def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: 
     known = before.get(step.name)
     if not step.leaves or known is None or known.inputs_sha256 != inputs:
         return False
-    return step.leaves in known.files and not manifest.changed(folder, known.files)
+    return step.leaves in known.files and not run_folder.altered(folder, known.files)
 
 
 def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]) -> Ended:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.measurement import Conditions, Measurement, TargetRecord, speed_cell
+from shrinkkit.core.measurement import Conditions, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, STAGE
-from shrinkkit.display import formats
+from shrinkkit.display import cells, formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Several, Statement, Table
@@ -108,7 +108,7 @@ def throughput(record: TargetRecord) -> Several:
                 else (
                     _time(point.latency_ms),
                     Cell(_rate(point.batch_size, point.latency_ms)),
-                    speed_cell(point.latency) if point.latency else Cell("reference", tone="quiet"),
+                    cells.speedup(point.latency.speedup, point.latency.verdict) if point.latency else cells.REFERENCE,
                 )
             ),
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core.measurement import Comparison
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.target import target_of
+from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
@@ -162,7 +162,7 @@ def tradeoff(results: "Results") -> Picture | None:
                     _point(axes, row, names.index(row.variant), largest, scale)
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
-            axes.set_title(above + target_of(target), loc="left")
+            axes.set_title(above + str(Place.parse(target).target), loc="left")
             axes.axvline(1, color=INK, linewidth=0.8)
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.axhline(-scale * results.budget.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -319,6 +319,6 @@ def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     steps = [2.0**power for power in range(first, last + 1) if power % stride == 0]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_xticks(steps, [f"{step:.2g} {TIMES}" for step in steps])
+    axes.set_xticks(steps, [f"{step:.2g}{TIMES}" for step in steps])
     axes.minorticks_off()
     axes.set_xlabel("speed-up against PyTorch today")

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from shrinkkit.core import store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.store import PART
-from shrinkkit.core.target import target_of
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Table
@@ -157,7 +156,7 @@ def page(runs: Sequence[Run]) -> str:
         f"<title>All runs · shrinkkit</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n"
         '<a class="sk-skip" href="#main">Skip to the content</a>\n'
         '<header class="sk-header"><strong>shrinkkit</strong><span>all runs</span></header>\n'
-        f'<main id="main" class="sk-index">\n<h1 class="sk-title">All runs</h1>\n{body}\n</main>\n'
+        f'<main id="main" class="sk-index">\n<h1>All runs</h1>\n{body}\n</main>\n'
         '<footer class="sk-footer">Made by shrinkkit. Whatever this page shows is inside this file.</footer>\n'
         f"<script>\n{script}\n</script>\n</body>\n</html>\n"
     )
@@ -283,7 +282,7 @@ def _best(chosen: Sequence[tuple[Run, Row]], metric: str) -> str:
         (
             Cell(f"{i}. {row.variant}", href=_address(run)),
             Cell(run.name),
-            Cell(target_of(row.target)),
+            Cell(str(row.place.target)),
             Cell(formats.times(row.speedup_today.value), formats.interval(row.speedup_today))
             if row.speedup_today
             else Cell("reference", tone="quiet"),

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from shrinkkit.core.measurement import Comparison, speed_cell
-from shrinkkit.display import formats
+from shrinkkit.core.measurement import Comparison
+from shrinkkit.display import cells, formats
 from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
 from shrinkkit.report import figures
 from shrinkkit.results.table import Results
@@ -72,7 +72,7 @@ def _timing(c: Comparison) -> tuple[Cell, ...]:
         f"{formats.counted(len(c.null_samples_ms) // 2, 'block')}\n{formats.counted(c.warmup_calls, 'call')} before"
     )
     return (
-        speed_cell(c),
+        cells.speedup(c.speedup, c.verdict),
         Cell(formats.times(c.experienced.value), formats.interval(c.experienced)),
         Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.null_ratio)),
         Cell(f"{c.duration_s:.1f} s", blocks, tone="quiet"),

@@ -8,9 +8,9 @@ from shrinkkit.core import evidence, machines
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.status import Step
-from shrinkkit.core.target import target_of
+from shrinkkit.core.target import Place
 from shrinkkit.display import formats
-from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table, Title
+from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import figures
 from shrinkkit.results import conclusions
 from shrinkkit.results.conclusions import TRUSTED
@@ -37,7 +37,7 @@ _KINDS = {
 }
 
 
-def title(found: Results) -> Title:
+def title(found: Results) -> Heading:
     """Return the report's heading: the study's name, and what was compressed where."""
     made = (
         [row.variant for row in found.rows if row.target == found.targets[0] and not row.intermediate]
@@ -47,10 +47,12 @@ def title(found: Results) -> Title:
     count = formats.counted(len([name for name in made if name != BASELINE]), "variant")
     where = " and ".join(found.targets) or "no target"
     if len(found.machines) > 1:
-        plain = {name: map(target_of, found.of(name).targets) for name in found.machines}
-        where = "; ".join(f"{name} ({', '.join(targets)})" for name, targets in plain.items())
+        places = {name: map(Place.parse, found.of(name).targets) for name in found.machines}
+        where = "; ".join(
+            f"{name} ({', '.join(str(place.target) for place in there)})" for name, there in places.items()
+        )
     when = f" Started {found.status.started[:16].replace('T', ' ')} UTC." if found.status else ""
-    return Title(found.name, f"{count} of {found.task}, on {where}.{when}")
+    return Heading(found.name, f"{count} of {found.task}, on {where}.{when}", level=1)
 
 
 def verdict(found: Results) -> Statement:
@@ -220,7 +222,7 @@ def commands(found: Results) -> Shown:
         Command(
             f"shrinkkit run reports/{found.name} --only benchmark"
             + (f" --task {PurePath(file).name}" if file else "")
-            + "".join(f" --target {target_of(target)}" for target in targets),
+            + "".join(f" --target {Place.parse(target).target}" for target in targets),
             f"Then on {name}, with this run folder:",
         )
         for name, targets in more.items()
@@ -273,7 +275,7 @@ def _change(row: Row, shares: bool) -> Cell:
     if row.difference is None:
         return Cell("reference", tone="quiet")
     tone = {"within budget": "good", "over budget": "bad"}.get(row.accuracy_verdict, "warning")
-    value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
+    value = formats.change(row.difference.value, is_fraction=shares, unit=False)
     verdict = "cannot tell: too few examples" if row.accuracy_verdict == "cannot tell" else row.accuracy_verdict
     return Cell(value, f"{formats.interval(row.difference, is_fraction=shares)}\n{verdict}", tone)
 

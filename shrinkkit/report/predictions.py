@@ -67,7 +67,7 @@ def classes(found: Mapping[str, Accuracy]) -> Shown:
     unit = ", in points" if shares else ""
     caption = f"Change of {first.metric} by class{unit}{which}; {marked or 'none'} of {len(differences)} marked"
     folded = None if marked else True
-    return Marked(caption, columns, rows, _CLASSES_NOTE + (_CHOSEN_NOTE if which else ""), folded)
+    return Table(caption, columns, rows, _CLASSES_NOTE + (_CHOSEN_NOTE if which else ""), folded, shaded=True)
 
 
 def lost(found: Mapping[str, Accuracy]) -> Shown:
@@ -116,15 +116,6 @@ _INTEGERS_NOTE = (
     "Processors without instructions made for it add products of 8 bits in 16 and saturate, silently. Differences are "
     "shares of the largest output; rounding explains a step of the output's own integers."
 )
-
-
-@dataclass(frozen=True, repr=False)
-class Marked(Table):
-    """A table whose cells with a tone are shaded."""
-
-    def html(self) -> str:
-        """Return it as a part of a page."""
-        return f'<div class="sk-marked">{super().html()}</div>'
 
 
 @dataclass(frozen=True, repr=False)
@@ -230,7 +221,7 @@ def _class(score: ClassScore | None, shares: bool) -> Cell:
         return Cell("")
     if score.difference is None:
         return Cell(formats.score(score.mean.value, is_fraction=shares), tone="quiet")
-    value = formats.change(score.difference.value, is_fraction=shares).removesuffix(" points")
+    value = formats.change(score.difference.value, is_fraction=shares, unit=False)
     if not _excludes_zero(score.difference):
         return Cell(value, tone="quiet")
     tone = "bad" if score.difference.high < 0 else "good"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core.measurement import LayerTime, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.target import runtime_of
+from shrinkkit.core.target import Place
 from shrinkkit.core.variant import LayerAudit, Variant
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
@@ -78,7 +78,7 @@ def _explained(one: Measurement, before: Sequence[LayerTime], variant: Variant, 
         before,
         one.layers,
         variant.audit,
-        runtime=runtime_of(target),
+        runtime=Place.parse(target).target.runtime,
         denormals=one.denormals,
         speedup=one.latency.speedup,
         verdict=one.latency.verdict,
@@ -184,7 +184,7 @@ def _table(one: Measurement, before: Sequence[LayerTime], variant: Variant, targ
             left_now, left_old, small = left_now + ms, left_old + was, small + 1
             continue
         operators = ", ".join(now[layer]) if layer in now else "part of another layer"
-        cells = _cells(audit.get(layer), runtime_of(target))
+        cells = _cells(audit.get(layer), Place.parse(target).target.runtime)
         rows.append((Cell(layer), Cell(operators, tone="quiet"), *_times(ms, was, baseline, total), *cells))
     if small:
         name = f"{formats.counted(small, 'row')} of less than {formats.percent(SHOWN)} each"

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shrinkkit.core import estimate
-from shrinkkit.core.measurement import Comparison, speed_cell
+from shrinkkit.core.measurement import Comparison
 from shrinkkit.core.measurement import measurements_table as measurements
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.variant import Variant, audit_table
 from shrinkkit.core.variant import files_table as files
 from shrinkkit.core.variant import variant_table as variant
-from shrinkkit.display import formats
+from shrinkkit.display import cells, formats
 from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
 from shrinkkit.report import figures
 from shrinkkit.report.deployment import memory, tails, throughput
@@ -75,7 +75,7 @@ def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
     """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
     shares = formats.is_fraction(scores)
     mean = estimate.mean(scores)
-    value = f"{formats.score(mean.value, is_fraction=shares)} {formats.interval(mean, is_fraction=shares)}"
+    value = formats.with_ci(formats.score(mean.value, is_fraction=shares), mean, is_fraction=shares)
     return Statement(f"{metric.capitalize()} {value} on {len(scores):,} {split} examples.")
 
 
@@ -133,10 +133,9 @@ def trade(timed: Comparison, before: Sequence[float], after: Sequence[float], *,
     """
     shares = formats.is_fraction([*before, *after])
     moved = estimate.paired_difference(before, after)
-    speed = f"{formats.times(timed.speedup.value)} {formats.interval(timed.speedup)}"
-    change = f"{formats.change(moved.value, is_fraction=shares)} {formats.interval(moved, is_fraction=shares)}"
-    said = f"Against the model before, this one is {timed.verdict} ({speed}), and its {metric} changes by {change}."
-    return Statement(said, timed.doubts, speed_cell(timed).tone)
+    change = formats.with_ci(formats.change(moved.value, is_fraction=shares), moved, is_fraction=shares)
+    said = f"Speed-up {formats.speedup(timed.speedup, timed.verdict)}, {metric} {change}."
+    return Statement(said, timed.doubts, cells.speedup(timed.speedup, timed.verdict).tone)
 
 
 def training(scores: Sequence[float], *, metric: str) -> Shown:

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shrinkkit.core import manifest, store
+from shrinkkit.core import run_folder, store
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
-from shrinkkit.core.target import target_of
+from shrinkkit.core.run_folder import CARD, README, RunFolder
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.results import readme, table
-from shrinkkit.results.modelcard import CARD, Card, Figures, Precision, Summary
+from shrinkkit.results.modelcard import Card, Figures, Precision, Summary
 from shrinkkit.results.table import Results, Row
 from shrinkkit.runtimes import snippets
-
-README = "README.md"
 
 
 def write(run: Path) -> tuple[Path, ...]:
@@ -35,8 +34,8 @@ def write(run: Path) -> tuple[Path, ...]:
     found = table.load(run)
     written: list[Path] = []
     for name, variant in found.variants.items():
-        card = _card(run / "variants" / name, variant, _figures(found, name))
-        written += _write(run / "variants" / name, card, is_fraction=found.is_fraction)
+        folder = RunFolder(run).variant(name)
+        written += _write(folder, _card(folder, variant, _figures(found, name)), is_fraction=found.is_fraction)
     return tuple(written)
 
 
@@ -60,7 +59,7 @@ def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
 def _write(folder: Path, card: Card, *, is_fraction: bool) -> tuple[Path, ...]:
     store.write(folder / CARD, card)
     store.write_text(folder / README, readme.text(card, is_fraction=is_fraction))
-    manifest.write_sums(folder)
+    run_folder.write_sums(folder)
     return folder / CARD, folder / README
 
 
@@ -68,7 +67,7 @@ def _card(folder: Path, variant: Variant, figures: Sequence[Figures]) -> Card:
     method = variant.precision if variant.precision != "float32" else ""
     settings = {}
     for file in variant.files:
-        used = [one.threads for one in figures if one.threads and one.target.endswith(f"/{file.runtime}")]
+        used = [one.threads for one in figures if one.threads and Target.parse(one.target).runtime == file.runtime]
         threads = next(iter(used), variant.environment.threads)
         engine = _engine(folder / file.path) if file.format == "torchscript" else ""
         settings[file.runtime] = snippets.settings(file, method=method, threads=threads, engine=engine)
@@ -128,7 +127,7 @@ def _of_row(row: Row, found: Results) -> Figures:
     one = next((m for m in record.measurements if m.variant == row.variant), None) if record else None
     timed = _timed(record) if record else None
     return Figures(
-        target=target_of(row.target),
+        target=str(row.place.target),
         machine=found.machine(row.target),
         processor=_processor(record) if record else "",
         runtime_version=_version(record) if record else "",
@@ -163,12 +162,12 @@ def _timed(record: TargetRecord) -> Comparison | None:
 
 
 def _processor(record: TargetRecord) -> str:
-    return record.environment.gpu if record.target.startswith("cuda/") else record.environment.cpu
+    return record.environment.gpu if record.place.target.device == "cuda" else record.environment.cpu
 
 
 def _version(record: TargetRecord) -> str:
     """Return the version of the package that runs the target's files."""
-    runtime = record.target.partition("/")[2]
+    runtime = record.place.target.runtime
     versions = record.environment.versions
     return versions.get("torch" if runtime == "inductor" else runtime, "")
 

@@ -8,7 +8,7 @@ from shrinkkit.core import estimate, evidence
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, speedup
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.target import target_of
+from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, Statement
@@ -90,7 +90,7 @@ def verdict(results: Results) -> Verdict:
 
 def _asked(target: str, results: Results) -> bool:
     """Return whether the budget is about the place `target`."""
-    return results.budget.target in (None, target_of(target))
+    return results.budget.target in (None, str(Place.parse(target).target))
 
 
 def _has_figures(part: Results) -> bool:
@@ -229,7 +229,7 @@ def _claim(row: Row, results: Results) -> str:
 
 def _named(results: Results, target: str) -> str:
     """Return a place as a sentence about its machine needs it: without the machine, if that is named before."""
-    return target_of(target) if len(results.machines) > 1 else target
+    return str(Place.parse(target).target) if len(results.machines) > 1 else target
 
 
 def _size_text(row: Row, results: Results) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shrinkkit.core import evidence, machines, manifest, store
+from shrinkkit.core import evidence, machines, run_folder, store
 from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
+from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import TARGETS, machine_of, place, runtime_of, target_of
+from shrinkkit.core.target import TARGETS, Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
 
@@ -42,7 +43,7 @@ class Folder:
     def file(self, name: str, target: str) -> ModelFile | None:
         """Return the model file of the variant `name` for the runtime of the place `target`; None if it has none."""
         files = self.variants[name].files if name in self.variants else ()
-        return next((f for f in files if f.runtime == runtime_of(target)), None)
+        return next((f for f in files if f.runtime == Place.parse(target).target.runtime), None)
 
     def step(self, subject: str) -> Step | None:
         """Return what became of the step that makes a variant or measures a place; None if there was none."""
@@ -52,13 +53,14 @@ class Folder:
 def read(run: Path) -> Folder:
     """Return what the run folder `run` holds, however far the run got."""
     notes: list[str] = []
-    study = _study(run / "study.json", notes)
-    status = _read(run / "status.json", Status, notes)
+    folder = RunFolder(run)
+    study = _study(folder.study, notes)
+    status = _read(folder.status, Status, notes)
     changed = _changed(run, status, notes)
-    variants, unreadable = _variants(run, changed, notes)
+    variants, unreadable = _variants(folder, changed, notes)
     own = _own(variants)
-    damage = _damage(run, variants, changed, notes) | {name: {"": why} for name, why in unreadable.items()}
-    measured = {at: _held(record, damage) for at, record in _measured(run, own, changed, notes).items()}
+    damage = _damage(folder, variants, changed, notes) | {name: {"": why} for name, why in unreadable.items()}
+    measured = {at: _held(record, damage) for at, record in _measured(folder, own, changed, notes).items()}
     return Folder(study, status, variants, unreadable, own, measured, changed, tuple(notes))
 
 
@@ -69,7 +71,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     the ones where a benchmark failed. One that the study asks for, but that its own machine cannot run, is left out if
     another machine has figures of it.
     """
-    plain = [target for target in folder.measured if not machine_of(target)]
+    plain = [target for target in folder.measured if not Place.parse(target).machine]
     asked = list(folder.study.targets) if folder.study else plain
     held = [target for target in folder.measured if target not in asked and _holds(folder, target)]
     steps = folder.status.steps if folder.status else ()
@@ -79,7 +81,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for target in folder.measured
         if target not in (*asked, *held, *failed)
     ]
-    elsewhere = {target_of(target) for target in held if machine_of(target)}
+    elsewhere = {str(at.target) for at in map(Place.parse, held) if at.machine}
     absent = {target: why for target in asked if target in elsewhere and (why := _never(folder, target))}
     notes += [
         f"{target} was measured on another machine, but not on {folder.own[0]}, where the run was made: {why}"
@@ -87,16 +89,17 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ]
     order = [*asked, *TARGETS]
     found = {target for target in (*asked, *held, *failed) if target not in absent}
-    ordered = sorted(found, key=lambda at: (machine_of(at), order.index(target_of(at))))
-    return tuple(ordered), tuple(notes)
+    ordered = sorted(map(Place.parse, found), key=lambda at: (at.machine, order.index(str(at.target))))
+    return tuple(map(str, ordered)), tuple(notes)
 
 
 def again(target: str) -> str:
     """Return what to do for new figures of the place `target`, in a sentence."""
-    if not (machine := machine_of(target)):
+    at = Place.parse(target)
+    if not at.machine:
         return "Run the study again."
-    command = f"shrinkkit run RUN --only benchmark --target {target_of(target)}"
-    return f"Measure it on {machine} again, in a copy of this folder: `{command}`."
+    command = f"shrinkkit run RUN --only benchmark --target {at.target}"
+    return f"Measure it on {at.machine} again, in a copy of this folder: `{command}`."
 
 
 def _holds(folder: Folder, target: str) -> bool:
@@ -144,37 +147,39 @@ def _read(path: Path, kind: type[_Record], notes: list[str]) -> _Record | None:
 def _changed(run: Path, status: Status | None, notes: list[str]) -> dict[str, str]:
     """Return a sentence about each file that is not as its step left it, by its path."""
     files = {path: sha256 for step in (status.steps if status else ()) for path, sha256 in step.files.items()}
-    found = {path: f"{path} {what}." for path, what in manifest.changed(run, files).items()}
+    found = {path: f"{path} {what}." for path, what in run_folder.altered(run, files).items()}
     notes.extend(found.values())
     return found
 
 
-def _variants(run: Path, changed: Mapping[str, str], notes: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
+def _variants(
+    run: RunFolder, changed: Mapping[str, str], notes: list[str]
+) -> tuple[dict[str, Variant], dict[str, str]]:
     found: dict[str, Variant] = {}
     unreadable = {}
-    lost = (run / path for path in changed if path.endswith("/variant.json"))
-    for path in sorted({*run.glob("variants/*/variant.json"), *lost}):
-        problems: list[str] = []
-        if why := changed.get(path.relative_to(run).as_posix()):
-            unreadable[path.parent.name] = f"{why} Run the study again."
+    lost = [Path(path).parent.name for path in changed if Path(path).name == RECORD]
+    for name in sorted({*run.variant_names(), *lost}):
+        path, problems = run.variant_record(name), list[str]()
+        if why := changed.get(run.relative(path)):
+            unreadable[name] = f"{why} Run the study again."
         elif record := _read(path, Variant, problems):
-            found[path.parent.name] = record
+            found[name] = record
         else:
-            unreadable[path.parent.name] = problems[0] if problems else "variant.json is no file. Run the study again."
-    notes.extend(why for name, why in unreadable.items() if f"variants/{name}/variant.json" not in changed)
+            unreadable[name] = problems[0] if problems else f"{RECORD} is no file. Run the study again."
+    notes.extend(why for name, why in unreadable.items() if run.relative(run.variant_record(name)) not in changed)
     return found, unreadable
 
 
 def _damage(
-    run: Path, variants: Mapping[str, Variant], changed: Mapping[str, str], notes: list[str]
+    run: RunFolder, variants: Mapping[str, Variant], changed: Mapping[str, str], notes: list[str]
 ) -> dict[str, dict[str, str]]:
     """Return why model files are not those that their records describe, by variant and runtime."""
     found: dict[str, dict[str, str]] = {}
     for name, variant in variants.items():
         for file in variant.files:
-            paths = [f"variants/{name}/{path}" for path in (file.path, *file.beside)]
+            paths = [run.relative(run.variant(name) / path) for path in (file.path, *file.beside)]
             why = next((changed[path] for path in paths if path in changed), "")
-            if not why and (what := manifest.differs(run, paths, file.sha256)):
+            if not why and (what := run_folder.difference(run.path, paths, file.sha256)):
                 why = f"{paths[0]} {what}."
                 notes.append(why)
             if why:
@@ -184,7 +189,7 @@ def _damage(
 
 def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> TargetRecord:
     """Return a benchmark without figures of model files that are not there any more, nor comparisons with them."""
-    runtime = runtime_of(record.target)
+    runtime = record.place.target.runtime
 
     def why(name: str, runtime: str) -> str:
         return damage.get(name, {}).get(runtime) or damage.get(name, {}).get("", "")
@@ -200,14 +205,16 @@ def _held(record: TargetRecord, damage: Mapping[str, Mapping[str, str]]) -> Targ
     )
 
 
-def _measured(run: Path, own: Sequence[str], changed: Mapping[str, str], notes: list[str]) -> dict[str, TargetRecord]:
+def _measured(
+    run: RunFolder, own: Sequence[str], changed: Mapping[str, str], notes: list[str]
+) -> dict[str, TargetRecord]:
     found: dict[str, TargetRecord] = {}
-    for path in sorted(run.glob("measurements/*/*.json")):
-        if path.relative_to(run).as_posix() in changed:
+    for path in run.measurement_records():
+        if run.relative(path) in changed:
             continue
         if (record := _read(path, TargetRecord, notes)) is None:
             continue
-        at = place(record.target, "" if record.machine in own else record.machine)
+        at = str(Place(Target.parse(record.target), "" if record.machine in own else record.machine))
         if record.target not in TARGETS:
             notes.append(f"{path.parent.name}/{path.name} is of {record.target}, which is no target; not reported.")
         elif at in found:

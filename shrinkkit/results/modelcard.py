@@ -10,10 +10,9 @@ from typing import Any
 from shrinkkit.core import store
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
+from shrinkkit.core.run_folder import CARD
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import ModelFile
-
-CARD = "model-card.json"
 
 
 @dataclass(frozen=True)

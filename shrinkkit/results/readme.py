@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.recipe import described
+from shrinkkit.core.run_folder import CARD
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import WITH_VNNI, ModelFile, Port
 from shrinkkit.display import formats
-from shrinkkit.results.modelcard import CARD, Card, Figures, Precision
+from shrinkkit.results.modelcard import Card, Figures, Precision
 from shrinkkit.runtimes import snippets
 
 
@@ -121,9 +123,8 @@ def _warnings(card: Card) -> tuple[str, ...]:
 
 
 def _file(card: Card, file: ModelFile) -> str:
-    devices = dict.fromkeys(
-        ["cpu", *(one.target.partition("/")[0] for one in card.figures if one.target.endswith(f"/{file.runtime}"))]
-    )
+    targets = [Target.parse(one.target) for one in card.figures]
+    devices = dict.fromkeys(["cpu", *(target.device for target in targets if target.runtime == file.runtime)])
     beside = f", which needs {', '.join(f'`{path}`' for path in file.beside)} beside it" if file.beside else ""
     exact = f" Its int8 arithmetic is exact on {file.exact_on}." if file.exact_on else ""
     lines = [

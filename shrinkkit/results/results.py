@@ -12,7 +12,7 @@ from typing import Any
 from shrinkkit.core import store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import machine_of, target_of
+from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.results.conclusions import factors, verdict
@@ -28,7 +28,7 @@ def table(results: Results) -> str:
 
     Where there are several machines, each has a part of its own, below its name.
     """
-    named = any(machine_of(target) for target in results.targets)
+    named = any(Place.parse(target).machine for target in results.targets)
     parts = [f"{name}:\n{_lines(results.of(name))}" for name in results.machines] if named else [_lines(results)]
     drop = formats.points(results.budget.accuracy_drop) if results.is_fraction else f"{results.budget.accuracy_drop:g}"
     legend = (
@@ -100,11 +100,11 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
     shares = results.is_fraction
     change = ""
     if row.difference:
-        value = formats.change(row.difference.value, is_fraction=shares).removesuffix(" points")
+        value = formats.change(row.difference.value, is_fraction=shares, unit=False)
         change = f"{value} {formats.interval(row.difference, is_fraction=shares)}{mark}"
     return (
         row.variant,
-        target_of(row.target),
+        str(row.place.target),
         formats.size(row.size_bytes) if row.size_bytes is not None else "",
         formats.score(row.accuracy.value, is_fraction=shares) if row.accuracy else "",
         change,

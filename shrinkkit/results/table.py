@@ -10,7 +10,7 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study, impossible
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import machine_of, place, runtime_of, target_of
+from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
@@ -59,6 +59,11 @@ class Row(Rich):
     first_call_ms: float | None = None
     file_sha256: str = ""
 
+    @property
+    def place(self) -> Place:
+        """The target and the machine that `target` names."""
+        return Place.parse(self.target)
+
 
 @dataclass(frozen=True, repr=False)
 class Results(Rich):
@@ -92,12 +97,12 @@ class Results(Rich):
 
     def machine(self, target: str) -> str:
         """Return the short name of the machine of the place `target`."""
-        return machine_of(target) or self.machines[0]
+        return Place.parse(target).machine or self.machines[0]
 
     def where(self, target: str) -> str:
         """Return the place `target` as a reader must see it: with its machine, if there are several."""
         several = len(self.machines) > 1
-        return place(target_of(target), self.machine(target)) if several else target
+        return str(Place(Place.parse(target).target, self.machine(target))) if several else target
 
     def shown(self) -> Shown:
         """Return a table of all rows; the report shows more of each."""
@@ -118,9 +123,13 @@ class Results(Rich):
 
 
 def load(run: Path) -> Results:
-    """Return what the run folder `run` holds, however far the run got.
+    """Load the results of a run folder, however far the run got.
 
-    What is missing or cannot be read becomes a row with its reason, or a note, never a gap.
+    Args:
+        run: Run folder, such as `reports/digits-cnn`.
+
+    Returns:
+        A row for each variant and target. What is missing or cannot be read is a row with its reason, or a note.
 
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.
@@ -149,7 +158,7 @@ def load(run: Path) -> Results:
         budget=budget,
         study=study,
         targets=targets,
-        machines=tuple(dict.fromkeys(machine_of(target) or folder.own[0] for target in targets)),
+        machines=tuple(dict.fromkeys(Place.parse(target).machine or folder.own[0] for target in targets)),
         names=names,
         rows=tuple(_row(folder, name, target, verdicts.get(target, {})) for name in names for target in targets),
         variants={name: variants[name] for name in names if name in variants},
@@ -210,9 +219,9 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return the state and reason of what kept the variant from being made or its target from being measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
-    if recipe and (why := impossible(recipe.precision.name, target_of(target))):
+    if recipe and (why := impossible(recipe.precision.name, str(Place.parse(target).target))):
         return "refused", f"{why}."
-    return _unmade(folder, name, runtime_of(target)) or _unmeasured(folder, target)
+    return _unmade(folder, name, Place.parse(target).target.runtime) or _unmeasured(folder, target)
 
 
 def _unmade(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None:

@@ -280,7 +280,7 @@ def deviation(expected: Any, found: Any) -> float:
     return error / scale if scale else error
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def onnx_int8_weights(path: Path) -> frozenset[str]:
     """Return the names of the weights that ONNX Runtime multiplies as integers, read off the graph that it runs.
 

@@ -100,7 +100,7 @@ def make(runtime: str, making: Making) -> Made:
     try:
         return _MAKERS[runtime](making)
     finally:
-        copies.release()
+        copies.trim_heap()
 
 
 def _refuse_half(runtime: str, making: Making) -> None:
@@ -245,7 +245,7 @@ def _saturated(path: Path, making: Making) -> Sequence[str]:
     return tuple(dict.fromkeys(name for check in found if check for name in check.saturated))
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def _error(path: Path, making: Making) -> float:
     """Return the error of an ONNX file's outputs on the calibration data, infinite if they are not finite."""
     loaded = loading.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
@@ -304,7 +304,7 @@ def refuse_float(runtime: str, found: Mapping[str, LayerPrecision], making: Maki
         raise Unsupported(reason)
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def _proved(
     runtime: str,
     path: Path,
@@ -320,7 +320,7 @@ def _proved(
     None stands for a graph that exists only as a file: what it gives here is what it must give wherever it is loaded.
     `anywhere` tells of an int8 file whether it is exact on any processor.
     """
-    copies.release()
+    copies.trim_heap()
     load = partial(loading.load, path, runtime=runtime, threads=torch.get_num_threads(), like=expected)
     if expected is None:
         expected = load()(*making.example)

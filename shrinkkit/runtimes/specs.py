@@ -24,16 +24,16 @@ def resolve(name: str) -> Target:
     """
     if name not in TARGETS:
         raise InvalidInput(f"`target` must be {options(TARGETS)}, got {name!r}.{nearest(name, TARGETS)}")
-    device, runtime = name.split("/")
+    target = Target.parse(name)
     reason = available()[name]
-    if not reason and device == "cuda":
+    if not reason and target.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             reason = "torch cannot start the GPU; see `torch.cuda.init()` for its reason. Use `cpu/torch`"
     if reason:
         raise Unsupported(f"`target` names {name!r}, but {reason}.")
-    return Target(device, runtime)
+    return target
 
 
 def available() -> dict[str, str]:

@@ -25,10 +25,13 @@ _LONGEST = 80
 
 
 def check(task: Task) -> None:
-    """Return if `task` keeps the rules that every step relies on; it is left unchanged.
+    """Check the rules that every step relies on; raises InvalidTask otherwise.
 
-    Compares every example of every split with all others, or 20,000 of a split, evenly spaced. Judges the model on at
-    most 2048 of each (of train, on one batch): its score must be better than by the targets of others.
+    Compares all examples of all splits for duplicates, at most 20,000 a split, evenly spaced. Scores the model on at
+    most 2048 examples of each split (one batch of `train`): it must score better than with shuffled targets.
+
+    Args:
+        task: Task to check; it is left unchanged.
 
     Raises:
         InvalidTask: A rule is broken; the message says which, by what, and what to do.

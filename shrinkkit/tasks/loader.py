@@ -29,11 +29,16 @@ BUNDLED = tuple(TASKS)
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Task:
-    """Return a bundled task by its name, or the one that the function `task` of a Python file returns.
+    """Load a bundled task by its name, or run a Python file and return what its function `task()` returns.
+
+    The task is not checked; see `check_task`.
 
     Args:
-        name_or_path: One of `BUNDLED`, or a path that ends in `.py`. While the file runs, modules
-            beside it can be imported.
+        name_or_path: `digits-cnn`, `digits-lstm`, `digits-transformer`, or a path that ends in `.py`. While the file
+            runs, modules in its folder can be imported.
+
+    Returns:
+        The task: model, data, score and loss.
 
     Raises:
         InvalidInput: There is no bundled task of that name, or no such file.

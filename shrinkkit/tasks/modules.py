@@ -103,7 +103,14 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def parameters(model: nn.Module) -> int:
-    """Return the number of parameters of `model`, tied ones counted once."""
+    """Count the parameters of a model.
+
+    Args:
+        model: Any module; it is left unchanged.
+
+    Returns:
+        Number of values in all parameters, shared ones counted once; buffers do not count.
+    """
     return sum(p.numel() for p in model.parameters())
 
 
@@ -118,10 +125,15 @@ def sparsity(model: nn.Module) -> float:
 
 
 def macs(model: nn.Module, example: Example) -> int:
-    """Return the multiply-accumulates that `model` spends on one example of the batch `example`.
+    """Count the multiply-accumulate operations (MACs) of one example.
 
-    Convolutions, matrix products, attention and recurrent layers are counted, element-wise work is not.
-    `model` is left unchanged.
+    Args:
+        model: Module in eval mode; it is left unchanged.
+        example: Positional inputs of one call, batch first, on the model's device.
+
+    Returns:
+        MACs of convolutions, matrix products, attention and recurrent layers, divided by the batch size. Element-wise
+        operations do not count.
     """
     return sum(layer_macs(model, example).values())
 

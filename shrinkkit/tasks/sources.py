@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from shrinkkit.core import store
+
 WHOLE_BYTES = 256 << 20
 """A file up to this size is hashed whole; of a larger one, its size, its time of change and `BLOCKS` parts of it."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
@@ -101,7 +103,7 @@ def _hash(path: Path) -> str:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= WHOLE_BYTES:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                return store.sha256(path)
             told = hashlib.sha256(f"{size} {os.fstat(file.fileno()).st_mtime_ns}".encode())
             for block in range(BLOCKS):
                 file.seek((size - BLOCK_BYTES) * block // (BLOCKS - 1))

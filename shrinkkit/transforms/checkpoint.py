@@ -12,6 +12,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import STRUCTURE
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import History
 from shrinkkit.errors import InvalidInput, ModelFileError, Unsupported
@@ -19,7 +20,7 @@ from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS
 from shrinkkit.tasks.task import Task
 
-WEIGHTS, STRUCTURE = "weights.safetensors", "structure.json"
+WEIGHTS = "weights.safetensors"
 _NUMBER = (bool, int, float)
 
 
@@ -113,6 +114,7 @@ def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
         first_old.setdefault(id(module), name)
     layers: dict[str, Layer] = {}
     fresh: dict[str, nn.Module] = {}
+    known: nn.Module | None
     for name, module in after.named_modules(remove_duplicate=False):
         first = first_new.setdefault(id(module), name)
         known = old.get(name) if name not in fresh else fresh[name]
@@ -121,7 +123,7 @@ def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
                 layers[name] = Layer(same_as=first)
             continue
         arguments: dict[str, Any] | None = None
-        if type(known) is not type(module):
+        if known is None or type(known) is not type(module):
             arguments = _arguments(name, module)
             known = _constructed(type(module).__name__, arguments)
             # What the constructor makes inside is what the modules inside are compared with.

@@ -1,4 +1,4 @@
-"""Training a transformed model on, to restore its accuracy."""
+"""Fine-tuning: training a transformed model on, to restore its accuracy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
-from shrinkkit.core.stages import FineTune
+from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Watch, unwatched
 from shrinkkit.tasks.modules import _Drop, duplicate
@@ -20,8 +20,18 @@ LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""
 
 
-@torch.inference_mode(False)
-def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Watch = unwatched) -> Made:
+def run(
+    model: nn.Module,
+    task: Task,
+    *,
+    epochs: int = 3,
+    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+    device: str = "auto",
+    keep_zeros: bool = True,
+    seed: int = 0,
+    progress: Watch = unwatched,
+) -> Made:
     """Return a copy of `model` trained on `task`'s training split, with its validation score after each epoch.
 
     `model` is left unchanged, and so is the state of the random generators. AdamW, the learning rate falling
@@ -31,18 +41,32 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
     Args:
         model: Model in float32 or float64, on any device.
         task: Where the data, the loss and the score come from; its own model is not used.
-        settings: Epochs, learning rate, batch size, device, and whether zeros stay zero. A last batch of a single
-            example is left out of its epoch, because BatchNorm cannot train on one.
-        seed: Seed of the order of the examples and of dropout.
+        epochs: Passes over the training split, at least 1.
+        learning_rate: Of the first step, above 0.
+        batch_size: Examples a step, at least 2. A last batch of a single example is left out of its epoch, because
+            BatchNorm cannot train on one.
+        device: Where to train: `cpu`, `cuda` or `mps`; `auto` takes the best device there is.
+        keep_zeros: Keep weights that are exactly zero at zero, as `prune.weights` made them.
+        seed: Of the order of the examples and of dropout.
         progress: Called after each batch and each epoch with the epochs done, `epochs`, and the epoch or its mean
             validation score in words.
 
+    Returns:
+        The model, on the CPU and in eval mode, and the mean validation score after each epoch.
+
     Raises:
-        InvalidInput: No parameter can be trained, or the loss stops being finite.
+        InvalidInput: An argument is out of its range, no parameter can be trained, or the loss stops being finite.
         Unsupported: There is no such device here.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
+    given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "device": device}
+    return apply(model, task, settings_of(FineTune, **given, keep_zeros=keep_zeros), seed=seed, progress=progress)
+
+
+@torch.inference_mode(False)
+def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Watch = unwatched) -> Made:
+    """Apply the transform `fine-tune`; see `run`."""
     _check_trainable(model)
     device = training_device(settings.device)
     result = duplicate(model).to(device).eval()
@@ -69,8 +93,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
             scores.append(_validated(result, task, batch_size, device))
             progress(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)
-    notes = (f"{epochs} epochs on {device.type}",)
-    return Made(result.cpu(), notes, validation_scores=tuple(scores))
+    return Made(result.cpu(), (f"{epochs} epochs on {device.type}",), validation_scores=tuple(scores))
 
 
 def training_device(name: str) -> torch.device:

@@ -16,15 +16,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 from shrinkkit.core import lease, machines, recipe, store
-from shrinkkit.core.manifest import SUMS
 from shrinkkit.core.recipe import BASELINE, FLOAT32
+from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
 from shrinkkit.core.stages import Choice
 from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
 from shrinkkit.progress import Watch, unwatched
 from shrinkkit.results import cards
-from shrinkkit.results.cards import README
-from shrinkkit.results.modelcard import CARD
 from shrinkkit.runtimes import artifacts, audit, exports
 from shrinkkit.runtimes.artifacts import TOLERANCE
 from shrinkkit.runtimes.exports import Making
@@ -33,9 +31,7 @@ from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import checkpoint
 
-RECORD, REFERENCE = "variant.json", "reference.safetensors"
-CHECKPOINTS = "checkpoints"
-"""The folder in a run folder of models between two stages, which are not measured."""
+REFERENCE = "reference.safetensors"
 _JUDGED_EXAMPLES = 32
 """Calibration examples on which forms of int8 are judged that need none to be made."""
 
@@ -71,7 +67,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
     chosen = recipe.precision(precision)
-    model = copies.sharing(model, device="cpu").eval()
+    model = copies.shallow_copy(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
     example = tuple(x.cpu().clone() for x in task.example)
 
@@ -95,9 +91,9 @@ def _move(fresh: Path, folder: Path) -> None:
     """Put the files of `fresh` into `folder` in the place of those there, the record last."""
     lease.check()
     # An old record beside new files would vouch for what it never saw.
-    for name in (RECORD, checkpoint.STRUCTURE, CARD, README, SUMS):
+    for name in (RECORD, STRUCTURE, CARD, README, SUMS):
         (folder / name).unlink(missing_ok=True)
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name in (checkpoint.STRUCTURE, RECORD)):
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name in (STRUCTURE, RECORD)):
         path.replace(folder / path.name)
 
 
@@ -118,10 +114,11 @@ def write_stage(
         Unsupported: No runtime can have the variant, or the model cannot be kept without pickle.
     """
     if runtimes:
-        place = run / "variants" / name
-        return write(place, task, model, runtimes=runtimes, history=history, seed=seed, watch=watch)
-    _same_task(run / "variants" / BASELINE, task)
-    folder = run / CHECKPOINTS / name
+        return write(
+            RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, watch=watch
+        )
+    _same_task(RunFolder(run).variant(BASELINE), task)
+    folder = RunFolder(run).checkpoint_record(name).parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as made:
         checkpoint.save(Path(made), task, model, history)
@@ -164,9 +161,10 @@ def source(run: Path, name: str, task: Task) -> tuple[nn.Module, History]:
     """
     if name == BASELINE:
         return task.model, History(BASELINE)
-    if (run / CHECKPOINTS / name).is_dir():
-        return checkpoint.load(task, run / CHECKPOINTS / name)
-    model, history = checkpoint.load(task, run / "variants" / name)
+    folder = RunFolder(run)
+    if (between := folder.checkpoint_record(name)).is_file():
+        return checkpoint.load(task, between.parent)
+    model, history = checkpoint.load(task, folder.variant(name))
     return model, replace(history, source=name)
 
 
@@ -231,7 +229,7 @@ def _same_task(baseline: Path, task: Task) -> None:
     if not expected:
         return
     with torch.inference_mode():
-        found = outputs.tensors(copies.sharing(task.model, device="cpu")(*inputs))
+        found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
     if not artifacts.deviation(expected, found) <= TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core.measurement import Accuracy, Lost
-from shrinkkit.core.target import target_of
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
@@ -79,7 +78,7 @@ def front(found: Results) -> None:
     choice = Dropdown(options=list(zip(names, range(len(best)), strict=True)), description="variant")
     drawn = drawing(found)
     points = _clickable(drawn.svg, names, choice)
-    live.show_controls(points, said="a picture whose points can be chosen", instead=drawn)
+    live.show_controls(points, "a picture whose points can be chosen", static=drawn)
     live.explore(lambda chosen: _chosen(found, best, chosen), chosen=choice)
     live.on_request(
         "Save as YAML",
@@ -144,7 +143,7 @@ def _name_points(axes: "Axes", rows: Sequence[Row], scale: float) -> None:
     for i, row in enumerate(rows):
         offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9 if i % 2 else -25), "ha": "center"}
         axes.annotate(
-            f"{row.variant}\n{target_of(row.target)}",
+            f"{row.variant}\n{row.place.target}",
             (_speed(row), scale * _change(row)),
             fontsize=8,
             **offset,
@@ -156,7 +155,7 @@ def _own(found: Results) -> tuple[Row, ...]:
 
 
 def _label(row: Row) -> str:
-    return f"{row.variant} on {target_of(row.target)}"
+    return f"{row.variant} on {row.place.target}"
 
 
 def _speed(row: Row) -> float:
@@ -193,7 +192,7 @@ def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
     rows = tuple(
         (
             Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
-            Cell(target_of(one.target)),
+            Cell(str(one.place.target)),
             Cell(formats.times(_speed(one)), formats.interval(one.speedup_today) if one.speedup_today else ""),
             Cell(formats.change(_change(one), is_fraction=found.is_fraction)),
             Cell(formats.size(one.size_bytes or 0)),

@@ -1,13 +1,12 @@
-"""Outputs that change in place, and controls beside them: alive where a kernel runs, complete where none does.
+"""Live outputs, controls and progress in notebooks.
 
-What changes is an ordinary output, a table or a picture that is replaced as things move on. What stands there last
-is what the notebook keeps, so papermill, nbconvert, a notebook opened again and GitHub show it. Only the controls need
-a kernel.
+A live output is an ordinary table or picture that is replaced in place, so the saved notebook keeps its last state and
+shows it in JupyterLab, nbconvert and GitHub. Only the controls need a kernel.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -18,48 +17,57 @@ from shrinkkit.errors import ShrinkkitError
 from shrinkkit.progress import Watch
 
 PAUSE_S = 0.3
-"""Between two showings of progress; more often would only take time from the work."""
+"""Least time between two updates of a progress bar."""
+
+
+def attended() -> bool:
+    """Return whether a person runs the current cell: front ends accept input for it, papermill and nbconvert do not."""
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(kernel and kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
 class Live:
-    """An output of a cell that can be replaced, from any thread, for as long as the kernel lives."""
+    """An output of a cell that any thread can replace while the kernel lives."""
 
     def __init__(self, shown: Shown) -> None:
-        """Display `shown`, to be replaced."""
+        """Display `shown`."""
         from IPython.display import display
 
-        self._handle = display(_Alive(shown), display_id=True)  # type: ignore[no-untyped-call]
+        self._handle = display(_InPlace(shown), display_id=True)  # type: ignore[no-untyped-call]
         self.shown = shown
 
     def show(self, shown: Shown) -> None:
-        """Replace what stands there."""
+        """Replace the output."""
         self.shown = shown
-        # Outside of IPython there is no output to replace.
-        if self._handle:
-            self._handle.update(_Alive(shown))
+        if self._handle:  # None outside of IPython
+            self._handle.update(_InPlace(shown))
 
 
-def explore(draw: Callable[..., Shown], *, layout: Any = None, **controls: Any) -> Live:
-    """Show what `draw` returns for the values of controls, anew whenever one of them changes; return the output.
+def explore(draw: Callable[..., Shown], **controls: Any) -> Live:
+    """Show controls and below them what `draw` returns for their values, updated at each change; return the output.
 
-    What is wrong with the values is shown in place of the picture, and the next change goes on from there.
+    An error in `draw` is shown in place of the result.
 
     Args:
         draw: Called with the value of each control by name.
-        layout: The widget in which the controls stand; None puts them one below the other.
-        controls: ipywidgets with a `value`, by the name of the parameter of `draw` that they set.
+        controls: ipywidgets with a `value`, by the parameter of `draw` that they set.
     """
-    first = attempt(draw, **values(controls))
-    show_controls(layout or _column(list(controls.values())), said=_settings(controls))
-    live = Live(first)
-    turn = threading.Lock()
+    from ipywidgets import VBox
 
-    def changed(_: object) -> None:
-        with turn:
+    first = attempt(draw, **values(controls))
+    settings = ", ".join(f"{control.description or name} {control.value}" for name, control in controls.items())
+    show_controls(VBox(list(controls.values())), settings)
+    live = Live(first)
+    lock = threading.Lock()
+
+    def update(_: object) -> None:
+        with lock:
             live.show(attempt(draw, **values(controls)))
 
     for control in controls.values():
-        control.observe(changed, names="value")
+        control.observe(update, names="value")
     return live
 
 
@@ -69,119 +77,88 @@ def values(controls: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_request(label: str, act: Callable[[], Shown], *, before: Shown) -> Live:
-    """Show a button and, when it is pressed, what `act` returns; return the output, in which `before` stands first.
-
-    Args:
-        label: Of the button: a verb and what it acts on.
-        act: Called at each press; may take long, during which the button is disabled.
-        before: What stands there as long as nobody has pressed, and in every static copy.
-    """
+    """Show a button and below it `before`, replaced at each click by what `act` returns; return the output."""
     from ipywidgets import Button, Layout
 
     button = Button(description=label, layout=Layout(width="auto"))
-    show_controls(button, said=label)
+    show_controls(button, label)
     live = Live(before)
 
-    def pressed(_: object) -> None:
+    def click(_: object) -> None:
         button.disabled = True
         live.show(Statement(f"{label} \N{HORIZONTAL ELLIPSIS}"))
         live.show(attempt(act))
         button.disabled = False
 
-    button.on_click(pressed)
+    button.on_click(click)
     return live
 
 
-def show_controls(widget: Any, *, said: str, instead: Shown | None = None) -> None:
-    """Show a widget where a kernel runs, and one line in its place where none does.
-
-    Args:
-        widget: Of ipywidgets.
-        said: The line: what the controls are and how they stand.
-        instead: Shown in place of the line, by viewers that know nothing of widgets; None for the line.
-    """
+def show_controls(widget: Any, description: str, *, static: Shown | None = None) -> None:
+    """Show a widget where a kernel runs, and elsewhere `static` or one line that describes the controls."""
     from IPython.display import display
 
-    shown = widget._repr_mimebundle_()
-    # anywidget gives the metadata beside the data, ipywidgets the data alone.
-    bundle = {
-        **(shown[0] if isinstance(shown, tuple) else shown),
-        "text/plain": f"[controls: {said}]",
-        "text/html": instead._repr_html_()
-        if instead
-        else f'<p class="sk-note">In a running notebook: {escape(said)}.</p>',
-    }
-    display(bundle, raw=True)  # type: ignore[no-untyped-call]
+    bundle = widget._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle  # anywidget adds metadata
+    note = f'<p class="sk-note">In a running notebook: {escape(description)}.</p>'
+    text = {"text/plain": f"[controls: {description}]", "text/html": static._repr_html_() if static else note}
+    display({**data, **text}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def attempt(act: Callable[..., Shown], **values: Any) -> Shown:
-    """Return what `act` returns for `values`, or, where it refuses them, why."""
+    """Return what `act` returns for `values`, or the error that it raises, which Jupyter would hide in a log."""
     try:
         return act(**values)
     except ShrinkkitError as error:
         return Statement(str(error), tone="bad", label=type(error).__name__)
     except Exception as error:
-        # In a callback nobody would see it: Jupyter keeps such errors in a log that few open.
-        return Statement(f"{type(error).__name__}: {error}", tone="bad", label="This failed")
+        return Statement(f"{type(error).__name__}: {error}", tone="bad", label="Unexpected error")
 
 
 @dataclass(frozen=True, repr=False)
 class Progress(Shown):
-    """How far long work is."""
+    """The progress of long work."""
 
     work: str
     done: float
     total: float
-    said: str
-    elapsed_s: float
+    note: str = ""
+    elapsed_s: float = 0.0
 
     def __repr__(self) -> str:
         """Return it as plain text."""
-        return f"{self.work}{f' ({self.said})' if self.said else ''}: {self._how_far()}"
-
-    def _how_far(self) -> str:
-        if not self.total:
-            return "there was nothing to do"
-        if not self.done:
-            return "under way"
         share = formats.percent(self.done / self.total) if self.done < self.total else "done"
-        return f"{share} in {self.elapsed_s:.1f} s"
+        state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
+        return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}"
 
     def markdown(self) -> str:
         """Return it as one line."""
         return f"{self!r}\n"
 
     def html(self) -> str:
-        """Return it as a bar with its words."""
-        words = escape(repr(self))
+        """Return it as a bar with its text."""
         bar = f'<progress aria-label="{escape(self.work)}" value="{self.done:g}" max="{self.total:g}"></progress> '
-        return f'<p class="sk-note">{bar if self.done < self.total else ""}{words}</p>'
+        return f'<p class="sk-note">{bar if self.done < self.total else ""}{escape(repr(self))}</p>'
 
 
 def progress(work: str) -> Watch:
-    """Show a bar that follows long work, and return what that work calls; the last call says how it ended.
+    """Show a progress bar for `work`, such as `Fine-tuning`, and return the callback that moves it."""
+    start = shown_s = time.monotonic()
+    live = Live(Progress(work, 0, 1))
 
-    Args:
-        work: What is under way: `Fine-tuning`.
-    """
-    start = time.monotonic()
-    live = Live(Progress(work, 0, 1, "", 0.0))
-    shown_s = start
-
-    def watch(done: float, total: float, said: str = "") -> None:
+    def watch(done: float, total: float, note: str = "") -> None:
         nonlocal shown_s
         now = time.monotonic()
-        if done < total and now - shown_s < PAUSE_S:
-            return
-        shown_s = now
-        live.show(Progress(work, done, total, said, now - start))
+        if done >= total or now - shown_s >= PAUSE_S:
+            shown_s = now
+            live.show(Progress(work, done, total, note, now - start))
 
     return watch
 
 
 @dataclass(frozen=True, repr=False)
-class _Alive(Shown):
-    """What is shown, marked as an output that changes: by this mark dead controls beside it are hidden."""
+class _InPlace(Shown):
+    """Mark a live output, so that the style sheet hides dead controls next to it."""
 
     shown: Shown
 
@@ -193,13 +170,3 @@ class _Alive(Shown):
 
     def html(self) -> str:
         return f'<div class="sk-live">{self.shown.html()}</div>'
-
-
-def _column(controls: Sequence[Any]) -> Any:
-    from ipywidgets import VBox
-
-    return VBox(list(controls))
-
-
-def _settings(controls: dict[str, Any]) -> str:
-    return ", ".join(f"{control.description or name} {control.value}" for name, control in controls.items())

@@ -5,17 +5,16 @@ import json
 import os
 import shutil
 import sys
-from types import SimpleNamespace
 
 import examples
 import pytest
 from tiny import task as tiny_task
 
 from shrinkkit import cli
-from shrinkkit.core import manifest, store
-from shrinkkit.core.manifest import SUMS
+from shrinkkit.core import run_folder, store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.run_folder import SUMS, RunFolder
 from shrinkkit.core.status import Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
@@ -27,7 +26,7 @@ from shrinkkit.results import cards, conclusions, table
 from shrinkkit.transforms import variants
 
 NAME, TARGET = "channels-50", "cpu/torch"
-MEASURED = examples.machines.record_path(TARGET, examples.HERE)
+MEASURED = RunFolder("").measurement(TARGET, examples.HERE).as_posix()
 STEP = f"2-prune-{NAME}"
 
 
@@ -36,7 +35,7 @@ def leaves(step):
         return ""
     target = step.notebook == "4-benchmark"
     return (
-        examples.machines.record_path(step.subject, examples.HERE)
+        RunFolder("").measurement(step.subject, examples.HERE).as_posix()
         if target
         else f"variants/{step.subject}/variant.json"
     )
@@ -52,7 +51,7 @@ def written(tmp_path_factory):
     status = store.read(run / "status.json", Status)
     steps = [
         dataclasses.replace(s, state="done" if s.state == "running" else s.state, inputs_sha256="in",
-                            files=manifest.left(run, SimpleNamespace(leaves=leaves(s))))
+                            files=RunFolder(run).step_files(leaves(s)))
         for s in status.steps
     ]  # fmt: skip
     store.write(run / "status.json", dataclasses.replace(status, steps=tuple(steps)))
@@ -374,7 +373,7 @@ def check(folder):
 
 def test_a_variant_as_it_was_written_is_verified_and_its_sums_are_those_of_sha256sum(alone):
     assert check(alone).problems == ()
-    assert set(manifest.read_sums(alone)) == {path.name for path in alone.iterdir()} - {SUMS}
+    assert set(run_folder.read_sums(alone)) == {path.name for path in alone.iterdir()} - {SUMS}
     if shutil.which("sha256sum"):
         assert os.system(f"cd {alone} && sha256sum --check --quiet {SUMS}") == 0
 
@@ -392,7 +391,7 @@ def test_a_card_that_contradicts_the_record_is_a_problem(alone, field, value, fi
     examples.change_json(alone / "model-card.json", **{field: value})
     if fits:
         (alone / SUMS).unlink()
-        manifest.write_sums(alone)
+        run_folder.write_sums(alone)
     found = check(alone)
     assert not found.verified
     assert any(f"differ in {field}" in problem for problem in found.problems)
@@ -444,16 +443,16 @@ def test_a_missing_readme_is_no_lie(alone):
 
 def test_a_report_made_later_does_not_vouch_for_an_altered_model(alone):
     same_size(alone / "model.torchscript.pt")
-    before = manifest.read_sums(alone)
-    manifest.write_sums(alone)
-    assert manifest.read_sums(alone) == before
+    before = run_folder.read_sums(alone)
+    run_folder.write_sums(alone)
+    assert run_folder.read_sums(alone) == before
     (alone / "json.py").write_text("")
-    manifest.write_sums(alone)
-    assert "json.py" not in manifest.read_sums(alone)
+    run_folder.write_sums(alone)
+    assert "json.py" not in run_folder.read_sums(alone)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_run_folder_behind_a_link_is_a_run_folder(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
-    manifest.check_kinds(tmp_path / "link")
+    RunFolder(tmp_path / "link").check_kinds()
     assert table.load(tmp_path / "link").notes == ()

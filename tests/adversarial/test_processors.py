@@ -26,7 +26,10 @@ CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
 EXACT = """
 import dataclasses, json, sys, torch
 from pathlib import Path
-from shrinkkit import emulation, onnxint8, tasks, variants
+from shrinkkit.runtimes import emulation
+from shrinkkit.runtimes.onnxruntime import onnxint8
+from shrinkkit.tasks import checks as tasks
+from shrinkkit.compress import variants
 folder, name, method, *runtimes = sys.argv[1:]
 task = tasks.load(name)
 zeros = dataclasses.replace(task, example=(torch.zeros_like(task.example[0]),))

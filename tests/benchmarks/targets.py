@@ -248,7 +248,7 @@ def files(subject: Subject, folder: Path) -> tuple[dict[tuple[str, str], Loaded]
     found: dict[tuple[str, str], Loaded] = {}
     missing: dict[tuple[str, str], str] = {}
     for target, reason in specs.available().items():
-        device, runtime = target.split("/")
+        device, runtime = (at := Target.parse(target)).device, at.runtime
         if device != "cpu":
             continue
         if reason:

@@ -9,7 +9,7 @@ import pytest
 from shrinkkit.core import estimate, evidence, store
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import TargetRecord
-from shrinkkit.core.target import record_path
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import table
 
@@ -86,7 +86,7 @@ EDITS = [
 @pytest.mark.parametrize("changes", EDITS, ids=lambda changes: next(iter(changes)))
 def test_an_edited_figure_is_replaced_by_what_the_samples_say_and_named(record, tmp_path, changes):
     folder = examples.write_run(tmp_path / "run")
-    path = folder / record_path(TARGET, record.machine)
+    path = folder / RunFolder("").measurement(TARGET, record.machine).as_posix()
     store.write(path, edited(record, "channels-50", **changes))
     found = table.load(folder)
     assert found.measured[TARGET] == record
@@ -106,7 +106,7 @@ def test_samples_that_are_no_blocks_of_times_are_refused(record, samples):
 
 def test_a_record_whose_samples_are_cut_is_a_note_and_no_number(record, tmp_path):
     folder = examples.write_run(tmp_path / "run")
-    path = folder / record_path(TARGET, record.machine)
+    path = folder / RunFolder("").measurement(TARGET, record.machine).as_posix()
     data = json.loads(path.read_text())
     timed = next(m for m in data["measurements"] if m["latency"])
     timed["latency"]["candidate_samples_ms"] = timed["latency"]["candidate_samples_ms"][:3]

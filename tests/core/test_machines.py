@@ -8,7 +8,8 @@ import examples
 import pytest
 
 from shrinkkit.core import machines
-from shrinkkit.core.target import machine_of, place, record_path, runtime_of, target_of
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.target import Place, Target
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,17 @@ def test_a_name_is_short_and_fit_for_a_folder_whatever_the_hardware_says(hardwar
 
 
 def test_this_machine_has_the_name_that_its_records_give_it():
-    assert machines.here("cpu/torch") == machines.here("cpu/onnxruntime")
-    assert machines.here("cpu/torch") == machines.names(machines.environment(1))[0]
-    assert machines.here("cpu/torch").endswith(f"-{machines.cores()}-core{'s' * (machines.cores() > 1)}")
-    assert platform.node() not in machines.here("cpu/torch")
+    assert machines.this_machine(Target("cpu", "torch")) == machines.this_machine(Target("cpu", "onnxruntime"))
+    assert machines.this_machine(Target("cpu", "torch")) == machines.names(machines.environment(1))[0]
+    assert machines.this_machine(Target("cpu", "torch")).endswith(
+        f"-{machines.cores()}-core{'s' * (machines.cores() > 1)}"
+    )
+    assert platform.node() not in machines.this_machine(Target("cpu", "torch"))
 
 
 def test_a_machine_without_a_gpu_goes_by_its_processor(monkeypatch):
     monkeypatch.setattr(machines, "_gpus", tuple)
-    assert machines.here("cuda/torch") == machines.here("cpu/torch")
+    assert machines.this_machine(Target("cuda", "torch")) == machines.this_machine(Target("cpu", "torch"))
 
 
 def test_a_machine_with_gpus_goes_by_its_processor_and_by_the_first_of_them():
@@ -56,18 +59,19 @@ def test_a_machine_with_gpus_goes_by_its_processor_and_by_the_first_of_them():
     assert machines.names(both) == ("epyc-9654-16-cores", "h200-16-cores")
 
 
-def test_a_place_is_a_target_on_a_machine_and_can_be_taken_apart():
-    away = place("cpu/torch", "epyc-7r13-8-cores")
-    assert away == "cpu/torch @ epyc-7r13-8-cores"
-    for at, machine in ((away, "epyc-7r13-8-cores"), (place("cpu/torch", ""), "")):
-        assert (target_of(at), runtime_of(at), machine_of(at)) == (
-            "cpu/torch",
-            "torch",
-            machine,
-        )
+def test_a_place_is_a_target_on_a_machine_and_is_read_back_from_its_text():
+    torch = Target("cpu", "torch")
+    away = Place(torch, "epyc-7r13-8-cores")
+    assert str(away) == "cpu/torch @ epyc-7r13-8-cores"
+    assert str(Place(torch)) == "cpu/torch"
+    assert [Place.parse(str(place)) for place in (away, Place(torch))] == [away, Place(torch)]
 
 
 def test_two_machines_never_share_a_record():
-    paths = {record_path(t, m) for t in ("cpu/torch", "cuda/torch") for m in ("a-1-core", "b-1-core")}
+    paths = {
+        RunFolder("").measurement(t, m).as_posix()
+        for t in ("cpu/torch", "cuda/torch")
+        for m in ("a-1-core", "b-1-core")
+    }
     assert len(paths) == 4
     assert "measurements/a-1-core/cpu-torch.json" in paths

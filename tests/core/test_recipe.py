@@ -19,12 +19,12 @@ def test_every_setting_has_a_rule_that_an_error_can_quote():
 
 
 def test_what_is_impossible_is_said_and_what_is_possible_is_not():
-    impossible = {
+    refused = {
         (name, target) for name in BUILT_IN for target in TARGETS if impossible(studies.read_recipe(name), target)
     }
     elsewhere = ("cuda/torch", "cuda/inductor", "cuda/onnxruntime", "mps/torch")
     int8 = {(n, t) for n in ("dynamic-int8", "static-int8", "channels-50-static-int8") for t in elsewhere}
-    assert impossible == int8 | {
+    assert refused == int8 | {
         (name, target) for name in ("float16", "bfloat16") for target in ("cpu/onnxruntime", "cuda/onnxruntime")
     }
     with pytest.raises(InvalidInput, match=r"Did you mean `cpu/torch`\?"):

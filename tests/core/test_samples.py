@@ -1,6 +1,4 @@
-import math
-from random import Random
-
+import examples
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,44 +8,34 @@ from shrinkkit.core.estimate import MARGIN
 from shrinkkit.core.samples import Blocks
 
 
-def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, count: int = 40, seed: int = 0):
-    """Return blocks of four calls a slot, in which the candidate is `speedup` times as fast as the reference."""
-    random = Random(seed)
-
-    def slots(ms: float):
-        return [tuple(ms * math.exp(random.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
-
-    return Blocks(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))
-
-
 @pytest.mark.parametrize(
     ("speedup", "verdict"),
     [(2.0, "faster"), (0.5, "slower"), (1.0, "same"), (1.03, "faster"), (0.97, "slower"), (1.01, "undecided")],
 )
 def test_the_verdict_follows_from_the_blocks(speedup, verdict):
-    found = samples.conclude(blocks_of(speedup=speedup))
+    found = samples.conclude(examples.blocks_of(speedup=speedup))
     assert found.verdict == verdict
     assert found.speedup.value == pytest.approx(speedup, rel=0.003)
     assert found.experienced.value == pytest.approx(speedup, rel=0.003)
 
 
 def test_a_difference_within_the_noise_is_undecided():
-    assert samples.conclude(blocks_of(speedup=1.02, noise=0.2)).verdict == "undecided"
+    assert samples.conclude(examples.blocks_of(speedup=1.02, noise=0.2)).verdict == "undecided"
 
 
 @pytest.mark.parametrize("null", [1.05, 0.95])
 def test_no_verdict_is_given_when_a_copy_of_the_reference_differs_from_it(null):
-    found = samples.conclude(blocks_of(speedup=2.0, null=null))
+    found = samples.conclude(examples.blocks_of(speedup=2.0, null=null))
     assert found.verdict == "too noisy"
     assert found.null_ratio.value == pytest.approx(null, rel=0.01)
 
 
 def test_no_verdict_is_given_under_contention():
-    assert samples.conclude(blocks_of(speedup=2.0), withheld=True).verdict == "too noisy"
+    assert samples.conclude(examples.blocks_of(speedup=2.0), withheld=True).verdict == "too noisy"
 
 
 def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_speed():
-    taken = blocks_of()
+    taken = examples.blocks_of()
     taken.candidate = [(slot[0], *(2 * ms for ms in slot[1:])) for slot in taken.candidate]
     found = samples.conclude(taken)
     assert found.speedup.value == pytest.approx(1.0, rel=0.01)
@@ -55,7 +43,7 @@ def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_
 
 
 def test_disturbed_blocks_leave_the_verdict_alone():
-    taken = blocks_of(speedup=1.2)
+    taken = examples.blocks_of(speedup=1.2)
     for i in range(0, len(taken.candidate), 16):
         taken.candidate[i] = tuple(20 * ms for ms in taken.candidate[i])
     assert samples.conclude(taken).verdict == "faster"
@@ -68,7 +56,7 @@ noises = st.floats(0, 0.1)
 @settings(deadline=None, max_examples=40)
 @given(speedups, noises, st.integers(6, 40), st.integers(0, 99))
 def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, seed):
-    taken = blocks_of(speedup=speedup, noise=noise, count=count, seed=seed)
+    taken = examples.blocks_of(speedup=speedup, noise=noise, count=count, seed=seed)
     one = samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference))
     other = samples.conclude(Blocks(taken.candidate, taken.reference, taken.candidate))
     assert one.speedup.value == pytest.approx(1 / other.speedup.value)
@@ -78,7 +66,7 @@ def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, see
 @settings(deadline=None, max_examples=40)
 @given(speedups, noises, st.floats(0.01, 100), st.integers(0, 99))
 def test_the_unit_of_time_changes_nothing(speedup, noise, scale, seed):
-    taken = blocks_of(speedup=speedup, noise=noise, count=12, seed=seed)
+    taken = examples.blocks_of(speedup=speedup, noise=noise, count=12, seed=seed)
     scaled = Blocks(*([tuple(scale * ms for ms in slot) for slot in arm] for arm in vars(taken).values()))
     one, other = samples.conclude(taken), samples.conclude(scaled)
     for name in ("value", "low", "high"):
@@ -88,7 +76,7 @@ def test_the_unit_of_time_changes_nothing(speedup, noise, scale, seed):
 @settings(deadline=None, max_examples=40)
 @given(speedups, noises, st.integers(2, 30), st.integers(0, 99))
 def test_a_verdict_is_given_only_where_the_whole_interval_allows_it(speedup, noise, count, seed):
-    found = samples.conclude(blocks_of(speedup=speedup, noise=noise, count=count, seed=seed))
+    found = samples.conclude(examples.blocks_of(speedup=speedup, noise=noise, count=count, seed=seed))
     inside = found.speedup.low > 1 / (1 + MARGIN) and found.speedup.high < 1 + MARGIN
     assert (found.verdict != "faster") or found.speedup.low > 1 + MARGIN
     assert (found.verdict != "slower") or found.speedup.high < 1 / (1 + MARGIN)
@@ -99,7 +87,7 @@ def test_whoever_stops_when_it_looks_right_gets_no_verdict():
     # Forty peeks at models that are the same: a sceptic stops as soon as the interval says what he likes.
     lucky = []
     for seed in range(40):
-        taken = blocks_of(noise=0.05, count=60, seed=seed)
+        taken = examples.blocks_of(noise=0.05, count=60, seed=seed)
         for count in range(2, 61):
             part = Blocks(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
             if samples.conclude(part).verdict == "faster":
@@ -110,7 +98,7 @@ def test_whoever_stops_when_it_looks_right_gets_no_verdict():
 
 
 def test_models_that_are_the_same_are_rarely_called_different():
-    found = [samples.conclude(blocks_of(noise=0.03, count=20, seed=seed)).verdict for seed in range(120)]
+    found = [samples.conclude(examples.blocks_of(noise=0.03, count=20, seed=seed)).verdict for seed in range(120)]
     assert sum(verdict in ("faster", "slower") for verdict in found) <= 1
     assert sum(verdict == "too noisy" for verdict in found) <= 1
 
@@ -118,7 +106,7 @@ def test_models_that_are_the_same_are_rarely_called_different():
 def test_both_copies_of_the_reference_make_the_ratio_surer():
     with_copy, without = [], []
     for seed in range(60):
-        taken = blocks_of(noise=0.05, count=20, seed=seed)
+        taken = examples.blocks_of(noise=0.05, count=20, seed=seed)
         with_copy.append(samples.conclude(taken).speedup.value)
         without.append(samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference)).speedup.value)
     spread = [sum((ratio - 1) ** 2 for ratio in found) for found in (with_copy, without)]

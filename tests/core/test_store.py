@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shrinkkit.core import store
+from shrinkkit.core import estimate, machines, measurement, status, store, variant
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, TargetRecord, speedup
 from shrinkkit.core.status import Status
@@ -87,7 +87,8 @@ def test_every_stored_record_says_its_schema_version(kind):
 
 
 def test_records_are_frozen():
-    kinds = [kind for kind in vars(store).values() if dataclasses.is_dataclass(kind)]
+    modules = (estimate, machines, measurement, status, variant)
+    kinds = {kind for module in modules for kind in vars(module).values() if dataclasses.is_dataclass(kind)}
     assert len(kinds) >= 13
     assert all(kind.__dataclass_params__.frozen for kind in kinds)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.display import formats
-from shrinkkit.display.formats import MINUS
+from shrinkkit.display.formats import DASH, MINUS, TIMES
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,37 @@ def test_values_have_three_significant_digits(value, text):
 
 def test_a_change_has_its_sign_and_zero_has_none():
     shown = [formats.change(value, is_fraction=True) for value in (-0.004, 0.0, -0.0001, 0.012)]
-    assert shown == [f"{MINUS}0.4 points", "0.0 points", "0.0 points", "+1.2 points"]
+    assert shown == [f"{MINUS}0.4 pts", "0.0 pts", "0.0 pts", "+1.2 pts"]
 
 
-def test_a_score_that_is_no_share_is_no_per_cent():
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        ((8.58, 8.18, 9.06), "8.6 (95 % CI 8.2-9.1)"),
+        ((4.44, 2.07, 6.66), "4.4 (95 % CI 2.1-6.7)"),
+        ((2.341, 2.336, 2.346), "2.34 (95 % CI 2.34-2.35)"),
+        ((30.1, 29.9, 30.3), "30.1 (95 % CI 29.9-30.3)"),
+        ((12345.0, 12000.0, 12600.0), "12,345 (95 % CI 12,000-12,600)"),
+        ((1.0, 1.0, 1.0), "1.00 (95 % CI 1.00-1.00)"),
+    ],
+)
+def test_digits_follow_the_interval(estimate, text):
+    assert formats.estimate(Estimate(*estimate)) == text.replace("-", DASH)
+
+
+def test_an_interval_with_negative_ends_is_written_in_words():
+    assert formats.interval(Estimate(-2.5, -2.6, -2.4)) == f"{MINUS}2.6 to {MINUS}2.4"
+    assert formats.interval(Estimate(0.0, -0.031, 0.031), is_fraction=True) == f"{MINUS}3.1 to 3.1"
     assert formats.score(-2.5, is_fraction=False) == f"{MINUS}2.50"
-    assert formats.interval(Estimate(-2.5, -2.6, -2.4)) == f"[{MINUS}2.60, {MINUS}2.40]"
+
+
+def test_a_speedup_says_no_more_than_its_verdict():
+    ratio = Estimate(8.58, 8.18, 9.06)
+    assert formats.speedup(ratio, "faster") == f"8.6{TIMES} (95 % CI 8.2{DASH}9.1)"
+    assert formats.speedup(ratio, "faster", ci=False) == f"8.6{TIMES}"
+    assert formats.speedup(ratio, "undecided").startswith("inconclusive, 8.6")
+    assert "8" not in formats.speedup(ratio, "too noisy")
+    assert formats.speedup(None) == ""
 
 
 @given(st.floats(1e-3, 1e5))

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Statement, Table, Title, facts
+from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Statement, Table, facts
 
 COLUMNS = (Column("variant"), Column("latency", number=True))
 
@@ -26,7 +26,7 @@ def test_a_long_table_is_folded_under_its_caption():
 
 def test_what_a_record_says_cannot_become_markup():
     shown = Several(
-        (Table("<b>", COLUMNS, ((Cell("<script>"), Cell("a|b")),), "<i>"), Statement("<img>"), Title("<u>", "<s>"))
+        (Table("<b>", COLUMNS, ((Cell("<script>"), Cell("a|b")),), "<i>"), Statement("<img>"), Heading("<u>", "<s>"))
     )
     assert not {"b", "script", "i", "img", "u"} & set(tags(shown.html()))
     assert "a\\|b" in shown.markdown()

@@ -97,7 +97,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     inside = session.inspect(loaded, ONNX, task, threads=1)
     record = session.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
     path = session.write(run, record)
-    assert path == run / "measurements" / machines.here(ONNX.name) / "cpu-onnxruntime.json"
+    assert path == run / "measurements" / machines.this_machine(ONNX) / "cpu-onnxruntime.json"
     assert store.read(path, TargetRecord) == record
     assert record.machine == machines.names(record.environment)[0]
     by_name = {m.variant: m for m in record.measurements}
@@ -141,7 +141,7 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
 
 
 def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
-    monkeypatch.setattr(benchmark.turns, "WATCH_S", 0.0)
+    monkeypatch.setattr(benchmark.timing, "WATCH_S", 0.0)
     loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
     turns = []
 

@@ -12,8 +12,9 @@ import torch
 from onnx import helper, numpy_helper
 from tiny import task as tiny_task
 
-from shrinkkit.core import machines, manifest, store
+from shrinkkit.core import machines, run_folder, store
 from shrinkkit.core.measurement import IntegerCheck
+from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
 from shrinkkit.results import cards, modelcard
@@ -183,12 +184,16 @@ def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(
     folder = tmp_path / "variants/int8"
     card = modelcard.read(folder)
     figures = {field.name: None for field in dataclasses.fields(Figures)}
-    figures |= {"target": "cpu/torch", "machine": machine or machines.here("cpu/torch"), "threads": 1}
+    figures |= {
+        "target": "cpu/torch",
+        "machine": machine or machines.this_machine(Target("cpu", "torch")),
+        "threads": 1,
+    }
     figures |= {"state": "measured", "verdict": "faster", "latency_ms": examples.around(0.001, 0.01)}
     figures |= {"speedup": examples.around(1000.0, 0.01), "verdict_today": "", "processor": "", "runtime_version": ""}
     figures |= {"reason": "", "metric": "", "saturated": (), "notes": ()}
     store.write(folder / "model-card.json", dataclasses.replace(card, figures=(Figures(**figures),)))
-    manifest.write_sums(folder)
+    run_folder.write_sums(folder)
     found = check(folder, "cpu/torch")
     (said,) = [note for note in found.findings[0].notes if note.startswith("report (")]
     assert f"report ({figures['machine']}, 1 thread): 1,000 " in said

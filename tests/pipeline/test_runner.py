@@ -14,9 +14,10 @@ import pytest
 
 from shrinkkit.core import lease, machines, store, studies
 from shrinkkit.core.recipe import BUILT_IN
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.core.target import record_path
+from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import plan, runner, steps
 from shrinkkit.results import table
@@ -37,7 +38,7 @@ targets: [cpu/onnxruntime]
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
 
-RECORD = record_path("cpu/onnxruntime", machines.here("cpu/onnxruntime"))
+RECORD = RunFolder("").measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime"))).as_posix()
 """Where this machine's measurements go."""
 ELSEWHERE = "made-up-9000-8-cores"
 
@@ -204,7 +205,9 @@ def travelled(run, tmp_path_factory):
     """A copy of the run as though another machine had made it, with fewer things to time."""
     folder = tmp_path_factory.mktemp("copied") / "corner"
     shutil.copytree(run, folder)
-    (folder / "measurements" / machines.here("cpu/torch")).rename(folder / "measurements" / ELSEWHERE)
+    (folder / "measurements" / machines.this_machine(Target("cpu", "torch"))).rename(
+        folder / "measurements" / ELSEWHERE
+    )
     for path in [*folder.glob("variants/*/variant.json"), *folder.glob("measurements/*/*.json")]:
         record = json.loads(path.read_text())
         record["environment"] |= {"cpu": "Made(R) Up(TM) 9000", "cores": 8}
@@ -220,7 +223,7 @@ def test_on_another_machine_steps_that_measure_carry_its_name(study):
         step = next(s for s in plan.plan(study, task="t.py", threads=1, **options) if s.notebook == "4-benchmark")
         return step.name, step.subject, step.leaves
 
-    here = machines.here("cpu/onnxruntime")
+    here = machines.this_machine(Target("cpu", "onnxruntime"))
     assert planned() == planned(own=(here,)) == ("4-benchmark-cpu-onnxruntime", "cpu/onnxruntime", RECORD)
     name = f"4-benchmark-cpu-onnxruntime-{here}"
     assert planned(own=(ELSEWHERE,)) == (name, f"cpu/onnxruntime @ {here}", RECORD)
@@ -234,7 +237,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     assert {path.name for path in changed} <= {"status.json", "run.log", "report.html", "report.md", "results.json",
         "5-report.ipynb", "model-card.json", "README.md", "SHA256SUMS"}  # fmt: skip
     assert Path(RECORD) in after.keys() - before.keys()
-    step = f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"
+    step = f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"
     assert Path("steps", f"{step}.html") in after.keys() - before.keys()
 
     status = store.read(travelled / "status.json", Status)
@@ -246,7 +249,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     assert kept[step].state == "done"
 
     found = table.load(travelled)
-    assert found.machines == (ELSEWHERE, machines.here("cpu/onnxruntime"))
+    assert found.machines == (ELSEWHERE, machines.this_machine(Target("cpu", "onnxruntime")))
     for target in found.targets:
         assert found.row("half-int8", target).state == "measured"
     report = (travelled / "report.md").read_text()
@@ -256,7 +259,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     (travelled / "status.json").write_bytes(before[Path("status.json")])
     runner.rebuild_report(travelled, say=silent)
     assert table.load(travelled).targets == found.targets
-    assert f"@ {machines.here('cpu/onnxruntime')}" in (travelled / "report.md").read_text()
+    assert f"@ {machines.this_machine(Target('cpu', 'onnxruntime'))}" in (travelled / "report.md").read_text()
 
 
 def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study):
@@ -269,12 +272,12 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
     found = states(travelled)
     assert found["1-baseline"] == found["2-prune-half"] == "reused"
     assert found["4-benchmark-cpu-onnxruntime"] in ("done", "reused")
-    assert found[f"4-benchmark-cpu-onnxruntime-{machines.here('cpu/onnxruntime')}"] == "interrupted"
+    assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
 
 
 def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
     step = next(s for s in plan.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
-    elsewhere = dataclasses.replace(step, leaves=record_path("cpu/onnxruntime", ELSEWHERE))
+    elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
     assert runner._inputs(step, run, "") == runner._inputs(dataclasses.replace(step), run, "")
     assert runner._inputs(step, run, "") != runner._inputs(elsewhere, run, "")
 

@@ -87,8 +87,8 @@ def test_sections_are_linked_from_the_top(pages):
 def test_the_markdown_reads_without_its_pictures(pages):
     text = (pages / "report.md").read_text()
     assert text.startswith("# synthetic")
-    assert "| channels-50-static-int8 the verdict | 81.5 kB" in text
-    assert "*Picture, in words:*" in text
+    assert "| channels-50-static-int8 (the verdict) | 81.5 kB" in text
+    assert "*Chart, in words:*" in text
     assert "data:" not in text
     assert "<svg" not in text
 

@@ -45,13 +45,13 @@ def test_the_words_hold_the_numbers(pictures):
 
 def test_labels_keep_every_digit(found):
     made = conclusions.factors(found)
-    assert ">0.310 " in figures.factors(made, found.targets).svg
+    assert ">0.310\N{MULTIPLICATION SIGN}" in figures.factors(made, found.targets).svg
 
 
 def test_a_speed_that_nothing_can_be_said_of_is_not_quoted(found):
     noisy = [one.__class__(**{**vars(one), "timing": "too noisy"}) for one in conclusions.factors(found)]
     picture = figures.factors(noisy, found.targets)
-    assert ">4.28 " not in picture.svg
+    assert ">4.28\N{MULTIPLICATION SIGN}" not in picture.svg
     assert "too noisy to tell" in picture.alt
 
 
@@ -95,5 +95,5 @@ def test_machines_stand_below_each_other_and_every_column_has_an_axis(tmp_path):
     for name in away.machines:
         assert drawn.svg.count(f">{name}<") == 1
     assert drawn.svg.count("speed-up against PyTorch today") == 2
-    assert drawn.svg.count(">4 \N{MULTIPLICATION SIGN}<") == 2
+    assert drawn.svg.count(">4\N{MULTIPLICATION SIGN}<") == 2
     assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE}: 1.36" in drawn.alt

@@ -9,7 +9,7 @@ from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display.formats import TIMES
 from shrinkkit.errors import InvalidInput
 from shrinkkit.report import export, index_page
-from shrinkkit.results import results
+from shrinkkit.results import table
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_page_links_what_is_there_and_needs_nothing_outside(reports):
 def test_the_verdicts_figures_stand_with_their_intervals(reports):
     text = index_page.write(reports).read_text()
     assert "within budget" in text
-    assert f"5.83 {TIMES} <small>[5.82, 5.84]</small>" in text
+    assert f"5.83{TIMES} <small>5.82\N{EN DASH}5.84</small>" in text
     assert "to 81.5 kB" in text
 
 
@@ -63,8 +63,8 @@ def test_a_run_that_was_stopped_says_where(tmp_path):
 
 
 def test_an_error_that_nobody_foresaw_keeps_no_other_run_out(reports, monkeypatch):
-    load = results.load
-    monkeypatch.setattr(results, "load", lambda run: load(run) if run.name == "whole" else 1 / 0)
+    load = table.load
+    monkeypatch.setattr(table, "load", lambda run: load(run) if run.name == "whole" else 1 / 0)
     found = {run.name: run for run in index_page.read(reports)}
     assert found["whole"].found is not None
     assert "ZeroDivisionError" in found["older"].reason

@@ -5,7 +5,7 @@ import dataclasses
 import examples
 import pytest
 
-from shrinkkit.core.measurement import speed_cell
+from shrinkkit.display import cells
 from shrinkkit.report import latency
 from shrinkkit.results import table
 
@@ -57,8 +57,8 @@ def test_timings_of_a_run_survive_an_empty_one(found):
 
 
 def test_a_speed_up_is_a_cell_with_interval_and_verdict(latencies):
-    cell = speed_cell(latencies["static-int8"])
-    assert (cell.text, cell.tone) == ("2.16 \N{MULTIPLICATION SIGN}", "good")
+    cell = cells.speedup(latencies["static-int8"].speedup, latencies["static-int8"].verdict)
+    assert (cell.text, cell.tone) == ("2.16\N{MULTIPLICATION SIGN}", "good")
     assert cell.aside.endswith("faster")
 
 

@@ -74,17 +74,17 @@ def titles(table):
 
 
 def cells(table, row):
-    return [f"{cell.text} {cell.aside}".strip() for cell in table.rows[row]]
+    return [cell.plain() for cell in table.rows[row]]
 
 
 def test_accuracies_are_paired_with_the_baseline_and_say_how_far_outputs_drifted():
     one = accuracy([0.0] * 4 + [1.0] * 796, RIGHT, agreement=796 / 800, cosine=0.99912, divergence=0.0123456)
     table = predictions.accuracies({"baseline": BASELINE, "int8": one}, {"broken": "scores are not finite"})
     assert titles(table) == ["variant", "accuracy", "change", "same answers", "cosine", "divergence, nats"]
-    assert cells(table, 0) == ["baseline", "100.0 % [99.5, 100.0]", "reference", "", "", ""]
-    assert cells(table, 1)[1].startswith("99.5 % [")
-    assert cells(table, 1)[2].startswith("\N{MINUS SIGN}0.5 points [")
-    assert cells(table, 1)[3:] == ["99.5 % 796 of 800", "0.99912", "0.0123"]
+    assert cells(table, 0) == ["baseline", "100.0 % (99.5\N{EN DASH}100.0)", "reference", "", "", ""]
+    assert cells(table, 1)[1].startswith("99.5 % (")
+    assert cells(table, 1)[2].startswith("\N{MINUS SIGN}0.5 pts (")
+    assert cells(table, 1)[3:] == ["99.5 % (796 of 800)", "0.99912", "0.0123"]
     assert cells(table, 2) == ["broken", "scores are not finite"]
     assert "800 examples" in table.caption
 
@@ -131,8 +131,8 @@ def test_only_classes_whose_interval_excludes_zero_are_marked():
     assert titles(table) == ["class", "baseline", "int8"]
     assert [row[2].tone for row in table.rows] == ["quiet", "bad", "quiet", "good"]
     assert [bool(row[2].aside) for row in table.rows] == [False, True, False, True]
-    assert cells(table, 1)[:2] == ["class 1 80 examples", "100.0 %"]
-    assert cells(table, 1)[2].startswith("\N{MINUS SIGN}25.0 [")
+    assert cells(table, 1)[:2] == ["class 1 (80 examples)", "100.0 %"]
+    assert cells(table, 1)[2].startswith("\N{MINUS SIGN}25.0 (")
     assert "2 of 4 marked" in table.caption
     assert "in points" in table.caption
 

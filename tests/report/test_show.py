@@ -40,7 +40,7 @@ def test_layers_are_listed_by_the_work_they_do():
 
 
 def test_a_score_has_its_interval():
-    assert "80.0 % [" in repr(show.score([1.0] * 80 + [0.0] * 20, metric="accuracy", split="validation"))
+    assert "80.0 % (95 % CI" in repr(show.score([1.0] * 80 + [0.0] * 20, metric="accuracy", split="validation"))
 
 
 def test_no_fine_tuning_is_said():
@@ -102,16 +102,16 @@ def test_audits_of_a_run_survive_an_empty_one(found):
 def test_scores_of_several_models_are_compared_on_the_same_examples():
     text = repr(show.scores({"a": [1.0] * 10, "b": [1.0] * 9 + [0.0]}, metric="accuracy", split="validation"))
     assert "Accuracy on 10 validation examples" in text
-    assert "-10.0 points" in text.replace("\N{MINUS SIGN}", "-")
+    assert "-10.0 pts" in text.replace("\N{MINUS SIGN}", "-")
     assert "reference" in text
 
 
 def test_what_became_smaller_is_a_factor():
-    assert "4.00 \N{MULTIPLICATION SIGN}" in repr(show.shrunk(parameters=[800, 200], macs=[100, 50]))
+    assert "4.00\N{MULTIPLICATION SIGN}" in repr(show.shrunk(parameters=[800, 200], macs=[100, 50]))
 
 
 def test_a_trade_names_speed_and_score_with_their_intervals(record):
     timed = next(one.latency for one in record.measurements if one.variant == "static-int8")
     text = repr(show.trade(timed, [1.0] * 10, [1.0] * 9 + [0.0], metric="accuracy"))
-    assert "is faster (2.16" in text
-    assert "accuracy changes by \N{MINUS SIGN}10.0 points [" in text
+    assert "2.16" in text
+    assert "accuracy \N{MINUS SIGN}10.0 pts (95 % CI" in text

@@ -11,7 +11,7 @@ from tiny import task as tiny_task
 
 from shrinkkit.core import store
 from shrinkkit.core.measurement import IntegerCheck, Measurement, Memory, TargetRecord
-from shrinkkit.core.target import record_path
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import cards, modelcard, table
 from shrinkkit.transforms import variants
@@ -59,7 +59,7 @@ def run(made):
         Measurement("half", "cpu/torch", "model.pt2 must reproduce its reference outputs within 0.02, got 0.4."),
     )
     record = TargetRecord("corner", "cpu/torch", MACHINE, examples.ENVIRONMENT, found, None, (), ())
-    store.write(made / record_path("cpu/torch", MACHINE), record)
+    store.write(made / RunFolder("").measurement("cpu/torch", MACHINE).as_posix(), record)
     cards.write(made)
     return made
 
@@ -97,7 +97,7 @@ def test_a_readme_shows_figures_with_intervals_where_they_were_measured(run):
     text = (run / "variants/int8/README.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| cpu/torch")]
     assert f"| {MACHINE}, 2 threads, batch 8 |" in row
-    for part in ("99.5 %", "\N{MINUS SIGN}0.1 points", "2.50 \N{MULTIPLICATION SIGN} [2.50, 2.50]", "3.00 MB"):
+    for part in ("99.5 %", "\N{MINUS SIGN}0.1 pts", "2.50\N{MULTIPLICATION SIGN}", "3.00 MB"):
         assert part in row
 
 

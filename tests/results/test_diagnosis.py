@@ -157,7 +157,7 @@ def test_times_that_contradict_the_paired_timing_are_not_compared():
     planted = (conv("conv1", 2.0), conv("conv2", 1.0), *BEFORE[2:])
     assert "conv1 takes 2.00 ms" in said(planted, speedup=1.0, verdict="same")[0]
     (sentence,) = said(planted, speedup=0.5)
-    assert "which makes 1.00 \N{MULTIPLICATION SIGN} and not the 0.500 \N{MULTIPLICATION SIGN}" in sentence
+    assert "which makes 1.00\N{MULTIPLICATION SIGN} and not the 0.500\N{MULTIPLICATION SIGN}" in sentence
     assert "conv1" not in sentence
 
 

@@ -6,11 +6,12 @@ import examples
 import pytest
 
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
-from shrinkkit.core.target import place, record_path
+from shrinkkit.core.target import Place, Target
 from shrinkkit.results import folders
 
-AWAY = place("cpu/torch", examples.ELSEWHERE)
+AWAY = str(Place(Target("cpu", "torch"), examples.ELSEWHERE))
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_figures_of_files_that_have_changed_since_are_left_out_with_the_remedy(r
 
 
 def test_a_target_that_only_another_machine_can_run_is_a_note_and_no_failure(run):
-    own = run / record_path("cpu/torch", examples.HERE)
+    own = run / RunFolder("").measurement("cpu/torch", examples.HERE).as_posix()
     own.unlink()
     cause = "Unsupported: `target` names 'cpu/torch', but it is not installed. (cell 2)"
     with_step(run, Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", "failed", error=cause))
@@ -77,19 +78,19 @@ def test_a_target_that_only_another_machine_can_run_is_a_note_and_no_failure(run
 
 
 def test_a_benchmark_that_broke_is_a_failure_although_another_machine_ended_well(run):
-    (run / record_path("cpu/torch", examples.HERE)).unlink()
+    (run / RunFolder("").measurement("cpu/torch", examples.HERE).as_posix()).unlink()
     with_step(run, Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", "failed", error="the kernel died"))
     assert folders.places(folders.read(run)) == (("cpu/torch", "cpu/onnxruntime", AWAY), ())
 
 
 def test_a_benchmark_that_failed_on_another_machine_has_its_place(run):
-    at = place("cpu/onnxruntime", examples.ELSEWHERE)
+    at = str(Place(Target("cpu", "onnxruntime"), examples.ELSEWHERE))
     with_step(run, Step("4-benchmark-x", "4-benchmark", at, "failed", error="the kernel died"))
     assert folders.places(folders.read(run))[0] == ("cpu/torch", "cpu/onnxruntime", AWAY, at)
 
 
 def test_a_record_that_is_there_twice_or_of_no_target_is_noted(run):
-    text = (run / record_path("cpu/torch", examples.HERE)).read_text()
+    text = (run / RunFolder("").measurement("cpu/torch", examples.HERE).as_posix()).read_text()
     (run / "measurements/copied").mkdir()
     (run / "measurements/copied/again.json").write_text(text)
     (run / "measurements/copied/later.json").write_text(text.replace('"cpu/torch"', '"cpu/later"'))

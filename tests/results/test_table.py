@@ -6,8 +6,8 @@ import examples
 import pytest
 
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import record_path
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import table
@@ -59,7 +59,7 @@ def test_a_step_skipped_for_another_names_the_cause_of_that_one(run):
 
 
 def test_a_target_without_a_record_is_not_run_and_keeps_the_sizes(run):
-    (run / record_path("cpu/torch", examples.HERE)).unlink()
+    (run / RunFolder("").measurement("cpu/torch", examples.HERE).as_posix()).unlink()
     found = table.load(run)
     row = found.row("channels-50", "cpu/torch")
     assert (row.state, row.size_bytes, row.latency_ms) == ("not run", 292_000, None)

@@ -25,7 +25,7 @@ exact = pytest.mark.skipif(
 ELSEWHERE = """
 import json, sys, torch
 from pathlib import Path
-from shrinkkit import emulation
+from shrinkkit.runtimes import emulation
 runtime, *paths = sys.argv[1:]
 found = [emulation.check(Path(p), runtime=runtime, inputs=(torch.ones(4, 16, 2, 2),), threads=1) for p in paths]
 print(json.dumps([{"saturated": f.saturated, "layers": f.layers, "deviation": f.deviation} for f in found]))

@@ -77,7 +77,7 @@ def test_dynamic_int8_quantizes_matrix_products_and_leaves_convolutions(tmp_path
 
 
 def test_integers_that_are_multiplied_as_floats_are_not_called_int8(tmp_path, monkeypatch):
-    monkeypatch.setattr(openvinofiles, "GROUP_SIZE", 0)
+    monkeypatch.setattr(openvinofiles.snippets, "GROUP_SIZE", 0)
     _, path, found = written(tmp_path, "dynamic-int8", Attending)
     assert b'element_type="i8"' in path.read_bytes()
     assert {p.runs_as for p in found.values()} == {"float32"}
@@ -121,7 +121,8 @@ sys.path.insert(0, {str(tmp_path.parent)!r})
 from pathlib import Path
 import torch
 from torch import nn
-from shrinkkit import artifacts, openvinofiles
+from shrinkkit.runtimes import artifacts
+from shrinkkit.runtimes.openvino import openvinofiles
 model, x = nn.Sequential(nn.Linear(8, 8)).eval(), (torch.rand(4, 8),)
 skipped = frozenset()
 folder = Path({str(tmp_path)!r})

@@ -40,7 +40,7 @@ TOKENS = torch.arange(12).reshape(3, 4)
 
 def test_a_sharing_copy_holds_the_matrices_of_the_model_and_computes_the_same():
     model = several()
-    copied = copies.sharing(model)
+    copied = copies.shallow_copy(model)
     shared = {n for n, p in copied.named_parameters(remove_duplicate=False) if p is model.get_parameter(n)}
     assert shared == {"embed.weight", "head.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"}
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def test_a_sharing_copy_holds_the_matrices_of_the_model_and_computes_the_same():
 
 def test_running_or_rebuilding_the_copy_leaves_the_model_as_it_was():
     model = several()
-    copied = copies.sharing(model)
+    copied = copies.shallow_copy(model)
     with torch.inference_mode():
         copied(TOKENS)
         copied.head.bias += 1
@@ -63,7 +63,7 @@ def test_running_or_rebuilding_the_copy_leaves_the_model_as_it_was():
 
 def test_what_must_be_converted_is_made_anew_and_stays_tied():
     model = several()
-    copied = copies.sharing(model, dtype=torch.float64)
+    copied = copies.shallow_copy(model, dtype=torch.float64)
     assert {p.dtype for p in copied.parameters()} == {torch.float64}
     assert copied.norm.running_mean.dtype == torch.float64
     assert copied.norm.num_batches_tracked.dtype == torch.int64
@@ -74,8 +74,8 @@ def test_what_must_be_converted_is_made_anew_and_stays_tied():
 def test_a_copy_that_owns_its_parameters_can_be_written_to():
     model = several()
     before = copy.deepcopy(model.state_dict())
-    copied = copies.sharing(model)
-    copies.own(copied, model)
+    copied = copies.shallow_copy(model)
+    copies.unshare(copied, model)
     assert not {id(p) for p in copied.parameters()} & {id(p) for p in model.parameters()}
     assert copied.head.weight is copied.embed.weight
     with torch.inference_mode():
@@ -93,7 +93,7 @@ def test_memory_of_objects_that_only_refer_to_each_other_is_given_back():
     circle.append(circle)
     held = peak_memory._status("VmRSS")
     del circle
-    copies.release()
+    copies.trim_heap()
     assert held - peak_memory._status("VmRSS") > 60e6
 
 
@@ -103,9 +103,10 @@ def test_a_freed_block_is_given_back_although_a_later_one_is_in_use():
     # own, because memory that other tests left free would be used first.
     script = """
 import torch
-from shrinkkit import copies, memory
+from shrinkkit.tasks import copies
+from shrinkkit.measure import peak_memory as memory
 torch.ones(6 << 20)
-with copies.returning():
+with copies.freeing_large_blocks():
     blocks = [torch.ones(1 << 20) for _ in range(16)]
     held = memory._status("VmRSS")
     del blocks[:-1]

@@ -1,14 +1,17 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from shrinkkit.transforms.apply import Pruned
 from tiny import task as tiny_task
 from torch import nn
 
 from shrinkkit.core import store
+from shrinkkit.core.run_folder import RECORD
 from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
@@ -16,8 +19,6 @@ from shrinkkit.runtimes import exports
 from shrinkkit.runtimes.exports import Making
 from shrinkkit.tasks import copies
 from shrinkkit.transforms import prune, variants
-from shrinkkit.transforms.apply import Pruned
-from shrinkkit.transforms.variants import RECORD
 
 RUNTIMES = ("torch", "onnxruntime")
 PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]
@@ -170,7 +171,7 @@ def measure_peaks(folder):
             # The first one brings the libraries into memory.
             place = Path(folder) / runtime / (method or "float") / str(width)
             (place / "scratch").mkdir(parents=True)
-            copies.release()
+            copies.trim_heap()
             RESET.write_text("5")
             before = peak_memory._status("VmRSS")
             example = (torch.zeros(2, width),)
@@ -182,7 +183,14 @@ def measure_peaks(folder):
 @pytest.mark.skipif(not RESET.exists(), reason="peaks are counted by Linux's /proc")
 def test_making_a_file_takes_little_more_memory_than_the_file(tmp_path):
     command = [sys.executable, "-c", f"import test_variants as t; t.measure_peaks({str(tmp_path)!r})"]
-    ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        command,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
     assert [(runtime, method) for runtime, method, *_ in rows] == PEAKS
     # The model has 202 MB: another copy of it would not pass. With VNNI hidden, torch peaked 122 MB above the file.

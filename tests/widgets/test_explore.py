@@ -27,7 +27,7 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from ipywidgets import Button, Dropdown, FloatSlider
 from ipywidgets.widgets.widget import _instances
 from tiny import task as tiny_task
-from shrinkkit import explore
+from shrinkkit.widgets import explore
 task = tiny_task()
 def control(kind, at=0):
     return [one for one in _instances.values() if type(one) is kind][at]

@@ -1,4 +1,4 @@
-"""Outputs that change in place, run by a real kernel: what a notebook keeps of them is the last state, complete."""
+"""Live outputs and controls in a real kernel: a saved notebook keeps the last state of each."""
 
 import pytest
 from nbclient import NotebookClient
@@ -12,9 +12,9 @@ from shrinkkit.widgets.live import Live, Progress
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPLORE = """
 from ipywidgets import FloatSlider
-from shrinkkit import live
+from shrinkkit.display.tables import Statement
 from shrinkkit.errors import InvalidInput
-from shrinkkit.tables import Statement
+from shrinkkit.widgets import live
 def draw(ratio):
     if ratio > 0.9:
         raise InvalidInput("`ratio` must be at most 0.9. Pass less.")
@@ -26,16 +26,21 @@ MOVED = EXPLORE + "slider.value = 0.8"
 TOO_FAR = EXPLORE + "slider.value = 0.95"
 BACK = TOO_FAR + "; slider.value = 0.2"
 PROGRESS = """
-from shrinkkit import live
+from shrinkkit.widgets import live
 watch = live.progress("Sleeping")
 for i in range(3):
     watch(i + 1, 3, f"step {i + 1}")
 """
 PRESSED = """
-from shrinkkit import live
-from shrinkkit.tables import Statement
-from ipywidgets import Widget, Button
-shown = live.on_request("Judge it", lambda: Statement("it is good"), before=Statement("Nobody asked yet."))
+from ipywidgets import Button
+from shrinkkit.display.tables import Statement
+from shrinkkit.widgets import live
+shown = live.on_request("Evaluate", lambda: Statement("it is good"), before=Statement("Not evaluated yet."))
+"""
+ATTENDED = """
+from IPython.display import display
+from shrinkkit.widgets import live
+display(live.attended())
 """
 PRESS = "import ipywidgets.widgets.widget as w\n[b for b in w._instances.values() if isinstance(b, Button)][0].click()"
 
@@ -83,19 +88,31 @@ def test_progress_ends_in_words_that_say_how_it_ended(kernel):
     assert "<progress" not in bar["text/html"]
 
 
-def test_what_nobody_has_asked_for_says_so(kernel):
+def test_a_button_replaces_its_first_output_when_it_is_clicked(kernel):
     _, answer = outputs(kernel, PRESSED)
-    assert answer["text/plain"] == "Nobody asked yet."
+    assert answer["text/plain"] == "Not evaluated yet."
     _, answer = outputs(kernel, PRESSED + PRESS)
     assert answer["text/plain"] == "it is good"
 
 
-def test_an_error_of_a_callback_is_shown_and_not_lost():
+def test_an_error_of_a_callback_is_shown():
     def fail(**values):
         raise values["kind"]("why")
 
     assert repr(live.attempt(fail, kind=InvalidInput)) == "InvalidInput: why"
-    assert repr(live.attempt(fail, kind=KeyError)) == "This failed: KeyError: 'why'"
+    assert repr(live.attempt(fail, kind=KeyError)).endswith("KeyError: 'why'")
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_cell_is_attended_if_its_front_end_accepts_input(kernel, attended):
+    kernel.kc.allow_stdin = attended
+    (shown,) = outputs(kernel, ATTENDED)
+    kernel.kc.allow_stdin = False
+    assert shown["text/plain"] == str(attended)
+
+
+def test_nothing_is_attended_outside_of_a_notebook():
+    assert not live.attended()
 
 
 def test_outside_of_a_notebook_outputs_are_printed(capsys):
@@ -105,10 +122,10 @@ def test_outside_of_a_notebook_outputs_are_printed(capsys):
     assert repr(shown.shown) == "two"
 
 
-def test_a_bar_never_says_that_nothing_was_done():
-    assert repr(Progress("Fine-tuning", 0, 3, "", 0.1)) == "Fine-tuning: under way"
-    assert 'max="3"' in Progress("Fine-tuning", 1, 3, "", 0.1).html()
+def test_progress_is_running_before_its_first_step_is_done():
+    assert repr(Progress("Fine-tuning", 0, 3)) == "Fine-tuning: running"
+    assert 'max="3"' in Progress("Fine-tuning", 1, 3).html()
 
 
-def test_work_of_no_steps_says_that_there_was_nothing_to_do():
-    assert repr(Progress("Timing", 0, 0, "", 0.0)) == "Timing: there was nothing to do"
+def test_work_of_no_steps_has_nothing_to_do():
+    assert repr(Progress("Timing", 0, 0)) == "Timing: nothing to do"

@@ -70,7 +70,7 @@ def saturates() -> bool:
     return any((sums != 255 * 127 * width).any() for sums in found)
 
 
-@copies.returning()
+@copies.freeing_large_blocks()
 def write(
     source: Path,
     path: Path,

@@ -70,7 +70,7 @@ def dynamic_int8(
     def convert(engine: str) -> nn.Module:
         with using_engine(engine), quiet.libraries():
             quantized: nn.Module = quantize_dynamic(  # type: ignore[no-untyped-call]
-                copies.sharing(model, device="cpu", dtype=torch.float32), dict(layers), inplace=True
+                copies.shallow_copy(model, device="cpu", dtype=torch.float32), dict(layers), inplace=True
             )
             return quantized
 
@@ -125,7 +125,7 @@ def static_int8(
             mapping.set_module_name(name, None)
         with using_engine(engine), quiet.libraries(), torch.inference_mode():
             try:
-                shared = copies.sharing(model, device="cpu", dtype=torch.float32)
+                shared = copies.shallow_copy(model, device="cpu", dtype=torch.float32)
                 observed = prepare_fx(shared, mapping, inputs)
             except (torch.fx.proxy.TraceError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
                 raise Unsupported(
@@ -173,13 +173,16 @@ def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
         example: Positional inputs of one call, batch first, on the model's device.
         dtype: `float16` or `bfloat16`.
 
+    Returns:
+        A module with float32 inputs and outputs around a copy of `model` in 16 bits, on the same device.
+
     Raises:
         Unsupported: `dtype` is another one, or the device has no kernel for one of the model's operators.
     """
     if dtype not in HALF:
         raise Unsupported(f"`dtype` must be 'float16' or 'bfloat16', got {dtype!r}. For 8 bits see `dynamic_int8`.")
-    result = HalfPrecision(copies.sharing(model, dtype=HALF[dtype]), HALF[dtype])
-    copies.own(result, model)
+    result = HalfPrecision(copies.shallow_copy(model, dtype=HALF[dtype]), HALF[dtype])
+    copies.unshare(result, model)
     try:
         with torch.inference_mode():
             result(*example)
@@ -288,7 +291,7 @@ def _fastest(
         candidates.forget(but=name)
         candidates.has(name)
     chosen = candidates.kept[name].eval()
-    copies.own(chosen, model)
+    copies.unshare(chosen, model)
     # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
     chosen.__dict__["quantized_engine"] = name
     _TIMES_MS[chosen] = best
@@ -322,7 +325,7 @@ class _Candidates:
         """Let go of all conversions but the one for an engine."""
         self.kept = {name: made for name, made in self.kept.items() if name == but}
         # Graphs of torch.fx refer to themselves.
-        copies.release()
+        copies.trim_heap()
 
     def time_ms(self, engine: str) -> float:
         """Return how long one call of a conversion that is there takes."""

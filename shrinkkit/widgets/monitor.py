@@ -1,0 +1,140 @@
+"""Live view of a latency comparison: the 95 % interval of each speed-up over time, and a stop button.
+
+Updated between blocks as text that takes a millisecond to make, so that it does not disturb the timing.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+
+from shrinkkit.core import estimate
+from shrinkkit.core.estimate import MARGIN, Estimate
+from shrinkkit.core.samples import Blocks, log_ratios
+from shrinkkit.display import formats
+from shrinkkit.display.picture import COLOURS, FAINT, INK
+from shrinkkit.display.tables import Shown
+from shrinkkit.widgets import live
+from shrinkkit.widgets.live import Live
+
+WIDTH, HEIGHT = 260, 44
+SPAN = 0.05
+"""Half the height of a chart, as a fraction of the last speed-up."""
+_NOTE = (
+    "Charts span \N{PLUS-MINUS SIGN}5 % around the last value. Band: 95 % interval of the speed-up vs. FP32, same "
+    "runtime; grey: \N{PLUS-MINUS SIGN}1 %, which counts as no difference. Timing ends when the interval is narrow "
+    "enough or the time is over, whatever the result."
+)
+
+Course = list[tuple[int, Estimate]]
+"""The speed-up estimated after so many blocks, in the order of time."""
+
+
+class TimingMonitor:
+    """Timing callback that shows each comparison and stops when its button is clicked."""
+
+    def __init__(self) -> None:
+        """Show the button and an empty view."""
+        from ipywidgets import Button, Layout
+
+        self.courses: dict[str, Course] = {}
+        self._stop = threading.Event()
+        button = Button(description="Stop timing", layout=Layout(width="auto"))
+        button.on_click(self.stop)
+        live.show_controls(button, "a button that stops the timing; an interrupted comparison gets no verdict")
+        # ipykernel routes messages of a widget to the shell that created it, which is busy timing. Without this
+        # attribute it uses the subshell that JupyterLab asks for.
+        vars(button.comm).pop("_reply_subshell_id", None)
+        self._live = Live(Courses({}, of=0))
+
+    def stop(self, _: object = None) -> None:
+        """End the timing at the next block."""
+        self._stop.set()
+
+    def __call__(self, name: str, turn: int, of: int, blocks: Blocks) -> bool:
+        """Show the estimate of the blocks so far and return whether to stop."""
+        course = self.courses.setdefault(name, [])
+        if course and course[-1][0] >= len(blocks):  # too noisy, and timed again
+            course.clear()
+        course.append((len(blocks), estimate.block_ratio(log_ratios(blocks, min))))
+        stopped = self._stop.is_set()
+        self._live.show(Courses(self.courses, of=of, stopped=stopped))
+        return stopped
+
+
+@dataclass(frozen=True, repr=False)
+class Courses(Shown):
+    """The course of each comparison as a small chart, all on the same scale."""
+
+    courses: Mapping[str, Course]
+    of: int
+    """Number of comparisons to come in all."""
+    stopped: bool = False
+
+    def __repr__(self) -> str:
+        """Return it as plain text."""
+        return "\n".join([self._caption(), *(f"  {_summary(*item)}" for item in self.courses.items())])
+
+    def markdown(self) -> str:
+        """Return it as a list."""
+        lines = (f"- {_summary(*item)}" for item in self.courses.items())
+        return "\n".join([f"**{self._caption()}**", "", *lines]) + "\n"
+
+    def html(self) -> str:
+        """Return it as a table of charts."""
+        rows = "".join(
+            f'<tr><th scope="row">{escape(name)}</th><td>{_chart(name, course)}</td>'
+            f'<td class="sk-number">{escape(_last(course))}</td><td class="sk-number">{course[-1][0]}</td></tr>'
+            for name, course in self.courses.items()
+        )
+        titles = {"variant": "", "95 % interval over time": "", "speed-up": "sk-number", "blocks": "sk-number"}
+        head = "".join(f'<th scope="col" class="{kind}">{title}</th>' for title, kind in titles.items())
+        caption = escape(self._caption())
+        return (
+            f'<div class="sk-scroll" role="region" tabindex="0" aria-label="{caption}"><table class="sk-table">'
+            f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f'<p class="sk-note">{_NOTE}</p>'
+        )
+
+    def _caption(self) -> str:
+        if not self.courses:
+            return "Timing has started"
+        if self.stopped:
+            return f"Interrupted in comparison {len(self.courses)} of {self.of}, which gets no verdict"
+        return f"Speed-up over time: {len(self.courses)} of {formats.counted(self.of, 'comparison')}"
+
+
+def _summary(name: str, course: Course) -> str:
+    blocks, first = course[0]
+    return f"{name}: {formats.interval(first)} after {blocks} blocks, {_last(course)} after {course[-1][0]}"
+
+
+def _last(course: Course) -> str:
+    speedup = course[-1][1]
+    return f"{formats.times(speedup.value)} {formats.interval(speedup)}"
+
+
+def _chart(name: str, course: Course) -> str:
+    """Return the course of an interval as SVG, written by hand: matplotlib would take the processor for too long."""
+    total, centre, reach = max(course[-1][0], 2), math.log(course[-1][1].value), math.log1p(SPAN)
+    points = [(0, course[0][1]), *course]  # a band needs two points
+
+    def line(ratios: list[float]) -> list[str]:
+        heights = [max(-1.0, min(1.0, (math.log(ratio) - centre) / reach)) for ratio in ratios]
+        xs = [4 + (WIDTH - 8) * blocks / total for blocks, _ in points]
+        return [f"{x:.1f},{HEIGHT / 2 - y * (HEIGHT / 2 - 2):.1f}" for x, y in zip(xs, heights, strict=True)]
+
+    band = line([e.high for _, e in points]) + line([e.low for _, e in points])[::-1]
+    margin = HEIGHT / 2 * math.log1p(MARGIN) / reach
+    blue = f"var(--sk-c0, {COLOURS[0]})"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" style="width:{WIDTH}px" role="img" '
+        f'aria-label="{escape(_summary(name, course))}"><rect x="0" y="{HEIGHT / 2 - margin:.1f}" width="{WIDTH}" '
+        f'height="{2 * margin:.1f}" style="fill:var(--sk-faint, {FAINT})"/>'
+        f'<polygon points="{" ".join(band)}" style="fill:{blue};opacity:.35"/>'
+        f'<polyline points="{" ".join(line([e.value for _, e in points]))}" '
+        f'style="fill:none;stroke:{blue};stroke-width:1.5"/>'
+        f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 0.5}" y2="{HEIGHT - 0.5}" style="stroke:var(--sk-ink, {INK});'
+        'stroke-width:.4"/></svg>'
+    )

@@ -1,0 +1,96 @@
+"""What `import shrinkkit` gives: the names, their documentation and types, and that torch is loaded only on use."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import shrinkkit
+
+NAMES = """
+Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError StepFailed
+Study Task UnfairComparison Unsupported check_task compare create_study dynamic_int8 fine_tune half load_results
+load_task macs parameters prune_channels prune_weights read_recipe read_study run score static_int8 verify
+""".split()
+FUNCTIONS = [name for name in NAMES if name[0].islower()]
+EXAMPLE = (torch.zeros(2, 1, 8, 8),)
+
+
+def test_the_public_names_are_these():
+    assert dir(shrinkkit) == NAMES
+
+
+def test_the_stub_declares_the_public_names():
+    stub = ast.parse(Path(shrinkkit.__file__).with_suffix(".pyi").read_text())
+    exported = next(node for node in stub.body if isinstance(node, ast.Assign))
+    assert sorted(ast.literal_eval(exported.value)) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_public_name_can_be_imported(name):
+    assert getattr(shrinkkit, name).__doc__
+
+
+@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - {"create_study", "fine_tune", "read_recipe", "read_study"}))
+def test_each_function_documents_its_arguments_result_and_errors(name):
+    function = getattr(shrinkkit, name)
+    text = inspect.getdoc(function)
+    arguments, _, _ = text.partition("\nArgs:")[2].partition("\nReturns:")
+    assert [p for p in inspect.signature(function).parameters if f"\n    {p}: " not in arguments] == []
+    assert "\nReturns:\n" in text or name == "check_task"
+    assert "\nRaises:\n" in text or name in ("macs", "parameters")
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, shrinkkit; dir(shrinkkit); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="distill"):
+        shrinkkit.distill  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny.task()
+
+
+@pytest.fixture(scope="module")
+def smaller(task):
+    return shrinkkit.prune_channels(task.model, task.example, ratio=0.5)
+
+
+def test_pruned_models_have_fewer_parameters_and_macs(task, smaller):
+    assert shrinkkit.parameters(smaller) < shrinkkit.parameters(task.model)
+    assert shrinkkit.macs(smaller, task.example) < shrinkkit.macs(task.model, task.example)
+
+
+def test_a_model_is_compared_with_itself_in_speed_and_accuracy(task):
+    compared = shrinkkit.compare(task.model, task.model, task, cap_s=0.2, threads=1)
+    assert compared.latency.speedup.low <= compared.latency.speedup.high
+    assert compared.accuracy.difference.value == 0
+    assert len(compared.accuracy.scores) == len(task.validation)
+
+
+def test_without_a_task_only_latency_is_compared(task, smaller):
+    compared = shrinkkit.compare(task.model, smaller, task.example, cap_s=0.2, threads=1)
+    assert compared.accuracy is None
+    assert compared.latency.candidate == "candidate"
+
+
+def test_an_int8_model_is_scored_with_the_engine_that_it_was_made_for(task):
+    calibration = [(task.calibration[i][0].unsqueeze(0),) for i in range(8)]
+    integer = shrinkkit.static_int8(task.model, task.example, calibration)
+    scored = shrinkkit.score(integer, task, split="test", baseline=task.model)
+    assert abs(scored.difference.value) < 0.2
+
+
+def test_scores_of_an_unknown_split_are_refused(task):
+    with pytest.raises(shrinkkit.InvalidInput, match="`split`"):
+        shrinkkit.score(task.model, task, split="tests")
