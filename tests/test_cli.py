@@ -21,7 +21,7 @@ def test_help_names_the_exit_statuses(command, capsys):
 
 def test_list_recipes_says_what_each_does(capsys):
     assert cli.main(["list", "recipes"]) == 0
-    assert "50% of the channels removed, 8 epochs of fine-tuning, then static-int8" in capsys.readouterr().out
+    assert "prune-channels 50%, fine-tune, static-int8" in capsys.readouterr().out
 
 
 def test_list_targets_says_why_one_cannot_run_here(capsys):
@@ -53,7 +53,7 @@ def test_new_wants_a_python_file(tmp_path, capsys):
 
 def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 6
+    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 8
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 

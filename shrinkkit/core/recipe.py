@@ -180,9 +180,10 @@ class Recipe(Rich, Section):
 
 def described(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a recipe's plain settings do: the name of each stage and of the precision, and their settings."""
-    choices = [*recipe.get("stages", ()), recipe.get("precision") or {}]
-    pairs = [(name, formats.settings(settings)) for one in choices for name, settings in one.items()]
-    return [pair for pair in pairs if pair[0] != "float32"]
+    stages, precision = recipe.get("stages"), recipe.get("precision")
+    choices = [*(stages if isinstance(stages, (list, tuple)) else ()), precision]
+    pairs = [pair for one in choices if isinstance(one, dict) for pair in one.items() if isinstance(pair[1], dict)]
+    return [(name, formats.settings(settings)) for name, settings in pairs if name != "float32"]
 
 
 MOST_THREADS, MOST_BATCH, MOST_SIZES, MOST_SECONDS = 1024, 65536, 16, 2_678_400
@@ -326,6 +327,6 @@ def conflicts(
         if reasons and all(reasons.values()):
             why = "; ".join(f"{target}: {reason}" for target, reason in reasons.items())
             text = f"`{precision}` of recipe {recipe.name!r} can run on no target of the study: {why}"
-            possible = [name for name in PRECISIONS if any((name, t) not in _IMPOSSIBLE for t in targets)]
+            possible = [name for name in METHODS if any((name, t) not in _IMPOSSIBLE for t in targets)]
             elsewhere = options([t for t in TARGETS if (precision, t) not in _IMPOSSIBLE])
             yield key, text, f"Possible there: {', '.join(possible)}. `{precision}` can run on {elsewhere}."

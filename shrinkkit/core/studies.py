@@ -326,7 +326,7 @@ def _remedy(key: Key, kind: str, value: Any) -> str:
         return "Set `name`, which else is the file's."
     if key[-1] == "precision" and re.search(r"\d", str(value)):
         return " There are 8-bit integers and 16-bit floats, and no other widths."
-    if (key[0] == "targets" or key[-1] == "target") and "/" not in str(value):
+    if isinstance(value, str) and (key[0] == "targets" or key[-1] == "target") and "/" not in value:
         return " A target is written device/runtime."
     return ""
 

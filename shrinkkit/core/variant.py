@@ -167,21 +167,20 @@ class Variant(Rich):
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Make the audit one that shows itself, and check that the recipe has the form of one.
-
-        Raises:
-            ValueError: It has not.
-        """
-        stages, precision = self.recipe.get("stages"), self.recipe.get("precision")
-        choices = [*stages, precision] if isinstance(stages, (list, tuple)) else [None]
-        if not all(isinstance(c, dict) and len(c) == 1 and isinstance(next(iter(c.values())), dict) for c in choices):
-            raise ValueError("`recipe` must have `stages` and a `precision`")
+        """Make the audit one that shows itself."""
         object.__setattr__(self, "audit", Audit(self.audit))
 
     @property
     def precision(self) -> str:
         """The name of its precision."""
-        return str(next(iter(self.recipe["precision"])))
+        precision = self.recipe.get("precision")
+        return str(next(iter(precision), "float32")) if isinstance(precision, dict) else "float32"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of its stages, from the first to the last."""
+        stages = self.recipe.get("stages")
+        return tuple(str(name) for stage in stages for name in stage) if isinstance(stages, (list, tuple)) else ()
 
     def shown(self) -> Shown:
         """Return what was asked for and what was reached."""

@@ -109,7 +109,6 @@ RULES: dict[str, Callable[[str, Any], str]] = {
     "runtimes": _known_runtimes,
     "variant": _new_variant,
     "variants": _texts,
-    "skip": _texts,
     "batch_sizes": _counts(MOST_BATCH),
     "thread_counts": _counts(MOST_THREADS),
     "today": _today,

@@ -162,9 +162,9 @@ def _steps(results: Results, row: Row) -> tuple[Factor, ...]:
 
 def _factor(results: Results, earlier: str, later: str, speedup: Estimate) -> Factor:
     """Return what the steps gave that lead from one variant to a later one."""
-    before = results.variants[earlier].recipe if earlier in results.variants else {"stages": ()}
+    before = results.variants[earlier].stages if earlier in results.variants else ()
     variant = results.variants[later]
-    names = [name for stage in variant.recipe["stages"][len(before["stages"]) :] for name in stage]
+    names = variant.stages[len(before) :]
     lowered = variant.precision != "float32"
     kind = "both" if names and lowered else "precision" if lowered else "transform"
     return Factor(" + ".join([*names, variant.precision] if lowered else names), kind, speedup)

@@ -24,7 +24,7 @@ def settings(file: ModelFile, *, method: str, threads: int, engine: str) -> dict
 
     Args:
         file: Whose runtime is asked for.
-        method: Of the recipe's `quantize` section; empty for none.
+        method: The recipe's precision; empty for float32.
         threads: Threads of one call, >= 1.
         engine: torch's quantized engine that a TorchScript file was packed for; empty for none.
     """

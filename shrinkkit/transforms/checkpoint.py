@@ -123,7 +123,7 @@ def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
                 layers[name] = Layer(same_as=first)
             continue
         arguments: dict[str, Any] | None = None
-        if known is None or type(known) is not type(module):
+        if known is None or _form(known) != _form(module):
             arguments = _arguments(name, module)
             known = _constructed(type(module).__name__, arguments)
             # What the constructor makes inside is what the modules inside are compared with.
@@ -135,6 +135,12 @@ def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
             kind = "" if arguments is None else type(module).__name__
             layers[name] = Layer(kind, arguments or {}, changed, inside)
     return layers
+
+
+def _form(module: nn.Module) -> tuple[Any, ...]:
+    """Return what setting numbers cannot change: the type, which parameters there are, and options in words."""
+    held = {name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None}
+    return type(module), held, {key: value for key, value in vars(module).items() if isinstance(value, str)}
 
 
 def _arguments(name: str, module: nn.Module) -> dict[str, Any]:

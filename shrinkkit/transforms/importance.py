@@ -51,7 +51,7 @@ def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Gene
     units = torch.stack([total[list(unit)].mean() for unit in group.units]) / terms
     if criterion == "lamp":
         return _lamp(units)
-    return units if criterion == "taylor" or units.mean() == 0 else units / units.mean()
+    return units if criterion == "taylor" or units.mean() <= 0 else units / units.mean()
 
 
 def _target(model: nn.Module, edit: Edit) -> nn.Module | nn.Parameter:

@@ -298,9 +298,10 @@ def _layers(found: Pruning, stage: Stage) -> Table:
 
 
 def _to_copy(stage: Stage) -> tuple[Command, ...]:
-    settings = json.dumps(stage.settings.model_dump(mode="json", exclude_defaults=True))
+    values = stage.settings.model_dump(mode="json", exclude_defaults=True)
+    settings = json.dumps(values)
     return (
-        Command(f"settings: dict = {settings}", "Copy this line into the parameters cell to prune like this:"),
+        Command(f"settings: dict = {values}", "Copy this line into the parameters cell to prune like this:"),
         Command(f"stages: [{{{stage.name}: {settings}}}]", "The same in a recipe:"),
     )
 

@@ -109,7 +109,7 @@ def test_nothing_measured_is_no_verdict(found):
 def test_factors_multiply_to_the_speed_against_torch(found):
     for one in conclusions.factors(found):
         product = 1.0
-        for part in (one.runtime, one.pruning, one.quantization, one.compression):
+        for part in (one.runtime, *(step.speedup for step in one.steps)):
             product *= part.value if part else 1.0
         assert product == pytest.approx(one.total.value)
         assert one.total.low <= one.total.value <= one.total.high
@@ -118,17 +118,18 @@ def test_factors_multiply_to_the_speed_against_torch(found):
 def test_factors_come_from_the_pruned_model_that_was_measured(found):
     made = {(one.variant, one.target): one for one in conclusions.factors(found)}
     both = made["channels-50-static-int8", "cpu/onnxruntime"]
-    assert both.pruning.value == pytest.approx(3.31, rel=0.01)
-    assert both.quantization.value == pytest.approx(4.51 / 3.31, rel=0.01)
-    assert made["static-int8", "cpu/torch"].pruning is None
+    steps = [(step.name, step.kind) for step in both.steps]
+    assert steps == [("prune-channels + fine-tune", "transform"), ("static-int8", "precision")]
+    assert [s.speedup.value for s in both.steps] == pytest.approx([3.31, 4.51 / 3.31], rel=0.01)
+    assert [step.kind for step in made["static-int8", "cpu/torch"].steps] == ["precision"]
 
 
 def test_without_the_pruned_model_the_two_are_not_told_apart(found):
     kept = tuple(row for row in found.rows if row.variant != "channels-50")
     made = conclusions.factors(dataclasses.replace(found, rows=kept))
     both = next(one for one in made if (one.variant, one.target) == ("channels-50-static-int8", "cpu/torch"))
-    assert (both.pruning, both.quantization) == (None, None)
-    assert both.compression.value == pytest.approx(4.97, rel=0.01)
+    assert [step.kind for step in both.steps] == ["both"]
+    assert both.steps[0].speedup.value == pytest.approx(4.97, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_factors_multiply_on_every_machine(away):
     assert len(places) == 3
     for one in conclusions.factors(away):
         product = 1.0
-        for part in (one.runtime, one.pruning, one.quantization, one.compression):
+        for part in (one.runtime, *(step.speedup for step in one.steps)):
             product *= part.value if part else 1.0
         assert product == pytest.approx(one.total.value)
 
