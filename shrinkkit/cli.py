@@ -1,6 +1,6 @@
 """The command line: `run`, `list`, `new`, `report`, `index`, `verify`, `notebooks`. Starts without importing torch."""
 
-import argparse
+import json
 import math
 import os
 import shlex
@@ -8,264 +8,330 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from shrinkkit import __version__
 from shrinkkit.core import processes
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from shrinkkit.core.recipe import Recipe, Study
+    from shrinkkit.core.run_folder import RunFolder
+    from shrinkkit.pipeline.runner import PreparedRun
+    from shrinkkit.pipeline.terminal import LineMonitor
 
 
 TRACEBACK = "SHRINKKIT_TRACEBACK"
-"""Environment variable that has an error which nobody foresaw shown whole."""
-EXIT_CODES = """exit status:
-  0    every variant was made and measured wherever it can run
-  1    a step failed, or the report could not be made; the report says which and why
-  2    the command, a recipe, a study or a task is not valid; nothing was started
-  130  interrupted; the same command goes on from there. By SIGTERM it is 143, by SIGHUP 129"""
+"""Environment variable that has the traceback of an unexpected error shown."""
+EXIT_STATUS = """Exit status:
 
-RUN = """Compress a task by recipes, measure every variant fairly on this machine, and write one report.
+0 - every variant was made and measured wherever it can run
 
-  shrinkkit run digits-cnn                      a bundled study
-  shrinkkit run study.yaml                      a study of your own
-  shrinkkit run my_task.py                      your task, every built-in recipe
-  shrinkkit run my_task.py --recipe static-int8 --recipe mine.yaml --target cpu/onnxruntime
+1 - a step failed, or the report could not be made; the report says which and why
 
-Steps whose inputs have not changed since the last run are not taken again.
+2 - the command, a recipe, a study or a task is not valid; nothing was started
 
-To measure the same variants on another machine, copy the run folder there (and the task's file to the same place beside
-it), run this, and copy the folder back; `shrinkkit report RUN` then reports both machines:
+130 - interrupted; run the same command again to resume (143 after SIGTERM, 129 after SIGHUP)"""
+VERIFY_EXIT_STATUS = """Exit status:
 
-  shrinkkit run reports/my_task --only benchmark --task my_task.py --target cpu/onnxruntime"""
+0 - every file that can run here gives its outputs
 
-VERIFY = """Check on this machine that a variant's files are those that the report is about, give the outputs that were
-stored beside them, and are as fast as reported. The folder may have been copied alone, without the task. A file that
-takes longer than --timeout to run, or to be timed, is stopped, and so is one that crashes.
+1 - a file differs, is damaged or does not run, or none can run here
 
-exit status of verify:
-  0    every file that can run here gives its outputs
-  1    a file differs, is damaged or does not run, or none can run here
-  2    there is no such variant"""
+2 - there is no such variant"""
+RUN_HELP = """Compress a task by recipes, benchmark every variant on this machine, and write one report.
+
+\b
+shrinkkit run digits-cnn          a bundled study
+shrinkkit run study.yaml          a study of your own
+shrinkkit run my_task.py          your task, every built-in recipe
+shrinkkit run my_task.py --recipe static-int8 --target cpu/onnxruntime
+
+Steps whose inputs have not changed since the last run are cached.
+
+To measure the same variants on another machine, copy the run folder there (and the task's file to the same place \
+relative to it), run this, and copy the folder back; `shrinkkit report RUN` then reports both machines:
+
+\b
+shrinkkit run reports/my_task --only benchmark --task my_task.py"""
+
+app = typer.Typer(
+    name="shrinkkit",
+    help="Make trained PyTorch models smaller and faster, and verify it.",
+    epilog=EXIT_STATUS,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
-    arguments = _parser().parse_args(argv)
-    try:
-        with _stoppable():
-            status: int = arguments.command(arguments)
-    except InvalidInput as error:
-        print(f"shrinkkit: {error}", file=sys.stderr)
-        return 2
-    except ShrinkkitError as error:
-        print(f"shrinkkit: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print("\nshrinkkit: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
-    except Exception as error:  # a full disk, or a defect: one sentence, and the rest on request
-        if os.environ.get(TRACEBACK):
-            raise
-        print(f"shrinkkit: {_sentence(error)} Set {TRACEBACK}=1 to see where it happened.", file=sys.stderr)
-        return 1
+    with _signals() as received:
+        try:
+            # Exits by SystemExit, with 130 for a KeyboardInterrupt.
+            typer.main.get_command(app).main(args=argv, prog_name="shrinkkit")
+        except SystemExit as ended:
+            if ended.code != 128 + signal.SIGINT:
+                return int(ended.code or 0)
+            return _fail("interrupted; run the same command again to resume.", 128 + (received or [signal.SIGINT])[-1])
+        except ShrinkkitError as error:
+            return _fail(str(error), 2 if isinstance(error, InvalidInput) else 1)
+        except Exception as error:  # a full disk, or a defect: one sentence, and the rest on request
+            if os.environ.get(TRACEBACK):
+                raise
+            return _fail(f"{_sentence(error)} Set {TRACEBACK}=1 to see where it happened.", 1)
+    return 0
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"shrinkkit: {text}", file=sys.stderr)
     return status
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Take SIGTERM and SIGHUP as Ctrl-C is taken; one that is ignored, as SIGHUP is under `nohup`, stays ignored."""
+def _signals() -> Iterator[list[int]]:
+    """Handle SIGTERM and SIGHUP like Ctrl-C, and list them; one that is ignored, as under `nohup`, stays ignored."""
+    received: list[int] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
-    # Only the main thread hears signals.
-    here = threading.current_thread() is threading.main_thread()
-    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(n) == signal.SIG_DFL]
-    for number in heard:
-        signal.signal(number, stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Only the main thread receives signals.
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = [number for number in numbers if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield received
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def _sentence(error: Exception) -> str:
-    """Return in one sentence what went wrong that no rule of this package foresees."""
+    """Return an unexpected error in one sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
     return f"{type(error).__name__}: {brief(error)}."
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="shrinkkit",
-        description="Make trained PyTorch models smaller and faster, and know that they are.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"shrinkkit {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def _complete_study() -> list[str]:
+    from shrinkkit.core.studies import builtin_studies
+    from shrinkkit.tasks.bundled import TASKS
 
-    def command(name: str, act: object, summary: str, description: str = "") -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=description or summary,
-            epilog=EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(command=act)
-        return sub
-
-    run = command("run", _run, "compress, measure and report", RUN)
-    run.add_argument(
-        "study",
-        metavar="STUDY|TASK|RUN",
-        help="a study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder",
-    )
-    run.add_argument("--recipe", action="append", metavar="R", help="built-in recipe or .yaml file; may be repeated")
-    run.add_argument(
-        "--target", action="append", metavar="T", help="where to measure, such as cpu/torch; may be repeated"
-    )
-    run.add_argument(
-        "--accuracy-drop", type=float, metavar="D", help="the budget: accuracy that may be given up (0.01)"
-    )
-    run.add_argument(
-        "--unit", metavar="U", help="of --accuracy-drop: share (of scores in [0, 1]) or score (of others; share)"
-    )
-    run.add_argument("--threads", type=int, metavar="N", help="threads of one call (default: every core)")
-    run.add_argument(
-        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="where run folders go (reports)"
-    )
-    run.add_argument(
-        "--only", choices=("benchmark",), help="measure what a run made on this machine, and report; make nothing anew"
-    )
-    run.add_argument(
-        "--task", metavar="FILE", help="with --only and a run folder: the task's file, which you trust to be run"
-    )
-    run.add_argument("--force", action="store_true", help="take every step again, changed or not")
-
-    listing = command("list", _list, "what there is: tasks, recipes, or targets")
-    listing.add_argument("kind", choices=("tasks", "recipes", "targets"))
-    new = command("new", _new, "write a commented task file to start from")
-    new.add_argument("file", type=Path, metavar="FILE.py")
-    report = command("report", _report, "make the report of a run folder again")
-    report.add_argument("run", type=Path, metavar="RUN")
-    report.add_argument("--pdf", action="store_true", help="also print it to report.pdf, by a Chromium of this machine")
-    index = command("index", _index, "write one page over all runs of a folder")
-    index.add_argument("reports", type=Path, nargs="?", default=Path("reports"), metavar="REPORTS")
-    verify = command("verify", _verify, "check a variant's files on this machine", VERIFY)
-    verify.add_argument("folder", type=Path, metavar="VARIANT", help="such as reports/digits-cnn/variants/static-int8")
-    verify.add_argument("--target", action="append", default=[], metavar="T", help="check only this; may be repeated")
-    verify.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one call (default: every core)")
-    verify.add_argument(
-        "--timeout", type=float, default=120, metavar="S", help="seconds for a file to run, and again to be timed (120)"
-    )
-    verify.add_argument("--json", action="store_true", help="print what was found as JSON")
-    notebooks = command("notebooks", _notebooks, "copy the step notebooks out, to work in them")
-    notebooks.add_argument("folder", type=Path, metavar="DIR")
-    return parser
+    return [*builtin_studies(), *TASKS, *(path.name for kind in ("*.yaml", "*.py") for path in Path().glob(kind))]
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _complete_recipe() -> list[str]:
+    from shrinkkit.core.recipe import BUILT_IN
+
+    return [*BUILT_IN, *(path.name for path in Path().glob("*.yaml"))]
+
+
+def _complete_target() -> list[str]:
+    from shrinkkit.core.target import TARGETS
+
+    return list(TARGETS)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and progress on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables, only errors.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="T", help="A target, such as cpu/torch; may be repeated.",
+                 autocompletion=_complete_target),
+]  # fmt: skip
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"shrinkkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Declare the options that go before a command."""
+
+
+@app.command("run", help=RUN_HELP, epilog=EXIT_STATUS)
+def _run(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY|TASK|RUN",
+            help="A study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder.",
+            autocompletion=_complete_study,
+        ),
+    ],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="R", help="Built-in recipe or .yaml file; may be repeated.", autocompletion=_complete_recipe
+        ),
+    ] = None,
+    target: Targets = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option(metavar="D", help="The budget: the maximum accuracy drop (0.01).")
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(metavar="U", help="Unit of --accuracy-drop: share (of scores in [0, 1]) or score (of others)."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
+    reports: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run folders.")] = Path("reports"),
+    only: Annotated[
+        Literal["benchmark"] | None,
+        typer.Option(help="Measure the variants of an earlier run on this machine, and report; make no variants."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="With --only and a run folder: the task's file, which you trust to be run."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Ignore the cache.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the steps, and which of them are cached, without running any.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prepare the run, and execute or preview it."""
     from shrinkkit.core import machines
     from shrinkkit.pipeline import runner
-    from shrinkkit.results import conclusions, results, table
 
-    command = shlex.join(["shrinkkit", *sys.argv[1:]])
-    common: dict[str, Any] = {"command": command, "force": arguments.force, "say": _Progress()}
-    if arguments.only:
-        folder, task = _run_folder(arguments)
-        runner.benchmark(folder, targets=arguments.target or (), threads=arguments.threads, task=task, **common)
-    elif arguments.task:
-        raise InvalidInput("`--task` goes with `--only` and a run folder. Name the task as the first argument instead.")
+    budget = {"accuracy_drop": accuracy_drop, "unit": unit}
+    budget = {name: value for name, value in budget.items() if value is not None}
+    common: dict[str, Any] = {"command": shlex.join(["shrinkkit", *sys.argv[1:]]), "force": force}
+    with _monitor(as_json=as_json, quiet=quiet) as monitor:
+        if only:
+            if recipe or budget:
+                raise InvalidInput(
+                    "`--only benchmark` measures what a run made, for which `--recipe` and `--accuracy-drop` are "
+                    "settled. Leave them out."
+                )
+            folder, task = _run_folder(study, reports, task)
+            prepared = runner.prepare_benchmark(
+                folder, targets=target or (), threads=threads, task=task, monitor=monitor, **common
+            )
+        elif task:
+            raise InvalidInput(
+                "`--task` goes with `--only` and a run folder. Name the task as the first argument instead."
+            )
+        else:
+            chosen = _study(study, recipe or (), target or (), threads, budget)
+            count = chosen.threads or machines.cores()
+            machines.check_threads(count, *chosen.thread_counts)
+            prepared = runner.prepare(chosen, reports=reports, threads=count, monitor=monitor, **common)
+        run = None if dry_run else prepared.execute(monitor)
+    if run is None:
+        _print_plan(prepared, as_json=as_json, quiet=quiet)
     else:
-        study = _study(arguments)
-        threads = study.threads or machines.cores()
-        machines.check_threads(threads, *study.thread_counts)
-        folder = runner.run(study, reports=arguments.reports, threads=threads, **common)
-    found = table.load(folder)
-    print(f"\n{results.table(found)}\n\n{conclusions.verdict(found).sentence}\n\nreport: {folder / 'report.html'}")
-    return 1 if table.failures(found) else 0
+        raise typer.Exit(_print_results(run, as_json=as_json, quiet=quiet))
 
 
-def _run_folder(arguments: argparse.Namespace) -> tuple[Path, str | None]:
+def _run_folder(study: str, reports: Path, task: str | None) -> tuple[Path, str | None]:
     """Return the run folder that `--only` is about, given as such or by a study or task, and the task if given."""
     from shrinkkit.core import studies
 
-    if arguments.recipe or _budget(arguments):
-        raise InvalidInput(
-            "`--only benchmark` measures what a run made, for which `--recipe` and `--accuracy-drop` are settled. "
-            "Leave them out."
-        )
-    what = arguments.study
-    if Path(what).is_dir():
-        return Path(what), arguments.task
-    if what.endswith((".yaml", ".yml")):
-        study = studies.read_study(what)
-        return Path(arguments.reports, study.name), arguments.task or study.task
-    return Path(arguments.reports, Path(what).stem), arguments.task or what
+    if Path(study).is_dir():
+        return Path(study), task
+    if study.endswith((".yaml", ".yml")):
+        settings = studies.read_study(study)
+        return reports / settings.name, task or settings.task
+    return reports / Path(study).stem, task or study
 
 
-def _study(arguments: argparse.Namespace) -> "Study":
+def _study(
+    name: str, recipes: Sequence[str], targets: Sequence[str], threads: int | None, budget: Mapping[str, Any]
+) -> "Study":
+    """Return the study that is named, or the one of a task with `recipes` and `targets`."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
+    from shrinkkit.runtimes import specs
 
-    what = arguments.study
-    spelled = arguments.recipe or arguments.target
-    if what.endswith((".yaml", ".yml")) or (what in studies.builtin_studies() and not spelled):
-        if spelled:
+    if name.endswith((".yaml", ".yml")) or (name in studies.builtin_studies() and not recipes and not targets):
+        if recipes or targets:
             raise InvalidInput(
                 "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
             )
-        return studies.changed(studies.read_study(what), threads=arguments.threads, **_budget(arguments))
-    return studies.study(
-        what,
-        recipes=arguments.recipe or BUILT_IN,
-        targets=arguments.target or _usual_targets(),
-        threads=arguments.threads,
-        **_budget(arguments),
-    )
+        return studies.changed(studies.read_study(name), threads=threads, **budget)
+    # By default, every target that is available without compiling.
+    available = [target for target, reason in specs.available().items() if not reason and "inductor" not in target]
+    return studies.study(name, recipes=recipes or BUILT_IN, targets=targets or available, threads=threads, **budget)
 
 
-def _budget(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says of the budget, by the keys of a study."""
-    said = {"accuracy_drop": arguments.accuracy_drop, "unit": arguments.unit}
-    return {name: value for name, value in said.items() if value is not None}
+def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:
+    states = prepared.preview()
+    if as_json:
+        plan = [
+            {"name": step.name, "state": states[step.name], "notebook": step.notebook, "subject": step.subject,
+             "needs": step.needs, "parameters": dict(step.parameters)}
+            for step in prepared.steps
+        ]  # fmt: skip
+        _print_json({"run": str(prepared.run.path), "steps": plan})
+    elif not quiet:
+        _print_rows([(step.name, states[step.name], step.subject) for step in prepared.steps])
+        cached = sum(state == "cached" for state in states.values())
+        print(f"\n{len(states) - cached} to run, {cached} cached, in {prepared.run.path}")
 
 
-def _usual_targets() -> tuple[str, ...]:
-    """Return where a task is measured if nobody says where: what can run here and needs no compiling."""
-    from shrinkkit.runtimes import specs
+def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
+    """Print the results of a run and return the exit status."""
+    from shrinkkit.results import conclusions, results, table
 
-    return tuple(name for name, why in specs.available().items() if not why and not name.endswith("/inductor"))
+    loaded = table.load(run.path)
+    failures, verdict = table.failures(loaded), conclusions.verdict(loaded).sentence
+    if as_json:
+        steps = loaded.status.to_dict()["steps"] if loaded.status else []
+        paths = {"run": str(run.path), "report": str(run.report), "results": str(run.results)}
+        _print_json(paths | {"verdict": verdict, "failures": len(failures), "steps": steps})
+    elif not quiet:
+        console = _console()
+        print(f"\n{results.table(loaded, width=console.width if console.is_terminal else results.WIDTH)}\n")
+        console.print(verdict, style="bold", markup=False, soft_wrap=not console.is_terminal)
+        print(f"\nreport: {run.report}")
+    return 1 if failures else 0
 
 
-def _list(arguments: argparse.Namespace) -> int:
+@app.command("list")
+def _list(
+    kind: Annotated[Literal["tasks", "recipes", "targets"], typer.Argument(help="What to list.")],
+    as_json: Json = False,
+) -> None:
+    """List available tasks, recipes or targets."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
+    from shrinkkit.runtimes import specs
     from shrinkkit.tasks.bundled import TASKS
 
-    if arguments.kind == "recipes":
-        for name in BUILT_IN:
-            print(f"{name:26} {_summary(studies.read_recipe(name))}")
-    elif arguments.kind == "tasks":
-        for name, what in TASKS.items():
-            print(f"{name:26} {what}")
-        print("my_task.py                 your own: `shrinkkit new my_task.py` writes one to start from")
+    if kind == "recipes":
+        entries = {name: _summary(studies.read_recipe(name)) for name in BUILT_IN}
+    elif kind == "tasks":
+        entries = dict(TASKS)
     else:
-        from shrinkkit.runtimes import specs
-
-        for name, reason in specs.available().items():
-            print(f"{name:26} {f'not here: {reason}.' if reason else 'can run here'}")
-    return 0
+        reasons = specs.available()
+        entries = {name: f"unavailable: {reason}." if reason else "available" for name, reason in reasons.items()}
+    if as_json:
+        _print_json(entries)
+    else:
+        own = {"my_task.py": "your own: `shrinkkit new my_task.py` writes one to start from"}
+        _print_rows(list((entries | (own if kind == "tasks" else {})).items()))
 
 
 def _summary(recipe: "Recipe") -> str:
@@ -275,82 +341,108 @@ def _summary(recipe: "Recipe") -> str:
     return ", ".join([*steps, recipe.precision.name])
 
 
-def _new(arguments: argparse.Namespace) -> int:
+@app.command("new")
+def _new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The file to write.")]) -> None:
+    """Write a commented task file to start from."""
     from shrinkkit.tasks.bundled import TEMPLATE
 
-    path: Path = arguments.file
-    if path.suffix != ".py":
-        raise InvalidInput(f"A task is a Python file, got {str(path)!r}. Name it like `my_task.py`.")
-    if path.exists():
-        raise InvalidInput(f"{path} exists already. Choose another name; nothing is overwritten.")
-    shutil.copyfile(TEMPLATE, path)
-    print(f"{path} written; it runs as it is: shrinkkit run {path}")
-    return 0
+    if file.suffix != ".py":
+        raise InvalidInput(f"A task is a Python file, got {str(file)!r}. Name it like `my_task.py`.")
+    if file.exists():
+        raise InvalidInput(f"{file} exists already. Choose another name; nothing is overwritten.")
+    shutil.copyfile(TEMPLATE, file)
+    print(f"{file} written; it runs as it is: shrinkkit run {file}")
 
 
-def _report(arguments: argparse.Namespace) -> int:
+@app.command("report", epilog=EXIT_STATUS)
+def _report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write report.pdf; requires Chrome or Chromium.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the report of a run folder again."""
+    from shrinkkit.core.run_folder import RunFolder
     from shrinkkit.pipeline import runner
 
-    runner.rebuild_report(arguments.run, say=_Progress())
-    print(f"report: {arguments.run / 'report.html'}")
-    if arguments.pdf:
-        from shrinkkit.report import pdf
+    folder = RunFolder(run)
+    with _monitor(as_json=as_json, quiet=quiet) as monitor:
+        runner.rebuild_report(run, monitor=monitor)
+    written = {"report": folder.report}
+    if pdf:
+        from shrinkkit.report import pdf as printer
 
-        pdf.write(arguments.run / "report.html", arguments.run / "report.pdf")
-        print(f"on paper: {arguments.run / 'report.pdf'}")
-    return 0
+        written["PDF"] = folder.report.with_suffix(".pdf")
+        printer.write(folder.report, written["PDF"])
+    if as_json:
+        _print_json({name.lower(): str(path) for name, path in written.items()})
+    elif not quiet:
+        print("\n".join(f"{name}: {path}" for name, path in written.items()))
 
 
-def _index(arguments: argparse.Namespace) -> int:
+@app.command("index")
+def _index(
+    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="Folder of the run folders.")] = Path("reports"),
+) -> None:
+    """Write one page over all runs of a folder."""
     from shrinkkit.report import index_page
 
-    print(f"all runs: {index_page.write(arguments.reports)}")
-    return 0
+    print(f"all runs: {index_page.write(reports)}")
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+@app.command("verify", epilog=VERIFY_EXIT_STATUS)
+def _verify(
+    folder: Annotated[Path, typer.Argument(metavar="VARIANT", help="Such as reports/digits-cnn/variants/static-int8.")],
+    target: Targets = None,
+    threads: Annotated[int, typer.Option(metavar="N", help="Intra-op threads; 0 stands for every core.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds for a file to run, and again to be timed.")
+    ] = 120,
+    as_json: Json = False,
+) -> None:
+    """Check a variant's files on this machine: hashes, outputs and speed, compared with its report.
+
+    The folder may have been copied alone, without the task. A file that takes longer than --timeout to run, or to be
+    timed, is stopped and fails, and so does one that crashes.
+    """
     from shrinkkit.core import machines
-    from shrinkkit.pipeline import watchdog
 
-    machines.check_threads(arguments.threads)
-    if not 0 < arguments.timeout < math.inf:
-        raise InvalidInput(
-            f"`--timeout` must be a number of seconds > 0, got {arguments.timeout}. Leave it out for 120."
-        )
-    # In a process of its own: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
-    count = str(arguments.threads or machines.cores())
-    asked = [os.path.abspath(arguments.folder), "--threads", count]
-    asked += [*(f"--target={target}" for target in arguments.target), *["--json"] * arguments.json]
-    own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    machines.check_threads(threads)
+    if not 0 < timeout < math.inf:
+        raise InvalidInput(f"`--timeout` must be a number of seconds > 0, got {timeout}. Leave it out for 120.")
+    # In a new process: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
+    count = str(threads or machines.cores())
+    arguments = [os.path.abspath(folder), "--threads", count, *(f"--target={name}" for name in target or ())]
+    variables = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     failed: dict[str, str] = {}
-    trying = ""
+    current = ""
 
-    def heard(line: str) -> bool:
-        nonlocal trying
+    def on_line(line: str) -> bool:
+        nonlocal current
         print(line, file=sys.stderr, flush=True)
-        trying = line.removesuffix(" ...") if line.endswith(" ...") else trying
+        current = line.removesuffix(" ...") if line.endswith(" ...") else current
         return line.endswith(" ...")
 
-    # In a folder of its own as well: libraries read settings from the working directory, which may be the variant's.
+    # In an empty folder as well: libraries read settings from the working directory, which may be the variant's.
     with processes.short_folder() as empty:
         while True:
-            again = [part for item in failed.items() for part in ("--failed", *item)]
-            call = processes.command("shrinkkit.measure.verify", *asked, *again)
-            environment = processes.environment() | own
-            ended = watchdog.run(call, limit_s=arguments.timeout, cwd=str(empty), env=environment, heard=heard)
-            if ended.status in (0, 1, 2) or not trying or trying in failed:
+            known = [part for item in failed.items() for part in ("--failed", *item)]
+            call = processes.command("shrinkkit.measure.verify", *arguments, *known, *["--json"] * as_json)
+            ended = processes.run(call, limit_s=timeout, cwd=empty, variables=variables, on_line=on_line)
+            if ended.status in (0, 1, 2) or not current or current in failed:
                 print(ended.output, end="")
-                return 1 if ended.status not in (0, 1, 2) else ended.status
-            late = f"took longer than {arguments.timeout:g} s and was stopped; `--timeout` allows more"
-            failed[trying] = late if ended.status is None else f"ended its process with status {ended.status}"
+                raise typer.Exit(1 if ended.status not in (0, 1, 2) else ended.status)
+            late = f"took longer than {timeout:g} s and was stopped; `--timeout` allows more"
+            failed[current] = late if ended.status is None else f"ended its process with status {ended.status}"
 
 
-def _notebooks(arguments: argparse.Namespace) -> int:
+@app.command("notebooks")
+def _notebooks(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to copy them.")]) -> None:
+    """Copy the step notebooks out, to work in them."""
     from shrinkkit.pipeline import plan
 
-    folder: Path = arguments.folder
     sources = sorted(plan.notebooks().glob("*.ipynb"))
-    if existing := [s.name for s in sources if (folder / s.name).exists()]:
+    if existing := [source.name for source in sources if (folder / source.name).exists()]:
         raise InvalidInput(
             f"{folder} has {', '.join(existing)} already. Choose another folder; nothing is overwritten."
         )
@@ -358,20 +450,43 @@ def _notebooks(arguments: argparse.Namespace) -> int:
     for source in sources:
         shutil.copyfile(source, folder / source.name)
     print(f"{len(sources)} notebooks copied to {folder}; open them with: jupyter lab {folder}")
-    return 0
 
 
-class _Progress:
-    """Prints progress: one line that changes on a terminal, only final lines elsewhere."""
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        self.live = sys.stdout.isatty()
+    return Console(stderr=stderr, highlight=False, emoji=False)
 
-    def __call__(self, line: str, final: bool) -> None:
-        if self.live:
-            print(f"\r\x1b[K{line}", end="\n" if final else "", flush=True)
-        elif final:
-            print(line, flush=True)
+
+def _monitor(*, as_json: bool, quiet: bool) -> "LineMonitor":
+    """Return what shows the progress of a run: a live table in a terminal, lines elsewhere."""
+    from shrinkkit.pipeline.terminal import LineMonitor, LiveMonitor
+
+    # With --json, standard output is for the result alone.
+    console = _console(stderr=as_json)
+    console.quiet = quiet
+    live = console.is_terminal and not console.is_dumb_terminal and not quiet
+    return LiveMonitor(console) if live else LineMonitor(console)
+
+
+def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print aligned columns, of which the last one wraps at the width of a terminal."""
+    console = _console()
+    if console.is_terminal:
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid, markup=False)
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=1))
 
 
 if __name__ == "__main__":

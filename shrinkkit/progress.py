@@ -1,10 +1,14 @@
-"""The callback by which long work tells how far it is."""
+"""The progress callback of long work."""
 
-from collections.abc import Callable
-
-Watch = Callable[[float, float, str], None]
-"""Called by long work with how much is done, of how much, and what it is at."""
+from typing import Protocol
 
 
-def unwatched(_done: float, _total: float, _said: str) -> None:
-    """Watch long work for nobody."""
+class Progress(Protocol):
+    """Called with the amount of work done, the total amount, and a text that says what is being done."""
+
+    def __call__(self, done: float, total: float, text: str, /) -> None:
+        """Report progress."""
+
+
+def no_progress(_done: float, _total: float, _text: str, /) -> None:
+    """Progress callback that does nothing."""

@@ -1,4 +1,4 @@
-"""Silence for what libraries tell of themselves: deprecations, advice, progress, and reports to their makers."""
+"""Silences libraries: deprecations, advice, progress bars and telemetry."""
 
 import contextlib
 import io
@@ -8,19 +8,19 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-# torch's profiler writes to the terminal at each start and stop, and reads this when it first starts.
+# torch's profiler writes to the terminal at each start and stop; it reads this when it first starts.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-# OpenVINO and NNCF report their use over the network unasked, and do without where this package is missing.
+# OpenVINO and NNCF send usage data through this package, and work without it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def libraries() -> Iterator[None]:
-    """Hide warnings, log lines and what is printed while the block runs. Exceptions pass."""
+    """Hide warnings, log messages and printed output of the block. Exceptions pass."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        # torch prints programs that it cannot export, NNCF draws its progress.
+        # torch prints programs that it cannot export; NNCF prints progress bars.
         with (
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),

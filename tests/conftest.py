@@ -17,13 +17,20 @@ def pytest_configure(config):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
-LONG = ("test_runner", "test_lab", "test_coverage", "test_notebooks", "test_packaging", "test_snippets", "test_session")
-"""Files that take long come first, so that none is left when one of several workers has nothing more to do."""
+SLOW = (
+    *("test_runner", "test_lab", "test_coverage", "test_notebooks", "test_packaging", "adversarial", "runtimes"),
+    *("test_variants", "test_session", "test_pages", "test_unseen", "test_verify", "test_sweep", "test_peak_memory"),
+)
+"""Files and folders of slow tests, longest first. They start first, so that no worker is left with one at the end."""
 
 
 def pytest_collection_modifyitems(items):
-    rank = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+    rank = {name: place for place, name in enumerate(SLOW)}
+    ranks = {item: min(rank.get(name, len(SLOW)) for name in (item.path.stem, item.path.parent.name)) for item in items}
+    items.sort(key=ranks.__getitem__)
+    for item in items:
+        if ranks[item] < len(SLOW):
+            item.add_marker(pytest.mark.slow)
     reasons = {
         "gpu": "" if torch.cuda.is_available() else "torch sees no GPU",
         "browser": "" if lab.browser() else "Chromium is not installed",

@@ -16,14 +16,14 @@ from shrinkkit.core.measurement import (
     Conditions,
     Disturbance,
     LayerTime,
-    Lost,
     Measurement,
     Memory,
     Point,
+    Regression,
     TargetRecord,
 )
 from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
 from shrinkkit.core.target import Target
@@ -185,7 +185,16 @@ def model_file(runtime, kind, name, size, compressed, deviation):
     """Return the record of one made-up model file."""
     path = {"torchscript": "model.torchscript.pt"}.get(kind, f"model.{kind}")
     return ModelFile(
-        runtime, path, (), kind, size, compressed, digest(name, runtime), **PORTS, deviation=deviation, tolerance=1e-3
+        runtime,
+        path,
+        (),
+        kind,
+        size,
+        compressed,
+        digest(name, runtime),
+        **PORTS,
+        max_relative_error=deviation,
+        tolerance=1e-3,
     )
 
 
@@ -296,14 +305,14 @@ def comparison(name, runtime, base_ms, speed, candidate_runtime=None, cpu=CPU):
         conditions=Conditions("cpu", cpu, runtime, runtime, 2, 8, digest("inputs")),
         candidate_runtime=candidate_runtime or runtime,
         speedup=around(speed, 0.006),
-        experienced=around(speed * 0.99, 0.01),
+        median_speedup=around(speed * 0.99, 0.01),
         verdict=verdict,
         reference_ms=around(base_ms, 0.004),
         candidate_ms=around(base_ms / speed, 0.004),
-        null_ratio=around(1.001, 0.004),
+        control_ratio=around(1.001, 0.004),
         reference_samples_ms=slow,
         candidate_samples_ms=fast,
-        null_samples_ms=null,
+        control_samples_ms=null,
         warmup_calls=15,
         steady=True,
         disturbance=Disturbance(1.9, 0.1, 0.0, 12.0, 1.7, signs),
@@ -335,7 +344,7 @@ def judged(lost, total):
         if total
         else None
     )
-    worst = tuple(Lost(9 + i, "three", "three", "eight", 1.0, 0.0, PIXELS) for i in range(min(12, lost)))
+    worst = tuple(Regression(9 + i, "three", "three", "eight", 1.0, 0.0, PIXELS) for i in range(min(12, lost)))
     change = Estimate(-lost / 54, -lost / 54 - 0.03, -lost / 54 + 0.03) if total else None
     classes = (ClassScore("three", 54, around(0.97, 0.02), change), ClassScore("eight", 486, around(0.99, 0.01), None))
     return Accuracy(
@@ -347,9 +356,9 @@ def judged(lost, total):
         cosine=1 - lost / 9000,
         divergence=lost / 4000,
         classes=classes,
-        lost=worst,
-        lost_count=lost,
-        gained_count=0,
+        worst_regressions=worst,
+        regressions=lost,
+        improvements=0,
     )
 
 
@@ -372,4 +381,4 @@ def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, 
     def slots(ms: float):
         return [tuple(ms * math.exp(generator.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
 
-    return Blocks(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))
+    return PairedSamples(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))

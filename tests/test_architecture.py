@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shrinkkit.pipeline import steps
+from shrinkkit.pipeline import parameters
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
+NAMES = ["1-baseline", "2-prune", "2-train", "2-transform", "3-quantize", "4-benchmark", "5-report", "start"]
 
 
 def test_imports_obey_the_contracts_in_pyproject():
@@ -41,7 +41,7 @@ def test_help_is_shown_without_loading_torch(command):
     asked = [sys.executable, "-X", "importtime", "-m", "shrinkkit.cli", *command, "--help"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
-    assert "argparse" in loaded
+    assert "typer" in loaded
     assert loaded & {"torch", "papermill", "nbconvert", "matplotlib"} == set()
 
 
@@ -49,6 +49,19 @@ def test_architecture_md_names_every_package():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     packages = {p.parent.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("__init__.py")} - {".", "tasks/bundled"}
     assert [name for name in packages if f"`{name}/`" not in text] == []
+
+
+ANSWERS = re.findall(r"^\| .+\? \| `(\S+)` \| `(\w+)` \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+
+
+def test_architecture_md_answers_ten_questions():
+    assert len(ANSWERS) >= 10
+
+
+@pytest.mark.parametrize(("path", "name"), ANSWERS)
+def test_the_answers_of_architecture_md_exist(path, name):
+    body = ast.parse((PACKAGE / path).read_text()).body
+    assert name in {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -79,7 +92,7 @@ class TestNotebook:
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         lines = "".join("".join(c["source"]) for c in tagged).splitlines()
         assert [line for line in lines if not re.fullmatch(r"\w+: [\w \[\]|]+ = .+  # \S.*", line)] == []
-        assert len(steps.parameters(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
+        assert len(parameters.read(NOTEBOOKS / f"{name}.ipynb")) == len(lines) >= 2
 
     def test_is_stored_without_outputs_and_with_ids(self, cells):
         code = [c for c in cells if c["cell_type"] == "code"]

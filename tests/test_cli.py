@@ -1,34 +1,104 @@
+import json
+import os
+import re
 import subprocess
 import sys
 
+import examples
 import pytest
 
 from shrinkkit import cli
 
+COMMANDS = ["run", "list", "new", "report", "index", "verify", "notebooks"]
+QUICK = (
+    "task: digits-lstm\nrecipes: [dynamic-int8]\ntargets: [cpu/torch]\nthreads: 1\nbatch_sizes: []\nthread_counts: []\n"
+)
 
-def test_importing_the_command_line_does_not_import_torch():
-    code = "import sys, shrinkkit.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+def in_terminal(*arguments, cwd, columns, timeout_s=300):
+    """Return what the command line writes to a terminal of so many columns, and its exit status."""
+    pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    leader, follower = pty.openpty()
+    fcntl.ioctl(
+        follower, termios.TIOCSWINSZ, (40).to_bytes(2, sys.byteorder) + columns.to_bytes(2, sys.byteorder) + bytes(4)
+    )
+    variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "shrinkkit.cli", *arguments]
+    child = subprocess.Popen(command, cwd=cwd, stdin=follower, stdout=follower, stderr=follower, env=variables)
+    os.close(follower)
+    parts = []
+    # Reading fails once no process has the terminal open.
+    while part := read(leader):
+        parts.append(part)
+    os.close(leader)
+    return b"".join(parts).decode(), child.wait(timeout=timeout_s)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["new"], ["report"], ["notebooks"]])
+def read(leader):
+    try:
+        return os.read(leader, 1 << 16)
+    except OSError:
+        return b""
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_has_every_command_and_ends_with_status_0(command, capsys):
+    assert cli.main([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Usage: shrinkkit" in out
+    assert command or [name for name in COMMANDS if name not in out] == []
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["verify"]])
 def test_help_names_the_exit_statuses(command, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*command, "--help"])
-    assert caught.value.code == 0
-    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    assert cli.main([*command, "--help"]) == 0
+    assert re.search(r"^ 1 - ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["rn"], ["list", "things"], ["run", "a.yaml", "--thread", "2"]])
+def test_a_command_line_that_is_not_valid_ends_with_status_2(arguments, capsys):
+    assert cli.main(arguments) == 2
+    assert "Usage" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"shrinkkit \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_shells_complete_studies_recipes_and_targets(tmp_path):
+    def completed(words):
+        variables = {"_SHRINKKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        call = [sys.executable, "-c", "from shrinkkit import cli; cli.main()"]
+        return subprocess.run(call, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True).stdout
+
+    (tmp_path / "mine.yaml").touch()
+    assert "digits-cnn" in completed("shrinkkit run digits-c")
+    assert "mine.yaml" in completed("shrinkkit run mi")
+    assert "static-int8" in completed("shrinkkit run x --recipe static")
+    assert "cpu/onnxruntime" in completed("shrinkkit run x --target cpu/on")
 
 
 def test_list_recipes_says_what_each_does(capsys):
     assert cli.main(["list", "recipes"]) == 0
-    assert "prune-channels 50%, fine-tune, static-int8" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("channels-50-static-int8 ") and "50%" in line and "static-int8" in line[25:] for line in lines
+    )
+    assert cli.main(["list", "recipes", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(lines)
 
 
 def test_list_targets_says_why_one_cannot_run_here(capsys):
     assert cli.main(["list", "targets"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["cpu/torch"] == "can run here"
-    assert lines["cuda/torch"] == "can run here" or "not here: " in lines["cuda/torch"]
+    assert lines["cpu/torch"] == "available"
+    assert lines["cuda/torch"] == "available" or lines["cuda/torch"].startswith("unavailable: ")
 
 
 def test_list_tasks_names_the_bundled_ones_and_how_to_make_one(capsys):
@@ -53,7 +123,7 @@ def test_new_wants_a_python_file(tmp_path, capsys):
 
 def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 8
+    assert (tmp_path / "out/start.ipynb").is_file()
     assert cli.main(["notebooks", str(tmp_path / "out")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 
@@ -72,9 +142,10 @@ def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
         (["missing.yaml", "--only", "benchmark"], "missing.yaml"),
     ],
 )
-def test_what_is_not_valid_ends_with_status_2_and_the_reason(arguments, message, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("extra", [[], ["--dry-run", "--json"]])
+def test_what_is_not_valid_ends_with_status_2_and_the_reason(arguments, message, extra, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", *arguments]) == 2
+    assert cli.main(["run", *arguments, *extra]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -91,3 +162,56 @@ def test_a_run_folder_to_measure_is_given_as_such_or_found_by_its_study(tmp_path
     for given in ("reports/mine", "mine.yaml", "mine.py"):
         assert cli.main(["run", given, "--only", "benchmark"]) == 2
         assert "reports/mine must be a run folder, with a study.json" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_steps_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "digits-cnn", "--recipe", "static-int8", "--target", "cpu/torch", "--dry-run"]
+    assert cli.main([*arguments, "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [(step["name"], step["state"]) for step in steps] == [
+        (name, "run") for name in ("1-baseline", "3-quantize-static-int8", "4-benchmark-cpu-torch", "5-report")
+    ]
+    assert cli.main(arguments) == 0
+    assert re.search(r"^4-benchmark-cpu-torch +run +cpu/torch$", capsys.readouterr().out, re.MULTILINE)
+    assert cli.main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_command_prints_lines_in_a_log_and_a_table_in_a_terminal(tmp_path):
+    examples.write_run(tmp_path / "run")
+    command = [sys.executable, "-m", "shrinkkit.cli", "report", "run"]
+    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert log.stdout.splitlines()[:2] == ["[1/1] 5-report · running", log.stdout.splitlines()[1]]
+    assert log.stdout.splitlines()[1].startswith("[1/1] 5-report · done · ")
+    assert "\x1b" not in log.stdout + log.stderr
+    quiet = subprocess.run([*command, "--quiet"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert quiet.stdout + quiet.stderr == ""
+    as_json = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(as_json.stdout) == {"report": "run/report.html"}
+    shown, status = in_terminal("report", "run", cwd=tmp_path, columns=100)
+    assert status == 0
+    assert "\x1b[" in shown
+    assert re.search(r"5-report +running", plain(shown))
+    assert re.search(r"5-report +done", plain(shown))
+
+
+@pytest.mark.slow
+def test_a_run_in_a_terminal_has_one_table_and_fits_its_width(tmp_path):
+    (tmp_path / "study.yaml").write_text(QUICK)
+    shown, status = in_terminal("run", "study.yaml", cwd=tmp_path, columns=80)
+    assert status == 0
+    assert max(len(line.rstrip()) for line in plain(shown).replace("\r", "\n").splitlines()) <= 80
+    assert re.search(r"1-baseline +running · \w+", plain(shown))
+    assert "4 of 4 steps" in plain(shown)
+    again, _ = in_terminal("run", "study.yaml", cwd=tmp_path, columns=200)
+    assert re.search(r"1-baseline +cached", plain(again))
+    assert max(len(line.rstrip()) for line in plain(again).replace("\r", "\n").splitlines()) > 80
+    as_json = subprocess.run(
+        [sys.executable, "-m", "shrinkkit.cli", "run", "study.yaml", "--json"], cwd=tmp_path, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    data = json.loads(as_json.stdout)
+    assert (data["run"], data["failures"]) == ("reports/study", 0)
+    assert [step["state"] for step in data["steps"]] == ["cached", "cached", "cached", "done"]

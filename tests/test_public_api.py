@@ -94,3 +94,12 @@ def test_an_int8_model_is_scored_with_the_engine_that_it_was_made_for(task):
 def test_scores_of_an_unknown_split_are_refused(task):
     with pytest.raises(shrinkkit.InvalidInput, match="`split`"):
         shrinkkit.score(task.model, task, split="tests")
+
+
+def test_the_python_example_of_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.partition("## From Python")[2].partition("```python\n")[2].partition("```")[0]
+    without_study = code.replace('shrinkkit.run("digits-cnn")', "shrinkkit.run")
+    names = {}
+    exec(without_study, names)
+    assert shrinkkit.parameters(names["smaller"]) < shrinkkit.parameters(names["task"].model)

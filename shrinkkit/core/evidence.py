@@ -13,7 +13,7 @@ import numpy as np
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, TargetRecord
-from shrinkkit.core.samples import Blocks, conclude, reference_logs
+from shrinkkit.core.samples import PairedSamples, conclude, reference_logs
 from shrinkkit.errors import InvalidInput
 
 BASELINE = "baseline"
@@ -48,7 +48,7 @@ def comparison(stated: Comparison) -> Comparison:
     Raises:
         InvalidInput: There are fewer than 2 blocks, or a time is not above 0 and finite.
     """
-    arms = (stated.reference_samples_ms, stated.candidate_samples_ms, stated.null_samples_ms)
+    arms = (stated.reference_samples_ms, stated.candidate_samples_ms, stated.control_samples_ms)
     times = np.array([ms for arm in arms for slot in arm for ms in slot], dtype=float)
     even = len({len(arm) for arm in arms}) == 1 and len(arms[0]) >= 4 and len(arms[0]) % 2 == 0
     if not even or not all(slot for arm in arms for slot in arm) or not (np.isfinite(times) & (times > 0)).all():
@@ -57,7 +57,7 @@ def comparison(stated: Comparison) -> Comparison:
             f"0 for each model, got slots of {', '.join(str(len(arm)) for arm in arms)}. Measure it again."
         )
     found = conclude(
-        Blocks(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
+        PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
     )
     return replace(stated, **vars(found))
 
@@ -85,8 +85,8 @@ def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ..
 
 
 def _figures(of: Measurement) -> list[Any]:
-    timed = [of.latency.speedup, of.latency.null_ratio, of.latency.verdict] if of.latency else []
-    scored = [of.accuracy.mean, of.accuracy.difference, of.accuracy.lost_count] if of.accuracy else []
+    timed = [of.latency.speedup, of.latency.control_ratio, of.latency.verdict] if of.latency else []
+    scored = [of.accuracy.mean, of.accuracy.difference, of.accuracy.regressions] if of.accuracy else []
     return [of.latency_ms, *timed, *scored]
 
 
@@ -108,8 +108,8 @@ def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estim
     return estimate.block_ratio(logs) if logs else runtime.candidate_ms if runtime else None
 
 
-def _blocks(of: Comparison) -> Blocks:
-    return Blocks(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.null_samples_ms))
+def _blocks(of: Comparison) -> PairedSamples:
+    return PairedSamples(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.control_samples_ms))
 
 
 def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate | None:
@@ -126,15 +126,15 @@ def _measurement(of: Measurement, base_ms: Estimate | None, scores: Sequence[flo
 def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
     assert of.accuracy is not None
     own = of.accuracy.scores
-    found = replace(of.accuracy, mean=estimate.mean(own), difference=None, lost_count=0, gained_count=0)
+    found = replace(of.accuracy, mean=estimate.mean(own), difference=None, regressions=0, improvements=0)
     if of.variant == BASELINE or scores is None:
         return found
     moved = changes(scores, own) if len(scores) == len(own) else []
     return replace(
         found,
         difference=estimate.paired_difference(scores, own),
-        lost_count=sum(change < 0 for change in moved),
-        gained_count=sum(change > 0 for change in moved),
+        regressions=sum(change < 0 for change in moved),
+        improvements=sum(change > 0 for change in moved),
     )
 
 

@@ -4,13 +4,14 @@ A run writes a token into the folder and gives it to its processes. A process wh
 a run that has ended, and must not write.
 """
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from shrinkkit.errors import InvalidInput, LeaseLost
 
@@ -28,13 +29,13 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         InvalidInput: Another run holds it.
     """
-    with open(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidInput(
-                f"{folder} is in use by another run. Wait for it, or give this study another `name`."
-            ) from error
+    try:
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
+    except Timeout as error:
+        raise InvalidInput(
+            f"{folder} is in use by another run. Wait for it, or give this study another `name`."
+        ) from error
+    with lock:
         path, token = folder.resolve() / TOKEN, secrets.token_hex(16)
         # A new file, because the old one may be a link to something else.
         path.unlink(missing_ok=True)

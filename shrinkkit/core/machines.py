@@ -69,7 +69,7 @@ _FLAGS = re.compile(
     r"avx2|avx512(f|bw|vl|_vnni|_bf16|_fp16)|avx_vnni(_int8)?|avx_ne_convert|amx_(tile|int8|bf16|fp16)|fma|f16c"
     r"|neon|asimd|asimdhp|asimddp|bf16|i8mm|sve|sve2|svei8mm|svebf16|sme"
 )
-_PACKAGES = (
+PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "openvino", "nncf", "torch-pruning", "torchao"),
     *("numpy", "papermill", "nbconvert"),
 )
@@ -192,7 +192,7 @@ def _relevant(flags: Iterable[str]) -> tuple[str, ...]:
 
 def _versions() -> dict[str, str]:
     found = {"shrinkkit": __version__}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

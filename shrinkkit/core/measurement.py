@@ -67,7 +67,7 @@ class Comparison(Rich):
     """Differs from `conditions.runtime` only where runtimes themselves are compared."""
     speedup: Estimate
     """Code speed: from the fastest call of each slot."""
-    experienced: Estimate
+    median_speedup: Estimate
     """From the median call of each slot."""
     verdict: str
     """`faster`, `slower`, `same`, `undecided`, or `too noisy`."""
@@ -75,12 +75,12 @@ class Comparison(Rich):
     """Latency: the typical fastest call of a turn, over both copies of the reference."""
     candidate_ms: Estimate
     """The same of the candidate, which is `reference_ms` / `speedup`."""
-    null_ratio: Estimate
+    control_ratio: Estimate
     """A copy of the reference timed against the reference in the same blocks."""
     reference_samples_ms: tuple[tuple[float, ...], ...]
     """Raw call times, one tuple a slot, in the order in which they ran."""
     candidate_samples_ms: tuple[tuple[float, ...], ...]
-    null_samples_ms: tuple[tuple[float, ...], ...]
+    control_samples_ms: tuple[tuple[float, ...], ...]
     warmup_calls: int
     steady: bool
     disturbance: Disturbance
@@ -92,10 +92,10 @@ class Comparison(Rich):
     @property
     def noise_floor(self) -> float:
         """How far a copy of the reference may be from the reference itself by these data, as a share: the control."""
-        return max(self.null_ratio.high, 1 / self.null_ratio.low) - 1
+        return max(self.control_ratio.high, 1 / self.control_ratio.low) - 1
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """What speaks against trusting the figures, in words; empty if nothing does."""
         wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
         found = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
@@ -121,7 +121,7 @@ class Comparison(Rich):
         of = {
             self.reference: self.reference_samples_ms,
             self.candidate: self.candidate_samples_ms,
-            f"{self.reference}, a copy": self.null_samples_ms,
+            f"{self.reference}, a copy": self.control_samples_ms,
         }
         return [
             {"model": model, "slot": slot, "call": call, "ms": ms}
@@ -143,12 +143,12 @@ class ClassScore(Rich):
 
 
 @dataclass(frozen=True, repr=False)
-class Lost(Rich):
+class Regression(Rich):
     """A test example that the baseline answered better than the variant."""
 
     index: int
     """In the test split."""
-    wanted: str
+    label: str
     """The right answer; empty where answers are no classes, as are the next two."""
     before: str
     """The baseline's answer."""
@@ -176,10 +176,10 @@ class Accuracy(Rich):
     """Mean Kullback-Leibler divergence of the variant's class probabilities from the baseline's, in nats."""
     classes: tuple[ClassScore, ...]
     """One for each class of the test split; empty for outputs that are no classes."""
-    lost: tuple[Lost, ...]
+    worst_regressions: tuple[Regression, ...]
     """The worst of them, at most as many as a page can show."""
-    lost_count: int
-    gained_count: int
+    regressions: int
+    improvements: int
     """Examples that the variant answered better than the baseline."""
 
     def shown(self) -> Shown:
@@ -223,7 +223,7 @@ class LayerTime(Rich):
 class IntegerCheck(Rich):
     """What integer kernels computed here beside the same integers computed in float: saturation shows."""
 
-    deviation: float
+    max_relative_error: float
     """Largest absolute difference of the outputs, as a share of the largest absolute output."""
     layers: dict[str, float]
     """By layer, fed with the same integers: the largest difference, as a share of its largest absolute output."""
@@ -352,9 +352,9 @@ def comparison_statement(of: "Comparison") -> Statement:
         f"Latency per batch of {here.batch_size}: {formats.milliseconds(of.reference_ms.value)} and "
         f"{formats.milliseconds(of.candidate_ms.value)} on {here.device} in {runtimes}, "
         f"{formats.counted(here.threads, 'thread')}",
-        f"A/A noise floor {formats.percent(of.noise_floor)}, {len(of.null_samples_ms) // 2} blocks in "
+        f"A/A noise floor {formats.percent(of.noise_floor)}, {len(of.control_samples_ms) // 2} blocks in "
         f"{of.duration_s:.1f} s",
-        *([f"WARNING: {'; '.join(of.doubts)}"] if of.doubts else []),
+        *([f"WARNING: {'; '.join(of.warnings)}"] if of.warnings else []),
     ]
     tone = cells.speedup(of.speedup, of.verdict).tone
     speed = formats.estimate(of.speedup, unit=formats.TIMES)
@@ -371,12 +371,11 @@ def accuracy_table(of: "Accuracy") -> Table:
     pairs = [
         (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
         ("change", cells.change(of.difference, is_fraction=shares).plain() if of.difference else ""),
-        ("same predictions", formats.percent(of.agreement) if of.agreement is not None else ""),
+        ("same predictions", formats.percent(of.agreement) if of.difference and of.agreement is not None else ""),
         ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
-        ("examples", f"{len(of.scores):,}"),
-        ("regressions and improvements", f"{of.lost_count} and {of.gained_count}" if of.difference else ""),
+        ("regressions and improvements", f"{of.regressions} and {of.improvements}" if of.difference else ""),
     ]
-    return facts("Accuracy on the test split", pairs)
+    return facts(f"{of.metric.capitalize()} on {len(of.scores):,} examples", pairs)
 
 
 def measurement_table(of: "Measurement") -> Table:

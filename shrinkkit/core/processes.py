@@ -1,11 +1,12 @@
-"""Python processes that this package starts: they take no code from the working directory and die with their parent.
+"""Child processes: Python modules that take no code from the working directory, end in time and die with their parent.
 
-`python -P -m shrinkkit.children PARENT_PID MODULE ARGUMENT...` runs a module as such a process.
+`python -P -m shrinkkit.core.processes PARENT_PID MODULE ARGUMENT...` runs a module as such a process.
 """
 
+import collections
 import ctypes
-import fcntl
 import os
+import queue
 import runpy
 import shutil
 import signal
@@ -14,15 +15,34 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import IO
 
-LONGEST = 40
+import psutil
+from filelock import FileLock
+
+SOCKET_FOLDER_LENGTH = 40
 """Characters of a folder in which a folder for sockets is made; a socket's whole path must stay below about 100."""
 _PREFIX, _OWNER = "sk-", "owner"
-_PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")
+_SEARCH_PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")
 _PR_SET_PDEATHSIG = 1
+_KEPT_LINES, _POLL_S = 200, 0.25
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child process ended."""
+
+    status: int | None
+    """Its exit status, below 0 for the signal that ended it; None if it was stopped for time."""
+    output: str
+    """Its standard output."""
+    errors: str
+    """The last lines of its standard error."""
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -30,13 +50,99 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "shrinkkit.core.processes", str(os.getpid()), module, *arguments]
 
 
+def run(
+    command: Sequence[str],
+    *,
+    limit_s: float,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    on_line: Callable[[str], bool] = lambda _: False,
+    tick: Callable[[float], None] = lambda _: None,
+    patience_s: float = 0.0,
+) -> Ended:
+    """Run `command` and return how it ended. It and its children are killed after `limit_s`, and on Ctrl-C.
+
+    Args:
+        command: Program and arguments; see `command`.
+        limit_s: Seconds that it may take, above 0.
+        cwd: Its working directory, by default that of this process.
+        variables: Environment variables besides `environment()`.
+        on_line: Called with each line of its standard error; returns whether the time limit starts again.
+        tick: Called several times a second with the seconds since the time limit started.
+        patience_s: Seconds between the request to terminate and the kill.
+    """
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        child = subprocess.Popen(
+            command,
+            env=environment() | dict(variables),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            # Ctrl-C is for this process alone, which then stops the child in order.
+            start_new_session=True,
+        )
+        assert child.stderr is not None
+        reader = threading.Thread(target=_forward, args=(child.stderr, lines), daemon=True)
+        reader.start()
+        start, overdue = time.monotonic(), False
+        try:
+            while child.poll() is None and not overdue:
+                with suppress(queue.Empty):
+                    kept.append(lines.get(timeout=_POLL_S))
+                    start = time.monotonic() if on_line(kept[-1]) else start
+                tick(time.monotonic() - start)
+                overdue = not time.monotonic() - start <= limit_s
+        finally:
+            stop(child, patience_s=patience_s)
+            reader.join(timeout=_POLL_S)
+        while not lines.empty():
+            kept.append(lines.get())
+            on_line(kept[-1])
+        output.seek(0)
+        return Ended(None if overdue else child.returncode, output.read(), "\n".join(kept))
+
+
+def _forward(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
+    with suppress(ValueError), stream:
+        for line in stream:
+            lines.put(line.rstrip("\n"))
+
+
+def stop(child: "subprocess.Popen[str]", *, patience_s: float) -> None:
+    """Ask `child`, which leads a session, to terminate; then kill what is left of it and of its children."""
+    family: list[psutil.Process] = []
+    try:
+        with suppress(psutil.NoSuchProcess, subprocess.TimeoutExpired):
+            if child.poll() is None:
+                family = psutil.Process(child.pid).children(recursive=True)
+                if patience_s:
+                    child.terminate()
+                    child.wait(timeout=patience_s)
+    finally:
+        # Also when a second Ctrl-C arrives meanwhile.
+        with suppress(ProcessLookupError, PermissionError):
+            # The group has children whose own parent is gone, which psutil does not list. Windows has no groups.
+            if hasattr(os, "killpg"):
+                os.killpg(child.pid, signal.SIGKILL)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.kill()
+        child.wait()
+
+
 def environment() -> dict[str, str]:
     """Return this process's environment with search paths that do not depend on the working directory.
 
     Relative entries are resolved here. Empty ones, which stand for the working directory, are left out.
     """
-    entries = {name: os.environ[name].split(os.pathsep) for name in _PATHS if name in os.environ}
-    paths = {name: os.pathsep.join(os.path.abspath(e) for e in found if e) for name, found in entries.items()}
+    entries = {name: os.environ[name].split(os.pathsep) for name in _SEARCH_PATHS if name in os.environ}
+    paths = {name: os.pathsep.join(os.path.abspath(e) for e in parts if e) for name, parts in entries.items()}
     return os.environ | paths | {"PYTHONSAFEPATH": "1"}
 
 
@@ -44,57 +150,41 @@ def die_with(parent: int) -> None:
     """Have this process killed as soon as its parent, the process `parent`, ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # It may have ended before this process asked for the signal.
+        if os.getppid() != parent:
+            os._exit(1)
     else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    # It may have ended before this process asked for the signal.
-    if os.getppid() != parent:
-        os._exit(1)
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def end(child: subprocess.Popen[bytes], *, patience_s: float = 10.0) -> None:
-    """Stop `child`, which leads a session of its own: by SIGTERM, and by SIGKILL if that takes longer than patience."""
-    try:
-        if child.poll() is None:
-            child.terminate()
-            child.wait(timeout=patience_s)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # Also when a second Ctrl-C arrives meanwhile.
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+def _exit_after(parent: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(parent).wait()
+    os._exit(1)
 
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
     """Make a folder for sockets, whatever TMPDIR says, and remove it and those that killed processes left."""
     places = [tempfile.gettempdir(), "/tmp", "/dev/shm", "/var/tmp"]
-    place = next((p for p in places if len(p) <= LONGEST and os.access(p, os.W_OK | os.X_OK)), places[0])
+    usable = (p for p in places if len(p) <= SOCKET_FOLDER_LENGTH and os.access(p, os.W_OK | os.X_OK))
+    place = next(usable, places[0])
     _remove_abandoned(Path(place))
-    made = tempfile.TemporaryDirectory(dir=place, prefix=_PREFIX, ignore_cleanup_errors=True)
-    with made as name, Path(name, _OWNER).open("w") as owner:
-        fcntl.flock(owner, fcntl.LOCK_EX)
+    folder = tempfile.TemporaryDirectory(dir=place, prefix=_PREFIX, ignore_cleanup_errors=True)
+    with folder as name, FileLock(Path(name, _OWNER)):
         yield Path(name)
 
 
 def _remove_abandoned(place: Path) -> None:
     for folder in place.glob(f"{_PREFIX}*"):
-        # Whatever is in the way, such as another user's folder: it is not ours to remove.
+        # Errors are ignored: another user's folder, for instance, is not ours to remove.
         with suppress(OSError):
             state = folder.lstat()
+            own = not hasattr(os, "getuid") or state.st_uid == os.getuid()
             # A folder that is being made has no lock yet.
-            if state.st_uid != os.getuid() or folder.is_symlink() or time.time() - state.st_mtime < 60:
-                continue
-            with (folder / _OWNER).open() as owner:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
+            if own and (folder / _OWNER).is_file() and not folder.is_symlink() and time.time() - state.st_mtime > 60:
+                with FileLock(folder / _OWNER, timeout=0):
+                    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,21 @@ Samples = list[tuple[float, ...]]
 
 
 @dataclass
-class Blocks:
+class PairedSamples:
     """Call times in ms, two slots a block for each arm, in the order of time."""
 
     reference: Samples = field(default_factory=list)
     candidate: Samples = field(default_factory=list)
-    null: Samples = field(default_factory=list)
+    control: Samples = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of whole blocks."""
-        return min(len(self.reference), len(self.candidate), len(self.null)) // 2
+        return min(len(self.reference), len(self.candidate), len(self.control)) // 2
 
     def cut(self) -> None:
         """Drop the slots of a block that was interrupted."""
         whole = 2 * len(self)
-        for arm in (self.reference, self.candidate, self.null):
+        for arm in (self.reference, self.candidate, self.control):
             del arm[whole:]
 
 
@@ -35,14 +35,14 @@ class Conclusion:
     """What the blocks say. Ratios are reference time over candidate time."""
 
     speedup: Estimate
-    experienced: Estimate
-    null_ratio: Estimate
+    median_speedup: Estimate
+    control_ratio: Estimate
     reference_ms: Estimate
     candidate_ms: Estimate
     verdict: str
 
 
-def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
+def conclude(blocks: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
     """Return the ratios and the verdict that the blocks support.
 
     Args:
@@ -53,26 +53,26 @@ def conclude(blocks: Blocks, *, withheld: bool = False, stopped: bool = False, s
         seed: Of the bootstrap.
     """
     speedup = estimate.block_ratio(log_ratios(blocks, min), seed=seed)
-    experienced = estimate.block_ratio(log_ratios(blocks, median), seed=seed)
-    null = estimate.block_ratio(_paired(_slots(blocks.reference, min), _slots(blocks.null, min)), seed=seed)
+    median_speedup = estimate.block_ratio(log_ratios(blocks, median), seed=seed)
+    null = estimate.block_ratio(_paired(_slots(blocks.reference, min), _slots(blocks.control, min)), seed=seed)
     noisy = withheld or estimate.verdict(null) in ("faster", "slower")
     usual = "undecided" if stopped else estimate.verdict(speedup)
     reference_ms = estimate.block_ratio(reference_logs(blocks), seed=seed)
     candidate_ms = estimate.product(reference_ms, estimate.inverse(speedup))
-    return Conclusion(speedup, experienced, null, reference_ms, candidate_ms, "too noisy" if noisy else usual)
+    return Conclusion(speedup, median_speedup, null, reference_ms, candidate_ms, "too noisy" if noisy else usual)
 
 
-def log_ratios(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
+def log_ratios(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
     """Return log(reference / candidate) of each block; both copies of the reference count, against its noise.
 
     Args:
         blocks: At least 1.
-        of: What stands for the calls of a slot: `min` for the speed of the code, `median` for what is experienced.
+        of: What stands for the calls of a slot: `min` for the speed of the code, `median` for what is median_speedup.
     """
     return _paired(_reference(blocks, of), _slots(blocks.candidate, of))
 
 
-def reference_logs(blocks: Blocks) -> list[float]:
+def reference_logs(blocks: PairedSamples) -> list[float]:
     """Return the logarithm of the reference's latency in ms in each block: of the fastest call of a turn, as speed-ups.
 
     Args:
@@ -82,9 +82,9 @@ def reference_logs(blocks: Blocks) -> list[float]:
     return [(logs[i] + logs[i + 1]) / 2 for i in range(0, len(logs), 2)]
 
 
-def _reference(blocks: Blocks, of: Callable[[Sequence[float]], float]) -> list[float]:
+def _reference(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
     """Return the logarithm of each turn of the reference, both of its copies together."""
-    return [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.null, of), strict=True)]
+    return [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.control, of), strict=True)]
 
 
 def _slots(samples: Samples, of: Callable[[Sequence[float]], float]) -> list[float]:

@@ -18,7 +18,7 @@ class Step(Rich):
     subject: str
     """The variant it makes, or the target it measures; empty for the report."""
     state: str
-    """`pending`, `running`, `done`, `reused`, `failed`, `skipped`, or `interrupted`."""
+    """`pending`, `running`, `done`, `cached`, `failed`, `skipped`, or `interrupted`."""
     duration_s: float = 0.0
     error: str = ""
     """The cause in one line; the whole traceback stands in the executed notebook."""

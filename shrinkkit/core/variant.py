@@ -107,7 +107,7 @@ class ModelFile(Rich):
     sha256: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    deviation: float
+    max_relative_error: float
     """Largest absolute difference between the outputs of the file loaded back from disk and
     those of the model in memory, as a share of the largest absolute output."""
     tolerance: float
@@ -212,7 +212,7 @@ def files_table(of: "Variant") -> Table:
             Cell(file.path),
             Cell(formats.size(file.size_bytes)),
             Cell(formats.size(file.compressed_bytes)),
-            Cell(f"{file.deviation:.1e}" if file.deviation else "0"),
+            Cell(f"{file.max_relative_error:.1e}" if file.max_relative_error else "0"),
             Cell(file.sha256[:12]),
         )
         for file in of.files

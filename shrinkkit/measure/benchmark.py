@@ -1,6 +1,6 @@
 """Paired timing: is one model faster than another, here and now, and by how much?
 
-Blocks in which reference, candidate and a copy of the reference take turns; a verdict only where the interval
+PairedSamples in which reference, candidate and a copy of the reference take turns; a verdict only where the interval
 allows one. Why this way and not another is measured by `tests/benchmarks/timing.py`.
 """
 
@@ -14,11 +14,11 @@ from torch import nn
 
 from shrinkkit.core import machines
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import Blocks, Samples, conclude
+from shrinkkit.core.samples import PairedSamples, Samples, conclude
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief
 from shrinkkit.measure import contention, timing
-from shrinkkit.measure.timing import Call, Make, Protocol, Watch
+from shrinkkit.measure.timing import Call, Make, Protocol, TimingCallback, never_stop
 from shrinkkit.runtimes import specs
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks.modules import Example, raw_bytes
@@ -38,7 +38,7 @@ def compare(
     layouts: int = 8,
     slot_ms: float = 6.0,
     seed: int = 0,
-    watch: Watch = lambda _: False,
+    callback: TimingCallback = never_stop,
 ) -> Comparison:
     """Return the paired timing of two models under equal conditions; for two modules see `models`.
 
@@ -59,8 +59,8 @@ def compare(
         slot_ms: Milliseconds for which one model runs, at least, before the next takes its turn;
             one more call comes first and is not recorded.
         seed: Of the order within blocks and of the bootstrap.
-        watch: Called between blocks, at most twice a second, with those so far; returns whether to stop. What was
-            stopped, or interrupted, gets no verdict.
+        callback: Called between blocks, at most twice a second, with the candidate's name and the samples so far;
+            returns whether to stop. An interrupted comparison gets no verdict.
 
     Raises:
         InvalidInput: `width`, `cap_s`, `layouts` or `slot_ms` is not above 0; or a model fails, returns what is not
@@ -72,11 +72,11 @@ def compare(
     timer = timing.timer(conditions.device, {conditions.runtime, candidate_conditions.runtime})
     start = contention.snapshot()
     makers = (make_reference, make_candidate, make_reference)
-    blocks, warmup, steady, stopped = timing.measure(makers, (reference, candidate), timer, protocol, watch)
+    blocks, warmup, steady, stopped = timing.measure(makers, (reference, candidate), timer, protocol, callback)
     disturbance = contention.disturbance(
         start, end := contention.snapshot(), threads=conditions.threads, cores=machines.cores()
     )
-    blocks = Blocks(_stored(blocks.reference), _stored(blocks.candidate), _stored(blocks.null))
+    blocks = PairedSamples(_stored(blocks.reference), _stored(blocks.candidate), _stored(blocks.control))
     found = conclude(blocks, withheld=disturbance.withheld, stopped=stopped, seed=seed)
     return Comparison(
         reference=reference,
@@ -86,7 +86,7 @@ def compare(
         **vars(found),
         reference_samples_ms=tuple(blocks.reference),
         candidate_samples_ms=tuple(blocks.candidate),
-        null_samples_ms=tuple(blocks.null),
+        control_samples_ms=tuple(blocks.control),
         warmup_calls=warmup,
         steady=steady,
         disturbance=disturbance,
@@ -106,7 +106,7 @@ def models(
     width: float = 0.005,
     cap_s: float = 4.0,
     seed: int = 0,
-    watch: Watch = lambda _: False,
+    callback: TimingCallback = never_stop,
 ) -> Comparison:
     """Return the paired timing of two modules in memory, in inference mode; both are left unchanged.
 
@@ -121,7 +121,7 @@ def models(
         width: See `compare`.
         cap_s: See `compare`.
         seed: See `compare`.
-        watch: See `compare`.
+        callback: See `compare`.
 
     Raises:
         InvalidInput: A module is in training mode, rejects `example`, returns what is not finite, does not reproduce
@@ -153,7 +153,7 @@ def models(
             width=width,
             cap_s=cap_s,
             seed=seed,
-            watch=watch,
+            callback=callback,
         )
     finally:
         torch.set_num_threads(before)

@@ -29,7 +29,7 @@ class Finding:
     `cannot run here`, or `no file`."""
     why: str = ""
     """Why it is not ok; empty if it is."""
-    deviation: float | None = None
+    max_relative_error: float | None = None
     """Largest difference from the outputs that it must give, as a share of the largest; None if it did not run."""
     limit: float | None = None
     """The largest deviation that is ok."""
@@ -120,7 +120,7 @@ def _cells(one: Finding) -> tuple[str, ...]:
     return (
         one.target,
         one.state,
-        f"{one.deviation:.1e} (ok: {one.limit:g})" if one.deviation is not None else "",
+        f"{one.max_relative_error:.1e} (ok: {one.limit:g})" if one.max_relative_error is not None else "",
         formats.milliseconds(one.latency_ms.value) if one.latency_ms else "",
         f"{_times(one.speedup)} {one.verdict}" if one.speedup else "",
     )

@@ -8,9 +8,9 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -70,11 +70,11 @@ def measure(
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         # Large blocks must go back to the system when they are freed, or the next one is not seen.
-        environment = processes.environment() | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
+        variables = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
         command = processes.command("shrinkkit.measure.peak_memory", name)
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = processes.run(command, limit_s=math.inf, variables=variables)
         if not (folder / "answer.json").is_file():
-            cause = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
+            cause = (ended.errors.strip().splitlines() or [f"status {ended.status}"])[-1]
             return dict.fromkeys(paths, f"the process that counts it ended early: {cause}")
         answers: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
         return {name: answer if isinstance(answer, str) else Memory(**answer) for name, answer in answers.items()}

@@ -1,114 +1,103 @@
-"""What a model is and how well it answers: parameters, MACs, scores, fidelity. For time see `benchmark`."""
+"""Scores and predictions of a model on a split, their paired comparison, and pictures of inputs. Not: latency."""
 
 import base64
-import struct
-import zlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 from shrinkkit.core import estimate, evidence
-from shrinkkit.core.measurement import Accuracy, ClassScore, Lost
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression
 from shrinkkit.errors import InvalidInput, InvalidTask
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
 from shrinkkit.transforms import variants
 
-LOST = 12
-"""Lost examples that a record keeps at most."""
-
+MOST_REGRESSIONS = 12
+"""Regressions that a record stores at most."""
+SIDE, COLOURS = 96, 64
+"""Pixels of a picture's longer side, and its colours, at most: a photograph takes a quarter of the bytes."""
+_SMALLEST_IMAGE = 8
 _ROWS = 4096
-_SURE = 1e-3
-_LEAST = 2.0**-24
+"""Rows converted to double precision at a time, to bound memory."""
+_SUM_TOLERANCE = 1e-3
+_LEAST_PROBABILITY = 2.0**-24
+"""Single precision cannot tell smaller probabilities from 0 next to 1; clamping avoids infinite divergence."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """How a model answered every example of a split, in the split's order."""
+    """Scores and outputs of a model for every example of a split, in the split's order."""
 
     scores: tuple[float, ...]
     outputs: torch.Tensor
     """The first output of each example, flattened: (examples, values), on the CPU."""
-    answers: tuple[int, ...]
-    """The class of the largest output, by its place in the task's `class_names`; empty where outputs are no classes."""
-    wanted: tuple[int | None, ...]
-    """The right class, likewise; None for an example whose target is no class."""
+    predictions: tuple[int, ...]
+    """Index in `class_names` of the largest output; empty where outputs are not classes."""
+    labels: tuple[int | None, ...]
+    """Index in `class_names` of the label; None for an example whose target is not a class."""
     dataset: "Dataset[Any]"
     span: torch.Tensor | None
-    """Smallest and largest value of each channel of the first input, (2, channels); None where it is no image."""
+    """Smallest and largest value of each channel of the first input, (2, channels); None unless it is an image."""
 
 
 def scores(
-    call: Callable[..., Any],
-    task: Task,
-    dataset: "Dataset[Any]",
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    call: Callable[..., Any], task: Task, dataset: "Dataset[Any]", *, progress: Progress = no_progress
 ) -> Scored:
-    """Return the score of each example of `dataset` and the model's answers, in order.
+    """Return the scores and predictions of a model for each example of `dataset`, in order.
 
-    The model is called with batches of the size of the task's example, the last one filled up with repeats, so that
-    models with a fixed batch can be judged by the same rule.
+    The model is called with batches of the size of the task's example, the last one padded with repeats, so that
+    models with a fixed batch are evaluated by the same rule.
 
-    Outputs are classes where the task has at least two `class_names`, the first output has one floating value for each
-    of them, (examples, classes), and targets are not of that shape too, as they are where an example has several
-    labels. An example has a right class where the first output has no more dimensions than that and its target is one
-    integer in [0, number of names).
+    Outputs are classes if the task has at least two `class_names`, the first output has one floating-point value for
+    each, (examples, classes), and targets do not have that shape too, as multi-label targets do. An example has a
+    label if the first output has at most two dimensions and its target is one integer in [0, number of names).
 
     Args:
-        call: A model, or a loaded model file: takes a batch of inputs, returns outputs on the CPU.
-        task: Whose score is applied.
+        call: A model or a loaded model file: takes a batch of inputs, returns outputs on the CPU.
+        task: Whose score function is applied.
         dataset: One of the task's splits.
-        progress: Called with the batches done and their number.
+        progress: Called with the batches done, their number and the split.
 
     Raises:
         InvalidTask: The split is empty, or an output or a score is not finite; the batch is named.
     """
     size, split = task.example[0].shape[0], _name(task, dataset)
-    found: list[float] = []
+    total = -(-len(dataset) // size)  # type: ignore[arg-type]
+    values: list[float] = []
     firsts: list[torch.Tensor] = []
-    wanted: list[int | None] = []
+    labels: list[int | None] = []
     spans: list[torch.Tensor] = []
     classes = True
-    total = -(-len(dataset) // size)  # type: ignore[arg-type]
     for number, (inputs, target) in enumerate(batches(dataset, size)):
         count, where = inputs[0].shape[0], f"batch {number} of {split}"
-        filled = tuple(x if count == size else x[torch.arange(size) % count] for x in inputs)
+        padded = tuple(x if count == size else x[torch.arange(size) % count] for x in inputs)
         with torch.inference_mode():
-            output = _first_examples(call(*filled), count, size)
+            output = _first_examples(call(*padded), count, size)
             _check_outputs(output, where)
             batch = task.score(output, target)
         _check_scores(batch, count, where)
-        found.extend(batch.double().tolist())
+        values.extend(batch.double().tolist())
         first = tensors(output)[0]
         classes = classes and _are_classes(first, target, len(task.class_names))
-        wanted.extend(_right(first, target, len(task.class_names)))
+        labels.extend(_labels(first, target, len(task.class_names)))
         firsts.append(first.unsqueeze(1).flatten(1).to(torch.promote_types(first.dtype, torch.float32)))
         if is_image(inputs[0][0]):
             spans.append(span(inputs[0]))
-        if progress:
-            progress(number + 1, total)
-    if not found:
+        progress(number + 1, total, split)
+    if not values:
         raise InvalidTask(f"{split} must hold at least one example to score a model on, but it is empty. Add examples.")
-    answers = torch.cat(firsts)
-    return Scored(
-        scores=tuple(found),
-        outputs=answers,
-        answers=tuple(answers.argmax(1).tolist()) if classes else (),
-        wanted=tuple(wanted),
-        dataset=dataset,
-        span=join(spans) if spans else None,
-    )
+    outputs = torch.cat(firsts)
+    predictions = tuple(outputs.argmax(1).tolist()) if classes else ()
+    return Scored(tuple(values), outputs, predictions, tuple(labels), dataset, join(spans) if spans else None)
 
 
 def _name(task: Task, dataset: "Dataset[Any]") -> str:
@@ -140,162 +129,143 @@ def _check_scores(batch: torch.Tensor, count: int, where: str) -> None:
 
 
 def _are_classes(output: torch.Tensor, target: Any, names: int) -> bool:
-    several = isinstance(target, torch.Tensor) and target.shape == output.shape
-    return names > 1 and output.shape[1:] == (names,) and output.is_floating_point() and not several
+    multi_label = isinstance(target, torch.Tensor) and target.shape == output.shape
+    return names > 1 and output.shape[1:] == (names,) and output.is_floating_point() and not multi_label
 
 
-def _right(output: torch.Tensor, target: Any, names: int) -> list[int | None]:
-    """Return the right class of each example of a batch, None where there is none."""
+def _labels(output: torch.Tensor, target: Any, names: int) -> list[int | None]:
     count = output.shape[0]
-    if output.dim() > 2 or not isinstance(target, torch.Tensor) or target.numel() != count:
-        return [None] * count
-    if target.is_floating_point() or target.is_complex():
+    integers = isinstance(target, torch.Tensor) and not (target.is_floating_point() or target.is_complex())
+    if output.dim() > 2 or not integers or target.numel() != count:
         return [None] * count
     return [int(value) if 0 <= value < names else None for value in target.flatten().tolist()]
 
 
-def accuracy(task: Task, found: Scored, baseline: Scored | None) -> Accuracy:
-    """Return the record of a model's scores and answers, paired with those of the baseline on the same target.
+def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
+    """Return the record of a model's scores, paired with those of the baseline on the same target.
 
-    Agreement and divergence are None where outputs are no classes, and there are no classes where targets are none; see
-    `scores` for the rule. An example is lost if its score fell, and gained if it rose, beyond rounding. The
-    lost ones are kept with the largest fall first, and in the split's order where falls are equal.
+    Agreement and divergence are None unless outputs are classes; see `scores`. A regression is an example whose score
+    fell beyond rounding, an improvement one whose score rose. Regressions are sorted by the size of the fall.
 
     Args:
         task: Whose metric it is.
-        found: What `scores` returned for the model.
-        baseline: What `scores` returned for the baseline; None if the model is the baseline, which agrees with itself.
+        scored: Scores of the model.
+        baseline: Scores of the baseline; None if the model is the baseline.
 
     Raises:
-        InvalidInput: The two were scored on different examples, or give outputs of different sizes.
+        InvalidInput: The two were scored on different examples, or their outputs differ in size.
     """
-    reference = baseline or found
-    difference = estimate.paired_difference(reference.scores, found.scores)
-    if found.outputs.shape != reference.outputs.shape:
+    reference = baseline or scored
+    difference = estimate.paired_difference(reference.scores, scored.scores)
+    if scored.outputs.shape != reference.outputs.shape:
         raise InvalidInput(
-            "`found` and `baseline` must hold outputs of one shape, got "
-            f"{tuple(found.outputs.shape)} and {tuple(reference.outputs.shape)}. Score the same task's models."
+            "`scored` and `baseline` must hold outputs of one shape, got "
+            f"{tuple(scored.outputs.shape)} and {tuple(reference.outputs.shape)}. Score the same task's models."
         )
-    changes = evidence.changes(reference.scores, found.scores)
-    lost = sorted((change, index) for index, change in enumerate(changes) if change < 0)
-    same = sum(before == after for before, after in zip(reference.answers, found.answers, strict=True))
+    changes = evidence.changes(reference.scores, scored.scores)
+    falls = sorted((change, index) for index, change in enumerate(changes) if change < 0)
+    same = sum(before == after for before, after in zip(reference.predictions, scored.predictions, strict=True))
+    classes = bool(scored.predictions)
     return Accuracy(
         metric=task.metric,
-        scores=found.scores,
-        mean=estimate.mean(found.scores),
+        scores=scored.scores,
+        mean=estimate.mean(scored.scores),
         difference=difference if baseline else None,
-        agreement=same / len(found.answers) if found.answers else None,
-        cosine=cosine(reference.outputs, found.outputs),
-        divergence=divergence(reference.outputs, found.outputs) if found.answers else None,
-        classes=_classes(task, found, baseline),
-        lost=tuple(_lost(task, found, reference, index) for _, index in lost[:LOST]),
-        lost_count=len(lost),
-        gained_count=sum(change > 0 for change in changes),
+        agreement=same / len(scored.predictions) if classes else None,
+        cosine=cosine(reference.outputs, scored.outputs),
+        divergence=divergence(reference.outputs, scored.outputs) if classes else None,
+        classes=_class_scores(task, scored, baseline),
+        worst_regressions=tuple(_regression(task, scored, reference, index) for _, index in falls[:MOST_REGRESSIONS]),
+        regressions=len(falls),
+        improvements=sum(change > 0 for change in changes),
     )
 
 
-def _classes(task: Task, found: Scored, baseline: Scored | None) -> tuple[ClassScore, ...]:
-    of: dict[int, list[int]] = {}
-    for index, wanted in enumerate(found.wanted):
-        if wanted is not None:
-            of.setdefault(wanted, []).append(index)
-    made = []
-    for number, indexes in sorted(of.items()):
-        values = [found.scores[i] for i in indexes]
+def _class_scores(task: Task, scored: Scored, baseline: Scored | None) -> tuple[ClassScore, ...]:
+    rows = []
+    for label in sorted({label for label in scored.labels if label is not None}):
+        indexes = [index for index, other in enumerate(scored.labels) if other == label]
+        values = [scored.scores[i] for i in indexes]
         before = [baseline.scores[i] for i in indexes] if baseline else None
         paired = estimate.paired_difference(before, values) if before else None
-        made.append(ClassScore(task.class_names[number], len(indexes), estimate.mean(values), paired))
-    return tuple(made)
+        rows.append(ClassScore(task.class_names[label], len(indexes), estimate.mean(values), paired))
+    return tuple(rows)
 
 
-def _lost(task: Task, found: Scored, reference: Scored, index: int) -> Lost:
-    wanted = found.wanted[index]
-    inputs, _ = found.dataset[index]
+def _regression(task: Task, scored: Scored, reference: Scored, index: int) -> Regression:
+    label = scored.labels[index]
+    inputs, _ = scored.dataset[index]
     first = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
-    return Lost(
+    return Regression(
         index=index,
-        wanted="" if wanted is None else task.class_names[wanted],
-        before=task.class_names[reference.answers[index]] if reference.answers else "",
-        after=task.class_names[found.answers[index]] if found.answers else "",
+        label="" if label is None else task.class_names[label],
+        before=task.class_names[reference.predictions[index]] if reference.predictions else "",
+        after=task.class_names[scored.predictions[index]] if scored.predictions else "",
         score_before=reference.scores[index],
-        score_after=found.scores[index],
-        png=png(first, between=found.span) if is_image(first) else "",
+        score_after=scored.scores[index],
+        png=png(first, between=scored.span) if is_image(first) else "",
     )
 
 
 def cosine(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the mean over rows of the cosine between two tensors of shape (examples, values), in [-1, 1].
+    """Return the mean over rows of the cosine of two tensors of shape (examples, values), in [-1, 1].
 
-    Two rows of zeros agree, which counts as 1; a row of zeros beside another counts as 0. A single value has no
-    direction but its sign, so where each example has only one, the cosine is that between the values of all examples.
+    Two rows of zeros count as 1, a row of zeros and another row as 0. If each example has a single value, the cosine
+    is that of the values of all examples, because a single value has no direction but its sign.
     """
     if reference.shape[1] == 1:
         reference, other = reference.T, other.T
     total = 0.0
-    for before, after in _parts(reference, other):
+    for before, after in _chunks(reference, other):
         a, b = _unit(before), _unit(after)
         both_zero = ~a.any(1) & ~b.any(1)
         total += torch.where(both_zero, 1.0, (a * b).sum(1)).sum().item()
     return max(-1.0, min(1.0, total / len(reference)))
 
 
-def _parts(reference: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield some rows of both at a time: all of them in double precision would take too much memory."""
-    return ((reference[i : i + _ROWS], other[i : i + _ROWS]) for i in range(0, len(reference), _ROWS))
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    """Return each row in double precision and of length 1, or as it is if it is all zeros."""
-    x = x.double()
-    # Squares of the largest and the smallest numbers would leave the range.
-    peak = x.abs().amax(1, keepdim=True)
-    return nn.functional.normalize(x / torch.where(peak > 0, peak, 1), dim=1)
-
-
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Return the mean over rows of the Kullback-Leibler divergence of `other` from `reference`, in nats, at least 0.
 
-    Rows are logits, or logarithms of probabilities, which the softmax leaves as they are. Only where every row of
-    `reference` is a distribution already (nothing below 0, a sum of 1 to a thousandth) are both taken for
-    probabilities. Then those below 2^-24, which single precision cannot tell from 0 beside 1, are raised to that, so
-    that a number rounded to 0 gives no infinite divergence, and rows are divided by their sums.
+    Rows are logits or log-probabilities, which the softmax leaves unchanged. If every row of `reference` is a
+    distribution (non-negative, with a sum of 1 to within 0.001), both are taken for probabilities instead, clamped to
+    at least 2^-24 and normalized.
 
     Args:
         reference: Outputs of the baseline, (examples, classes).
         other: Outputs of the variant for the same examples.
     """
     sums = reference.double().sum(1)
-    already = bool((reference >= 0).all() and ((sums - 1).abs() < _SURE).all())
+    are_probabilities = bool((reference >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all())
     total = 0.0
-    for before, after in _parts(reference, other):
-        p, q = (_log_probabilities(x, already=already) for x in (before, after))
+    for before, after in _chunks(reference, other):
+        p, q = (_log_probabilities(x, are_probabilities=are_probabilities) for x in (before, after))
         total += (p.exp() * (p - q)).sum().item()
     return max(0.0, total / len(reference))
 
 
-def _log_probabilities(x: torch.Tensor, *, already: bool) -> torch.Tensor:
-    if already:
-        x = x.double().clamp(min=_LEAST).log()
-    # The difference of two large logits of double precision may leave the range.
+def _chunks(reference: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return ((reference[i : i + _ROWS], other[i : i + _ROWS]) for i in range(0, len(reference), _ROWS))
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """Return each row in double precision with length 1; a row of zeros is unchanged."""
+    x = x.double()
+    # Squares of the largest and the smallest numbers would overflow or underflow.
+    peak = x.abs().amax(1, keepdim=True)
+    return nn.functional.normalize(x / torch.where(peak > 0, peak, 1), dim=1)
+
+
+def _log_probabilities(x: torch.Tensor, *, are_probabilities: bool) -> torch.Tensor:
+    if are_probabilities:
+        x = x.double().clamp(min=_LEAST_PROBABILITY).log()
+    # The difference of two large logits may exceed the range of double precision.
     return x.double().log_softmax(1).clamp(min=torch.finfo(torch.float32).min)
 
 
-SIDE = 96
-"""Pixels of the longer side at most; larger images are shrunk."""
-COLOURS = 64
-"""Colours of a picture at most: a photograph takes a quarter of the bytes that it would take with all of them."""
-
-_SMALLEST = 8
-_GREY, _INDEXED = 0, 3
-
-
 def is_image(x: torch.Tensor) -> bool:
-    """Return whether one input, without a batch dimension, can be shown: 1 or 3 channels first, then at least 8x8.
-
-    Floats and uint8 count; other integers are tokens or labels.
-    """
+    """Return whether an input without batch dimension can be drawn: 1 or 3 channels first, >= 8x8, float or uint8."""
     channels, *sides = x.shape if x.dim() == 3 else (0,)
-    return channels in (1, 3) and min(sides) >= _SMALLEST and (x.is_floating_point() or x.dtype == torch.uint8)
+    return channels in (1, 3) and min(sides) >= _SMALLEST_IMAGE and (x.is_floating_point() or x.dtype == torch.uint8)
 
 
 def span(images: torch.Tensor) -> torch.Tensor:
@@ -304,102 +274,48 @@ def span(images: torch.Tensor) -> torch.Tensor:
 
 
 def join(spans: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the span of the images of several batches from the `span` of each, at least one."""
+    """Return the span of the images of several batches from the span of each."""
     together = torch.stack(list(spans))
     return torch.stack([together[:, 0].amin(0), together[:, 1].amax(0)])
 
 
 def png(image: torch.Tensor, *, between: torch.Tensor | None = None) -> str:
-    """Return `image` as a PNG in base64, at most `SIDE` pixels a side and of at most `COLOURS` colours.
+    """Return `image` as a PNG in base64 with at most `SIDE` pixels a side and `COLOURS` colours.
 
-    uint8 is shown as it is. How floats were normalised is not known, so they are shown between two values that become
-    the darkest and the brightest. With the `span` of a whole split, images keep their brightness beside each other, and
-    a mean and deviation for each channel are undone wherever the split reaches from black to white in each; else
-    brightness and hue are right only up to a scale and an offset for each channel.
+    uint8 is drawn unchanged. Floats are scaled, because their normalization is not known: with the `span` of a whole
+    split, images keep their relative brightness, and a normalization by channel is undone if the split reaches from
+    black to white in each channel.
 
     Args:
         image: What `is_image` accepts.
-        between: Values shown as the darkest and the brightest, for each channel: (2, channels). None takes the smallest
-            and the largest value of the image itself, over all channels.
-
-    Source: W3C, "Portable Network Graphics (PNG) Specification"; Heckbert, "Color image quantization for frame buffer
-    display", SIGGRAPH 1982.
+        between: Values drawn as the darkest and the brightest of each channel, (2, channels). None takes the smallest
+            and the largest value of the image, over all channels.
     """
+    from PIL import Image
+
     x = image.detach().cpu().double()
     if image.dtype != torch.uint8:
         low, high = (x.min(), x.max()) if between is None else between.cpu().double()[:, :, None, None]
-        # Where nothing differs this is 0 / 0, which becomes black below.
+        # Without contrast this is 0 / 0, which becomes black below.
         x = 255 * (x - low) / (high - low)
     if (longest := max(x.shape[1:])) > SIDE:
         sides = [max(1, round(side * SIDE / longest)) for side in x.shape[1:]]
-        x = functional.interpolate(x[None], size=sides, mode="area")[0]
+        x = nn.functional.interpolate(x[None], size=sides, mode="area")[0]
     pixels = x.nan_to_num().round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return base64.b64encode(_grey(pixels[:, :, 0]) if pixels.shape[2] == 1 else _coloured(pixels)).decode()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if picture.mode == "RGB":
+        picture = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
-def _grey(pixels: NDArray[np.uint8]) -> bytes:
-    """Return a greyscale PNG; each row is stored as its difference to the one above, which takes fewer bytes."""
-    differences = np.diff(pixels, axis=0, prepend=np.zeros_like(pixels[:1]))
-    return _file(differences, kind=_GREY, filtered=2)
-
-
-def _coloured(pixels: NDArray[np.uint8]) -> bytes:
-    """Return a PNG with a palette of its own."""
-    palette, index = _palette(pixels.reshape(-1, 3))
-    return _file(index.reshape(pixels.shape[:2]), kind=_INDEXED, filtered=0, palette=palette)
-
-
-def _palette(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return at most `COLOURS` colours, (n, 3), and the index of each pixel's, which is its own where they suffice."""
-    colours, index = np.unique(pixels, axis=0, return_inverse=True)
-    if len(colours) <= COLOURS:
-        return colours, index.reshape(-1).astype(np.uint8)
-    boxes = [np.arange(len(pixels))]
-    while len(boxes) < COLOURS:
-        widest = max(range(len(boxes)), key=lambda i: np.ptp(pixels[boxes[i]], axis=0).max() * len(boxes[i]) ** 0.5)
-        box = boxes.pop(widest)
-        channel = int(np.ptp(pixels[box], axis=0).argmax())
-        box = box[np.argsort(pixels[box, channel], kind="stable")]
-        boxes += [box[: len(box) // 2], box[len(box) // 2 :]]
-    boxes.sort(key=lambda box: float(pixels[box].mean()))
-    means = np.stack([pixels[box].mean(axis=0) for box in boxes])
-    chosen = np.empty(len(pixels), dtype=np.uint8)
-    for number, box in enumerate(boxes):
-        chosen[box] = number
-    return means.round().astype(np.uint8), chosen
-
-
-def _file(rows: NDArray[np.uint8], *, kind: int, filtered: int, palette: NDArray[np.uint8] | None = None) -> bytes:
-    """Return a PNG of 8 bits a pixel whose rows were all filtered alike."""
-    height, width = rows.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    data = np.insert(rows, 0, filtered, axis=1).tobytes()
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b"")]
-    if palette is not None:
-        chunks.insert(1, (b"PLTE", palette.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, content) for name, content in chunks)
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def fidelity(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
-    """Return how each file of the variant in `folder` scores on `dataset`, paired with the task's own model.
-
-    Args:
-        folder: The variant's folder.
-        task: Whose score is applied.
-        dataset: One of the task's splits.
-    """
-    cpu = copies.shallow_copy(task.model, device="cpu")
-    expected = scores(cpu, task, dataset)
+def accuracy_of_files(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
+    """Return the scores of each file of the variant in `folder`, by runtime, paired with those of the task's model."""
+    expected = scores(copies.shallow_copy(task.model, device="cpu"), task, dataset)
     like = variants.output_of(task)
-    return {
-        file.runtime: accuracy(
-            task,
-            scores(loading.load(folder / file.path, runtime=file.runtime, like=like), task, dataset),
-            expected,
-        )
-        for file in variants.read(folder).files
-    }
+
+    def of_file(path: str, runtime: str) -> Accuracy:
+        return accuracy(task, scores(loading.load(folder / path, runtime=runtime, like=like), task, dataset), expected)
+
+    return {file.runtime: of_file(file.path, file.runtime) for file in variants.read(folder).files}

@@ -23,13 +23,13 @@ from shrinkkit.core.measurement import (
 )
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import RECORD, RunFolder
-from shrinkkit.core.samples import Blocks
 from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import ModelFileError, ShrinkkitError, UnfairComparison
 from shrinkkit.measure import benchmark, peak_memory, scoring
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.measure.timing import TimingCallback, never_stop
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import artifacts, emulation, layertimes, loading
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
@@ -37,21 +37,12 @@ from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
 
-Onlooker = Callable[[str, int, int, Blocks], bool]
-"""Called with the variant that is timed, its turn, of how many, and the blocks so far; returns whether to stop."""
-
-
-def unstopped(_name: str, _turn: int, _of: int, _blocks: Blocks) -> bool:
-    """Look on at nothing and stop nothing."""
-    return False
-
-
 TODAY = "your module today"
-"""What the reference of `against_today` is called."""
+"""What the reference of `compare_runtimes` is called."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class LoadedVariant:
     """A variant's file on one target, loaded and proved; or the reason why there is none."""
 
     variant: str
@@ -63,7 +54,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Inside:
+class Profile:
     """What a look inside one model file gave; `notes` say why something is missing. Fields are `Measurement`'s."""
 
     memory: Memory | None = None
@@ -74,8 +65,8 @@ class Inside:
 
 
 def load(
-    run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
-) -> dict[str, Trial]:
+    run: Path, names: Sequence[str], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
+) -> dict[str, LoadedVariant]:
     """Return a trial of each variant in `names` on `target`, by name.
 
     Each file's hash is compared with its record, and its outputs with those that the model in memory gave.
@@ -86,7 +77,7 @@ def load(
         target: Where they are to run.
         task: Whose example the files are called with.
         threads: Intra-op threads.
-        watch: Called as each file has been loaded.
+        progress: Called as each file has been loaded.
     """
     torch.set_num_threads(threads)
     like = variants.output_of(task)
@@ -97,12 +88,12 @@ def load(
     loaded = {}
     for name in names:
         loaded[name] = _load(folder.variant(name), target, like, threads)
-        watch(len(loaded), len(names), name)
+        progress(len(loaded), len(names), name)
     return loaded
 
 
-def judge(
-    trials: Mapping[str, Trial], task: Task, *, watch: Watch = unwatched
+def evaluate(
+    trials: Mapping[str, LoadedVariant], task: Task, *, progress: Progress = no_progress
 ) -> tuple[dict[str, Accuracy], dict[str, str]]:
     """Return the accuracy on the test split of each loaded trial, and the errors of those that could not be judged.
 
@@ -112,7 +103,7 @@ def judge(
     errors: dict[str, str] = {}
     reference = None
     for i, (name, trial) in enumerate(sorted(trials.items(), key=lambda item: item[0] != BASELINE)):
-        watch(i, len(trials), name)
+        progress(i, len(trials), name)
         if trial.loaded is None:
             continue
         try:
@@ -126,18 +117,18 @@ def judge(
             errors[name] = "The baseline could not be judged, so there is nothing to pair this with."
             continue
         found[name] = scoring.accuracy(task, scored, None if name == BASELINE else reference)
-    watch(len(trials), len(trials), "")
+    progress(len(trials), len(trials), "")
     return found, errors
 
 
-def race(
-    trials: Mapping[str, Trial],
+def compare_latency(
+    trials: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
     threads: int,
     seed: int,
-    watch: Onlooker = unstopped,
+    callback: TimingCallback = never_stop,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded trial against the baseline on the same target, and why one has none.
 
@@ -150,7 +141,7 @@ def race(
         task: Whose example is the input of every call.
         threads: Intra-op threads.
         seed: Of the order of the blocks.
-        watch: Called between blocks, at most twice a second; returns whether to stop.
+        callback: Called between blocks, at most twice a second; returns whether to stop.
     """
     baseline = trials[BASELINE]
     if baseline.loaded is None:
@@ -163,7 +154,6 @@ def race(
 
     def compare(name: str, loaded: Loaded) -> bool:
         """Time one and return whether to go on."""
-        turn = list(racing).index(name) + 1
         try:
             compared = benchmark.compare(
                 usual,
@@ -173,7 +163,7 @@ def race(
                 conditions=conditions,
                 candidate_conditions=replace(conditions, form=loaded.form),
                 seed=seed,
-                watch=lambda blocks: watch(name, turn, len(racing), blocks),
+                callback=callback,
             )
             # A file that writes to its inputs would give the next ones other work.
             if benchmark.inputs_sha256(task.example) != conditions.inputs_sha256:
@@ -195,15 +185,15 @@ def race(
     return found, errors | dict.fromkeys(left, "It was not timed: the benchmark was stopped by hand.")
 
 
-def against_today(
-    trials: Mapping[str, Trial],
+def compare_runtimes(
+    trials: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
     threads: int,
     seed: int,
     today: str = "eager",
-    watch: Onlooker = unstopped,
+    callback: TimingCallback = never_stop,
 ) -> Comparison | None:
     """Return the paired timing of the baseline's file on `target` against the task's own module, called as it is today.
 
@@ -217,7 +207,7 @@ def against_today(
         threads: Intra-op threads.
         seed: Of the order of the blocks.
         today: How the module is called: `eager`, or `compiled` by `torch.compile`.
-        watch: Called between blocks, at most twice a second; returns whether to stop.
+        callback: Called between blocks, at most twice a second; returns whether to stop.
     """
     own = trials[BASELINE].loaded
     if own is None:
@@ -232,13 +222,13 @@ def against_today(
         candidate_conditions=describe(target, task, threads=threads, form=own.form),
         across_runtimes=True,
         seed=seed,
-        watch=lambda blocks: watch(f"{BASELINE} beside {TODAY}", 1, 1, blocks),
+        callback=callback,
     )
 
 
-def inspect(
-    trials: Mapping[str, Trial], target: Target, task: Task, *, threads: int, watch: Watch = unwatched
-) -> dict[str, Inside]:
+def profile(
+    trials: Mapping[str, LoadedVariant], target: Target, task: Task, *, threads: int, progress: Progress = no_progress
+) -> dict[str, Profile]:
     """Return what each loaded trial's file needs in memory, where its time goes, and what its integer kernels compute.
 
     Args:
@@ -246,21 +236,21 @@ def inspect(
         target: Where they run.
         task: Whose example is the input.
         threads: Intra-op threads.
-        watch: Called for each file.
+        progress: Called for each file.
     """
     inputs = tuple(x.cpu() for x in task.example)
     paths = {name: trial.loaded.path for name, trial in trials.items() if trial.loaded is not None}
-    watch(0, len(paths) + 1, "peak memory")
+    progress(0, len(paths) + 1, "peak memory")
     peaks = peak_memory.measure(paths, runtime=target.runtime, inputs=inputs, threads=threads, device=target.device)
-    found: dict[str, Inside] = {}
+    found: dict[str, Profile] = {}
     for name, path in paths.items():
-        watch(len(found) + 1, len(paths) + 1, name)
+        progress(len(found) + 1, len(paths) + 1, name)
         found[name] = _inside(path, peaks[name], target, inputs, threads)
-    watch(len(paths) + 1, len(paths) + 1, "")
+    progress(len(paths) + 1, len(paths) + 1, "")
     return found
 
 
-def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Inside:
+def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Profile:
     """Look inside one file; what one look cannot tell keeps nothing from the others."""
     known: dict[str, Any] = {} if isinstance(peak, str) else {"memory": peak}
     notes = [f"Peak memory: {peak}"] if isinstance(peak, str) else []
@@ -282,18 +272,18 @@ def _inside(path: Path, peak: Memory | str, target: Target, inputs: Example, thr
             known[field] = look()
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             notes.append(f"{what}: {error}")
-    return Inside(**known, notes=tuple(notes))
+    return Profile(**known, notes=tuple(notes))
 
 
 def record(
     task: Task,
     target: Target,
-    trials: Mapping[str, Trial],
+    trials: Mapping[str, LoadedVariant],
     accuracies: Mapping[str, Accuracy],
     errors: Mapping[str, str],
     latencies: Mapping[str, Comparison],
     runtime: Comparison | None,
-    inside: Mapping[str, Inside],
+    inside: Mapping[str, Profile],
     sweep: Sequence[Point],
     *,
     threads: int,
@@ -309,7 +299,7 @@ def record(
             first_call_ms=trial.first_call_ms,
             accuracy=accuracies.get(name),
             latency=latencies.get(name),
-            **vars(inside.get(name, Inside())),
+            **vars(inside.get(name, Profile())),
         )
         for name, trial in trials.items()
     ]
@@ -347,16 +337,16 @@ def describe(target: Target, task: Task, *, threads: int, form: str) -> Conditio
     )
 
 
-def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
+def _load(folder: Path, target: Target, like: Any, threads: int) -> LoadedVariant:
     name = folder.name
     if not (folder / RECORD).is_file():
-        return Trial(name, "There is no such variant: the step that makes it did not end well.")
+        return LoadedVariant(name, "There is no such variant: the step that makes it did not end well.")
     variant = variants.read(folder)
     if reason := variant.refusals.get(target.runtime):
-        return Trial(name, reason)
+        return LoadedVariant(name, reason)
     file = next((f for f in variant.files if f.runtime == target.runtime), None)
     if file is None:
-        return Trial(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
+        return LoadedVariant(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
     path = folder / file.path
     try:
         if not path.is_file() or artifacts.sha256(path) != file.sha256:
@@ -371,15 +361,15 @@ def _load(folder: Path, target: Target, like: Any, threads: int) -> Trial:
         start = time.perf_counter()
         found = loaded(*inputs)
         first_ms = 1e3 * (time.perf_counter() - start)
-        error = artifacts.deviation(expected, outputs.tensors(found))
+        error = artifacts.max_relative_error(expected, outputs.tensors(found))
         if not error <= (limit := artifacts.tolerance(file, target.device)):
             raise ModelFileError(
                 f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
                 + _saturating(path, target, inputs, threads)
             )
     except Exception as problem:  # runtimes raise errors of their own types
-        return Trial(name, str(problem))
-    return Trial(name, "", loaded, file.sha256, load_ms, first_ms)
+        return LoadedVariant(name, str(problem))
+    return LoadedVariant(name, "", loaded, file.sha256, load_ms, first_ms)
 
 
 def _saturating(path: Path, target: Target, inputs: Example, threads: int) -> str:
@@ -399,7 +389,7 @@ def copies(loaded: Loaded, task: Task) -> Callable[[], Callable[[], Any]]:
     return lambda: loaded.again().prepare(example)
 
 
-def trials_table(loaded: Mapping[str, "Trial"]) -> Table:
+def loaded_table(loaded: Mapping[str, "LoadedVariant"]) -> Table:
     """Return which files were loaded and proved, how long that took, and why a variant has none."""
     rows = tuple(
         (Cell(name), Cell(trial.error, tone="bad", wide=True))

@@ -14,8 +14,8 @@ from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, session
-from shrinkkit.measure.session import Trial
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.measure.session import LoadedVariant
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
@@ -30,7 +30,7 @@ CALLS = 120
 
 
 def run(
-    loaded: Mapping[str, Trial],
+    loaded: Mapping[str, LoadedVariant],
     target: Target,
     task: Task,
     *,
@@ -39,7 +39,7 @@ def run(
     threads: int,
     seed: int = 0,
     budget_s: float = 60.0,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
     """Return the paired timing of each loaded trial at other batch sizes, and at other numbers of threads.
 
@@ -54,7 +54,7 @@ def run(
         threads: Intra-op threads of the main benchmark, also in force afterwards.
         seed: Of the order of the blocks.
         budget_s: Seconds after which no further point is begun; a point that would surely take longer is not begun.
-        watch: Called for each of them.
+        progress: Called for each of them.
 
     Raises:
         InvalidInput: A batch size or a number of threads is below 1.
@@ -70,13 +70,13 @@ def run(
         return ()
     deadline, points = time.perf_counter() + budget_s, []
     for i, (size, count) in enumerate(settings):
-        watch(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
+        progress(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
         with _threads(count, threads):
             found = list(
                 _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
             )
         points += [_baseline(size, count, any(p.latency for p in found)), *found]
-    watch(len(settings), len(settings), "")
+    progress(len(settings), len(settings), "")
     return tuple(evidence.points(points))
 
 
@@ -86,7 +86,7 @@ def batch(example: Example, size: int) -> Example:
 
 
 def _points(
-    loaded: Mapping[str, Trial],
+    loaded: Mapping[str, LoadedVariant],
     names: Sequence[str],
     target: Target,
     task: Task,
@@ -124,7 +124,7 @@ def _points(
             yield Point(name, size, threads, latency=compared)
 
 
-def _ready(trial: Trial, target: Target, task: Task, threads: int, like: object) -> Loaded:
+def _ready(trial: LoadedVariant, target: Target, task: Task, threads: int, like: object) -> Loaded:
     """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
     assert trial.loaded is not None
     ready = trial.loaded

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from shrinkkit.core import estimate
-from shrinkkit.core.samples import Blocks, log_ratios, median
+from shrinkkit.core.samples import PairedSamples, log_ratios, median
 from shrinkkit.errors import InvalidInput
 from shrinkkit.tasks import outputs
 
 FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
-WATCH_S = 0.5
+CALLBACK_PERIOD_S = 0.5
 WARMUP_WINDOW, STEADY, WARMUP_CAP_S = 5, 0.05, 5.0
 MOST_CALLS = 32
 FRESH_CALLS = 4
@@ -36,8 +36,13 @@ Make = Callable[[], Call]
 """Returns a fresh copy of a model as a call."""
 Timer = Callable[[Call, int], tuple[float, ...]]
 """Makes a number of calls and returns the ms of each."""
-Watch = Callable[[Blocks], bool]
-"""Called between blocks, at most twice a second, with those so far; True ends the measuring."""
+TimingCallback = Callable[[str, PairedSamples], bool]
+"""Called between blocks, at most twice a second, with the candidate's name and the samples so far; True stops."""
+
+
+def never_stop(_candidate: str, _samples: PairedSamples) -> bool:
+    """Timing callback that never stops."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def measure(
     names: tuple[str, str],
     timer: Timer,
     protocol: Protocol,
-    watch: Watch,
-) -> tuple[Blocks, int, bool, bool]:
+    callback: TimingCallback,
+) -> tuple[PairedSamples, int, bool, bool]:
     """Return the blocks, the calls of the warm-up, whether these became steady, and whether a person ended it early.
 
     An interrupt ends it too, once there are two blocks to conclude from.
@@ -73,7 +78,7 @@ def measure(
         names: Of reference and candidate.
         timer: `wall_times` or `cuda_times`.
         protocol: How to take turns, and when to stop.
-        watch: Who looks on.
+        callback: Called between blocks, at most twice a second.
 
     Raises:
         InvalidInput: A model returns what is not finite, or does not reproduce its own outputs.
@@ -82,13 +87,13 @@ def measure(
     calls, copy_s = _fresh(makers, shuffle)
     _refuse_unequal_answers(calls, *names)
     warmup, steady, call_ms = _warm_up(calls, timer)
-    blocks, told, stopped = Blocks(), time.perf_counter(), False
+    blocks, told, stopped = PairedSamples(), time.perf_counter(), False
     turns = _turns(blocks, makers, calls, copy_s, call_ms, protocol, shuffle, timer)
     del calls  # or the first copies would take memory to the end
     try:
         for _ in turns:
-            if len(blocks) >= FEWEST_STOPPED and time.perf_counter() - told > WATCH_S:
-                if stopped := watch(blocks):
+            if len(blocks) >= FEWEST_STOPPED and time.perf_counter() - told > CALLBACK_PERIOD_S:
+                if stopped := callback(names[1], blocks):
                     break
                 told = time.perf_counter()
     except KeyboardInterrupt:
@@ -100,7 +105,7 @@ def measure(
 
 
 def _turns(
-    blocks: Blocks,
+    blocks: PairedSamples,
     makers: Sequence[Make],
     calls: Sequence[Call],
     copy_s: float,
@@ -110,7 +115,7 @@ def _turns(
     timer: Timer,
 ) -> Iterator[None]:
     """Fill `blocks` until they are enough, in randomised palindromes, with fresh copies now and then."""
-    arms = (blocks.reference, blocks.candidate, blocks.null)
+    arms = (blocks.reference, blocks.candidate, blocks.control)
     # The same number of calls for all, because the fastest of many is faster than the fastest of few.
     count = min(MOST_CALLS, math.ceil(protocol.slot_ms / math.sqrt(call_ms[0] * call_ms[1])))
     # Not from `shuffle`, or the order would depend on when copies were made, and so on the clock.
@@ -133,7 +138,7 @@ def _turns(
         yield
 
 
-def _enough(blocks: Blocks, protocol: Protocol, elapsed_s: float) -> bool:
+def _enough(blocks: PairedSamples, protocol: Protocol, elapsed_s: float) -> bool:
     """Return whether to stop: on the width of the interval or on time, never on what the interval says."""
     done = len(blocks)
     if done < FEWEST_BLOCKS:

@@ -27,6 +27,7 @@ from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, findings
 from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards, modelcard
 from shrinkkit.results.modelcard import Card
 from shrinkkit.runtimes import artifacts, emulation, loading, specs
@@ -46,7 +47,7 @@ def check(
     threads: int = 0,
     seconds: float = 4.0,
     failed: Mapping[str, str] = MappingProxyType({}),
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Verification:
     """Return whether the variant in `folder` is whole, answers as it must, and is as fast as its report says.
 
@@ -61,7 +62,7 @@ def check(
         threads: Threads of one call, 0 for every core that this process may use.
         seconds: That each file is timed for, above 0; slow models get three times that.
         failed: Targets that are not tried again, each with what its file did to the process that tried it.
-        progress: Called with the name of each target in turn, and again when its file is about to be timed.
+        progress: Called with the targets done, their number and the next, and again before its file is timed.
 
     Returns:
         Whether everything checked here passed, with the finding for each target and what does not match the report.
@@ -86,10 +87,15 @@ def check(
     if folder.resolve() != beside and not (beside / RECORD).is_file():
         notes.append("There is no folder `../baseline`, so each file was timed alone, and there is no speed-up.")
     with _computing_with(threads) as used:
-        here = _Here(folder, variant, card, beside, used, seconds, failed, progress)
-        found = []
-        for name in only or _asked(variant):
-            progress(name)
+        targets = only or _asked(variant)
+        found: list[Finding] = []
+
+        def starting(target: str) -> None:
+            progress(len(found), len(targets), target)
+
+        here = _Here(folder, variant, card, beside, used, seconds, failed, starting)
+        for name in targets:
+            starting(name)
             found.append(here.finding(Target.parse(name)))
         return Verification(
             variant=variant.name,
@@ -107,7 +113,7 @@ class _Ran:
     """A file that ran, and how far its outputs are from those that it must give."""
 
     loaded: Loaded
-    deviation: float | None
+    max_relative_error: float | None
     """None where they cannot be compared: of another shape, or not finite."""
     limit: float
     why: str
@@ -127,6 +133,7 @@ class _Here:
     seconds: float
     failed: Mapping[str, str]
     progress: Callable[[str], None]
+    """Called with a target before its file is loaded and before it is timed: each may take long."""
 
     def finding(self, target: Target) -> Finding:
         file = _file(self.variant, target)
@@ -155,9 +162,9 @@ class _Here:
         named = [f"Integer kernels saturate on this processor in {', '.join(saturated)}."] if saturated else []
         found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
         if ran.why:
-            return replace(found, state=DIFFERS, why=ran.why, deviation=ran.deviation)
+            return replace(found, state=DIFFERS, why=ran.why, max_relative_error=ran.max_relative_error)
         self.progress(str(target))
-        return self._timed(replace(found, deviation=ran.deviation), ran.loaded, inputs, target)
+        return self._timed(replace(found, max_relative_error=ran.max_relative_error), ran.loaded, inputs, target)
 
     def _timed(self, found: Finding, own: Loaded, inputs: Example, target: Target) -> Finding:
         """Return `found` with its latency, and its speed-up if the baseline's file can take turns with it."""
@@ -315,7 +322,7 @@ def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected:
     except Exception as error:  # runtimes raise errors of their own types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
-        deviation = artifacts.deviation(expected, found)
+        deviation = artifacts.max_relative_error(expected, found)
     except ModelFileError as error:
         return _Ran(loaded, None, limit, f"{path.name}: {error}")
     why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."
@@ -347,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(argv)
 
-    def say(target: str) -> None:
+    def say(_done: float, _total: float, target: str) -> None:
         print(f"{target} ...", file=sys.stderr, flush=True)
 
     try:

@@ -1,10 +1,13 @@
-"""The parameters of notebooks: whether values are of the declared types and within their rules, before any work starts.
+"""The parameters of notebooks: reading them, and checking types and ranges before any work starts.
 
-By papermill they come from `runs`, which checks them too; by hand a person has typed them.
+The runner checks what it passes to a notebook; the notebook checks again, because a person may have typed the values.
 """
 
+import ast
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_SIZES, MOST_THREADS
@@ -25,37 +28,85 @@ TYPES: dict[str, tuple[type, ...]] = {
 RUNTIMES = tuple(dict.fromkeys(Target.parse(target).runtime for target in TARGETS))
 
 
-def check(names: Mapping[str, Any]) -> None:
-    """Return if every parameter of the notebook that has the variables `names` may be what it is.
+def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
+    """Return the parameters of a notebook: annotation, default and comment, by name.
 
-    A notebook calls this with `globals()`: its parameters are what it has annotated.
+    `papermill.inspect_notebook` does not serve here: it skips lines that it cannot parse, `float | None` among them,
+    and importing papermill would slow the command line down.
 
     Raises:
-        InvalidInput: A parameter has another type than it declares, or breaks its rule; all that do are named.
+        InvalidInput: The notebook has no cell tagged `parameters`, or a line of it has another form.
     """
-    declared = {name: getattr(kind, "__name__", str(kind)) for name, kind in names["__annotations__"].items()}
-    wrong = [problem for name, kind in declared.items() if (problem := of_type(name, kind, names[name]))]
-    wrong = wrong or [RULES[name](name, names[name]) for name in declared if name in RULES]
-    if wrong := [one for one in wrong if one]:
-        raise InvalidInput(" ".join(wrong))
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise InvalidInput(f"{notebook.name} must have one cell tagged `parameters`, found {len(tagged)}. Tag it.")
+    source = "".join(tagged[0]["source"])
+    parameters = {}
+    for line, node in zip(source.splitlines(), ast.parse(source).body, strict=False):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and "#" in line):
+            raise InvalidInput(
+                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite it."
+            )
+        comment = line.rpartition("#")[2].strip()
+        parameters[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
+    return parameters
 
 
-def of_type(name: str, annotation: str, value: Any) -> str:
+def check_step(notebook: Path, values: Mapping[str, Any]) -> None:
+    """Check that `values` are parameters of the notebook and have their types; raises InvalidInput otherwise."""
+    declared = read(notebook)
+    problems = []
+    for name, value in values.items():
+        if name not in declared:
+            names = ", ".join(declared)
+            problems.append(f"{name!r} is not a parameter.{nearest(name, list(declared))} Available: {names}.")
+        elif problem := type_problem(name, declared[name][0], value):
+            problems.append(f"{problem.rstrip('.')} ({declared[name][2]}).")
+    if problems:
+        raise InvalidInput(f"{notebook.name} was not started: " + " ".join(problems))
+
+
+def check(variables: Mapping[str, Any]) -> None:
+    """Check the annotated variables of a notebook, which calls this with `globals()`.
+
+    Raises:
+        InvalidInput: Values have another type than declared, or are out of range; all of them are named.
+    """
+    declared = _annotations(variables["In"])
+    problems = [type_problem(name, annotation, variables[name]) for name, annotation in declared.items()]
+    if not any(problems):
+        problems = [RULES[name](name, variables[name]) for name in declared if name in RULES]
+    if any(problems):
+        raise InvalidInput(" ".join(filter(None, problems)))
+
+
+def _annotations(cells: Sequence[str]) -> dict[str, str]:
+    """Return the annotations of variables in the source of cells, by name.
+
+    From Python 3.14 on, `__annotations__` of a module are evaluated on demand, and those of a notebook, of which each
+    statement is compiled alone, are lost.
+    """
+    nodes = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(node.target): ast.unparse(node.annotation) for node in nodes}
+
+
+def type_problem(name: str, annotation: str, value: Any) -> str:
     """Return what is wrong with the type of a parameter, '' if nothing is.
 
     Args:
         name: Of the parameter.
-        annotation: As the notebook declares it: names of `TYPES`, several parted by `|`.
-        value: What it was given.
+        annotation: As the notebook declares it: names in `TYPES`, separated by `|`.
+        value: Its value.
     """
     kinds = [kind.strip().partition("[")[0] for kind in annotation.split("|")]
-    allowed = tuple(one for kind in kinds for one in TYPES.get(kind, ()))
+    allowed = tuple(python_type for kind in kinds for python_type in TYPES.get(kind, ()))
     if isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)):
         return ""
     return f"`{name}` must be {annotation}, got {value!r}."
 
 
-def _whole(least: int, below: int | None = None) -> Callable[[str, Any], str]:
+def _integer(least: int, below: int | None = None) -> Callable[[str, Any], str]:
     def rule(name: str, value: Any) -> str:
         if least <= value and (below is None or value < below):
             return ""
@@ -64,27 +115,27 @@ def _whole(least: int, below: int | None = None) -> Callable[[str, Any], str]:
     return rule
 
 
-def _counts(most: int) -> Callable[[str, Any], str]:
+def _sizes(most: int) -> Callable[[str, Any], str]:
     def rule(name: str, values: Sequence[Any]) -> str:
         if len(values) > MOST_SIZES:
             return f"`{name}` must hold at most {MOST_SIZES} numbers, got {len(values)}. Leave some out."
-        wrong = [one for one in values if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= most]
-        return (
-            f"`{name}` must be whole numbers >= 1 and at most {most}, got {wrong[0]!r}. Leave it out." if wrong else ""
-        )
+        for value in values:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                return f"`{name}` must be whole numbers >= 1 and at most {most}, got {value!r}. Leave it out."
+        return ""
 
     return rule
 
 
-def _texts(name: str, values: Sequence[Any]) -> str:
-    wrong = [one for one in values if not isinstance(one, str)]
-    return f"`{name}` must be a list of texts, got {wrong[0]!r}. Put it in quotes." if wrong else ""
+def _strings(name: str, values: Sequence[Any]) -> str:
+    wrong = [value for value in values if not isinstance(value, str)]
+    return f"`{name}` must be a list of strings, got {wrong[0]!r}. Put it in quotes." if wrong else ""
 
 
-def _known_runtimes(name: str, values: Sequence[Any]) -> str:
-    wrong = [one for one in values if one not in RUNTIMES]
-    if wrong:
-        return f"`{name}` must be {options(RUNTIMES)}, got {wrong[0]!r}.{nearest(str(wrong[0]), RUNTIMES)}"
+def _runtimes(name: str, values: Sequence[Any]) -> str:
+    unknown = [value for value in values if value not in RUNTIMES]
+    if unknown:
+        return f"`{name}` must be {options(RUNTIMES)}, got {unknown[0]!r}.{nearest(str(unknown[0]), RUNTIMES)}"
     return ""
 
 
@@ -103,14 +154,14 @@ def _today(name: str, value: str) -> str:
 
 
 RULES: dict[str, Callable[[str, Any], str]] = {
-    "threads": _whole(0, MOST_THREADS + 1),
-    "seed": _whole(0, 2**32),
-    "epochs": _whole(0, MOST_EPOCHS + 1),
-    "runtimes": _known_runtimes,
+    "threads": _integer(0, MOST_THREADS + 1),
+    "seed": _integer(0, 2**32),
+    "epochs": _integer(0, MOST_EPOCHS + 1),
+    "runtimes": _runtimes,
     "variant": _new_variant,
-    "variants": _texts,
-    "batch_sizes": _counts(MOST_BATCH),
-    "thread_counts": _counts(MOST_THREADS),
+    "variants": _strings,
+    "batch_sizes": _sizes(MOST_BATCH),
+    "thread_counts": _sizes(MOST_THREADS),
     "today": _today,
 }
 """What a parameter of this name must be, in whichever notebook; those of recipes are checked where they are used."""

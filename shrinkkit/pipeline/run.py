@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+from rich.console import Console
+
 from shrinkkit.core import machines
 from shrinkkit.core.recipe import Study
 from shrinkkit.core.studies import read_study
 from shrinkkit.pipeline import runner
+from shrinkkit.pipeline.run_status import Monitor
+from shrinkkit.pipeline.terminal import LineMonitor
 from shrinkkit.results import table
 from shrinkkit.results.table import Results
 
@@ -43,17 +47,13 @@ def run(
     chosen = study if isinstance(study, Study) else read_study(study)
     count = threads or chosen.threads or machines.cores()
     machines.check_threads(count, *chosen.thread_counts)
-    folder = runner.run(
+    monitor = Monitor() if quiet else LineMonitor(Console(highlight=False, emoji=False))
+    prepared = runner.prepare(
         chosen,
         reports=Path(reports),
         command=f"shrinkkit.run({str(study) if not isinstance(study, Study) else study.name!r})",
         threads=count,
         force=force,
-        say=(lambda _line, _final: None) if quiet else _print_final,
+        monitor=monitor,
     )
-    return table.load(folder)
-
-
-def _print_final(line: str, final: bool) -> None:
-    if final:
-        print(line, flush=True)
+    return table.load(prepared.execute(monitor).path)

@@ -1,7 +1,7 @@
-"""A study from its first notebook to its report: which steps, in which order, and what became of them.
+"""The execution of a study, from its first notebook to its report.
 
-Each step is a notebook in a process of its own. A step whose inputs have not changed is not run again, a step that
-fails stops only what needs it, and every run ends in a report.
+Each step is a notebook in a process of its own. A step whose inputs have not changed is cached, a step that fails stops
+only those that need it, and every run ends in a report.
 """
 
 import hashlib
@@ -11,15 +11,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from shrinkkit.core import lease, machines, processes, run_folder, store
-from shrinkkit.core.machines import cores
-from shrinkkit.core.recipe import TASKS, Study
+from shrinkkit.core.recipe import BASELINE, TASKS, Study
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
@@ -27,168 +26,302 @@ from shrinkkit.core.studies import check_patterns, check_unit
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
-from shrinkkit.pipeline import execution, plan, steps, watchdog
-from shrinkkit.pipeline.execution import Ended
-from shrinkkit.pipeline.journal import Journal, done, keep, log
+from shrinkkit.pipeline import parameters, plan, run_status, steps
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
+from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatus
 from shrinkkit.report import export, index_page
 from shrinkkit.runtimes.specs import available
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Look
 
-REPORT_TIMEOUT_S, LOOK_TIMEOUT_S = 600.0, 300.0
+REPORT_TIMEOUT_S, CHECK_TIMEOUT_S = 600.0, 300.0
 _UNFINISHED = (".attempt-*", ".making-*", f".*{PART}")
-PACKAGES = (
-    *("torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
-    *("numpy", "papermill", "nbconvert"),
-)
 
 
-def run(
-    study: Study,
-    *,
-    reports: Path,
-    command: str,
-    threads: int,
-    force: bool = False,
-    say: Callable[[str, bool], None],
-) -> Path:
-    """Take every step of a study and return its run folder; go on where an earlier run stopped. See also `benchmark`.
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose study, task and targets have passed every check. Nothing has been written yet."""
+
+    run: RunFolder
+    steps: tuple[Planned, ...]
+    command: str
+    """The command line, for the report."""
+    threads: int
+    timeout_s: float
+    fingerprint: str
+    """Changes with the task and with the installed software."""
+    task_files: Mapping[str, str]
+    """Hashes of the files that the task reads."""
+    force: bool
+    """Whether the cache is ignored."""
+    study: Study | None
+    """Written to the run folder; None for a run that only measures, which keeps the folder's own."""
+
+    def preview(self) -> dict[str, str]:
+        """Return by step whether it is `cached` or would `run`."""
+        earlier = run_status.succeeded(self.run)
+        states: dict[str, str] = {}
+        for step in self.steps:
+            sources_run = any(states.get(s.name) == "run" for s in self.steps if s.leaves in step.reads)
+            cached = not self.force and not sources_run and self._is_cached(step, earlier)
+            states[step.name] = "cached" if cached else "run"
+        return states
+
+    def execute(self, monitor: Monitor) -> RunFolder:
+        """Execute every step that is not cached and return the run folder.
+
+        Raises:
+            InvalidInput: Another run holds the folder.
+            StepFailed: The report could not be made.
+        """
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with index_page.listed(self.run.path, monitor.message), _exclusive(self.run):
+            if self.study:
+                text = self.study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
+                store.write_text(self.run.study, text + "\n")
+            pending = [Step(step.name, step.notebook, step.subject, "pending") for step in self.steps]
+            status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
+            run_status.log(self.run, self.command)
+            try:
+                for step in self.steps:
+                    self._execute_step(step, status)
+            except KeyboardInterrupt:
+                status.interrupt()
+                raise
+            _check_report(self.run, status[_REPORT.name].error)
+        return self.run
+
+    def _execute_step(self, step: Planned, status: RunStatus) -> None:
+        if step.leaves and (error := sources.changed(self.task_files)):
+            status.set(step.name, state="failed", error=error)
+            return
+        if missing := [name for name in step.needs if status[name].state not in SUCCEEDED]:
+            status.set(step.name, state="skipped", error=f"It needs {missing[0]}, which {status[missing[0]].state}.")
+            return
+        if not self.force and self._is_cached(step, status.earlier):
+            status.steps[step.name] = status.earlier[step.name]
+            status.set(step.name, state="cached")
+            return
+        status.set(step.name, state="running")
+        inputs, record = self._inputs_sha256(step), self.run.path / step.leaves
+        if step.leaves:
+            record.unlink(missing_ok=True)
+        start = time.monotonic()
+        ended = steps.execute(
+            plan.notebooks() / f"{step.notebook}.ipynb",
+            self.run,
+            name=step.name,
+            parameters=step.parameters,
+            # However little time a step is given, a run ends in a report.
+            timeout_s=self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S),
+            threads=self.threads,
+            tick=lambda seconds, phase: status.tick(step.name, seconds, phase),
+        )
+        error = ended.error
+        if not error and step.leaves and not record.is_file():
+            error = f"The notebook ended without leaving {step.leaves}."
+        if not error and step.leaves and (error := sources.changed(self.task_files)):
+            record.unlink()
+        status.set(
+            step.name,
+            state="failed" if error else "done",
+            error=error,
+            note=ended.note,
+            duration_s=time.monotonic() - start,
+            inputs_sha256=inputs,
+            files={} if error else self.run.step_files(step.leaves),
+        )
+
+    def _is_cached(self, step: Planned, earlier: Mapping[str, Step]) -> bool:
+        """Return whether a step ended well with the same inputs and every file that it left is unchanged."""
+        known = earlier.get(step.name)
+        if not step.leaves or known is None or known.inputs_sha256 != self._inputs_sha256(step):
+            return False
+        return step.leaves in known.files and not run_folder.altered(self.run.path, known.files)
+
+    def _inputs_sha256(self, step: Planned) -> str:
+        """Return the hash of everything that the step's outcome depends on."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update((plan.notebooks() / f"{step.notebook}.ipynb").read_bytes())
+        digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
+        # Measurements depend on the machine, which the path of the record names.
+        digest.update(step.leaves.encode())
+        for record in step.reads:
+            path = self.run.path / record
+            digest.update(path.read_bytes() if path.is_file() else b"missing")
+        return digest.hexdigest()
+
+
+def prepare(
+    study: Study, *, reports: Path, command: str, threads: int, monitor: Monitor, force: bool = False
+) -> PreparedRun:
+    """Check a study and its task, and return the run of all its steps. See also `prepare_benchmark`.
 
     Args:
-        study: What to do; already checked.
+        study: The study; already checked.
         reports: Folder that holds the run folders.
         command: The command line, for the report.
         threads: Intra-op threads for every runtime.
-        force: Take every step again, changed or not.
-        say: Called with a line about the progress and whether it is final.
+        monitor: Is called while the task is checked.
+        force: Ignore the cache.
 
     Raises:
-        InvalidInput: A layer pattern matches no layer, or a parameter does not fit its notebook; nothing was started.
-        StepFailed: The report itself could not be made.
+        InvalidInput: The task breaks a rule, a layer pattern matches no layer, or a parameter does not fit its step.
     """
     export.templates()
-    folder = reports / study.name
-    RunFolder(folder).check_kinds()
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    run = RunFolder(reports / study.name)
+    run.check_kinds()
+    above = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
     if not above.is_dir():
         raise InvalidInput(f"`reports` must be a folder for run folders, but {above} is a file. Name another one.")
-    seen = _look_at(study, study.task, say)
-    if seen.layers:
-        check_patterns(study, seen.layers)
-    check_unit(study, seen.scores)
-    task = _seen_from_inside(folder, study.task)
-    fingerprint = seen.fingerprint + _software()
-    planned = plan.plan(study, task=task, threads=threads)
-    # Of variants that are kept, the run's own machine stays the one that made them.
-    if not force and _unchanged(planned[0], folder, done(folder), _inputs(planned[0], folder, fingerprint)):
-        own = machines.names(store.read(folder / plan._record("baseline"), Variant).environment)
-        planned = plan.plan(study, task=task, threads=threads, own=own)
-    for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
-    folder.mkdir(parents=True, exist_ok=True)
-    with index_page.listed(folder, say), _alone(folder):
-        # The run folder is passed around: it says nothing of where the study and the task lay.
-        kept = study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")})
-        text = kept.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
-        store.write_text(RunFolder(folder).study, text + "\n")
-        journal = Journal(folder, command, _pending(planned), say)
-        _take_all(planned, journal, folder, fingerprint, study.timeout_s, threads, force, seen.files)
-    return folder
+    look = _check_task(study, study.task, monitor)
+    if look.layers:
+        check_patterns(study, look.layers)
+    check_unit(study, look.scores)
+    task = _relative_task(run, study.task)
+
+    def planned(**options: Sequence[str]) -> PreparedRun:
+        return PreparedRun(
+            run=run,
+            steps=_checked(plan.plan(study, task=task, threads=threads, **options)),
+            command=command,
+            threads=threads,
+            timeout_s=study.timeout_s,
+            fingerprint=look.fingerprint + _software(),
+            task_files=look.files,
+            force=force,
+            # The run folder is passed on, so it must not tell where the study and the task lay.
+            study=study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")}),
+        )
+
+    prepared = planned()
+    if prepared.preview()[prepared.steps[0].name] == "cached":
+        # The machine that made the cached baseline stays the run's own.
+        baseline = store.read(run.variant_record(BASELINE), Variant)
+        return planned(own=machines.names(baseline.environment))
+    return prepared
 
 
-def benchmark(
+def prepare_benchmark(
     folder: Path,
     *,
     targets: Sequence[str],
     command: str,
     threads: int | None,
+    monitor: Monitor,
     task: str | None = None,
     force: bool = False,
-    say: Callable[[str, bool], None],
-) -> None:
-    """Measure the variants of a run folder on this machine, whichever made them, and make its report again.
+) -> PreparedRun:
+    """Check a run folder, and return the run of the steps that measure its variants on this machine and report them.
 
-    The variants stay as they are, and so does what other machines measured. See `run`, which also makes the variants.
+    The variants and the measurements of other machines stay as they are. See also `prepare`.
 
     Args:
         folder: The run folder, or a copy of it.
         targets: Where to measure; empty takes those of the study that this machine can run.
         command: The command line, for the report of a folder that has none.
         threads: Intra-op threads for every runtime; None takes the study's, or else every core.
-        task: The task: a bundled one's name, or the path of its file. The study in the folder says which one it was,
-            but a file that is named there is not run unless it is passed here.
-        force: Measure again, whatever changed.
-        say: Called with a line about the progress and whether it is final.
+        monitor: Is called while the task is checked, and for each target of the study that cannot run here.
+        task: A bundled task's name, or the path of the task's file. A file that the study in the folder names is run
+            only if it is passed here.
+        force: Ignore the cache.
 
     Raises:
-        InvalidInput: The folder has no variants, its task is not here, or a target cannot be measured; nothing was
-            started.
-        StepFailed: The report itself could not be made.
+        InvalidInput: The folder has no variants, its task is not available, or a target cannot be measured.
     """
     export.templates()
-    RunFolder(folder).check_kinds()
-    study, baseline = _kept(folder)
-    task = _own_task(folder, study.task, task)
-    study = study.model_copy(update={"task": task})
-    chosen = _measurable(study, baseline, targets, say)
-    study = study.model_copy(update={"targets": chosen})
-    threads = threads or study.threads or cores()
-    seen = _look_at(study, task, say)
+    run = RunFolder(folder)
+    run.check_kinds()
+    study, baseline = _read_run(run)
+    task = _trusted_task(run, study.task, task)
+    chosen = _measurable(study, baseline, targets, monitor)
+    study = study.model_copy(update={"task": task, "targets": chosen})
+    threads = threads or study.threads or machines.cores()
+    look = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)
-    whole = plan.plan(study, task=_seen_from_inside(folder, task), threads=threads, own=own)
-    planned = tuple(replace(step, needs=()) for step in whole if step.notebook in ("4-benchmark", _REPORT.notebook))
-    for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
-    with index_page.listed(folder, say), _alone(folder):
-        journal = Journal(folder, command, _pending(planned), say, only=True)
-        log(folder, f"{command} on {', '.join(dict.fromkeys(machines.this_machine(Target.parse(t)) for t in chosen))}")
-        _take_all(planned, journal, folder, seen.fingerprint + _software(), study.timeout_s, threads, force, seen.files)
+    whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
+    return PreparedRun(
+        run=run,
+        steps=_checked([replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook)]),
+        command=command,
+        threads=threads,
+        timeout_s=study.timeout_s,
+        fingerprint=look.fingerprint + _software(),
+        task_files=look.files,
+        force=force,
+        study=None,
+    )
 
 
-def rebuild_report(folder: Path, *, say: Callable[[str, bool], None]) -> None:
-    """Make the report of a run folder again from what it holds.
+def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
+    """Make the report of a run folder again.
 
     Raises:
         InvalidInput: The folder holds no run.
         StepFailed: The report could not be made.
     """
-    RunFolder(folder).check_is_run()
+    run = RunFolder(folder)
+    run.check_is_run()
     export.templates()
-    RunFolder(folder).check_kinds()
-    with index_page.listed(folder, say), _alone(folder):
-        ended = _execute(_REPORT, folder, REPORT_TIMEOUT_S, 1, lambda s: say(f"{_REPORT.name} · {s:.0f} s", False))
-        if ended.error:
-            raise StepFailed(f"The report could not be made: {ended.error} See {RunFolder(folder).log}.")
-        keep(folder, _REPORT.name, RunFolder(folder).step_files(""))
+    run.check_kinds()
+    step = Step(_REPORT.name, _REPORT.notebook, "", "running")
+
+    def tick(seconds: float, phase: str) -> None:
+        nonlocal step
+        step = replace(step, duration_s=seconds)
+        monitor.step(Progress((step,), step, phase))
+
+    with index_page.listed(folder, monitor.message), _exclusive(run):
+        notebook = plan.notebooks() / f"{_REPORT.notebook}.ipynb"
+        ended = steps.execute(
+            notebook, run, name=step.name, parameters=_REPORT.parameters, timeout_s=REPORT_TIMEOUT_S, threads=1,
+            tick=tick,
+        )  # fmt: skip
+        step = replace(step, state="failed" if ended.error else "done", error=ended.error)
+        monitor.step(Progress((step,), step))
+        _check_report(run, ended.error)
+        run_status.record_files(run, step.name, run.step_files(""))
 
 
-def _kept(folder: Path) -> tuple[Study, Variant]:
-    """Return the study of a run folder, and the record of its baseline, which everything is measured beside."""
-    RunFolder(folder).check_is_run()
-    path = RunFolder(folder).study
-    if not (folder / plan._record("baseline")).is_file():
+def _check_report(run: RunFolder, error: str) -> None:
+    if error:
+        raise StepFailed(f"The report could not be made: {error} See {run.log}.")
+
+
+def _checked(planned: Sequence[Planned]) -> tuple[Planned, ...]:
+    for step in planned:
+        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+    return tuple(planned)
+
+
+def _read_run(run: RunFolder) -> tuple[Study, Variant]:
+    """Return the study of a run folder, and the record of its baseline."""
+    run.check_is_run()
+    record = run.variant_record(BASELINE)
+    if not record.is_file():
         raise InvalidInput(
-            f"{folder} must hold variants to measure, but there is no {plan._record('baseline')}. Make them with "
+            f"{run.path} must hold variants to measure, but there is no {run.relative(record)}. Make them with "
             "`shrinkkit run`, or copy the folder `variants` of the run here as well."
         )
     try:
-        study = Study.model_validate_json(path.read_text(encoding="utf-8"))
+        study = Study.model_validate_json(run.study.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read: {brief(error)}. Copy it again, or run the study again.") from error
-    return study, store.read(folder / plan._record("baseline"), Variant)
+        raise InvalidInput(
+            f"{run.study} cannot be read: {brief(error)}. Copy it again, or run the study again."
+        ) from error
+    return study, store.read(record, Variant)
 
 
-def _own_task(folder: Path, named: str, given: str | None) -> str:
-    """Return the task to run: what the user gave, or a bundled one that the study names, but no file that it names.
+def _trusted_task(run: RunFolder, named: str, given: str | None) -> str:
+    """Return the task to run: what the user passed, or a bundled one that the study names, but no file that it names.
 
     Raises:
-        InvalidInput: A file has to be given, or what was given is no task.
+        InvalidInput: A file has to be passed, or what was passed is no task.
     """
     if given is None and named not in TASKS:
         raise InvalidInput(
-            f"The task of this run is the file {named} (relative to {folder}). A folder that was copied here may name "
-            "any file, so pass it yourself if you trust it: `--task FILE`."
+            f"The task of this run is the file {named} (relative to {run.path}). A folder that was copied here may "
+            "name any file, so pass it yourself if you trust it: `--task FILE`."
         )
     task = given or named
     if task in TASKS:
@@ -201,147 +334,59 @@ def _own_task(folder: Path, named: str, given: str | None) -> str:
     return os.path.abspath(task)
 
 
-def _seen_from_inside(folder: Path, task: str) -> str:
-    """Return a task's name or path as a notebook sees it, which works in a folder inside the run folder."""
-    return task if task in TASKS else os.path.relpath(os.path.abspath(task), RunFolder(folder.resolve()).steps)
+def _relative_task(run: RunFolder, task: str) -> str:
+    """Return a task's name, or its path relative to the folders inside the run folder in which notebooks work."""
+    return task if task in TASKS else os.path.relpath(os.path.abspath(task), RunFolder(run.path.resolve()).steps)
 
 
-def _measurable(
-    study: Study, baseline: Variant, targets: Sequence[str], say: Callable[[str, bool], None]
-) -> tuple[str, ...]:
+def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor: Monitor) -> tuple[str, ...]:
     """Return which of `targets`, or else of the study's targets, are to be measured here."""
-    can = available()
-    if unknown := [target for target in targets if target not in can]:
-        remedy = nearest(unknown[0], list(can))
-        raise InvalidInput(f"`target` must be {options(list(can))}, got {unknown[0]!r}.{remedy}")
+    reasons = available()
+    if unknown := [target for target in targets if target not in reasons]:
+        remedy = nearest(unknown[0], list(reasons))
+        raise InvalidInput(f"`target` must be {options(list(reasons))}, got {unknown[0]!r}.{remedy}")
     chosen = tuple(dict.fromkeys(targets or study.targets))
-    made = [*(file.runtime for file in baseline.files), *baseline.refusals]
+    runtimes = [*(file.runtime for file in baseline.files), *baseline.refusals]
     for target in chosen:
-        if Target.parse(target).runtime not in made:
+        if Target.parse(target).runtime not in runtimes:
             raise InvalidInput(
-                f"`target` names {target!r}, but the variants were made for {' and '.join(made)} only. Add the target "
-                "to the study and run it where they are made."
+                f"`target` names {target!r}, but the variants were made for {' and '.join(runtimes)} only. Add the "
+                "target to the study and run it where they are made."
             )
-    missing = [f"{target} cannot run here: {can[target]}." for target in chosen if can[target]]
+    missing = [f"{target} cannot run here: {reasons[target]}." for target in chosen if reasons[target]]
     if missing and (targets or len(missing) == len(chosen)):
         raise InvalidInput(" ".join(missing))
     for line in missing:
-        say(f"left out: {line}", True)
-    return tuple(target for target in chosen if not can[target])
-
-
-def _pending(planned: Sequence[Planned]) -> list[Step]:
-    return [Step(step.name, step.notebook, step.subject, "pending") for step in planned]
-
-
-def _take_all(
-    planned: Sequence[Planned],
-    journal: Journal,
-    folder: Path,
-    fingerprint: str,
-    timeout_s: float,
-    threads: int,
-    force: bool,
-    files: Mapping[str, str],
-) -> None:
-    try:
-        for step in planned:
-            if step.leaves and (error := sources.changed(files)):
-                journal.set(step.name, state="failed", error=error)
-                continue
-            _take(step, journal, folder, fingerprint, timeout_s, threads, force)
-            if step.leaves and journal.step(step.name).state == "done" and (error := sources.changed(files)):
-                (folder / step.leaves).unlink()
-                journal.set(step.name, state="failed", error=error)
-    except KeyboardInterrupt:
-        journal.close()
-        raise
-    report = journal.step(_REPORT.name)
-    if report.state != "done":
-        raise StepFailed(f"The report could not be made: {report.error} See {RunFolder(folder).log}.")
-
-
-def _take(
-    step: Planned, journal: Journal, folder: Path, fingerprint: str, timeout_s: float, threads: int, force: bool
-) -> None:
-    missing = [n for n in step.needs if journal.step(n).state not in ("done", "reused")]
-    if missing:
-        journal.set(step.name, state="skipped", error=f"It needs {missing[0]}, which {journal.step(missing[0]).state}.")
-        return
-    inputs = _inputs(step, folder, fingerprint)
-    if not force and _unchanged(step, folder, journal.done, inputs):
-        journal.steps[step.name] = journal.done[step.name]
-        journal.set(step.name, state="reused")
-        return
-    journal.set(step.name, state="running")
-    if step.leaves:
-        (folder / step.leaves).unlink(missing_ok=True)
-    start = time.monotonic()
-    # However little time a step is given, a run ends in a report.
-    limit_s = timeout_s if step.leaves else max(timeout_s, REPORT_TIMEOUT_S)
-    ended = _execute(step, folder, limit_s, threads, lambda s: journal.tick(step.name, s))
-    error = ended.error
-    if not error and step.leaves and not (folder / step.leaves).is_file():
-        error = f"The notebook ended without leaving {step.leaves}."
-    changes = {"duration_s": time.monotonic() - start, "inputs_sha256": inputs, "note": ended.note}
-    if error:
-        journal.set(step.name, state="failed", error=error, **changes)
-    else:
-        journal.set(step.name, state="done", files=RunFolder(folder).step_files(step.leaves), **changes)
-
-
-def _unchanged(step: Planned, folder: Path, before: Mapping[str, Step], inputs: str) -> bool:
-    """Return whether a step was taken before, by the same `inputs`, and every file that it left is as it was."""
-    known = before.get(step.name)
-    if not step.leaves or known is None or known.inputs_sha256 != inputs:
-        return False
-    return step.leaves in known.files and not run_folder.altered(folder, known.files)
-
-
-def _execute(step: Planned, folder: Path, timeout_s: float, threads: int, tick: Callable[[float], None]) -> Ended:
-    return execution.execute(
-        plan.notebooks() / f"{step.notebook}.ipynb",
-        folder,
-        name=step.name,
-        parameters=step.parameters,
-        timeout_s=timeout_s,
-        threads=threads,
-        tick=tick,
-    )
+        monitor.message(f"left out: {line}")
+    return tuple(target for target in chosen if not reasons[target])
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive(run: RunFolder) -> Iterator[None]:
     """Hold the run folder for this process, and remove what killed runs left unfinished."""
-    with lease.hold(folder):
-        for path in [p for pattern in _UNFINISHED for p in folder.rglob(pattern)]:
+    with lease.hold(run.path):
+        for path in [p for pattern in _UNFINISHED for p in run.path.rglob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 
-def _needs_a_look(study: Study) -> bool:
-    return study.task not in TASKS or any(recipe.patterns() for recipe in study.recipes)
-
-
-def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
+def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
     """Return what a study needs to know of its task, from a process that may import torch.
 
-    It works in an empty folder, as no step works in this one, and has the time of a step, but no more than five minutes
-    unless the study says so.
+    It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
 
     Raises:
         InvalidInput: The task breaks a rule, ends its process, or takes too long.
     """
-    if not _needs_a_look(study):
+    if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
         return Look()
-    limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, LOOK_TIMEOUT_S)
+    limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
-        ended = watchdog.run(
+        ended = processes.run(
             processes.command("shrinkkit.tasks.loader", task),
             limit_s=limit_s,
-            cwd=empty,
-            env=processes.environment(),
-            tick=lambda s: say(f"loading and checking {task} \N{MIDDLE DOT} {s:.0f} s", False),
+            cwd=Path(empty),
+            tick=lambda seconds: monitor.activity(f"loading and checking {task} · {seconds:.0f} s"),
         )
     if ended.status is None:
         raise InvalidInput(
@@ -363,23 +408,11 @@ def _look_at(study: Study, task: str, say: Callable[[str, bool], None]) -> Look:
 
 
 def _software() -> str:
-    """Return what a step depends on besides its inputs: this package's code and the versions of those it uses."""
+    """Return the hash of this package's code, and the versions of Python and of the packages that it uses."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
-    installed = {one.name: one.version for one in metadata.distributions()}
-    versions = [f"{name}={installed.get(name)}" for name in PACKAGES]
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    versions = [f"{name}={installed.get(name)}" for name in machines.PACKAGES]
     return digest.hexdigest() + ",".join([sys.version, *versions])
-
-
-def _inputs(step: Planned, folder: Path, fingerprint: str) -> str:
-    """Return the hash of everything that the step's outcome depends on."""
-    digest = hashlib.sha256(fingerprint.encode())
-    digest.update((plan.notebooks() / f"{step.notebook}.ipynb").read_bytes())
-    digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
-    # What is measured depends on the machine, which the name of the record tells.
-    digest.update(step.leaves.encode())
-    for path in (folder / record for record in step.reads):
-        digest.update(path.read_bytes() if path.is_file() else b"missing")
-    return digest.hexdigest()

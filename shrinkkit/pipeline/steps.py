@@ -1,76 +1,153 @@
-"""One step of a run, in a process of its own: papermill executes a notebook, and what happened is written down.
+"""One step of a run: papermill executes its notebook in a process of its own, which is stopped in time.
 
-`python -m shrinkkit.steps REQUEST.json` is what `runs` starts. The request names the notebook, its parameters and the
-folders; the answer lands beside it, because after a dead kernel the notebook itself says nothing.
+`python -m shrinkkit.pipeline.steps REQUEST.json` is that process. The request names the notebook and its parameters;
+the answer is a file next to it, because after a dead kernel the notebook itself states nothing.
 """
 
-import ast
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shrinkkit.core import processes
-from shrinkkit.errors import InvalidInput, brief, nearest
-from shrinkkit.pipeline.parameters import of_type
+from shrinkkit.core import lease, processes
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.errors import brief
+from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.run_status import log
 
 NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
+_PHASE = "shrinkkit phase: "
+"""Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
 
-def parameters(notebook: Path) -> dict[str, tuple[str, Any, str]]:
-    """Return the parameters of a notebook: annotation, default and comment, by name.
+@dataclass(frozen=True)
+class Ended:
+    """How a step ended."""
 
-    Raises:
-        InvalidInput: The notebook has no cell tagged `parameters`, or a line of it has another form.
+    error: str = ""
+    """Why it failed; empty if it did not."""
+    note: str = ""
+    """Why a step that worked has no page; empty if it has one."""
+
+
+def execute(
+    notebook: Path,
+    run: RunFolder,
+    *,
+    name: str,
+    parameters: Mapping[str, Any],
+    timeout_s: float,
+    threads: int,
+    tick: Callable[[float, str], None],
+) -> Ended:
+    """Execute a step's notebook in a new process, publish the pages that it left, and return how it ended.
+
+    The notebook works in a new folder inside the run folder. The executed notebook and its page go to the folder's
+    `steps`; the pages of the report go to the folder itself.
+
+    Args:
+        notebook: To execute; it is left unchanged.
+        run: The run folder, which this process holds.
+        name: The step's name.
+        parameters: Of the notebook, already checked.
+        timeout_s: Seconds after which it is stopped.
+        threads: Of every library, >= 1.
+        tick: Called several times a second with the seconds that have passed and the section that is executed.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1:
-        raise InvalidInput(f"{notebook.name} must have one cell tagged `parameters`, found {len(tagged)}. Tag it.")
-    source = "".join(tagged[0]["source"])
-    found = {}
-    for line, node in zip(source.splitlines(), ast.parse(source).body, strict=False):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and "#" in line):
-            raise InvalidInput(
-                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite it."
-            )
-        comment = line.rpartition("#")[2].strip()
-        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
-    return found
+    is_report = notebook.stem == REPORT
+    run.steps.mkdir(exist_ok=True)
+    phase = ""
+
+    def on_line(line: str) -> bool:
+        nonlocal phase
+        phase = line.removeprefix(_PHASE) if line.startswith(_PHASE) else phase
+        return False
+
+    with tempfile.TemporaryDirectory(dir=run, prefix=".attempt-") as folder, processes.short_folder() as sockets:
+        attempt = Path(folder).resolve()
+        request = {
+            "notebook": str(notebook),
+            "parameters": dict(parameters),
+            "title": run.name if is_report else f"{name} · {run.name}",
+            "home": "" if is_report else "../report.html",
+        }
+        (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        ended = processes.run(
+            processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
+            limit_s=timeout_s,
+            cwd=attempt,
+            variables=_variables(threads, sockets, training=notebook.stem.startswith("2-")),
+            on_line=on_line,
+            tick=lambda seconds: tick(seconds, phase),
+            patience_s=10.0,
+        )
+        printed = [
+            line for line in ended.output.splitlines() + ended.errors.splitlines() if not line.startswith(_PHASE)
+        ]
+        log(run, "\n".join(printed))
+        lease.check()
+        _publish(attempt, run, name, is_report=is_report)
+        if ended.status is None:
+            return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
+        if (attempt / ANSWER).is_file():
+            answer = Ended(**json.loads((attempt / ANSWER).read_text(encoding="utf-8")))
+            # The report is nothing but its page.
+            return Ended(answer.error or answer.note) if is_report else answer
+        last = next((line for line in reversed(printed) if line.strip()), "see run.log")
+        return Ended(f"The step's process ended with status {ended.status} and left no answer: {last}.")
 
 
-def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
-    """Raise unless `values` are parameters of the notebook, each of the type that its cell declares.
-
-    Raises:
-        InvalidInput: A name is unknown or a value has another type; all of them are named.
-    """
-    known = parameters(notebook)
-    problems = []
-    for name, value in values.items():
-        if name not in known:
-            problems.append(f"{name!r} is no parameter.{nearest(name, list(known))} There are {', '.join(known)}.")
-            continue
-        if problem := of_type(name, known[name][0], value):
-            problems.append(f"{problem.rstrip('.')} ({known[name][2]}).")
-    if problems:
-        raise InvalidInput(f"{notebook.name} was not started: " + " ".join(problems))
+def _publish(attempt: Path, run: RunFolder, name: str, *, is_report: bool) -> None:
+    """Move the pages of a step to where readers look for them; links between them are relative to the run folder."""
+    pages = {".ipynb": run.steps / f"{name}.ipynb", ".html": run.steps / f"{name}.html"}
+    if is_report:
+        pages |= {".html": run.report, ".md": run.report_markdown}
+    for suffix, path in pages.items():
+        if (attempt / f"notebook{suffix}").is_file():
+            (attempt / f"notebook{suffix}").replace(path)
 
 
-def execute(request: Mapping[str, Any], folder: Path) -> str:
+def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]:
+    """Return the environment variables of a step: equal threads everywhere, and none of the user's start-up files."""
+    count = str(threads)
+    # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
+    # timed, an engine or a variant, they stay as users have them.
+    patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
+    return (
+        lease.environment()
+        | patience
+        | {
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": count,
+            "JUPYTER_RUNTIME_DIR": str(sockets),
+            "IPYTHONDIR": str(sockets / "ipython"),
+            "MPLBACKEND": "Agg",
+            # A cache of compiled code would shorten the start that is measured.
+            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "inductor"),
+            # torch's own deprecation notices would appear in the middle of a page.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
+    )
+
+
+def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
     """Execute a copy of the requested notebook in `folder` and return why it failed, '' if it did not.
 
     Args:
         request: `notebook` (path), `parameters`, `title`, and `home` (address of the report, for the page of a step).
-        folder: Where the kernel works and the executed notebook goes, as `NOTEBOOK`, saved after every cell. It was
-            made for this, so that no file in it can change what the kernel does.
+        folder: Where the kernel works and the executed notebook goes, as `NOTEBOOK`, saved after every cell. It is new,
+            so that no file in it can change what the kernel does.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -81,7 +158,8 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
     try:
         # papermill takes braces in a path for a template, so it gets a bare name. The path of a socket must be short.
         with contextlib.chdir(folder), processes.short_folder() as sockets:
-            kernel = {"transport": "ipc", "ip": str(sockets / "kernel")}
+            # Kernels on TCP race for ports when several start at once. Windows has no such sockets.
+            kernel = {"transport": "ipc", "ip": str(sockets / "kernel")} if os.name == "posix" else {}
             papermill.execute_notebook(
                 NOTEBOOK,
                 NOTEBOOK,
@@ -89,8 +167,8 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                kernel_manager_class=_manager(),
-                # Kernels on TCP race for ports when several start at once.
+                kernel_manager_class=_kernel_manager(),
+                on_cell_start=_print_phase,
                 config=Config({"KernelManager": kernel}),
             )
     except PapermillExecutionError as error:
@@ -106,8 +184,14 @@ def execute(request: Mapping[str, Any], folder: Path) -> str:
     return ""
 
 
-def _manager() -> type:
-    """Return a manager of kernels that run by this interpreter; what Jupyter finds by name may be another's."""
+def _print_phase(cell: Mapping[str, Any], cell_index: int) -> None:
+    heading = re.match(r"##+ (.+)", cell["source"])
+    if cell["cell_type"] == "markdown" and heading:
+        print(f"{_PHASE}{heading[1]}", file=sys.stderr, flush=True)
+
+
+def _kernel_manager() -> type:
+    """Return a manager of kernels that run by this interpreter; Jupyter's kernelspecs may belong to another one."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -123,12 +207,12 @@ def _manager() -> type:
 
 
 def main(argv: list[str]) -> int:
-    """Execute the request in the file `argv[0]`, write the answer beside it and return the exit status."""
+    """Execute the request in the file `argv[0]`, write the answer next to it and return the exit status."""
     # The runner stops a step with SIGTERM; as an exception it lets papermill shut its kernel down.
     signal.signal(signal.SIGTERM, _interrupt)
     path = Path(argv[0]).resolve()
     request = json.loads(path.read_text(encoding="utf-8"))
-    error = execute(request, path.parent)
+    error = execute_notebook(request, path.parent)
     note = _export(request, path.parent) if (path.parent / NOTEBOOK).is_file() else ""
     (path.parent / ANSWER).write_text(json.dumps({"error": error, "note": note}), encoding="utf-8")
     return 1 if error else 0
@@ -141,7 +225,7 @@ def _export(request: Mapping[str, Any], folder: Path) -> str:
 
         export.html(folder / NOTEBOOK, folder / "notebook.html", title=request["title"], home=request["home"])
         export.markdown(folder / NOTEBOOK, folder / "notebook.md")
-    except Exception as error:  # whatever an exporter meets, the step itself has ended
+    except Exception as error:  # the step itself has ended, whatever an exporter raises
         traceback.print_exc()
         return f"Its page could not be made: {brief(error)}. See run.log."
     return ""

@@ -79,12 +79,12 @@ def write(reports: Path) -> Path:
 
 
 @contextmanager
-def listed(run: Path, say: Callable[[str, bool], None]) -> Iterator[None]:
+def listed(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Write the index beside the run folder `run` once what is done meanwhile has ended, however it ends.
 
     Args:
         run: The run folder.
-        say: Called with a line, and that it is final, if the index could not be written.
+        warn: Called with a line if the index could not be written.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def listed(run: Path, say: Callable[[str, bool], None]) -> Iterator[None]:
         try:
             write(run.resolve().parent)
         except (InvalidInput, OSError) as error:
-            say(f"The page of all runs was not written: {brief(error)}.", True)
+            warn(f"The page of all runs was not written: {brief(error)}.")
 
 
 def read(reports: Path) -> tuple[Run, ...]:

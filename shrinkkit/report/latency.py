@@ -11,14 +11,14 @@ from shrinkkit.results.table import Results
 
 _TIMING = (
     Column("speed-up", True),
-    Column("as experienced", True),
+    Column("median speed-up", True),
     Column("noise floor", True),
     Column("taken", True),
-    Column("doubts"),
+    Column("warnings"),
 )
 _TIMING_NOTE = (
     "Brackets are 95 % intervals. The speed-up compares the fastest call of each turn, which is the speed of the code; "
-    "as experienced compares the median one. The noise floor is how far a copy of the baseline, "
+    "the median speed-up compares the median one. The noise floor is how far a copy of the baseline, "
     "which took turns with both, may be from the baseline itself by the same data; where the two surely differ by more "
     "than 1 %, no verdict is given. A speed-up is called faster or slower only if its whole interval is more than 1 % "
     "away from 1, and the same if all of it is nearer."
@@ -69,12 +69,12 @@ def _unchanged(compared: Comparison) -> str:
 
 def _timing(c: Comparison) -> tuple[Cell, ...]:
     blocks = (
-        f"{formats.counted(len(c.null_samples_ms) // 2, 'block')}\n{formats.counted(c.warmup_calls, 'call')} before"
+        f"{formats.counted(len(c.control_samples_ms) // 2, 'block')}\n{formats.counted(c.warmup_calls, 'call')} before"
     )
     return (
         cells.speedup(c.speedup, c.verdict),
-        Cell(formats.times(c.experienced.value), formats.interval(c.experienced)),
-        Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.null_ratio)),
+        Cell(formats.times(c.median_speedup.value), formats.interval(c.median_speedup)),
+        Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)),
         Cell(f"{c.duration_s:.1f} s", blocks, tone="quiet"),
-        Cell("; ".join(c.doubts) or "none seen", tone="warning" if c.doubts else "quiet"),
+        Cell("; ".join(c.warnings) or "none seen", tone="warning" if c.warnings else "quiet"),
     )

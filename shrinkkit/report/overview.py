@@ -206,7 +206,7 @@ def steps(found: Results) -> Shown:
 
 
 def _page(step: Step) -> str:
-    return f"steps/{step.name}.html" if step.state in ("done", "reused", "failed") and not step.note else ""
+    return f"steps/{step.name}.html" if step.state in ("done", "cached", "failed") and not step.note else ""
 
 
 def commands(found: Results) -> Shown:

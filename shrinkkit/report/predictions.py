@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.measurement import Accuracy, ClassScore, Lost, TargetRecord, change_cell
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord, change_cell
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
 
@@ -79,11 +79,11 @@ def lost(found: Mapping[str, Accuracy]) -> Shown:
     compared = {name: one for name, one in found.items() if one.difference}
     if not compared:
         return Statement("No variant was compared with the baseline, so it is not known what any of them lost.")
-    parts: list[Shown] = [_lost(name, one) for name, one in compared.items() if one.lost_count]
+    parts: list[Shown] = [_lost(name, one) for name, one in compared.items() if one.regressions]
     unchanged = [
-        f"{name}{f' (gained {one.gained_count:,} of {len(one.scores):,})' if one.gained_count else ''}"
+        f"{name}{f' (gained {one.improvements:,} of {len(one.scores):,})' if one.improvements else ''}"
         for name, one in compared.items()
-        if not one.lost_count
+        if not one.regressions
     ]
     if unchanged:
         parts.append(Statement(f"No example was lost by {', '.join(unchanged)}."))
@@ -101,7 +101,7 @@ def integers(record: TargetRecord) -> Shown:
                 (
                     Cell(one.variant),
                     Cell(f"saturate: {named}" if named else "as the integers say", tone="bad" if named else "good"),
-                    Cell(f"{check.deviation:.1e}"),
+                    Cell(f"{check.max_relative_error:.1e}"),
                     Cell(f"{len(check.layers)}", f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""),
                 )
             )
@@ -124,7 +124,7 @@ class Strip(Shown):
 
     caption: str
     variant: str
-    examples: tuple[Lost, ...]
+    examples: tuple[Regression, ...]
     """Each with its PNG."""
 
     def __repr__(self) -> str:
@@ -229,15 +229,15 @@ def _class(score: ClassScore | None, shares: bool) -> Cell:
 
 
 def _lost(name: str, accuracy: Accuracy) -> Shown:
-    pictured = [one for one in accuracy.lost if one.png]
-    shown = _that_fit(pictured) if pictured else accuracy.lost
-    counts = f"{name}: lost {accuracy.lost_count:,}, gained {accuracy.gained_count:,} of {len(accuracy.scores):,}"
+    pictured = [one for one in accuracy.worst_regressions if one.png]
+    shown = _that_fit(pictured) if pictured else accuracy.worst_regressions
+    counts = f"{name}: lost {accuracy.regressions:,}, gained {accuracy.improvements:,} of {len(accuracy.scores):,}"
     right_or_wrong = set(accuracy.scores) <= {0.0, 1.0}
     order = "the first" if right_or_wrong else "the worst"
-    caption = counts + (f"; {order} {len(shown)} are shown" if len(shown) < accuracy.lost_count else "")
+    caption = counts + (f"; {order} {len(shown)} are shown" if len(shown) < accuracy.regressions else "")
     if pictured:
         return Strip(caption, name, tuple(shown))
-    named = any(one.wanted or one.before or one.after for one in shown)
+    named = any(one.label or one.before or one.after for one in shown)
     columns = [Column("example")]
     columns += [Column("right answer"), Column("before"), Column(f"by {name}")] if named else []
     columns += [] if right_or_wrong else [Column("score before", True), Column("score after", True)]
@@ -245,7 +245,7 @@ def _lost(name: str, accuracy: Accuracy) -> Shown:
     rows = tuple(
         (
             Cell(f"{one.index:,}"),
-            *((Cell(one.wanted), Cell(one.before), Cell(one.after)) if named else ()),
+            *((Cell(one.label), Cell(one.before), Cell(one.after)) if named else ()),
             *(() if right_or_wrong else _both(one, shares)),
         )
         for one in shown
@@ -253,14 +253,14 @@ def _lost(name: str, accuracy: Accuracy) -> Shown:
     return Table(caption, tuple(columns), rows, folded=True)
 
 
-def _both(one: Lost, shares: bool) -> tuple[Cell, Cell]:
+def _both(one: Regression, shares: bool) -> tuple[Cell, Cell]:
     before, after = (formats.score(value, is_fraction=shares) for value in (one.score_before, one.score_after))
     return Cell(before), Cell(after)
 
 
-def _that_fit(examples: Sequence[Lost]) -> list[Lost]:
+def _that_fit(examples: Sequence[Regression]) -> list[Regression]:
     """Return the first of `examples` whose pictures together are not too long, at least one."""
-    chosen: list[Lost] = []
+    chosen: list[Regression] = []
     length = 0
     for one in examples[:PICTURES]:
         length += len(one.png)
@@ -270,7 +270,7 @@ def _that_fit(examples: Sequence[Lost]) -> list[Lost]:
     return chosen
 
 
-def _shot(one: Lost, variant: str) -> str:
+def _shot(one: Regression, variant: str) -> str:
     """Return a picture with its caption; the styles keep it in shape in a notebook, which has no stylesheet."""
     width, height = struct.unpack(">II", base64.b64decode(one.png[:32])[16:24])
     factor = max(1, min(math.ceil(SIDE / min(width, height)), WIDEST // max(width, height)))
@@ -282,14 +282,14 @@ def _shot(one: Lost, variant: str) -> str:
     )
 
 
-def _short(one: Lost) -> str:
+def _short(one: Regression) -> str:
     if one.before != one.after:
         return f"{one.before} {ARROW} {one.after}"
     return f"{one.score_before:.3g} {ARROW} {one.score_after:.3g}"
 
 
-def _told(one: Lost, variant: str) -> str:
-    right = f"{_a(one.wanted)}, " if one.wanted else ""
+def _told(one: Regression, variant: str) -> str:
+    right = f"{_a(one.label)}, " if one.label else ""
     if one.before != one.after:
         return f"example {one.index}: {right}taken for {_a(one.after)} by {variant}"
     return f"example {one.index}: {right}score {one.score_before:.3g} before, {one.score_after:.3g} by {variant}"

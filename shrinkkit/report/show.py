@@ -3,11 +3,10 @@
 The tables of single steps are here; those of a whole run are in `overview`, the pictures in `figures`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from shrinkkit.core import estimate
-from shrinkkit.core.measurement import Comparison
+from shrinkkit.core.measurement import Accuracy, Comparison
 from shrinkkit.core.measurement import measurements_table as measurements
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.variant import Variant, audit_table
@@ -54,8 +53,6 @@ __all__ = [
     "missing",
     "model_files",
     "runtime",
-    "score",
-    "scores",
     "shrunk",
     "steps",
     "tails",
@@ -71,42 +68,6 @@ __all__ = [
 ]
 
 
-def score(scores: Sequence[float], *, metric: str, split: str) -> Statement:
-    """Return the mean of a split's scores with its interval, in one sentence; `scores` holds at least one."""
-    shares = formats.is_fraction(scores)
-    mean = estimate.mean(scores)
-    value = formats.with_ci(formats.score(mean.value, is_fraction=shares), mean, is_fraction=shares)
-    return Statement(f"{metric.capitalize()} {value} on {len(scores):,} {split} examples.")
-
-
-def scores(found: Mapping[str, Sequence[float]], *, metric: str, split: str) -> Table:
-    """Return the mean score of each model on the same examples, and its paired difference to the first one's.
-
-    Args:
-        found: Scores by the model's name, one an example, in the same order.
-        metric: What a score is called.
-        split: What the examples are called.
-    """
-    first = next(iter(found.values()))
-    shares = all(map(formats.is_fraction, found.values()))
-    means = {name: estimate.mean(one) for name, one in found.items()}
-    moved = {name: estimate.paired_difference(first, one) for name, one in found.items() if one is not first}
-    rows = tuple(
-        (
-            Cell(name),
-            Cell(formats.score(mean.value, is_fraction=shares), formats.interval(mean, is_fraction=shares)),
-            Cell(
-                formats.change(moved[name].value, is_fraction=shares), formats.interval(moved[name], is_fraction=shares)
-            )
-            if name in moved
-            else Cell("reference", tone="quiet"),
-        )
-        for name, mean in means.items()
-    )
-    columns = (Column("model"), Column(metric, True), Column("change", True))
-    return Table(f"{metric.capitalize()} on {len(first):,} {split} examples", columns, rows)
-
-
 def shrunk(*, parameters: Sequence[int], macs: Sequence[int]) -> Table:
     """Return how many parameters and MACs of one example a model has before and after it was made smaller.
 
@@ -119,23 +80,16 @@ def shrunk(*, parameters: Sequence[int], macs: Sequence[int]) -> Table:
         for name, (before, after) in (("parameters", parameters), ("MACs of one example", macs))
     )
     columns = (Column(""), Column("before", True), Column("after", True), Column("fewer by", True))
-    return Table("What became smaller", columns, rows)
+    return Table("Model size", columns, rows)
 
 
-def trade(timed: Comparison, before: Sequence[float], after: Sequence[float], *, metric: str) -> Statement:
-    """Return in one sentence what was won in speed and lost in score.
-
-    Args:
-        timed: Of the model before and the one after.
-        before: Its scores, one an example.
-        after: The scores of the other, of the same examples in the same order.
-        metric: What a score is called.
-    """
-    shares = formats.is_fraction([*before, *after])
-    moved = estimate.paired_difference(before, after)
-    change = formats.with_ci(formats.change(moved.value, is_fraction=shares), moved, is_fraction=shares)
-    said = f"Speed-up {formats.speedup(timed.speedup, timed.verdict)}, {metric} {change}."
-    return Statement(said, timed.doubts, cells.speedup(timed.speedup, timed.verdict).tone)
+def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
+    """Return the speed-up of a model and the change of its accuracy, both against the same reference."""
+    fraction, text = formats.is_fraction(accuracy.scores), formats.speedup(latency.speedup, latency.verdict)
+    if moved := accuracy.difference:
+        change = formats.with_ci(formats.change(moved.value, is_fraction=fraction), moved, is_fraction=fraction)
+        text = f"{text}. Change of {accuracy.metric}: {change}"
+    return Statement(f"Speed-up: {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
 
 
 def training(scores: Sequence[float], *, metric: str) -> Shown:

@@ -153,7 +153,7 @@ def _of_row(row: Row, found: Results) -> Figures:
 
 
 def _doubts(one: Measurement) -> tuple[str, ...]:
-    doubts = one.latency.doubts if one.latency else ()
+    doubts = one.latency.warnings if one.latency else ()
     return (f"Doubts about its timing: {'; '.join(doubts)}.",) if doubts else ()
 
 

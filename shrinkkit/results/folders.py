@@ -75,7 +75,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     asked = list(folder.study.targets) if folder.study else plain
     held = [target for target in folder.measured if target not in asked and _holds(folder, target)]
     steps = folder.status.steps if folder.status else ()
-    failed = [s.subject for s in steps if s.notebook == "4-benchmark" and s.state not in ("done", "reused", "pending")]
+    failed = [s.subject for s in steps if s.notebook == "4-benchmark" and s.state not in ("done", "cached", "pending")]
     notes = [
         f"The figures of {target} are of model files that have changed since; not reported. {again(target)}"
         for target in folder.measured

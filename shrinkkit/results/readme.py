@@ -131,7 +131,7 @@ def _file(card: Card, file: ModelFile) -> str:
         f"### `{file.path}` with {file.runtime}\n",
         f"{file.format}, {formats.size(file.size_bytes)}{beside}. In: {_ports(file.inputs)}. "
         f"Out: {_ports(file.outputs)}. SHA-256 `{file.sha256[:16]}…`; loaded back from disk it was "
-        f"{file.deviation:.1e} of the largest output away from the model in memory.{exact}\n",
+        f"{file.max_relative_error:.1e} of the largest output away from the model in memory.{exact}\n",
     ]
     for device in devices:
         lines += [f"On {device}:\n"] * (len(devices) > 1)

@@ -4,6 +4,7 @@ Reads records only, and needs no torch. For tables and pictures in notebooks see
 """
 
 import dataclasses
+import io
 import json
 import os
 import textwrap
@@ -20,39 +21,53 @@ from shrinkkit.results.table import Results, Row, recipe_of
 
 WIDTH = 100
 _HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs today")
-_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "null_samples_ms", "scores", "png")
+_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
 
 
-def table(results: Results) -> str:
-    """Return the rows as plain text of at most 100 columns, each that failed or was refused with its cause below it.
+def table(results: Results, *, width: int = WIDTH) -> str:
+    """Return the rows as plain text of at most `width` columns, with the reasons of those that have no numbers.
 
     Where there are several machines, each has a part of its own, below its name.
     """
     named = any(Place.parse(target).machine for target in results.targets)
-    parts = [f"{name}:\n{_lines(results.of(name))}" for name in results.machines] if named else [_lines(results)]
+    parts = (
+        [f"{name}:\n{_lines(results.of(name), width)}" for name in results.machines]
+        if named
+        else [_lines(results, width)]
+    )
     drop = formats.points(results.budget.accuracy_drop) if results.is_fraction else f"{results.budget.accuracy_drop:g}"
     legend = (
         f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
         f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs today: against your own "
         "module, called in PyTorch on the same device; ? undecided."
     )
-    return "\n\n".join([*parts, textwrap.fill(legend, WIDTH)])
+    return "\n\n".join([*parts, textwrap.fill(legend, width)])
 
 
-def _lines(results: Results) -> str:
-    lines = [(row, _cells(row, results)) for row in results.rows if not row.intermediate]
-    widths = [max(len(cells[i]) for cells in [_HEAD, *(cells for _, cells in lines)]) for i in range(len(_HEAD))]
-    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
-    spare = WIDTH - sum(widths) - len(gap) * (len(widths) - 1)
-    widths[0] = max(8, widths[0] + min(0, spare))
-    text = [_line(_HEAD, widths, gap), gap.join("-" * width for width in widths)]
-    for row, cells in lines:
-        text.append(_line(cells, widths, gap))
+def _lines(results: Results, width: int) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [row for row in results.rows if not row.intermediate]
+    table = Table(box=None, pad_edge=False)
+    for title in _HEAD:
+        left, folds = title in ("variant", "target"), title in ("variant", "change")
+        table.add_column(title, justify="left" if left else "right", no_wrap=not folds, overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row, results))
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False)
+    if console.measure(table, options=console.options.update(max_width=10 * width)).maximum > width:
+        table.padding = (0, 1, 0, 0)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    for row in rows:
         if row.state != "measured":
-            text += textwrap.wrap(
-                f"{row.state}: {row.reason}", WIDTH, initial_indent="    ", subsequent_indent="    ", max_lines=4
+            lines += ["", f"{row.variant} on {row.place.target}"]
+            lines += textwrap.wrap(
+                f"{row.state}: {row.reason}", width, initial_indent="    ", subsequent_indent="    ", max_lines=4
             )
-    return "\n".join(text)
+    return "\n".join(lines)
 
 
 def write_json(results: Results, path: str | os.PathLike[str]) -> None:
@@ -123,15 +138,6 @@ def _speed_text(row: Row, *, torch: bool) -> str:
         return "noisy"
     text = formats.digits(speed.value) + TIMES
     return "same" if timing == "same" else text + ("?" if timing == "undecided" else "")
-
-
-def _line(cells: tuple[str, ...], widths: list[int], gap: str) -> str:
-    shown = [cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in zip(cells, widths, strict=True)]
-    aligned = [
-        text.ljust(width) if i < 2 else text.rjust(width)
-        for i, (text, width) in enumerate(zip(shown, widths, strict=True))
-    ]
-    return gap.join(aligned).rstrip()
 
 
 def _without_samples(value: Any) -> Any:

@@ -29,7 +29,7 @@ from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 
 TOLERANCE = {"pt2": 1e-4, "torchscript": 1e-4, "onnx": 1e-3, "openvino": 1e-3}
-"""Largest deviation of a loaded file from the model in memory, as a share of the largest output, by format."""
+"""Largest error of a loaded file from the model in memory, as a share of the largest output, by format."""
 
 LOW_PRECISION_TOLERANCE = 0.02
 """The same for files in 8 or 16 bits, which may run elsewhere or on other threads.
@@ -199,7 +199,7 @@ def describe(
     example: Example,
     output: Any,
     fixed_batch: bool,
-    deviation: float,
+    max_relative_error: float,
     exact_on: str = "",
 ) -> ModelFile:
     """Return the record of a model file that lies in `folder`.
@@ -211,7 +211,7 @@ def describe(
         example: Positional inputs of one call, batch first.
         output: What the file returned for them.
         fixed_batch: Whether the file takes batches of the example's size only.
-        deviation: Of its outputs; see the function of that name.
+        max_relative_error: Of its outputs; see the function of that name.
         exact_on: Processors on which its integers cannot saturate; see `ModelFile`.
     """
     inputs, named = _names(loaded, output)
@@ -227,7 +227,7 @@ def describe(
         sha256=sha256(loaded.path),
         inputs=tuple(_port(name, x, size) for name, x in zip(inputs, example, strict=True)),
         outputs=tuple(_port(name, x, size) for name, x in zip(named, outputs.tensors(output), strict=True)),
-        deviation=deviation,
+        max_relative_error=max_relative_error,
         tolerance=TOLERANCE[format],
         exact_on=exact_on,
     )
@@ -251,12 +251,12 @@ def sha256(path: Path) -> str:
 
 
 def tolerance(file: ModelFile, device: str) -> float:
-    """Return the largest deviation from its stored outputs at which `file` counts as verified on `device`."""
+    """Return the largest error against its stored outputs at which `file` counts as verified on `device`."""
     # A GPU rounds the products of float32 matrices more than the CPU on which the outputs were stored.
     return LOW_PRECISION_TOLERANCE if device != "cpu" else min(file.tolerance, LOW_PRECISION_TOLERANCE)
 
 
-def deviation(expected: Any, found: Any) -> float:
+def max_relative_error(expected: Any, found: Any) -> float:
     """Return the largest absolute difference between two outputs, as a share of the largest absolute expected value.
 
     Raises:
@@ -335,7 +335,7 @@ def _script(model: nn.Module, example: Example) -> tuple[torch.jit.ScriptModule,
             raise Unsupported(f"torch cannot trace the quantized model: {said}. Use another runtime.") from error
         halved = tuple(x[: max(1, x.shape[0] // 2)].flip(0) for x in example)
         try:
-            moved = deviation(model(*halved), traced(*halved))
+            moved = max_relative_error(model(*halved), traced(*halved))
         except (RuntimeError, ModelFileError):
             return traced, f"the batch is fixed at {example[0].shape[0]}: tracing recorded it"
         if not moved <= TOLERANCE["torchscript"]:

@@ -3,7 +3,7 @@
 An int8 file has an exact meaning: integers are multiplied and summed, scaled, and rounded once. On x86 processors
 without VNNI, kernels built on `vpmaddubsw` add two products of 8 bits in 16 bits and saturate without a word, so that a
 file that was measured on one processor answers otherwise on another. What rounding explains is one step of a layer's
-output; saturation loses many. For a file against the model that it was made from see `artifacts.deviation`.
+output; saturation loses many. For a file against the model that it was made from see `artifacts.max_relative_error`.
 
 Source: oneDNN, "Nuances of int8 Computations"; ONNX Runtime, "Quantize ONNX Models", on U8S8 and AVX2.
 """
@@ -73,7 +73,7 @@ def check(path: Path, *, runtime: str, inputs: Example, threads: int) -> Integer
     """Return what the integer kernels of a model file compute here, beside the same integers computed in float.
 
     Each layer gets the integers that it has in a run whose integer layers all compute in float. The products of a
-    recurrent layer are compared one by one, as over its steps rounding would add up; `deviation` leaves it as it is.
+    recurrent layer are compared one by one, as over its steps rounding would add up.
 
     Args:
         path: A file that `variants.write` made.
@@ -125,7 +125,7 @@ def check_torch(path: Path, inputs: Example) -> IntegerCheck | None:
             raise _untold(path, f"computing them in float stops with: {brief(error)}") from error
     if beside.other and not beside.layers:
         raise _untold(path, f"{', '.join(sorted(beside.other))} cannot be computed in float as well")
-    return _record(artifacts.deviation(expected, found), beside.layers) if beside.layers else None
+    return _record(artifacts.max_relative_error(expected, found), beside.layers) if beside.layers else None
 
 
 def check_onnx(path: Path, inputs: Example, *, threads: int, reference: Path | None = None) -> IntegerCheck | None:
@@ -158,12 +158,12 @@ def check_onnx(path: Path, inputs: Example, *, threads: int, reference: Path | N
         pair = (torch.from_numpy(real(values[layer.result])) for values in (expected, found))
         layers[layer.name].append(difference(*pair, step=step))
     answers = loading.load(path, runtime="onnxruntime", threads=threads)(*inputs)
-    return _record(artifacts.deviation([expected[value.name] for value in run.graph.output], answers), layers)
+    return _record(artifacts.max_relative_error([expected[value.name] for value in run.graph.output], answers), layers)
 
 
-def _record(deviation: float, layers: Mapping[str, Sequence[Difference]]) -> IntegerCheck:
+def _record(max_relative_error: float, layers: Mapping[str, Sequence[Difference]]) -> IntegerCheck:
     return IntegerCheck(
-        deviation=deviation,
+        max_relative_error=max_relative_error,
         layers={name: max(d.share for d in found) for name, found in layers.items()},
         saturated=tuple(name for name, found in layers.items() if not all(d.explained for d in found)),
     )

@@ -326,7 +326,7 @@ def _proved(
         expected = load()(*making.example)
     loaded = load()
     found = loaded(*making.example)
-    error = artifacts.deviation(expected, found)
+    error = artifacts.max_relative_error(expected, found)
     dtypes = {p.dtype for p in making.model.parameters()}
     halved = making.method in HALF or bool(dtypes & set(HALF.values()))
     # In 16 bits each fused step saves a rounding, and inductor fuses what is quantized too.
@@ -348,7 +348,7 @@ def _proved(
         example=making.example,
         output=found,
         fixed_batch=fixed,
-        deviation=error,
+        max_relative_error=error,
         exact_on=(ANY_PROCESSOR if anywhere else WITH_VNNI) if integers else "",
     )
     if making.method or halved:

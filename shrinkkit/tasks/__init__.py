@@ -1,1 +1,1 @@
-"""What is compressed and how it is judged: tasks, their checks, and the bundled ones."""
+"""Tasks: models with data, score and loss; their checks, loading, and the bundled ones."""

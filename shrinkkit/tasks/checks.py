@@ -1,27 +1,47 @@
-"""Checks of a task, before any long work starts."""
+"""Checks of a task (its model, splits, score and loss) before any long work starts."""
 
-from collections.abc import Iterator
+import contextlib
+import hashlib
+import keyword
+import linecache
+import math
+import re
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.fx
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from shrinkkit.errors import InvalidTask
-from shrinkkit.tasks import contract, outputs, score_check
+from shrinkkit.core import estimate
+from shrinkkit.errors import InvalidTask, brief
+from shrinkkit.tasks import outputs
 from shrinkkit.tasks.duplicates import Sketches
 from shrinkkit.tasks.modules import Example, raw_bytes
 from shrinkkit.tasks.task import SPLITS, Task, batches, collated, spaced
-from shrinkkit.tasks.usercode import blaming
 
-EXAMPLES_HASHED, TRAIN_HASHED = 10_000, 64
-"""Examples of a split, and of `train`, whose contents the fingerprint covers, at most; see `look`."""
 MOST_REPEATED = 0.05
-"""Share of the examples of `validation` and `test` that may repeat the inputs of another."""
+"""Largest fraction of the examples of `validation` and `test` that may repeat the inputs of another."""
+LARGEST_SCORE = 1e9
+"""Scores beyond this magnitude lose differences when averaged."""
 
-_EXAMPLES_COMPARED, _EXAMPLES_JUDGED, _BATCH_CHECKED = 20_000, 2048, 32
+_EXAMPLES_COMPARED, _EXAMPLES_SCORED, _BATCH_CHECKED = 20_000, 2048, 32
 _SHIFTS, _BATCHES_HALVED = 4, 8
-_LONGEST = 80
+_LONGEST_TEXT, _LONGEST_NAME = 80, 300
+_CALLS, _CALLS_S = 40, 10.0
+"""Repeated calls that must give equal outputs, and the seconds after which fewer are enough."""
+_RESERVED = frozenset(dir(torch.fx.GraphModule(nn.Module(), torch.fx.Graph()))) - frozenset(dir(nn.Module()))
+"""Attribute names that an exported model uses itself."""
+_STATELESS = "Leave out what is random in eval mode, and state kept from one call to the next."
+_MIXES = (
+    "The output for an example must not depend on the rest of its batch, but {} gives another output. "
+    "Use `batch_first=True` in recurrent layers, and no statistics over the batch."
+)
 
 
 def check(task: Task) -> None:
@@ -34,41 +54,37 @@ def check(task: Task) -> None:
         task: Task to check; it is left unchanged.
 
     Raises:
-        InvalidTask: A rule is broken; the message says which, by what, and what to do.
+        InvalidTask: A rule is broken; the message names the rule, the value that broke it and the remedy.
     """
-    _checked(task)
+    score_range(task)
 
 
-def _checked(task: Task) -> tuple[float, float]:
-    """Check a task as `check` does, and return its lowest and its highest score on validation and test."""
-    _check_types(task)
-    contract.check(task.model, task.example)
+def score_range(task: Task) -> tuple[float, float]:
+    """Check a task as `check` does, and return its lowest and highest score on validation and test."""
+    _check_texts_and_functions(task)
+    check_model(task.model, task.example)
     _check_splits(task)
-    contract.check_batch(task.model, _some_inputs(task))
+    _check_batch_independence(task.model, _mixed_batch(task))
     for split in ("train", "calibration"):
-        _judged(task, split)
-    judged = [_judged(task, split) for split in ("validation", "test")]
-    real, others, zeros = (torch.cat(parts) for parts in zip(*judged, strict=True))
-    score_check.check_above_chance(real, others, zeros)
+        _split_scores(task, split)
+    parts = [_split_scores(task, split) for split in ("validation", "test")]
+    scores, shuffled, zeros = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    _check_above_chance(scores, shuffled, zeros)
     _check_loss(task)
-    return float(real.min()), float(real.max())
+    return float(scores.min()), float(scores.max())
 
 
-def _check_types(task: Task) -> None:
+def _check_texts_and_functions(task: Task) -> None:
     if not (isinstance(task.class_names, tuple) and all(isinstance(name, str) for name in task.class_names)):
         raise InvalidTask(
-            f'`class_names` must be a tuple of texts, got {task.class_names!r:.80}. Write `("cat", "dog")`.'
+            f'`class_names` must be a tuple of strings, got {task.class_names!r:.80}. Write `("cat", "dog")`.'
         )
     for field, text in [("name", task.name), ("metric", task.metric), *(("class_names", n) for n in task.class_names)]:
-        if (
-            not isinstance(text, str)
-            or not 1 <= len(text) <= _LONGEST
-            or not text.isprintable()
-            or text != text.strip()
-        ):
+        is_line = isinstance(text, str) and text.isprintable() and text == text.strip()
+        if not is_line or not 1 <= len(text) <= _LONGEST_TEXT:
             raise InvalidTask(
-                f"`{field}` must be a text of 1 to {_LONGEST} characters on one line, got {text!r:.80}. It stands in "
-                "tables and titles."
+                f"`{field}` must be a text of 1 to {_LONGEST_TEXT} characters on one line, got {text!r:.80}. It stands "
+                "in tables and titles."
             )
     for field in ("score", "loss"):
         if not callable(getattr(task, field)):
@@ -76,6 +92,145 @@ def _check_types(task: Task) -> None:
                 f"`{field}` must be a function of (output, targets), got {type(getattr(task, field)).__name__}. "
                 "Pass the function itself, without calling it."
             )
+
+
+# --- the model
+
+
+def check_model(model: nn.Module, example: Example) -> None:
+    """Check that a model can be exported and timed with `example`; raises InvalidTask otherwise.
+
+    It must be in eval mode and on the CPU, with names that can be saved, and give finite outputs, batch first, that
+    depend on nothing but the example's own inputs. Both are left unchanged.
+    """
+    _check_module(model, example)
+    _check_names(model)
+    with blaming("The model must accept `example`"), torch.no_grad():
+        before = [raw_bytes(x) for x in example]
+        output, repeated = (outputs.tensors(model(*example)) for _ in range(2))
+    if before != [raw_bytes(x) for x in example]:
+        raise InvalidTask(
+            "The model must leave its inputs unchanged, but it wrote to `example`. Use no in-place step on an input."
+        )
+    size = len(example[0])
+    if not output or output[0].shape[:1] != (size,):
+        raise InvalidTask(
+            f"The model must return a tensor with the batch first: `example` holds {size} examples, the output "
+            f"{f'has the shape {tuple(output[0].shape)}' if output else 'holds no tensor'}. "
+            "Use `batch_first=True` or move the batch dimension to the front."
+        )
+    if not all(map(_finite, output)):
+        raise InvalidTask(
+            "The model's outputs must be finite, but on `example` some are not. Check its weights and `example`."
+        )
+    if not outputs.close(output, repeated):
+        raise InvalidTask(
+            f"The model must give the same outputs for the same inputs, but two calls on `example` differ. {_STATELESS}"
+        )
+    first = tuple(x[:1] for x in example)
+    with blaming("The model must accept a batch of any size, such as the first of `example` alone"), torch.no_grad():
+        alone = outputs.tensors(model(*first))
+    if not outputs.close(alone[:1], [output[0][:1]]):
+        raise InvalidTask(_MIXES.format("the first of `example` alone"))
+    _check_repeated_calls(model, first)
+
+
+def _check_module(model: nn.Module, example: Example) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidTask(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+    if training := [name or "model" for name, m in model.named_modules() if m.training]:
+        raise InvalidTask(
+            f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `model.eval()`."
+        )
+    if not isinstance(example, tuple) or not all(isinstance(x, Tensor) for x in example):
+        kind = type(example).__name__
+        kind += f" of {', '.join(type(x).__name__ for x in example)}" if isinstance(example, tuple) else ""
+        raise InvalidTask(f"`example` must be a tuple of tensors, got {kind}. For one input write `example=(inputs,)`.")
+    shapes = [tuple(x.shape) for x in example]
+    if not shapes or any(not s or s[0] != shapes[0][0] or not s[0] for s in shapes):
+        raise InvalidTask(
+            f"`example` must hold tensors of one batch size, at least 1, got shapes {shapes}. Put the batch first."
+        )
+    tensors = [*example, *model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(t) for t in tensors):
+        raise InvalidTask(
+            "Every parameter must have a shape, but some of the model's are lazy. Call it once on `example` before."
+        )
+    if devices := {str(t.device) for t in tensors if t.device.type != "cpu"}:
+        raise InvalidTask(
+            f"`model` and `example` must be on the CPU, found {', '.join(sorted(devices))}. "
+            "Call `.cpu()`; a target names the device."
+        )
+
+
+def _check_names(model: nn.Module) -> None:
+    """Check that torch can write the names of modules, parameters and buffers into code and archives."""
+    named = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    for name in dict.fromkeys(name for name, _ in named):
+        first, *rest = name.split(".")
+        if first in _RESERVED or any(part in keyword.kwlist for part in (first, *rest)):
+            raise InvalidTask(
+                f"The model's part `{name}` must have a name that torch.export can save, and {first!r} is "
+                f"one that its graphs {'need themselves' if first in _RESERVED else 'cannot spell'}. "
+                f"Rename it, for example to `{first}_`."
+            )
+        if len(name) > _LONGEST_NAME or not re.fullmatch(r"[\w ./:+-]*", name):
+            raise InvalidTask(
+                f"The names of a model's parts must be letters, digits, `_`, `-`, `/`, `:`, `+` and spaces, at most "
+                f"{_LONGEST_NAME} characters, got {name!r:.80}. Rename it."
+            )
+
+
+def _check_repeated_calls(model: nn.Module, inputs: Example) -> None:
+    """Check that many calls give the same outputs and, after the first, leave the model unchanged."""
+    before, start = _state(model), time.monotonic()
+    with torch.no_grad():
+        first = outputs.tensors(model(*inputs))
+        for call in range(_CALLS):
+            if not outputs.close(outputs.tensors(model(*inputs)), first):
+                raise InvalidTask(
+                    "The model must give the same outputs for the same inputs, but call "
+                    f"{call + 2} on the first of `example` differs. {_STATELESS}"
+                )
+            if time.monotonic() - start > _CALLS_S:
+                break
+    after = _state(model)
+    if changed := [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]:
+        raise InvalidTask(
+            f"The model must leave itself unchanged when it is called, but `{min(changed)}` changes from call to call. "
+            f"A file of it would not, or not alike. {_STATELESS}"
+        )
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    """Return what modules hold, by name: hashes of tensors, numbers, texts, and lengths of containers."""
+    state: dict[str, object] = {}
+    for prefix, module in model.named_modules():
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            key = f"{prefix}.{name}".removeprefix(".")
+            if isinstance(value, Tensor):
+                state[key] = hashlib.sha256(raw_bytes(value)).digest()
+            elif isinstance(value, int | float | str):
+                state[key] = value
+            elif isinstance(value, list | tuple | dict | set | deque):
+                state[key] = len(value)
+    return state
+
+
+def _check_batch_independence(model: nn.Module, inputs: Example) -> None:
+    """Check that the output for an example depends neither on the order nor on the rest of its batch."""
+    size = len(inputs[0])
+    with blaming(f"The model must accept a batch of any size, such as {size} examples"), torch.no_grad():
+        first = outputs.tensors(model(*inputs))[0]
+        reverse = outputs.tensors(model(*(x.flip(0) for x in inputs)))[0].flip(0)
+        half = outputs.tensors(model(*(x[::2].contiguous() for x in inputs)))[0]
+    if not outputs.close([reverse], [first]):
+        raise InvalidTask(_MIXES.format(f"a batch of {size} in reverse order"))
+    if not outputs.close([half], [first[::2]]):
+        raise InvalidTask(_MIXES.format(f"every second of a batch of {size}"))
+
+
+# --- the splits
 
 
 def _check_splits(task: Task) -> None:
@@ -90,10 +245,10 @@ def _check_splits(task: Task) -> None:
             )
     for shared, how in ((sketches.equal(), "share"), (sketches.near(), "all but share")):
         if shared:
-            told = "; ".join(
+            pairs = "; ".join(
                 f"`{a}` and `{b}` {how} {n} {'input' if n == 1 else 'inputs'}" for (a, b), n in shared.items()
             )
-            raise InvalidTask(f"Splits must not overlap, but {told}. Split once, and remove duplicates before.")
+            raise InvalidTask(f"Splits must not overlap, but {pairs}. Split once, and remove duplicates before.")
     for split in ("validation", "test"):
         size, repeated = sketches.splits.count(split), sketches.repeats(split)
         if repeated > MOST_REPEATED * size:
@@ -104,114 +259,202 @@ def _check_splits(task: Task) -> None:
 
 
 def _reads_alike(dataset: Dataset[Any]) -> bool:
-    first, again = (b"".join(map(raw_bytes, outputs.tensors(list(dataset[0])))) for _ in range(2))
-    return first == again
+    first, second = (b"".join(map(raw_bytes, outputs.tensors(list(dataset[0])))) for _ in range(2))
+    return first == second
 
 
 def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]]:
-    """Yield the inputs, as a tuple, and the target of examples of a split, at most `most`, after a look at each."""
+    """Yield inputs (as a tuple) and target of at most `most` examples of a split, after checking each."""
     dataset = getattr(task, split)
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InvalidTask(
             f"`{split}` must be a map-style dataset (`__len__`, `__getitem__`), got {type(dataset).__name__}."
         )
     with blaming(f"`len({split})` must be a number of examples"):
-        size, again = len(dataset), len(dataset)
-    if size != again:
-        raise InvalidTask(f"`len({split})` must be the same each time, got {size} and {again}. Fix its `__len__`.")
+        size, repeated = len(dataset), len(dataset)
+    if size != repeated:
+        raise InvalidTask(f"`len({split})` must be the same each time, got {size} and {repeated}. Fix its `__len__`.")
     if size == 0:
         raise InvalidTask(
-            f"`{split}` must hold at least one example, but it is empty. Give every split examples of its own."
+            f"`{split}` must hold at least one example, but it is empty. Give every split different examples."
         )
     expected = [(tuple(x.shape[1:]), x.dtype) for x in task.example]
     for i in spaced(size, most):
         with blaming(f"`{split}[{i}]` must give (inputs, target), as `len({split})` is {size}"):
             inputs, target = dataset[i]
-        inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
-        if not isinstance(inputs, tuple | list) or not all(isinstance(x, torch.Tensor) for x in inputs):
+        inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+        if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
             raise InvalidTask(
                 f"The inputs of `{split}[{i}]` must be a tensor or a tuple of tensors, got {type(inputs).__name__}."
             )
-        if elsewhere := [str(x.device) for x in inputs if x.device.type != "cpu"]:
+        if devices := [str(x.device) for x in inputs if x.device.type != "cpu"]:
             raise InvalidTask(
-                f"Every example must be on the CPU, but `{split}[{i}]` is on {elsewhere[0]}. Call `.cpu()`."
+                f"Every example must be on the CPU, but `{split}[{i}]` is on {devices[0]}. Call `.cpu()`."
             )
-        found = [(tuple(x.shape), x.dtype) for x in inputs]
-        if found != expected:
+        if (actual := [(tuple(x.shape), x.dtype) for x in inputs]) != expected:
             raise InvalidTask(
                 f"Every example must have the shapes and dtypes of `example` without its batch dimension, {expected}, "
-                f"but `{split}[{i}]` has {found}. Make `example` a batch of the data."
+                f"but `{split}[{i}]` has {actual}. Make `example` a batch of the data."
             )
         yield tuple(inputs), target
 
 
-def _some_inputs(task: Task) -> Example:
-    """Return the inputs of some examples of calibration and validation as one batch."""
-    some = [
-        inputs for split in ("calibration", "validation") for inputs, _ in _examples(task, split, _BATCH_CHECKED // 2)
-    ]
-    return tuple(torch.stack(parts) for parts in zip(*some, strict=True))
+def _mixed_batch(task: Task) -> Example:
+    """Return inputs of calibration and validation as one batch."""
+    half = _BATCH_CHECKED // 2
+    chosen = [inputs for split in ("calibration", "validation") for inputs, _ in _examples(task, split, half)]
+    return tuple(torch.stack(tensors) for tensors in zip(*chosen, strict=True))
 
 
-def _judged(task: Task, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores of examples of a split: as they are, by the targets of others, and of outputs of zeros.
+# --- score and loss
 
-    At most 2048 examples are judged (of train, one batch), in an order drawn by a fixed seed.
+
+def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores of at most 2048 examples of a split (one batch of train), in a fixed random order.
+
+    They are scored with their own targets, (n,), with targets of other examples, (n, 4), and with outputs of zeros.
     """
     dataset, batch = getattr(task, split), len(task.example[0])
-    chosen = spaced(len(dataset), batch if split == "train" else _EXAMPLES_JUDGED)
+    chosen = spaced(len(dataset), batch if split == "train" else _EXAMPLES_SCORED)
     chosen = [chosen[i] for i in torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()]
-    judged: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    passed: list[Any] = []
-    alone: list[tuple[torch.Tensor, torch.Tensor]] = []
+    scored: list[tuple[Tensor, Tensor, Tensor]] = []
+    previous: list[Any] = []
+    halved: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(chosen), batch):
         indices = chosen[start : start + batch]
         where = f"{split}[{', '.join(map(str, indices[:8]))}{', ...' * (len(indices) > 8)}]"
         with blaming(f"The examples `{where}` must stack to a batch"):
             examples = [dataset[i] for i in indices]
             inputs, target = collated(examples)
-        output = _answer(task.model, inputs, where)
-        own = score_check.of(task.score, output, target, len(indices), f"`{where}`")
+        output = _output(task.model, inputs, where)
+        scores = _scores(task.score, output, target, len(indices), f"`{where}`")
         targets = [target for _, target in examples]
-        passed = (passed or targets * _SHIFTS)[-_SHIFTS:]
-        by_others = []
+        previous = (previous or targets * _SHIFTS)[-_SHIFTS:]
+        shuffled = []
         for shift in range(1, _SHIFTS + 1):
-            other = default_collate([*passed, *targets][len(passed) - shift :][: len(targets)])
-            by_others.append(score_check.of(task.score, output, other, len(indices), f"`{where}` with other targets"))
-        zeros = score_check.zeroed(task.score, output, target, len(indices))
-        judged.append((own, torch.stack(by_others, 1), zeros))
-        if len(indices) > 1 and len(alone) < 2 * _BATCHES_HALVED:
-            # By the targets of others too, because a mean over examples that are all right is right for each.
+            other = default_collate([*previous, *targets][len(previous) - shift :][: len(targets)])
+            shuffled.append(_scores(task.score, output, other, len(indices), f"`{where}` with other targets"))
+        zeros = _scores_of_zeros(task.score, output, target, len(indices))
+        scored.append((scores, torch.stack(shuffled, 1), zeros))
+        if len(indices) > 1 and len(halved) < 2 * _BATCHES_HALVED:
+            # With other targets too, because a mean over examples that are all right is right for each.
             size = len(indices) // 2
-            half, part = collated(examples[:size])
-            other = default_collate([*passed, *targets][len(passed) - 1 :][:size])
-            output = _answer(task.model, half, where)
-            for together, wanted in ((own, part), (by_others[0], other)):
-                judged_alone = score_check.of(task.score, output, wanted, size, f"half of `{where}`")
-                alone.append((together[:size], judged_alone))
-        passed = [*passed, *targets]
-    if alone:
-        score_check.check_alone(*(torch.cat(parts) for parts in zip(*alone, strict=True)))
-    real, others, zeros = (torch.cat(parts) for parts in zip(*judged, strict=True))
-    return real, others, zeros
+            inputs, target = collated(examples[:size])
+            other = default_collate([*previous, *targets][len(previous) - 1 :][:size])
+            output = _output(task.model, inputs, where)
+            for together, wanted in ((scores, target), (shuffled[0], other)):
+                halved.append((together[:size], _scores(task.score, output, wanted, size, f"half of `{where}`")))
+        previous = [*previous, *targets]
+    if halved:
+        _check_score_independence(*(torch.cat(tensors) for tensors in zip(*halved, strict=True)))
+    first, second, third = (torch.cat(tensors) for tensors in zip(*scored, strict=True))
+    return first, second, third
 
 
-def _answer(model: nn.Module, inputs: Example, where: str) -> Any:
+def _output(model: nn.Module, inputs: Example, where: str) -> Any:
     with blaming(f"The model must accept `{where}`"), torch.no_grad():
         output = model(*inputs)
-    if not all(_finite(t) for t in outputs.tensors(output)):
+    if not all(map(_finite, outputs.tensors(output))):
         raise InvalidTask(
             f"The model's outputs must be finite, but on `{where}` some are not. Check its weights and that data."
         )
     return output
 
 
+def _scores(score: Callable[[Any, Any], Tensor], output: Any, target: Any, size: int, where: str) -> Tensor:
+    """Return the scores of a batch as float64, (size,), after checking that they are finite, real and repeatable."""
+    with blaming(f"`score` must accept the output and targets of {where}"), torch.inference_mode():
+        scores, repeated = score(output, target), score(output, target)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (size,):
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise InvalidTask(
+            f"`score` must return one score per example, a tensor of shape ({size},) for {where}, got {got}. "
+            "Leave out the mean over the batch, and reduce all other dimensions."
+        )
+    dtype = str(scores.dtype).removeprefix("torch.")
+    if scores.is_complex() or scores.device.type != "cpu" or scores.is_quantized:
+        raise InvalidTask(
+            f"`score` must return real numbers on the CPU, got {dtype} on {scores.device}. Take the absolute value or "
+            "the real part."
+        )
+    overflows = scores.dtype in (torch.int8, torch.uint8, torch.int16)
+    if overflows and not bool(((scores == 0) | (scores == 1)).all()):
+        raise InvalidTask(
+            f"`score` must return numbers that cannot overflow, but {dtype} ends at {torch.iinfo(scores.dtype).max}. "
+            "Return `.float()`, before anything is multiplied."
+        )
+    values = scores.double()
+    if not _finite(values):
+        raise InvalidTask(
+            f"`score` must be finite for every example, but on {where} it is not. "
+            "Give a finite score where it is undefined."
+        )
+    if not bool((values.abs() <= LARGEST_SCORE).all()):
+        raise InvalidTask(
+            f"`score` must lie within ±{LARGEST_SCORE:g}, got {values.abs().max():g} on {where}. Use a smaller unit; "
+            "an integer of that size has overflowed."
+        )
+    if not isinstance(repeated, Tensor) or not torch.equal(values, repeated.double()):
+        raise InvalidTask(
+            f"`score` must give the same scores for the same outputs and targets, but two calls on {where} differ. "
+            "Leave out what is random, what it keeps from call to call, and in-place changes of its arguments."
+        )
+    return values
+
+
+def _scores_of_zeros(score: Callable[[Any, Any], Tensor], output: Any, target: Any, size: int) -> Tensor:
+    """Return the scores of outputs of zeros; -inf where they are undefined."""
+    undefined = torch.full((size,), -math.inf, dtype=torch.float64)
+    try:
+        with torch.inference_mode():
+            scores = score(outputs.convert(output, torch.zeros_like), target).double().reshape(size)
+    except Exception:  # a user's score may raise anything for such an output
+        return undefined
+    return torch.where(torch.isfinite(scores), scores, undefined)
+
+
+def _check_score_independence(together: Tensor, alone: Tensor) -> None:
+    """Check that at most a fifth of the examples, for rounding, has another score in a smaller batch."""
+    differ = (together - alone).abs() > 1e-3 * together.abs().clamp(min=1.0)
+    if int(differ.sum()) > max(1, len(differ) // 5):
+        raise InvalidTask(
+            f"`score` must not depend on the rest of a batch, but {int(differ.sum())} of {len(differ)} examples have "
+            "another score in a smaller one. Take no mean, rank or share over the batch."
+        )
+
+
+def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor) -> None:
+    """Check that outputs score higher, (n,), than with targets of other examples, (n, several), and than zeros."""
+    values, by_others = scores.numpy(), shuffled.numpy()
+    remedy = "Check the score function, the labels and their order, and that the model's weights are loaded."
+    if not (by_others != values[:, None]).any() and bool((scores == zeros).all()):
+        low, high = float(values.min()), float(values.max())
+        raise InvalidTask(
+            f"`score` must depend on the outputs, but each of {len(values)} examples has the same score, "
+            f"{f'{low:g}' if low == high else f'{low:g} to {high:g}'}, by another's target and with outputs of zeros. "
+            f"{remedy}"
+        )
+    # Whether there is any gain at all, not how much might be lost on examples not seen.
+    gain = estimate.mean((values - by_others.mean(axis=1)).tolist())
+    if not gain.low > 0:
+        raise InvalidTask(
+            f"The model must score above chance, but over {len(values)} examples its mean score is "
+            f"{values.mean():.4g}, and {by_others.mean():.4g} by the targets of other examples (difference "
+            f"{gain.value:.4g}, 95 % interval {gain.low:.4g} to {gain.high:.4g}). {remedy}"
+        )
+    if not values.mean() > zeros.numpy().mean():
+        raise InvalidTask(
+            f"The model must score above outputs of nothing but zeros, but its mean score is {values.mean():.4g}, "
+            f"theirs {zeros.mean():.4g}. {remedy}"
+        )
+
+
 def _check_loss(task: Task) -> None:
     inputs, target = next(batches(task.train, len(task.example[0])))
     with blaming("`loss` must accept the output and targets of a batch"), torch.enable_grad():
         loss = task.loss(task.model(*inputs), target)
-    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidTask(f"`loss` must return a scalar tensor, got {got}. Take the mean over the batch.")
     if not _finite(loss):
         raise InvalidTask(f"`loss` must be finite, got {loss.item()} on the first batch of `train`. Check its targets.")
@@ -222,5 +465,50 @@ def _check_loss(task: Task) -> None:
         )
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
+
+
+# --- errors in a user's code
+
+
+@contextlib.contextmanager
+def blaming(rule: str, path: Path | None = None) -> Iterator[None]:
+    """Report any error of the user's code in the block as InvalidTask, with its file and line.
+
+    `rule` says what the code must do, as the beginning of a sentence. With `path`, the user's file, the line is the
+    last one of that file that was running.
+    """
+    try:
+        yield
+    except InvalidTask:
+        raise
+    # A file that calls sys.exit would otherwise end the caller without a message.
+    except (Exception, SystemExit) as error:
+        raise InvalidTask(f"{rule}, but {_place(error, path)} raised {type_and_message(error)}.") from error
+
+
+def type_and_message(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message, which a user's class may fail to give."""
+    try:
+        text = str(error)
+    except Exception:  # whatever a user's class raises there
+        text = ""
+    return f"{type(error).__name__}: {brief(Exception(text))[:300]}" if text.strip() else type(error).__name__
+
+
+def _place(error: BaseException, path: Path | None) -> str:
+    if isinstance(error, SyntaxError) and error.filename and (path is None or error.filename == str(path)):
+        return f"{Path(error.filename).name}:{error.lineno}"
+    library = (str(Path(torch.__file__).parent), *(str(Path(__file__).with_name(f"{n}.py")) for n in _CALLERS))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library)]
+    frames = [f for f in frames if path is None or f.filename == str(path)] or frames
+    if not frames:
+        return "it"
+    last = frames[-1]
+    code = linecache.getline(last.filename, last.lineno or 0).strip()
+    return f"{Path(last.filename).name}:{last.lineno}" + (f" (`{code}`)" if code else "")
+
+
+_CALLERS: Sequence[str] = ("checks", "loader", "task")
+"""Modules here that call a user's code."""

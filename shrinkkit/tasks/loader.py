@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import linecache
 import os
 import random
 import sys
@@ -15,17 +17,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError, nearest
+from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError, nearest, options
 from shrinkkit.tasks import checks, modules, outputs, sources
 from shrinkkit.tasks.bundled import TASKS
-from shrinkkit.tasks.checks import EXAMPLES_HASHED, TRAIN_HASHED
+from shrinkkit.tasks.checks import blaming, type_and_message
 from shrinkkit.tasks.modules import raw_bytes
 from shrinkkit.tasks.sources import Look
 from shrinkkit.tasks.task import SPLITS, Task, spaced
-from shrinkkit.tasks.usercode import call, named
 
 BUNDLED = tuple(TASKS)
-"""Names that `load` knows."""
+"""Names of the bundled tasks."""
+EXAMPLES_HASHED, TRAIN_HASHED = 10_000, 64
+"""Most examples of a split, and of `train`, in the fingerprint."""
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Task:
@@ -61,7 +64,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
             f"`task` names {text!r}, but there is no such file.{nearest(path.name, [p.name for p in near])} "
             f"To start one, run `shrinkkit new {path.name}`."
         )
-    task = call(path.resolve(), "task", shown=text)
+    task = _call(path.resolve(), "task", shown=text)
     if not isinstance(task, Task):
         raise InvalidTask(
             f"`task()` in {text} must return a shrinkkit.tasks.Task, got {type(task).__name__}. "
@@ -70,45 +73,64 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
     return task
 
 
+def _call(path: Path, function: str, *, shown: str) -> Any:
+    """Run the Python file at `path`, called `shown` in messages, and return what its `function()` returns."""
+    # Not the bare stem: a task in `numpy.py` must not take numpy's place.
+    name = f"shrinkkit_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InvalidTask(f"{shown} must be a Python file that can be imported. Give it a name that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    linecache.checkcache(str(path))
+    sys.path.insert(0, str(path.parent))
+    try:
+        with blaming(f"{shown} must run without errors", path):
+            spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            defined = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
+            raise InvalidTask(
+                f"{shown} must define a function `{function}()`, found {options(defined)}."
+                f"{nearest(function, defined)} `shrinkkit new` writes an example."
+            )
+        with blaming(f"`{function}()` in {shown} must run without errors", path):
+            return getattr(module, function)()
+    finally:
+        sys.path.remove(str(path.parent))
+
+
 def look(name_or_path: str | os.PathLike[str]) -> Look:
     """Load a task, check it unless it is a bundled one, and return what a study needs to know of it.
 
-    Raises:
-        InvalidInput: There is no such task.
-        InvalidTask: It breaks a rule, or its code raises anything, `SystemExit` and `KeyboardInterrupt` included.
+    Any exception of the task's code, `SystemExit` and `KeyboardInterrupt` included, becomes InvalidTask.
     """
     try:
         with sources.watch() as opened:
             task = load(name_or_path)
-            bundled_one = os.fspath(name_or_path) in BUNDLED
-            scores = (0.0, 1.0) if bundled_one else checks._checked(task)
+            is_bundled = os.fspath(name_or_path) in BUNDLED
+            scores = (0.0, 1.0) if is_bundled else checks.score_range(task)
             contents = _contents(task)
     except ShrinkkitError:
         raise
     except BaseException as error:  # a user's code may raise what ends a process
         raise InvalidTask(
-            f"The task {os.fspath(name_or_path)} must load and run, but it raised {named(error)}."
+            f"The task {os.fspath(name_or_path)} must load and run, but it raised {type_and_message(error)}."
         ) from error
-    own = set() if bundled_one else sources.imported(Path(name_or_path).resolve())
-    files = sources.hashes(opened | own)
+    imported = set() if is_bundled else sources.imported(Path(name_or_path).resolve())
+    files = sources.hashes(opened | imported)
     return Look(fingerprint(contents, files), modules.layers(task.model), files, scores)
 
 
 def fingerprint(contents: str, files: Mapping[str, str]) -> str:
-    """Return a hash that changes with a task's contents or with a file that it is made of.
-
-    Args:
-        contents: Hash of weights, example and data; see `look`.
-        files: Hashes of the files that it opened and of the source that it imported, by path.
-    """
+    """Return a hash of a task's contents (weights, example, data) and of its `files`, given with their hashes."""
     return hashlib.sha256(f"{contents} {sources.digest(files)}".encode()).hexdigest()
 
 
 def _contents(task: Task) -> str:
-    """Return a hash of the weights, the example and the data of `task`.
+    """Return a hash of a task's weights, example and data.
 
-    Of validation, test and calibration every example counts, its target too, up to 10,000 in a split, else as many,
-    evenly spaced. Of train, which may draw its augmentation anew, it is 64, if they are the same twice by one seed.
+    Inputs and targets of at most 10,000 examples of validation, test and calibration count, evenly spaced, and 64 of
+    train, unless they differ when read twice with the same seed.
     """
     digest = hashlib.sha256()
     for name, value in sorted(task.model.state_dict().items()):
@@ -128,7 +150,7 @@ def _contents(task: Task) -> str:
 
 
 def _digest(dataset: Dataset[Any], most: int, *, seed: int | None = None) -> str:
-    """Return a hash of at most `most` examples, each read after seeding the global random generators with `seed`."""
+    """Return a hash of at most `most` examples, each read with the global random generators seeded with `seed`."""
     digest = hashlib.sha256()
     for i in spaced(len(dataset), most):  # type: ignore[arg-type]
         with _seeded(seed):
@@ -162,22 +184,19 @@ def _main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    # What the user's code prints, in whatever way, must not end up in the JSON.
+    # What the user's code prints must not end up in the JSON.
     answer = os.dup(1)
     os.dup2(2, 1)
     try:
-        found = dataclasses.asdict(look(arguments[0]))
+        result = dataclasses.asdict(look(arguments[0]))
     except ShrinkkitError as error:
-        found = {"error": str(error)}
+        result = {"error": str(error)}
     with os.fdopen(answer, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(found))
+        stream.write(json.dumps(result))
     sys.stderr.flush()
-    # Threads and exit handlers of the user's could keep the process alive, or change its status.
-    os._exit(2 if "error" in found else 0)
+    # The user's threads and exit handlers could keep the process alive, or change its status.
+    os._exit(2 if "error" in result else 0)
 
 
 if __name__ == "__main__":
-    # Run as a script this module is `__main__`, and its Task is not the one that a user's file returns.
-    pass
-
     sys.exit(_main(sys.argv[1:]))

@@ -42,11 +42,7 @@ FORWARD_ERRORS = (
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` without gradients.
-
-    Raises:
-        Unsupported: The model holds something that cannot be copied.
-    """
+    """Return a deep copy of `model` without gradients; raises Unsupported if it cannot be copied."""
     try:
         result = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -59,7 +55,7 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 
 def layers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules that have parameters of their own, in the model's order."""
+    """Return the names of the modules that hold parameters directly, in the model's order."""
     return tuple(
         name
         for name, module in model.named_modules()
@@ -68,29 +64,23 @@ def layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
-    """Return those of `names` that any of `patterns` matches, in the order of `names`.
+    """Return the `names` of modules that any pattern matches, in order; raises InvalidInput if one matches none.
 
-    A pattern that matches a parent matches everything in it: `stages.0` stands for `stages.0.conv1` too.
-
-    Args:
-        names: Names of modules, such as `layers` gives.
-        patterns: Names or shell patterns (`*`, `?`, `[abc]`), case-sensitive; `*` also crosses dots.
-
-    Raises:
-        InvalidInput: A pattern matches none of `names`.
+    Patterns are names or globs (`*`, `?`, `[abc]`), case-sensitive; `*` also crosses dots. A pattern that matches a
+    parent matches everything in it: `stages.0` matches `stages.0.conv1`.
     """
     names = tuple(names)
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         hits = {name for name in names if any(fnmatch.fnmatchcase(part, pattern) for part in _with_parents(name))}
         if not hits:
-            known = dict.fromkeys(part for name in names for part in _with_parents(name))
+            parts = dict.fromkeys(part for name in names for part in _with_parents(name))
             raise InvalidInput(
-                f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, known)} "
+                f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, parts)} "
                 f"Layers: {_listed(names)}."
             )
-        found |= hits
-    return tuple(name for name in names if name in found)
+        matched |= hits
+    return tuple(name for name in names if name in matched)
 
 
 def _with_parents(name: str) -> list[str]:
@@ -139,7 +129,7 @@ def macs(model: nn.Module, example: Example) -> int:
 
 
 def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
-    """Return the multiply-accumulates of one example by layer; '' holds what no layer of its own computes."""
+    """Return the MACs of one example by layer; '' counts those outside any layer."""
     counter = FlopCounterMode(display=False)
     # Fused recurrent and attention kernels are opaque to the counter; their plain forms are not.
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -176,26 +166,21 @@ def plain_attention() -> Iterator[None]:
 
 
 def layers_table(model: "nn.Module", layer_macs: Mapping[str, int]) -> Table:
-    """Return the layers of a model with their share of its parameters and of its work.
-
-    Args:
-        model: Whose layers are listed: every module with parameters of its own.
-        layer_macs: MACs by layer; '' holds what no layer of its own computes.
-    """
-    own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
+    """Return the layers of a model with their fraction of its parameters and MACs, most MACs first."""
+    sizes = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
     kinds = {name: type(m).__name__ for name, m in model.named_modules()}
-    total, work = sum(own.values()) or 1, sum(layer_macs.values()) or 1
-    names = sorted(filter(lambda n: own[n] or layer_macs.get(n), own), key=lambda n: -layer_macs.get(n, 0))
+    total, work = sum(sizes.values()) or 1, sum(layer_macs.values()) or 1
+    names = sorted(filter(lambda n: sizes[n] or layer_macs.get(n), sizes), key=lambda n: -layer_macs.get(n, 0))
     rows = tuple(
         (
             Cell(name or "(outside any layer)"),
             Cell(kinds[name]),
-            Cell(formats.count(own[name]), formats.percent(own[name] / total)),
+            Cell(formats.count(sizes[name]), formats.percent(sizes[name] / total)),
             Cell(formats.count(layer_macs.get(name, 0)), formats.percent(layer_macs.get(name, 0) / work)),
         )
         for name in names
     )
     columns = (Column("layer"), Column("kind"), Column("parameters", True), Column("MACs of one example", True))
-    sums = f"{formats.count(sum(own.values()))} parameters, {formats.count(work)} MACs"
+    sums = f"{formats.count(sum(sizes.values()))} parameters, {formats.count(work)} MACs"
     caption = f"{formats.counted(len(rows), 'layer')}, {sums}; most work first"
     return Table(caption, columns, rows)

@@ -1,4 +1,4 @@
-"""What models return: a tensor, or tuples, lists, mappings and dataclasses of tensors."""
+"""Outputs of models: a tensor, or tuples, lists, mappings and dataclasses of tensors."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,33 +8,31 @@ import numpy as np
 import torch
 
 
-def tensors(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of `output`, and its arrays as tensors, in a fixed order; other values are passed over."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, np.ndarray):
-        return [torch.from_numpy(output)]
+def _items(output: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the keys and values of a container of outputs; nothing for other values."""
     if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors(value)]
+        return output.items()
     if isinstance(output, (tuple, list)):
-        return [t for value in output for t in tensors(value)]
-    if dataclasses.is_dataclass(output):
-        return [t for field in dataclasses.fields(output) for t in tensors(getattr(output, field.name))]
-    return []
+        return zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    is_record = dataclasses.is_dataclass(output)
+    return ((f.name, getattr(output, f.name)) for f in dataclasses.fields(output)) if is_record else ()
 
 
-def names(output: Any, prefix: str = "") -> list[str]:
-    """Return a name for each tensor that `tensors` gives: the path of keys, fields and positions, or `output`."""
+def _named(output: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(output, (torch.Tensor, np.ndarray)):
-        return [prefix.removeprefix(".") or "output"]
-    found: Iterable[tuple[Any, Any]] = ()
-    if isinstance(output, Mapping):
-        found = output.items()
-    elif isinstance(output, (tuple, list)):
-        found = zip(getattr(output, "_fields", range(len(output))), output, strict=True)
-    elif dataclasses.is_dataclass(output):
-        found = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
-    return [name for key, value in found for name in names(value, f"{prefix}.{key}")]
+        yield prefix.removeprefix(".") or "output", torch.as_tensor(output)
+    for key, value in () if isinstance(output, (torch.Tensor, np.ndarray)) else _items(output):
+        yield from _named(value, f"{prefix}.{key}")
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Return the tensors of `output`, and its arrays as tensors, in a fixed order; other values are ignored."""
+    return [tensor for _, tensor in _named(output)]
+
+
+def names(output: Any) -> list[str]:
+    """Return a name for each tensor of `tensors`: the path of keys, fields and positions, or `output`."""
+    return [name for name, _ in _named(output)]
 
 
 def convert(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -55,35 +53,32 @@ def convert(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def plain(output: Any) -> Any:
-    """Return `output` in tuples, lists and dicts alone, which can be loaded where its own classes are not known.
+    """Return `output` as tuples, lists and dicts only, which can be loaded without its classes.
 
-    What holds no tensor is left out of mappings and dataclasses.
+    Values without tensors are removed from mappings and dataclasses.
     """
     if isinstance(output, Mapping) or dataclasses.is_dataclass(output):
-        known = output if isinstance(output, Mapping) else vars(output)
-        return {str(key): plain(value) for key, value in known.items() if tensors(value)}
+        return {str(key): plain(value) for key, value in _items(output) if tensors(value)}
     if isinstance(output, (tuple, list)):
-        values = [plain(value) for value in output]
-        return values if isinstance(output, list) else tuple(values)
+        return (list if isinstance(output, list) else tuple)(map(plain, output))
     return output
 
 
 def is_plain(output: Any) -> bool:
-    """Return whether `output` is made of tensors, tuples, lists and dicts alone."""
-    if isinstance(output, (tuple, list, dict)):
-        inner = output.values() if isinstance(output, dict) else output
-        return type(output) in (tuple, list, dict) and all(is_plain(value) for value in inner)
+    """Return whether `output` consists of tensors, tuples, lists and dicts only."""
+    if type(output) in (tuple, list, dict):
+        return all(is_plain(value) for _, value in _items(output))
     return isinstance(output, torch.Tensor)
 
 
 def restore(flat: Sequence[torch.Tensor], like: Any) -> Any:
-    """Return the tensors of `flat`, which a runtime gave as a list, in the structure of `like`."""
-    rest: Iterator[torch.Tensor] = iter(flat)
-    return convert(like, lambda _: next(rest))
+    """Return the tensors of the list `flat` in the structure of `like`."""
+    remaining = iter(flat)
+    return convert(like, lambda _: next(remaining))
 
 
 def close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
-    """Return whether two outputs agree to a thousandth of the largest value, which another order of sums keeps."""
+    """Return whether two outputs agree to 1e-3 of the largest value, which exceeds differences in summation order."""
     return len(left) == len(right) and all(
         a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= 1e-3 * b.abs().max()))
         for a, b in ((x.double(), y.double()) for x, y in zip(left, right, strict=True))

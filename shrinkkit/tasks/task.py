@@ -10,60 +10,54 @@ from torch.utils.data import Dataset, default_collate
 
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
-from shrinkkit.display.tables import Shown, Table, facts
+from shrinkkit.display.tables import Shown, facts
 from shrinkkit.errors import InvalidInput
 from shrinkkit.tasks.modules import Example
-
-
-def task_table(of: "Task") -> Table:
-    """Return what a task consists of: model, inputs, splits and metric."""
-    known = of.to_dict()
-    inputs = ", ".join(f"{tuple(one['shape'])} {one['dtype']}" for one in known["inputs"])
-    pairs = [
-        ("model", known["model"]),
-        ("parameters", formats.count(known["parameters"])),
-        ("inputs of one call", inputs),
-        ("examples", ", ".join(f"{count:,} {split}" for split, count in known["examples"].items())),
-        ("metric", of.metric),
-        ("classes", ", ".join(of.class_names)),
-    ]
-    return facts(f"Task {of.name}", pairs)
-
 
 SPLITS = ("train", "calibration", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(Rich):
-    """A trained model together with the data and the functions that judge it.
+    """A trained model with its data, score and loss.
 
-    Each split is a map-style dataset of `(inputs, target)`: one example without a batch
-    dimension, where `inputs` is a tensor, or a tuple of tensors for a model of several inputs.
+    Each split is a map-style dataset of `(inputs, target)`: one example without a batch dimension, where `inputs` is a
+    tensor, or a tuple of tensors for a model of several inputs. `check_task` checks all rules.
     """
 
     name: str
     model: nn.Module
     """Trained, in eval mode, on the CPU. Steps work on copies."""
     example: Example
-    """A batch, as `model(*example)`; its batch size is the one that latency is measured at."""
+    """A batch, as in `model(*example)`; latency is measured at its batch size."""
     train: Dataset[Any]
     calibration: Dataset[Any]
     validation: Dataset[Any]
     test: Dataset[Any]
     score: Callable[[Any, Any], torch.Tensor]
-    """(output, targets of a batch) -> one score per example, shape (batch,), higher is better."""
+    """(output, targets) of a batch -> one score per example, shape (batch,); higher is better."""
     loss: Callable[[Any, Any], torch.Tensor]
-    """(output, targets of a batch) -> scalar that fine-tuning minimises."""
+    """(output, targets) of a batch -> scalar tensor that fine-tuning minimises."""
     metric: str = "accuracy"
-    """What `score` is called in tables and pictures."""
+    """Name of `score` in tables and figures."""
     class_names: tuple[str, ...] = ()
 
     def shown(self) -> Shown:
-        """Return what it consists of: model, inputs, splits and metric."""
-        return task_table(self)
+        """Return a table of model, inputs, splits and metric."""
+        facts_of = self.to_dict()
+        inputs = ", ".join(f"{tuple(one['shape'])} {one['dtype']}" for one in facts_of["inputs"])
+        pairs = [
+            ("model", facts_of["model"]),
+            ("parameters", formats.count(facts_of["parameters"])),
+            ("inputs of one call", inputs),
+            ("examples", ", ".join(f"{count:,} {split}" for split, count in facts_of["examples"].items())),
+            ("metric", self.metric),
+            ("classes", ", ".join(self.class_names)),
+        ]
+        return facts(f"Task {self.name}", pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what it consists of, without tensors, data and functions."""
+        """Return names, shapes and sizes, without tensors, data and functions."""
         return {
             "name": self.name,
             "model": type(self.model).__name__,
@@ -76,18 +70,7 @@ class Task(Rich):
 
 
 def batches(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Example, Any]]:
-    """Yield `(inputs, targets)` of consecutive examples in order; the last batch may be smaller.
-
-    Args:
-        dataset: Map-style dataset of `(inputs, target)`.
-        batch_size: Examples per batch, at least 1.
-
-    Yields:
-        Inputs as a tuple of tensors, batch first, and the targets as `default_collate` stacks them.
-
-    Raises:
-        InvalidInput: `batch_size` is below 1.
-    """
+    """Yield `(inputs, targets)` of consecutive examples, inputs as a tuple; the last batch may be smaller."""
     if batch_size < 1:
         raise InvalidInput(f"`batch_size` must be at least 1, got {batch_size}.")
     size = len(dataset)  # type: ignore[arg-type]
@@ -96,11 +79,11 @@ def batches(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Example, A
 
 
 def spaced(size: int, most: int) -> list[int]:
-    """Return the numbers below `size`, or `most` of them, evenly spaced."""
+    """Return the indices below `size`, or `most` of them, evenly spaced."""
     return list(range(size)) if size <= most else [i * size // most for i in range(most)]
 
 
 def collated(examples: Sequence[Any]) -> tuple[Example, Any]:
-    """Return (inputs, target) pairs stacked to one batch."""
+    """Return (inputs, target) pairs stacked into one batch."""
     inputs, target = default_collate(list(examples))
     return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs), target

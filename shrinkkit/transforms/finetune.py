@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks.modules import _Drop, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import prune
@@ -30,7 +30,7 @@ def run(
     device: str = "auto",
     keep_zeros: bool = True,
     seed: int = 0,
-    progress: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Made:
     """Return a copy of `model` trained on `task`'s training split, with its validation score after each epoch.
 
@@ -65,7 +65,7 @@ def run(
 
 
 @torch.inference_mode(False)
-def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Watch = unwatched) -> Made:
+def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Progress = no_progress) -> Made:
     """Apply the transform `fine-tune`; see `run`."""
     _check_trainable(model)
     device = training_device(settings.device)

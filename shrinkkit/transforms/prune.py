@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from shrinkkit.core.stages import PruneChannels, PruneWeights, imported, settings_of
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import modules
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
@@ -107,7 +107,7 @@ def channels(
 
 
 def apply_channels(
-    model: nn.Module, task: Task, settings: PruneChannels, *, seed: int = 0, progress: Watch = unwatched
+    model: nn.Module, task: Task, settings: PruneChannels, *, seed: int = 0, progress: Progress = no_progress
 ) -> Made:
     """Apply the transform `prune-channels`; see `channels`."""
     gradients = _loss_of(task) if settings.criterion == "taylor" else None
@@ -408,7 +408,7 @@ def weights(
 
 
 def apply_weights(
-    model: nn.Module, task: Task, settings: PruneWeights, *, seed: int = 0, progress: Watch = unwatched
+    model: nn.Module, task: Task, settings: PruneWeights, *, seed: int = 0, progress: Progress = no_progress
 ) -> Made:
     """Apply the transform `prune-weights`; see `weights`."""
     result, fraction = _prune_weights(model, settings, seed)

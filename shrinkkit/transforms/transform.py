@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from shrinkkit.core.stages import Stage
 from shrinkkit.core.variant import History
 from shrinkkit.errors import NothingChanged, Unsupported
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS
 from shrinkkit.tasks.task import Task
@@ -38,7 +38,7 @@ def apply_stage(
     *,
     history: History = History(),  # noqa: B008
     seed: int = 0,
-    progress: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> tuple[nn.Module, History]:
     """Return what a stage makes of `model`, and its history, which `history` becomes with this stage.
 

@@ -21,7 +21,7 @@ from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, Run
 from shrinkkit.core.stages import Choice
 from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
-from shrinkkit.progress import Watch, unwatched
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.runtimes import artifacts, audit, exports
 from shrinkkit.runtimes.artifacts import TOLERANCE
@@ -45,7 +45,7 @@ def write(
     precision: str | Mapping[str, Any] | Choice = FLOAT32,
     history: History = History(),  # noqa: B008
     seed: int = 0,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Variant:
     """Lower `model` to a precision, write its file for each runtime, verify the files, and return the record.
 
@@ -59,7 +59,7 @@ def write(
         precision: As in a recipe.
         history: How `model` was made.
         seed: Of the stages; recorded.
-        watch: Called before each runtime's file and after the last with the files done, all of them, and which is next.
+        progress: Called before each runtime's file and after the last: files done, their number, and which is next.
 
     Raises:
         Unsupported: No runtime can have the variant; the reason of each is given.
@@ -73,7 +73,7 @@ def write(
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         fresh = Path(name)
-        made = _files(fresh, task, model, example, chosen, runtimes, watch)
+        made = _files(fresh, task, model, example, chosen, runtimes, progress)
         if not made.files:
             reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
             raise Unsupported(f"No runtime can have this variant. {reasons}")
@@ -106,7 +106,7 @@ def write_stage(
     runtimes: Sequence[str],
     history: History,
     seed: int = 0,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> Variant:
     """Write what a stage made: a variant, or, if `runtimes` is empty, only what the next stage needs; see `write`.
 
@@ -115,7 +115,7 @@ def write_stage(
     """
     if runtimes:
         return write(
-            RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, watch=watch
+            RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, progress=progress
         )
     _same_task(RunFolder(run).variant(BASELINE), task)
     folder = RunFolder(run).checkpoint_record(name).parent
@@ -123,7 +123,7 @@ def write_stage(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as made:
         checkpoint.save(Path(made), task, model, history)
         _move(Path(made), folder)
-    watch(1, 1, "kept without model files")
+    progress(1, 1, "kept without model files")
     return _record(name, task, model, FLOAT32, history, seed, _Files({}))
 
 
@@ -195,7 +195,7 @@ def _files(
     example: Example,
     precision: Choice,
     runtimes: Sequence[str],
-    watch: Watch,
+    progress: Progress,
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
@@ -206,7 +206,7 @@ def _files(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = Making(folder, Path(scratch), model, example, method, skip, observed)
         for number, runtime in enumerate(runtimes):
-            watch(number, len(runtimes), f"for {runtime}")
+            progress(number, len(runtimes), f"for {runtime}")
             try:
                 one = exports.make(runtime, making)
             except (Unsupported, ModelFileError) as error:
@@ -217,7 +217,7 @@ def _files(
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
-    watch(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
+    progress(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
     return made
 
 
@@ -230,7 +230,7 @@ def _same_task(baseline: Path, task: Task) -> None:
         return
     with torch.inference_mode():
         found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
-    if not artifacts.deviation(expected, found) <= TOLERANCE["pt2"]:
+    if not artifacts.max_relative_error(expected, found) <= TOLERANCE["pt2"]:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."

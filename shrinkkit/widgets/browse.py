@@ -1,13 +1,15 @@
-"""Results to walk through: the examples that a variant lost, one by one, and the variants that are worth a choice."""
+"""Browse results: regressions example by example, and Pareto-optimal variants with their recipes."""
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shrinkkit.core.measurement import Accuracy, Lost
-from shrinkkit.display import formats
+from shrinkkit.core.measurement import Accuracy, Regression
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
+from shrinkkit.display.showable import plain
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
 from shrinkkit.errors import InvalidInput
 from shrinkkit.report import figures
@@ -16,10 +18,6 @@ from shrinkkit.results import pareto
 from shrinkkit.results.table import Results, Row, recipe_of
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 _POINTS = """
 export default {
@@ -42,120 +40,97 @@ export default {
 """
 
 
-def lost(found: Mapping[str, Accuracy]) -> None:
-    """Show the examples that each variant answers worse than the baseline, one at a time, behind two controls.
+def lost(accuracies: Mapping[str, Accuracy]) -> None:
+    """Show the examples that each variant predicts worse than the baseline, one at a time, behind two controls.
 
     Args:
-        found: Accuracies on one target by variant; the baseline itself is passed over.
+        accuracies: On one target, by variant.
     """
     from ipywidgets import BoundedIntText, Dropdown
 
-    examples = {name: one.lost for name, one in found.items() if one.difference and one.lost}
+    examples = {
+        name: one.worst_regressions for name, one in accuracies.items() if one.difference and one.worst_regressions
+    }
     if not examples:
-        Live(Statement("No variant lost an example, so there is none to look at."))
+        Live(Statement("No regressions: no variant predicts an example worse than the baseline."))
         return
-    most = max(map(len, examples.values()))
     live.explore(
         lambda variant, example: _example(examples[variant], variant, example),
         variant=Dropdown(options=list(examples), description="variant"),
-        example=BoundedIntText(1, min=1, max=most, description="example"),
+        example=BoundedIntText(1, min=1, max=max(map(len, examples.values())), description="example"),
     )
 
 
-def front(found: Results) -> None:
-    """Show which variants no other one beats; one that is chosen, by a click or by name, shows its recipe to be saved.
-
-    Args:
-        found: A run; the machine that made it is the one whose figures count.
-    """
+def front(results: Results) -> None:
+    """Show the Pareto-optimal variants; the recipe of the one chosen by click or name can be saved."""
     from ipywidgets import Dropdown
 
-    best = pareto.front(_own(found))
+    best = pareto.front(_own(results))
     if not best:
-        Live(Statement("No variant has a timing that may be quoted, so there is nothing to choose from."))
+        Live(Statement("No conclusive timing yet; nothing to compare."))
         return
-    names = [_label(row) for row in best]
-    choice = Dropdown(options=list(zip(names, range(len(best)), strict=True)), description="variant")
-    drawn = drawing(found)
-    points = _clickable(drawn.svg, names, choice)
-    live.show_controls(points, "a picture whose points can be chosen", static=drawn)
-    live.explore(lambda chosen: _chosen(found, best, chosen), chosen=choice)
+    names = [f"{row.variant} on {row.place.target}" for row in best]
+    choice = Dropdown(options=[(name, i) for i, name in enumerate(names)], description="variant")
+    chart = drawing(results)
+    live.show_controls(_clickable(chart.svg, names, choice), "a chart with selectable points", static=chart)
+    live.explore(lambda chosen: _chosen(results, best, chosen), chosen=choice)
     live.on_request(
         "Save as YAML",
-        lambda: save(found, best[choice.value], Path()),
-        before=Statement("A recipe that is saved can be run again: shrinkkit run my_task.py --recipe FILE."),
+        lambda: save(results, best[choice.value], Path()),
+        before=Statement("A saved recipe can be run again: shrinkkit run my_task.py --recipe FILE."),
     )
 
 
-def save(found: Results, row: Row, folder: Path) -> Command:
-    """Write the recipe of a row's variant to a YAML file of its name and return the command that runs it.
-
-    Args:
-        found: The run that the row is of.
-        row: Whose recipe it is.
-        folder: Where the file goes.
+def save(results: Results, row: Row, folder: Path) -> Command:
+    """Write the recipe of a row's variant to `folder` as `<variant>.yaml` and return the command that runs it.
 
     Raises:
         InvalidInput: The row is the baseline, or there is such a file already.
     """
     path = folder / f"{row.variant}.yaml"
-    if not recipe_of(found, row.variant):
-        raise InvalidInput(f"{row.variant} is the model as it was, which has no recipe. Choose another variant.")
+    if row.variant == BASELINE:
+        raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")
     if path.exists():
-        raise InvalidInput(f"{path} is there already, and nothing is overwritten. Move it, or give it another name.")
-    path.write_text(_yaml(found, row), encoding="utf-8")
-    task = found.study.task if found.study else found.task
-    return Command(
-        f"shrinkkit run {task} --recipe {path}", f"Saved. To run it again, from {path.resolve().parent.name}:"
-    )
+        raise InvalidInput(f"{path} already exists and is not overwritten. Move or rename it.")
+    path.write_text(_yaml(recipe_of(results, row.variant)), encoding="utf-8")
+    task = results.study.task if results.study else results.task
+    return Command(f"shrinkkit run {task} --recipe {path}", f"Saved in {path.resolve().parent}. To run it again:")
 
 
-def drawing(found: Results) -> Picture:
-    """Return speed-up and change of accuracy of every variant, those that no other one beats filled and named."""
-    best = pareto.front(_own(found))
-    names = [row.variant for row in best]
-    rest = [
-        row for row in _own(found) if row not in best and row.speedup_today and row.difference and not row.intermediate
-    ]
-    scale = 100 if found.is_fraction else 1
+def drawing(results: Results) -> Picture:
+    """Return speed-up and change of accuracy of every variant; the Pareto-optimal ones are filled and named."""
+    rows = _own(results)
+    best = pareto.front(rows)
+    rest = [row for row in rows if row not in best and row.speedup_today and row.difference and not row.intermediate]
+    scale = 100 if results.is_fraction else 1
     with canvas(9.2, 3.8) as figure:
         axes = figure.subplots()
-        for row in rest:
-            axes.scatter(
-                [_speed(row)], [scale * _change(row)], s=26, facecolors="none", edgecolors=FAINT, linewidths=1.4
-            )
-        for i, row in enumerate(best):
+        points = [(_speed(row), scale * _change(row)) for row in (*best, *rest)]
+        for point in points[len(best) :]:
+            axes.scatter(*point, s=26, facecolors="none", edgecolors=FAINT, linewidths=1.4)
+        for i, (row, point) in enumerate(zip(best, points, strict=False)):
             style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.scatter([_speed(row)], [scale * _change(row)], s=90, gid=f"point-{i}", **style)
-        _name_points(axes, best, scale)
-        figures.speed_axis(axes, [_speed(row) for row in (*best, *rest)])
-        axes.set_ylabel(f"change of {found.metric}{', points' if found.is_fraction else ''}")
+            axes.scatter(*point, s=90, gid=f"point-{i}", **style)
+            offset = (0, 9 if i % 2 else -25)
+            text = f"{row.variant}\n{row.place.target}"
+            axes.annotate(text, point, offset, textcoords="offset points", ha="center", fontsize=8)
+        figures.speed_axis(axes, [speed for speed, _ in points])
+        axes.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {results.metric}{' (pts)' if results.is_fraction else ''}")
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.grid(color=FAINT)
         axes.margins(y=0.3)
-        said = "; ".join(f"{_label(row)}: {_figures(found, row)}" for row in best)
-        count = formats.counted(len(set(names)), "variant")
-        caption = f"Filled and named: {count} that no other beats in speed, accuracy and size together."
-        return picture(figure, f"Variants that no other one beats. {said}.", caption)
-
-
-def _name_points(axes: "Axes", rows: Sequence[Row], scale: float) -> None:
-    for i, row in enumerate(rows):
-        offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9 if i % 2 else -25), "ha": "center"}
-        axes.annotate(
-            f"{row.variant}\n{row.place.target}",
-            (_speed(row), scale * _change(row)),
-            fontsize=8,
-            **offset,
+        summary = "; ".join(
+            f"{row.variant} on {row.place.target}: {formats.times(_speed(row))}, "
+            f"{formats.change(_change(row), is_fraction=results.is_fraction)}, {formats.size(row.size_bytes or 0)}"
+            for row in best
         )
+        caption = "Filled and named: Pareto-optimal variants in speed, accuracy and file size."
+        return picture(figure, f"Pareto-optimal variants. {summary}.", caption)
 
 
-def _own(found: Results) -> tuple[Row, ...]:
-    return found.of(found.machines[0]).rows
-
-
-def _label(row: Row) -> str:
-    return f"{row.variant} on {row.place.target}"
+def _own(results: Results) -> tuple[Row, ...]:
+    """Return the rows of the machine that made the run."""
+    return results.of(results.machines[0]).rows
 
 
 def _speed(row: Row) -> float:
@@ -166,13 +141,8 @@ def _change(row: Row) -> float:
     return row.difference.value if row.difference else 0.0
 
 
-def _figures(found: Results, row: Row) -> str:
-    change = formats.change(_change(row), is_fraction=found.is_fraction)
-    return f"{formats.times(_speed(row))}, {change}, {formats.size(row.size_bytes or 0)}"
-
-
 def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
-    """Return a widget that shows a picture; choosing one of its points sets `choice` to the point's number."""
+    """Return a widget that shows a picture; a click on one of its points sets `choice` to the point's number."""
     import anywidget
     import traitlets
 
@@ -187,56 +157,46 @@ def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
     return points
 
 
-def _chosen(found: Results, best: Sequence[Row], index: int) -> Several:
+def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     row = best[index]
     rows = tuple(
         (
             Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
             Cell(str(one.place.target)),
-            Cell(formats.times(_speed(one)), formats.interval(one.speedup_today) if one.speedup_today else ""),
-            Cell(formats.change(_change(one), is_fraction=found.is_fraction)),
-            Cell(formats.size(one.size_bytes or 0)),
+            cells.speedup(one.speedup_today, one.timing_today),
+            cells.change(one.difference, is_fraction=results.is_fraction),
+            cells.size(one.size_bytes),
         )
         for one in best
     )
-    columns = (
-        Column("variant"),
-        Column("target"),
-        Column("vs PyTorch today", True),
-        Column("change", True),
-        Column("on disk", True),
-    )
-    table = Table("Variants that no other one beats", columns, rows, folded=False)
-    if not recipe_of(found, row.variant):
-        return Several((table, Statement(f"{row.variant} is the model as it was; it has no recipe.")))
-    return Several((table, Command(_yaml(found, row).rstrip(), f"The recipe of {row.variant}:")))
+    titles = ("vs. PyTorch today", "\N{GREEK CAPITAL LETTER DELTA} accuracy", "file size")
+    columns = (Column("variant"), Column("target"), *(Column(title, True) for title in titles))
+    table = Table("Pareto-optimal variants", columns, rows, folded=False)
+    if row.variant == BASELINE:
+        return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
+    return Several((table, Command(_yaml(recipe_of(results, row.variant)).rstrip(), f"Recipe of {row.variant}:")))
 
 
-def _yaml(found: Results, row: Row) -> str:
+def _yaml(recipe: Mapping[str, Any]) -> str:
     from ruamel.yaml import YAML
 
-    text = io.StringIO()
-    yaml = YAML()
+    text, yaml = io.StringIO(), YAML()
     yaml.default_flow_style = False
-    yaml.dump({name: _plain(section) for name, section in recipe_of(found, row.variant).items()}, text)
+    yaml.dump(plain(recipe), text)
     return text.getvalue()
 
 
-def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
-
-
-def _example(examples: Sequence[Lost], variant: str, number: int) -> Shown:
-    if number > len(examples):
-        few = formats.counted(len(examples), "example")
-        return Statement(f"{variant} shows {few} that it lost; there is no number {number}.", tone="warning")
+def _example(examples: Sequence[Regression], variant: str, number: int) -> Shown:
+    count = len(examples)
+    if number > count:
+        return Statement(f"{variant} has {formats.counted(count, 'regression')}, got {number}.", tone="warning")
     one = examples[number - 1]
-    caption = f"{variant}, {number} of {formats.counted(len(examples), 'lost example')}"
+    caption = f"{variant}, regression {number} of {count}"
     pairs = [
-        ("number in the test split", str(one.index)),
-        ("right answer", one.wanted),
-        ("the original's answer", one.before),
-        (f"the answer of {variant}", one.after),
+        ("index in the test split", str(one.index)),
+        ("target", one.label),
+        ("prediction of the original", one.before),
+        (f"prediction of {variant}", one.after),
         ("score before and after", f"{one.score_before:.3g} and {one.score_after:.3g}"),
     ]
     parts: list[Shown] = [Strip(caption, variant, (one,))] if one.png else []

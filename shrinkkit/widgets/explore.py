@@ -15,7 +15,7 @@ from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
 from shrinkkit.runtimes.torch.quantize import HALF
 from shrinkkit.widgets import live
-from shrinkkit.widgets.live import Live, Progress
+from shrinkkit.widgets.live import Live, ProgressBar
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer
 
 if TYPE_CHECKING:
@@ -306,8 +306,8 @@ def _to_copy(stage: Stage) -> tuple[Command, ...]:
     )
 
 
-def _working(method: str, took_s: float | None = None) -> Progress:
-    return Progress(f"Quantizing by {method}", took_s is not None, 1, "", took_s or 0.0)
+def _working(method: str, took_s: float | None = None) -> ProgressBar:
+    return ProgressBar(f"Quantizing by {method}", took_s is not None, 1, "", took_s or 0.0)
 
 
 def _answers(found: Quantization) -> Statement:

@@ -14,7 +14,7 @@ from typing import Any
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Shown, Statement
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.progress import Watch
+from shrinkkit.progress import Progress
 
 PAUSE_S = 0.3
 """Least time between two updates of a progress bar."""
@@ -116,7 +116,7 @@ def attempt(act: Callable[..., Shown], **values: Any) -> Shown:
 
 
 @dataclass(frozen=True, repr=False)
-class Progress(Shown):
+class ProgressBar(Shown):
     """The progress of long work."""
 
     work: str
@@ -141,19 +141,19 @@ class Progress(Shown):
         return f'<p class="sk-note">{bar if self.done < self.total else ""}{escape(repr(self))}</p>'
 
 
-def progress(work: str) -> Watch:
+def progress(work: str) -> Progress:
     """Show a progress bar for `work`, such as `Fine-tuning`, and return the callback that moves it."""
     start = shown_s = time.monotonic()
-    live = Live(Progress(work, 0, 1))
+    live = Live(ProgressBar(work, 0, 1))
 
-    def watch(done: float, total: float, note: str = "") -> None:
+    def update(done: float, total: float, note: str = "") -> None:
         nonlocal shown_s
         now = time.monotonic()
         if done >= total or now - shown_s >= PAUSE_S:
             shown_s = now
-            live.show(Progress(work, done, total, note, now - start))
+            live.show(ProgressBar(work, done, total, note, now - start))
 
-    return watch
+    return update
 
 
 @dataclass(frozen=True, repr=False)

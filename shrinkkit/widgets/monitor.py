@@ -11,7 +11,7 @@ from html import escape
 
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import MARGIN, Estimate
-from shrinkkit.core.samples import Blocks, log_ratios
+from shrinkkit.core.samples import PairedSamples, log_ratios
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK
 from shrinkkit.display.tables import Shown
@@ -46,20 +46,20 @@ class TimingMonitor:
         # ipykernel routes messages of a widget to the shell that created it, which is busy timing. Without this
         # attribute it uses the subshell that JupyterLab asks for.
         vars(button.comm).pop("_reply_subshell_id", None)
-        self._live = Live(Courses({}, of=0))
+        self._live = Live(Courses({}))
 
     def stop(self, _: object = None) -> None:
         """End the timing at the next block."""
         self._stop.set()
 
-    def __call__(self, name: str, turn: int, of: int, blocks: Blocks) -> bool:
-        """Show the estimate of the blocks so far and return whether to stop."""
+    def __call__(self, name: str, samples: PairedSamples) -> bool:
+        """Show the estimate of the samples so far and return whether to stop."""
         course = self.courses.setdefault(name, [])
-        if course and course[-1][0] >= len(blocks):  # too noisy, and timed again
+        if course and course[-1][0] >= len(samples):  # too noisy, and timed again
             course.clear()
-        course.append((len(blocks), estimate.block_ratio(log_ratios(blocks, min))))
+        course.append((len(samples), estimate.block_ratio(log_ratios(samples, min))))
         stopped = self._stop.is_set()
-        self._live.show(Courses(self.courses, of=of, stopped=stopped))
+        self._live.show(Courses(self.courses, stopped=stopped))
         return stopped
 
 
@@ -68,8 +68,6 @@ class Courses(Shown):
     """The course of each comparison as a small chart, all on the same scale."""
 
     courses: Mapping[str, Course]
-    of: int
-    """Number of comparisons to come in all."""
     stopped: bool = False
 
     def __repr__(self) -> str:
@@ -101,8 +99,8 @@ class Courses(Shown):
         if not self.courses:
             return "Timing has started"
         if self.stopped:
-            return f"Interrupted in comparison {len(self.courses)} of {self.of}, which gets no verdict"
-        return f"Speed-up over time: {len(self.courses)} of {formats.counted(self.of, 'comparison')}"
+            return f"Interrupted in comparison {len(self.courses)}, which gets no verdict"
+        return f"Speed-up over time: {formats.counted(len(self.courses), 'comparison')}"
 
 
 def _summary(name: str, course: Course) -> str:

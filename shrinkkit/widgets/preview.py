@@ -21,7 +21,7 @@ from shrinkkit.core.stages import Stage
 from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import scoring
 from shrinkkit.measure.scoring import Scored
-from shrinkkit.progress import unwatched
+from shrinkkit.progress import no_progress
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import HALF
 from shrinkkit.tasks import copies
@@ -130,7 +130,7 @@ class Pruner:
             Unsupported: A layer with a ratio of its own cannot be pruned, or the model cannot be copied or traced.
         """
         made: Made = stage.transform.function()(
-            self.model, self.task, stage.settings, seed=self.seed, progress=unwatched
+            self.model, self.task, stage.settings, seed=self.seed, progress=no_progress
         )
         channels = stage.name == "prune-channels"
         after = _cost(made.model, self.task.example) if channels else replace(self.cost, sparsity=sparsity(made.model))

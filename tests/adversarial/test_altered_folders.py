@@ -19,8 +19,9 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
-from shrinkkit.pipeline import journal, runner
+from shrinkkit.pipeline import run_status, runner
 from shrinkkit.pipeline.plan import Planned
+from shrinkkit.pipeline.runner import PreparedRun
 from shrinkkit.report import index_page
 from shrinkkit.results import cards, conclusions, table
 from shrinkkit.transforms import variants
@@ -230,6 +231,24 @@ def test_the_index_calls_no_altered_run_finished(run, file, alter):
     assert found.reason
 
 
+def previewed(run, fingerprint="task"):
+    """Return whether the step that prunes would be cached, in a run of it alone."""
+    step = Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
+    folder = RunFolder(run)
+    prepared = PreparedRun(folder, (step,), "", 1, 60.0, fingerprint, {}, force=False, study=None)
+    return prepared, prepared.preview()[STEP]
+
+
+@pytest.fixture
+def recorded(run):
+    """The run with the hash of the inputs that its step had."""
+    status = store.read(run / "status.json", Status)
+    inputs = previewed(run)[0]._inputs_sha256(previewed(run)[0].steps[0])
+    steps = [dataclasses.replace(s, inputs_sha256=inputs) if s.name == STEP else s for s in status.steps]
+    store.write(run / "status.json", dataclasses.replace(status, steps=tuple(steps)))
+    return run
+
+
 @pytest.mark.parametrize("alter", ALTERED, ids=called)
 @pytest.mark.parametrize(
     "file",
@@ -242,21 +261,19 @@ def test_the_index_calls_no_altered_run_finished(run, file, alter):
         "structure.json",
     ],
 )
-def test_a_step_with_an_altered_file_is_taken_again(run, file, alter):
-    step = Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
-    assert runner._unchanged(step, run, journal.done(run), "in")
-    assert not runner._unchanged(step, run, journal.done(run), "other")
-    alter(run / "variants" / NAME / file)
-    assert not runner._unchanged(step, run, journal.done(run), "in")
+def test_a_step_with_an_altered_file_is_not_cached(recorded, file, alter):
+    assert previewed(recorded)[1] == "cached"
+    assert previewed(recorded, "another task")[1] == "run"
+    alter(recorded / "variants" / NAME / file)
+    assert previewed(recorded)[1] == "run"
 
 
-def test_a_step_that_left_no_manifest_is_taken_again(run):
-    data = json.loads((run / "status.json").read_text())
+def test_a_step_that_left_no_hashes_is_not_cached(recorded):
+    data = json.loads((recorded / "status.json").read_text())
     for step in data["steps"]:
         del step["files"]
-    (run / "status.json").write_text(json.dumps(data))
-    step = Planned(STEP, "2-prune", NAME, {}, (), f"variants/{NAME}/variant.json")
-    assert not runner._unchanged(step, run, journal.done(run), "in")
+    (recorded / "status.json").write_text(json.dumps(data))
+    assert previewed(recorded)[1] == "run"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../study.json", "a/../../b", "", ".", "C:/x", "//x/y/z"])
@@ -319,10 +336,10 @@ def test_links_and_pipes_in_a_run_folder_are_refused_before_anything_is_written(
 def test_another_name_of_a_file_keeps_what_it_has(run, tmp_path, name):
     (run / name).write_text("precious")
     os.link(run / name, tmp_path / "copy")
-    journal.log(run, "a line")
-    with runner._alone(run):
+    run_status.log(RunFolder(run), "a line")
+    with runner._exclusive(RunFolder(run)):
         store.write_text(run / "status.json", "{}")
-        journal.log(run, "another")
+        run_status.log(RunFolder(run), "another")
     assert (tmp_path / "copy").read_text() == "precious"
     assert (run / "run.log").read_text().count("\n") >= 2
 
@@ -399,7 +416,7 @@ def test_a_card_that_contradicts_the_record_is_a_problem(alone, field, value, fi
     assert any(f"differ in {field}" in problem for problem in found.problems)
 
 
-@pytest.mark.parametrize("field", ["size_bytes", "sha256", "compressed_bytes", "deviation", "format"])
+@pytest.mark.parametrize("field", ["size_bytes", "sha256", "compressed_bytes", "max_relative_error", "format"])
 def test_a_record_whose_file_is_another_is_not_verified(alone, field):
     data = json.loads((alone / "variant.json").read_text())
     data["files"][0][field] = "0" * 64 if field in ("sha256",) else "pt2x" if field == "format" else 12

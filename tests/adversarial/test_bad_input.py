@@ -10,6 +10,7 @@ import pytest
 from shrinkkit import cli
 from shrinkkit.core import machines, studies
 from shrinkkit.core.recipe import TASKS
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput, nearest
 from shrinkkit.pipeline import parameters, runner
 from shrinkkit.runtimes import specs
@@ -304,7 +305,7 @@ def test_a_run_folder_whose_study_is_damaged_is_told(tmp_path, content):
     (tmp_path / "variants/baseline").mkdir(parents=True)
     (tmp_path / "variants/baseline/variant.json").write_text("{}")
     with pytest.raises(InvalidInput):
-        runner._kept(tmp_path)
+        runner._read_run(RunFolder(tmp_path))
 
 
 def test_a_word_that_is_close_is_suggested_and_others_are_not():

@@ -70,13 +70,13 @@ def rewrite(folder, name):
 @pytest.mark.parametrize("found", [[1.0, 2.0], [NAN, 1.0], []], ids=str)
 def test_no_output_deviates_by_a_number_from_outputs_that_prove_nothing(expected, found):
     with pytest.raises(ModelFileError):
-        artifacts.deviation(torch.tensor(expected), torch.tensor(found))
+        artifacts.max_relative_error(torch.tensor(expected), torch.tensor(found))
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_loaded_file_that_is_not_finite_deviates_by_no_number(value):
     with pytest.raises(ModelFileError, match="finite"):
-        artifacts.deviation(torch.ones(2), torch.tensor([1.0, value]))
+        artifacts.max_relative_error(torch.ones(2), torch.tensor([1.0, value]))
 
 
 def change_reference(folder, change):
@@ -104,7 +104,7 @@ def test_a_reference_that_proves_nothing_is_damage(folder, change):
     found = verify.check(folder, only=["cpu/torch", "cpu/onnxruntime"], threads=1, seconds=0.02)
     assert not found.verified
     assert {one.state for one in found.findings} == {"damaged"}
-    assert {one.deviation for one in found.findings} == {None}
+    assert {one.max_relative_error for one in found.findings} == {None}
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 7.0])

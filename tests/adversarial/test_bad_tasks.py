@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from shrinkkit import Task
 from shrinkkit.errors import InvalidInput, InvalidTask
-from shrinkkit.tasks import checks, contract, loader
+from shrinkkit.tasks import checks, loader
 
 
 def inputs(n, seed, features=6):
@@ -482,7 +482,7 @@ def test_a_layer_whose_name_cannot_be_saved_is_named_before_any_work(path):
     "path", [("model",), ("block", "meta"), ("a/b",), ("x-y",), ("0",), ("größe",), ("weight",)], ids=repr
 )
 def test_layers_of_usual_names_are_let_through(path):
-    contract.check(named(*path), (inputs(4, 9),))
+    checks.check_model(named(*path), (inputs(4, 9),))
 
 
 @pytest.mark.parametrize("kind", ["parameter", "buffer"])

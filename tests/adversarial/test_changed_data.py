@@ -15,6 +15,7 @@ from shrinkkit.core import store, studies
 from shrinkkit.core.status import Status
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import runner
+from shrinkkit.pipeline.run_status import Monitor
 from shrinkkit.tasks import loader
 
 
@@ -217,22 +218,26 @@ def test_a_file_that_changes_during_a_run_fails_the_step_by_its_name(tmp_path, w
     data.write_text("x")
     usertasks.write(tmp_path / "task", head=f"Path({str(data)!r}).read_text()")
     (tmp_path / "s.yaml").write_text(STUDY.format(task="task/small.py"))
-    lines = []
+    activities = []
 
-    def say(line, final):
-        lines.append(line)
-        if "1-baseline" in line and not final:
-            (tmp_path / which).write_text((tmp_path / which).read_text() + "# changed\n")
+    class Changing(Monitor):
+        def activity(self, text):
+            activities.append(text)
+
+        def step(self, progress):
+            if progress.current.name == "1-baseline" and progress.current.state == "running":
+                (tmp_path / which).write_text((tmp_path / which).read_text() + "# changed\n")
 
     study = studies.read_study(str(tmp_path / "s.yaml"))
-    runner.run(study, reports=tmp_path / "reports", command="run", threads=1, say=say)
+    monitor = Changing()
+    runner.prepare(study, reports=tmp_path / "reports", command="run", threads=1, monitor=monitor).execute(monitor)
     steps = {s.name: s for s in store.read(tmp_path / "reports/small/status.json", Status).steps}
     assert steps["1-baseline"].state == "failed"
     assert which in steps["1-baseline"].error
     assert "run again" in steps["1-baseline"].error
     assert not (tmp_path / "reports/small/variants/baseline/variant.json").exists()
     assert (tmp_path / "reports/small/report.md").is_file()
-    assert any("loading and checking" in line for line in lines)
+    assert any("loading and checking" in text for text in activities)
 
 
 def refused(tmp_path, *, limit=60, **parts):
@@ -241,9 +246,9 @@ def refused(tmp_path, *, limit=60, **parts):
     (tmp_path / "s.yaml").write_text(STUDY.format(task="task/small.py") + f"timeout_s: {limit}\n")
     start = time.monotonic()
     with pytest.raises(InvalidInput) as caught:
-        runner.run(
+        runner.prepare(
             studies.read_study(str(tmp_path / "s.yaml")),
-            reports=tmp_path / "reports", command="run", threads=1, say=lambda line, final: None,
+            reports=tmp_path / "reports", command="run", threads=1, monitor=Monitor(),
         )  # fmt: skip
     assert time.monotonic() - start < limit + 20
     assert not (tmp_path / "reports").exists()

@@ -15,8 +15,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from shrinkkit import cli
 from shrinkkit.cli import TRACEBACK
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import PART
-from shrinkkit.pipeline import execution
+from shrinkkit.pipeline import steps
 from shrinkkit.pipeline.plan import REPORT
 from shrinkkit.results import table
 
@@ -142,8 +143,8 @@ def execute(tmp_path, source, name="1-baseline"):
     path = tmp_path / f"{name}.ipynb"
     cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
     nbformat.write(new_notebook(cells=cells), path)
-    ended = execution.execute(
-        path, folder, name=name, parameters={}, timeout_s=60.0, threads=1, tick=lambda seconds: None
+    ended = steps.execute(
+        path, RunFolder(folder), name=name, parameters={}, timeout_s=60.0, threads=1, tick=lambda seconds, phase: None
     )
     return folder, ended
 

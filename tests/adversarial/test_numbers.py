@@ -66,7 +66,7 @@ def test_every_architecture_has_a_script_of_its_graph_that_takes_any_batch(name,
     larger = tuple(torch.cat([x, x[:1]]) for x in inputs)
     with torch.inference_mode():
         for batch in (inputs, larger):
-            assert artifacts.deviation(model(*batch), loaded(*batch)) < 1e-4
+            assert artifacts.max_relative_error(model(*batch), loaded(*batch)) < 1e-4
 
 
 def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
@@ -75,7 +75,7 @@ def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
     program = loading.load(path, runtime="torch")
     assert program.form == "graph"
     loaded["bfloat16"] = dataclasses.replace(loaded["bfloat16"], loaded=program)
-    compared, errors = session.race(loaded, TORCH, task, threads=1, seed=0)
+    compared, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0)
     assert compared == {}
     assert "form" in errors["bfloat16"]
 
@@ -112,7 +112,7 @@ def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
     variants.write(tmp_path / "variants/baseline", padded, padded.model, runtimes=["torch"])
     loaded = session.load(tmp_path, [], TORCH, padded, threads=1)
-    found = session.against_today(loaded, TORCH, padded, threads=1, seed=0)
+    found = session.compare_runtimes(loaded, TORCH, padded, threads=1, seed=0)
     assert found.speedup.high < 0.5
     results = table.load(examples.write_run(tmp_path / "run"))
     slower = dataclasses.replace(results.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
@@ -137,8 +137,8 @@ def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, t
     for name, precision in (("baseline", "float32"), ("half", "bfloat16")):
         variants.write(tmp_path / "variants" / name, slow, slow.model, precision=precision, runtimes=["torch"])
     loaded = session.load(tmp_path, [], TORCH, slow, threads=1)
-    assert session.against_today(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
-    compared, _ = session.race(loaded, TORCH, slow, threads=1, seed=0)
+    assert session.compare_runtimes(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
+    compared, _ = session.compare_latency(loaded, TORCH, slow, threads=1, seed=0)
     assert compared["half"].speedup.value < 2
 
 

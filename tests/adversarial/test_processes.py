@@ -11,7 +11,7 @@ import pytest
 
 from shrinkkit.core import lease, processes, store
 from shrinkkit.core.lease import LOCK, TOKEN
-from shrinkkit.core.processes import command, end, short_folder
+from shrinkkit.core.processes import command, short_folder, stop
 from shrinkkit.core.status import Status
 from shrinkkit.core.store import PART
 from shrinkkit.errors import InvalidInput, LeaseLost
@@ -158,13 +158,16 @@ def test_a_child_that_hears_no_signal_is_killed_when_patience_ends(tmp_path):
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
-    end(child, patience_s=0.2)
+    stop(child, patience_s=0.2)
     assert child.returncode == -signal.SIGKILL
     child.communicate()
 
 
 WRITE = "import sys; from shrinkkit.core import store; sys.stdin.readline(); store.write_text(sys.argv[1], 'old')"
-LOG = "import sys, pathlib; from shrinkkit.pipeline import journal; sys.stdin.readline(); journal.log(pathlib.Path(sys.argv[1]).parent, 'old')"  # fmt: skip # noqa: E501
+LOG = (
+    "import sys, pathlib; from shrinkkit.core.run_folder import RunFolder; from shrinkkit.pipeline import run_status;"
+    "sys.stdin.readline(); run_status.log(RunFolder(pathlib.Path(sys.argv[1]).parent), 'old')"
+)
 MOVE = (
     "import sys, pathlib; from shrinkkit.transforms import variants;"
     "sys.stdin.readline(); path = pathlib.Path(sys.argv[1]);"
@@ -243,10 +246,10 @@ def test_a_folder_for_sockets_is_short_whatever_tmpdir_says(tmp_path, length, mo
 
 
 def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "LONGEST", 200)
+    monkeypatch.setattr(processes, "SOCKET_FOLDER_LENGTH", 200)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import time, os; from shrinkkit.core import processes as children; children.LONGEST = 200\n"
+        "import time, os; from shrinkkit.core import processes as children; children.SOCKET_FOLDER_LENGTH = 200\n"
         "with children.short_folder() as f: print(f, flush=True); time.sleep(60)"
     )
     held = [

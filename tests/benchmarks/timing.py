@@ -34,7 +34,7 @@ from torch.utils.benchmark import Timer
 from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import MARGIN
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import Blocks, conclude
+from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.measure import benchmark, contention
 from shrinkkit.runtimes import specs
 
@@ -147,10 +147,10 @@ def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: in
         cap_s=budget_s,
         seed=seed,
     )
-    samples = found.reference_samples_ms, found.candidate_samples_ms, found.null_samples_ms
-    regardless = conclude(Blocks(*map(list, samples)), seed=seed)
+    samples = found.reference_samples_ms, found.candidate_samples_ms, found.control_samples_ms
+    regardless = conclude(PairedSamples(*map(list, samples)), seed=seed)
     slots = max(4, round(len(samples[0]) * min(1.0, EARLY_S / found.duration_s)) // 2 * 2)
-    early = conclude(Blocks(*(list(arm[:slots]) for arm in samples)), seed=seed)
+    early = conclude(PairedSamples(*(list(arm[:slots]) for arm in samples)), seed=seed)
     return found, (regardless.speedup.value, regardless.verdict), half_width(early.speedup)
 
 

@@ -74,12 +74,12 @@ EDITS = [
     {"speedup": Estimate(100.0, 99.0, 101.0)},
     {"speedup": Estimate(1.0, 0.999, 1.001)},
     {"verdict": "same"},
-    {"null_ratio": Estimate(1.0, 1.0, 1.0)},
+    {"control_ratio": Estimate(1.0, 1.0, 1.0)},
     {"latency_ms": Estimate(0.01, 0.01, 0.01)},
     {"mean": Estimate(1.0, 1.0, 1.0)},
     {"difference": Estimate(0.1, 0.09, 0.11)},
     {"difference": None},
-    {"lost_count": 0},
+    {"regressions": 0},
 ]
 
 

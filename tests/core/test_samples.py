@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from shrinkkit.core import samples
 from shrinkkit.core.estimate import MARGIN
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_the_verdict_follows_from_the_blocks(speedup, verdict):
     found = samples.conclude(examples.blocks_of(speedup=speedup))
     assert found.verdict == verdict
     assert found.speedup.value == pytest.approx(speedup, rel=0.003)
-    assert found.experienced.value == pytest.approx(speedup, rel=0.003)
+    assert found.median_speedup.value == pytest.approx(speedup, rel=0.003)
 
 
 def test_a_difference_within_the_noise_is_undecided():
@@ -27,7 +27,7 @@ def test_a_difference_within_the_noise_is_undecided():
 def test_no_verdict_is_given_when_a_copy_of_the_reference_differs_from_it(null):
     found = samples.conclude(examples.blocks_of(speedup=2.0, null=null))
     assert found.verdict == "too noisy"
-    assert found.null_ratio.value == pytest.approx(null, rel=0.01)
+    assert found.control_ratio.value == pytest.approx(null, rel=0.01)
 
 
 def test_no_verdict_is_given_under_contention():
@@ -39,7 +39,7 @@ def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_
     taken.candidate = [(slot[0], *(2 * ms for ms in slot[1:])) for slot in taken.candidate]
     found = samples.conclude(taken)
     assert found.speedup.value == pytest.approx(1.0, rel=0.01)
-    assert found.experienced.value == pytest.approx(0.5, rel=0.01)
+    assert found.median_speedup.value == pytest.approx(0.5, rel=0.01)
 
 
 def test_disturbed_blocks_leave_the_verdict_alone():
@@ -57,8 +57,8 @@ noises = st.floats(0, 0.1)
 @given(speedups, noises, st.integers(6, 40), st.integers(0, 99))
 def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, seed):
     taken = examples.blocks_of(speedup=speedup, noise=noise, count=count, seed=seed)
-    one = samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference))
-    other = samples.conclude(Blocks(taken.candidate, taken.reference, taken.candidate))
+    one = samples.conclude(PairedSamples(taken.reference, taken.candidate, taken.reference))
+    other = samples.conclude(PairedSamples(taken.candidate, taken.reference, taken.candidate))
     assert one.speedup.value == pytest.approx(1 / other.speedup.value)
     assert {one.verdict, other.verdict} not in ({"faster"}, {"slower"})
 
@@ -67,7 +67,7 @@ def test_swapping_the_models_turns_the_verdict_around(speedup, noise, count, see
 @given(speedups, noises, st.floats(0.01, 100), st.integers(0, 99))
 def test_the_unit_of_time_changes_nothing(speedup, noise, scale, seed):
     taken = examples.blocks_of(speedup=speedup, noise=noise, count=12, seed=seed)
-    scaled = Blocks(*([tuple(scale * ms for ms in slot) for slot in arm] for arm in vars(taken).values()))
+    scaled = PairedSamples(*([tuple(scale * ms for ms in slot) for slot in arm] for arm in vars(taken).values()))
     one, other = samples.conclude(taken), samples.conclude(scaled)
     for name in ("value", "low", "high"):
         assert getattr(other.speedup, name) == pytest.approx(getattr(one.speedup, name))
@@ -89,7 +89,7 @@ def test_whoever_stops_when_it_looks_right_gets_no_verdict():
     for seed in range(40):
         taken = examples.blocks_of(noise=0.05, count=60, seed=seed)
         for count in range(2, 61):
-            part = Blocks(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.null[: 2 * count])
+            part = PairedSamples(taken.reference[: 2 * count], taken.candidate[: 2 * count], taken.control[: 2 * count])
             if samples.conclude(part).verdict == "faster":
                 lucky.append(part)
                 break
@@ -108,7 +108,7 @@ def test_both_copies_of_the_reference_make_the_ratio_surer():
     for seed in range(60):
         taken = examples.blocks_of(noise=0.05, count=20, seed=seed)
         with_copy.append(samples.conclude(taken).speedup.value)
-        without.append(samples.conclude(Blocks(taken.reference, taken.candidate, taken.reference)).speedup.value)
+        without.append(samples.conclude(PairedSamples(taken.reference, taken.candidate, taken.reference)).speedup.value)
     spread = [sum((ratio - 1) ** 2 for ratio in found) for found in (with_copy, without)]
     assert spread[0] < 0.95 * spread[1]
 

@@ -31,14 +31,14 @@ def comparison(speedup=2.0, conditions=CONDITIONS, **changes):
         conditions=conditions,
         candidate_runtime=conditions.runtime,
         speedup=around,
-        experienced=around,
+        median_speedup=around,
         verdict="faster",
         reference_ms=one,
         candidate_ms=one,
-        null_ratio=one,
+        control_ratio=one,
         reference_samples_ms=((1.0, 1.1), (1.2,)),
         candidate_samples_ms=((0.5, 0.6), (0.7,)),
-        null_samples_ms=((1.0,), (1.0,)),
+        control_samples_ms=((1.0,), (1.0,)),
         warmup_calls=10,
         steady=True,
         disturbance=QUIET,
@@ -181,8 +181,8 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 
 
 def test_a_comparison_says_its_verdict_interval_and_noise_floor():
-    said = repr(comparison(null_ratio=Estimate(1.0, 0.992, 1.003)))
-    assert said.startswith("half is faster: 2.00 [1.98, 2.02] times the speed of baseline")
+    said = repr(comparison(control_ratio=Estimate(1.0, 0.992, 1.003)))
+    assert said.startswith("half vs. baseline: faster, 2.00")
     assert "noise floor 0.8 %" in said
     assert "WARNING" not in said
 

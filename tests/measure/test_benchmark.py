@@ -10,7 +10,7 @@ from torch import nn
 
 from shrinkkit.core import store
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import Blocks, conclude
+from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, timing
 from shrinkkit.runtimes.torch import quantize
@@ -108,9 +108,9 @@ def test_a_planted_slow_down_is_found_with_the_right_direction_and_size(clock):
     found = compare(clock.models(lambda: 3.0), clock.models(lambda: 6.0))
     # Other work on the machine that runs this test may withhold the verdict, never turn it.
     assert found.verdict in ("slower", "too noisy")
-    assert found.speedup.value == found.experienced.value == pytest.approx(0.5)
+    assert found.speedup.value == found.median_speedup.value == pytest.approx(0.5)
     assert (found.reference_ms.value, found.candidate_ms.value) == pytest.approx((3.0, 6.0))
-    assert found.null_ratio.value == pytest.approx(1.0)
+    assert found.control_ratio.value == pytest.approx(1.0)
 
 
 def test_more_real_work_takes_longer():
@@ -137,10 +137,10 @@ def test_a_comparison_keeps_its_raw_samples_and_survives_the_disk(clock, tmp_pat
 def test_what_is_said_follows_from_the_samples_that_are_kept(clock):
     random = Random(0)
     found = compare(clock.models(lambda: random.uniform(1.0, 1.2)), clock.models(lambda: random.uniform(0.5, 0.6)))
-    kept = Blocks(*map(list, (found.reference_samples_ms, found.candidate_samples_ms, found.null_samples_ms)))
+    kept = PairedSamples(*map(list, (found.reference_samples_ms, found.candidate_samples_ms, found.control_samples_ms)))
     again = conclude(kept, seed=found.seed)
     assert again.speedup.value == pytest.approx(found.speedup.value, rel=1e-5)
-    assert again.null_ratio.high == pytest.approx(found.null_ratio.high, rel=1e-5)
+    assert again.control_ratio.high == pytest.approx(found.control_ratio.high, rel=1e-5)
 
 
 def layers(width=8):

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.measure import scoring
-from shrinkkit.measure.scoring import LOST
+from shrinkkit.measure.scoring import MOST_REGRESSIONS
 from shrinkkit.tasks import modules
 from shrinkkit.tasks.task import Task
 
@@ -119,8 +119,8 @@ def test_scores_judge_every_example_in_order_whatever_the_batch(corner):
         expected = corner.model(images)
     assert list(found.scores) == (expected.argmax(1) == labels).double().tolist()
     assert torch.allclose(found.outputs, expected, atol=1e-4)
-    assert list(found.answers) == expected.argmax(1).tolist()
-    assert list(found.wanted) == labels.tolist()
+    assert list(found.predictions) == expected.argmax(1).tolist()
+    assert list(found.labels) == labels.tolist()
     assert found.span.shape == (2, 1)
 
 
@@ -165,7 +165,7 @@ def test_the_baseline_agrees_with_itself_and_has_lost_nothing(corner):
     found = scoring.accuracy(corner, scoring.scores(corner.model, corner, corner.test), None)
     assert (found.agreement, found.divergence, found.difference) == (1.0, 0.0, None)
     assert found.cosine == pytest.approx(1)
-    assert (found.lost, found.lost_count, found.gained_count) == ((), 0, 0)
+    assert (found.worst_regressions, found.regressions, found.improvements) == ((), 0, 0)
     assert [row.name for row in found.classes] == list(corner.class_names)
     assert sum(row.examples for row in found.classes) == 42
     assert all(row.difference is None for row in found.classes)
@@ -181,7 +181,7 @@ def test_a_class_that_is_broken_is_found_in_that_class_only():
     assert set(changed) == {"cat"}
     assert changed["cat"].value == -1
     assert [row.difference.value for row in found.classes if row.name != "cat"] == [0, 0, 0]
-    assert {(one.wanted, one.before, one.after) for one in found.lost} == {("cat", "cat", "dog")}
+    assert {(one.label, one.before, one.after) for one in found.worst_regressions} == {("cat", "cat", "dog")}
 
 
 def test_examples_that_are_flipped_are_listed_and_no_others():
@@ -190,14 +190,14 @@ def test_examples_that_are_flipped_are_listed_and_no_others():
     inputs[[5, 6]] = logits([0, 0])
     task = read_off(inputs, targets)
     found = judged(task, answering(task, {3: 0, 17: 2, 30: 1, 5: 1, 6: 3}))
-    assert [(one.index, one.wanted, one.before, one.after) for one in found.lost] == [
+    assert [(one.index, one.label, one.before, one.after) for one in found.worst_regressions] == [
         (3, "dog", "dog", "ant"),
         (17, "bee", "bee", "cat"),
         (30, "cat", "cat", "bee"),
     ]
-    assert {(one.score_before, one.score_after) for one in found.lost} == {(1.0, 0.0)}
+    assert {(one.score_before, one.score_after) for one in found.worst_regressions} == {(1.0, 0.0)}
     # Example 6 was wrong and is wrong in another way: neither lost nor gained, but no longer the same answer.
-    assert (found.lost_count, found.gained_count) == (3, 1)
+    assert (found.regressions, found.improvements) == (3, 1)
     assert found.agreement == 35 / 40
 
 
@@ -266,7 +266,7 @@ def test_whatever_two_models_answer_the_record_is_finite_and_in_range(first, sec
     other = dataclasses.replace(
         before,
         outputs=torch.from_numpy(second),
-        answers=tuple(second.argmax(1).tolist()),
+        predictions=tuple(second.argmax(1).tolist()),
         scores=tuple(right(torch.from_numpy(second), targets).tolist()),
     )
     found, swapped = scoring.accuracy(task, other, before), scoring.accuracy(task, before, other)
@@ -274,8 +274,8 @@ def test_whatever_two_models_answer_the_record_is_finite_and_in_range(first, sec
     assert -1 <= found.cosine <= 1
     assert found.divergence >= 0
     assert (found.agreement, found.cosine) == pytest.approx((swapped.agreement, swapped.cosine))
-    assert (found.lost_count, found.gained_count) == (swapped.gained_count, swapped.lost_count)
-    assert found.difference.value == pytest.approx((found.gained_count - found.lost_count) / 5)
+    assert (found.regressions, found.improvements) == (swapped.improvements, swapped.regressions)
+    assert found.difference.value == pytest.approx((found.improvements - found.regressions) / 5)
     json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
@@ -318,7 +318,10 @@ def test_one_output_for_two_names_gives_scores_by_class_and_no_agreement():
     found = judged(task, lambda x: -x)
     assert (found.agreement, found.divergence) == (None, None)
     assert [(row.name, row.difference.value) for row in found.classes] == [("no", -1), ("yes", -1)]
-    assert [(one.wanted, one.before, one.after) for one in found.lost[:2]] == [("no", "", ""), ("yes", "", "")]
+    assert [(one.label, one.before, one.after) for one in found.worst_regressions[:2]] == [
+        ("no", "", ""),
+        ("yes", "", ""),
+    ]
 
 
 def signed(output, target):
@@ -332,14 +335,18 @@ def test_an_example_whose_target_is_no_class_counts_in_none():
 
 
 def test_the_worst_come_first_and_equal_ones_in_order_and_no_more_than_fit():
-    count = LOST + 8
+    count = MOST_REGRESSIONS + 8
     task = read_off(torch.zeros(count, 1), torch.zeros(count), names=(), score=nearness)
     falls = torch.tensor([1.0] * count)
     falls[[4, 9]] = torch.tensor([2.0, 3.0])
     found = judged(task, in_turn(falls[:, None]))
-    assert [one.index for one in found.lost] == [9, 4, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
-    assert (found.lost_count, found.gained_count) == (count, 0)
-    assert (found.lost[0].score_before, found.lost[0].score_after, found.lost[0].wanted) == (0, -3, "")
+    assert [one.index for one in found.worst_regressions] == [9, 4, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+    assert (found.regressions, found.improvements) == (count, 0)
+    assert (
+        found.worst_regressions[0].score_before,
+        found.worst_regressions[0].score_after,
+        found.worst_regressions[0].label,
+    ) == (0, -3, "")
 
 
 def test_scores_that_differ_by_rounding_are_neither_lost_nor_gained():
@@ -348,21 +355,21 @@ def test_scores_that_differ_by_rounding_are_neither_lost_nor_gained():
     for shift, lost, gained in ((-1e-6, 0, 0), (1e-6, 0, 0), (-1e-3, 8, 0), (1e-3, 0, 8)):
         found = judged(task, lambda x, shift=shift: x + shift)
         assert found.difference.value != 0
-        assert (found.lost_count, found.gained_count) == (lost, gained)
+        assert (found.regressions, found.improvements) == (lost, gained)
 
 
 def test_what_was_wrong_and_stays_wrong_is_not_lost():
     task = read_off(logits([0, 1, 2, 3]), torch.tensor([1, 2, 3, 0]))
     found = judged(task, lambda x: x.roll(2, 1))
-    assert (found.agreement, found.lost_count, found.gained_count) == (0, 0, 0)
+    assert (found.agreement, found.regressions, found.improvements) == (0, 0, 0)
 
 
 def test_lost_images_come_as_pictures_and_other_inputs_without(corner):
     found = judged(corner, lambda x: -corner.model(x))
-    assert found.lost_count >= len(found.lost) == LOST
-    assert all(base64.b64decode(one.png).startswith(b"\x89PNG") for one in found.lost)
+    assert found.regressions >= len(found.worst_regressions) == MOST_REGRESSIONS
+    assert all(base64.b64decode(one.png).startswith(b"\x89PNG") for one in found.worst_regressions)
     targets = torch.arange(4)
-    assert {one.png for one in judged(read_off(logits(targets), targets), lambda x: -x).lost} == {""}
+    assert {one.png for one in judged(read_off(logits(targets), targets), lambda x: -x).worst_regressions} == {""}
 
 
 def test_models_are_only_compared_on_the_same_examples(corner):

@@ -82,7 +82,7 @@ def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_
 
 
 def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task):
-    found, errors = session.judge(session.load(run, [], ONNX, task, threads=1), task)
+    found, errors = session.evaluate(session.load(run, [], ONNX, task, threads=1), task)
     assert errors == {}
     assert set(found) == {"baseline", "int8"}
     assert found["baseline"].difference is None
@@ -92,11 +92,11 @@ def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task
 
 def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     loaded = session.load(run, ["int8", "half"], ONNX, task, threads=1)
-    accuracies, errors = session.judge(loaded, task)
-    latencies, untimed = session.race(loaded, ONNX, task, threads=1, seed=0)
+    accuracies, errors = session.evaluate(loaded, task)
+    latencies, untimed = session.compare_latency(loaded, ONNX, task, threads=1, seed=0)
     assert untimed == {}
-    runtime = session.against_today(loaded, ONNX, task, threads=1, seed=0)
-    inside = session.inspect(loaded, ONNX, task, threads=1)
+    runtime = session.compare_runtimes(loaded, ONNX, task, threads=1, seed=0)
+    inside = session.profile(loaded, ONNX, task, threads=1)
     record = session.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
     path = session.write(run, record)
     assert path == run / "measurements" / machines.this_machine(ONNX) / "cpu-onnxruntime.json"
@@ -120,7 +120,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
 def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(run, task):
     loaded = session.load(run, ["int8"], TORCH, task, threads=1)
     wrong = dataclasses.replace(task, example=(task.example[0].repeat(1, 3, 1, 1),))
-    found = session.inspect(loaded, TORCH, wrong, threads=1)["int8"]
+    found = session.profile(loaded, TORCH, wrong, threads=1)["int8"]
     assert found.memory is None
     assert any(note.startswith("Peak memory: ") for note in found.notes)
     assert any(note.startswith("Time by layer: ") for note in found.notes)
@@ -137,34 +137,34 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
     broken = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
     broken = dataclasses.replace(broken, again=lambda: broken)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
-    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0)
+    found, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0)
     assert set(found) == {"half"}
     assert "two calls of int8 on the same inputs differ" in errors["int8"]
 
 
 def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
-    monkeypatch.setattr(benchmark.timing, "WATCH_S", 0.0)
+    monkeypatch.setattr(benchmark.timing, "CALLBACK_PERIOD_S", 0.0)
     loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
     turns = []
 
-    def stop(name, turn, of, blocks):
-        turns.append((name, turn, of))
+    def stop(name, _samples):
+        turns.append(name)
         return True
 
-    found, errors = session.race(loaded, TORCH, task, threads=1, seed=0, watch=stop)
-    assert turns == [("int8", 1, 2)], errors
+    found, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0, callback=stop)
+    assert turns == ["int8"], errors
     assert found["int8"].stopped
     assert found["int8"].verdict in ("undecided", "too noisy")
-    assert "it was stopped by hand" in found["int8"].doubts
+    assert "it was stopped by hand" in found["int8"].warnings
     assert errors == {"half": "It was not timed: the benchmark was stopped by hand."}
 
 
 def test_long_work_says_how_far_it_is(run, task):
     said = []
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1, watch=lambda *told: said.append(told))
+    loaded = session.load(run, ["int8"], TORCH, task, threads=1, progress=lambda *told: said.append(told))
     assert said == [(1, 2, "baseline"), (2, 2, "int8")]
     said.clear()
-    session.judge(loaded, task, watch=lambda *told: said.append(told))
+    session.evaluate(loaded, task, progress=lambda *told: said.append(told))
     assert said == [(0, 2, "baseline"), (1, 2, "int8"), (2, 2, "")]
 
 
@@ -179,7 +179,7 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
     writing = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
     writing = dataclasses.replace(writing, again=lambda: writing)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=writing)
-    found, errors = session.race(loaded, TORCH, own, threads=1, seed=0)
+    found, errors = session.compare_latency(loaded, TORCH, own, threads=1, seed=0)
     assert found == {}
     assert "changed the inputs" in errors["int8"] or "differ" in errors["int8"]
 
@@ -194,21 +194,25 @@ def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_out
 def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
     loaded = session.load(run, ["int8"], TORCH, task, threads=1)
     loaded["baseline"] = dataclasses.replace(loaded["baseline"], loaded=None)
-    found, errors = session.judge(loaded, task)
+    found, errors = session.evaluate(loaded, task)
     assert found == {}
     assert "baseline could not be judged" in errors["int8"]
 
 
 def test_speed_ups_of_different_targets_are_refused(run, task):
-    on_torch, _ = session.race(session.load(run, ["int8"], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
-    on_onnx, _ = session.race(session.load(run, ["int8"], ONNX, task, threads=1), ONNX, task, threads=1, seed=0)
+    on_torch, _ = session.compare_latency(
+        session.load(run, ["int8"], TORCH, task, threads=1), TORCH, task, threads=1, seed=0
+    )
+    on_onnx, _ = session.compare_latency(
+        session.load(run, ["int8"], ONNX, task, threads=1), ONNX, task, threads=1, seed=0
+    )
     with pytest.raises(UnfairComparison, match=r"runtime"):
         speedup(on_torch["int8"], on_onnx["int8"])
     assert speedup(on_torch["int8"], on_torch["int8"]) == 1.0
 
 
 def test_torch_s_own_file_is_compared_with_the_module_as_it_is_called_today(run, task):
-    found = session.against_today(session.load(run, [], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
+    found = session.compare_runtimes(session.load(run, [], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
     assert (found.conditions.form, found.candidate_runtime, found.candidate) == ("eager", "torch", "baseline")
 
 
@@ -229,7 +233,7 @@ def test_the_gpu_runs_the_files_that_the_cpu_wrote(run, task):
     gpu = specs.resolve("cuda/torch")
     loaded = session.load(run, ["half"], gpu, task, threads=1)
     assert all(t.error == "" for t in loaded.values())
-    found, errors = session.judge(loaded, task)
+    found, errors = session.evaluate(loaded, task)
     assert errors == {}
     assert found["baseline"].mean.value > 0.5
-    assert session.race(loaded, gpu, task, threads=1, seed=0)[0]["half"].conditions.device == "cuda"
+    assert session.compare_latency(loaded, gpu, task, threads=1, seed=0)[0]["half"].conditions.device == "cuda"

@@ -9,7 +9,7 @@ import torch
 from clock import Clock
 
 from shrinkkit.core import samples
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import timing
 from shrinkkit.measure.timing import (
@@ -34,16 +34,16 @@ def clock(monkeypatch):
 
 @dataclass
 class Taken:
-    blocks: Blocks
+    blocks: PairedSamples
     warmup_calls: int
     steady: bool
     stopped: bool
 
 
-def take(make_reference, make_candidate, *, watch=lambda _: False, **options) -> Taken:
+def take(make_reference, make_candidate, *, callback=timing.never_stop, **options) -> Taken:
     protocol = Protocol(**{"width": 0.005, "cap_s": 4.0, "layouts": 8, "slot_ms": 6.0, "seed": 0} | options)
     makers = (make_reference, make_candidate, make_reference)
-    return Taken(*timing.measure(makers, ("reference", "candidate"), timing.wall_times, protocol, watch))
+    return Taken(*timing.measure(makers, ("reference", "candidate"), timing.wall_times, protocol, callback))
 
 
 def test_a_block_is_a_palindrome_in_which_each_model_runs_twice(clock):
@@ -143,7 +143,7 @@ def test_the_first_call_of_each_turn_is_not_recorded(clock):
 
 def test_a_slot_holds_as_many_calls_of_a_fast_model_as_of_a_slow_one(clock):
     found = take(clock.models(lambda: 8.0), clock.models(lambda: 0.125))
-    slots = (*found.blocks.reference, *found.blocks.candidate, *found.blocks.null)
+    slots = (*found.blocks.reference, *found.blocks.candidate, *found.blocks.control)
     assert {len(slot) for slot in slots} == {6}
 
 
@@ -216,7 +216,7 @@ def test_who_looks_on_is_shown_the_blocks_twice_a_second_at_most(clock):
     taken = take(
         clock.models(lambda: 50.0),
         clock.models(lambda: 50.0),
-        watch=lambda blocks: seen.append((clock.ns, len(blocks))),
+        callback=lambda _, blocks: seen.append((clock.ns, len(blocks))),
     )
     assert len(seen) > 3
     assert all(after - before >= 0.5e9 for (before, _), (after, _) in itertools.pairwise(seen))
@@ -225,7 +225,7 @@ def test_who_looks_on_is_shown_the_blocks_twice_a_second_at_most(clock):
 
 
 def test_who_looks_on_can_end_it(clock):
-    taken = take(clock.models(lambda: 50.0), clock.models(lambda: 50.0), watch=lambda blocks: len(blocks) >= 4)
+    taken = take(clock.models(lambda: 50.0), clock.models(lambda: 50.0), callback=lambda _, blocks: len(blocks) >= 4)
     assert taken.stopped
     assert 4 <= len(taken.blocks) < FEWEST_BLOCKS
 
@@ -241,7 +241,7 @@ def test_an_interrupt_ends_it_with_whole_blocks(clock):
     taken = take(clock.models(lambda: 50.0), clock.models(interrupted))
     assert taken.stopped
     assert len(taken.blocks) >= 2
-    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.null)
+    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.control)
     assert {len(arm) for arm in arms} == {2 * len(taken.blocks)}
 
 

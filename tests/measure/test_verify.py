@@ -67,7 +67,7 @@ def test_a_whole_variant_beside_its_baseline_is_verified_and_timed_in_turns(made
     assert states(found) == dict.fromkeys(ON, "ok")
     assert found.problems == found.notes == ()
     for one in found.findings:
-        assert one.deviation <= one.limit
+        assert one.max_relative_error <= one.limit
         assert one.speedup.low <= one.speedup.value <= one.speedup.high
         assert one.verdict
         assert "The report has no figures of this target." in one.notes

@@ -3,6 +3,7 @@
 import ast
 import json
 
+import nbformat
 import pytest
 
 from shrinkkit.errors import InvalidInput
@@ -15,7 +16,7 @@ def variables(notebook):
     """Return the variables of a notebook after its parameters cell has run."""
     cells = json.loads(notebook.read_text())["cells"]
     (cell,) = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    names = {}
+    names = {"In": [cell]}
     exec(cell, names)
     return names
 
@@ -24,7 +25,7 @@ def variables(notebook):
 def test_the_defaults_of_a_notebook_are_allowed(notebook):
     names = variables(notebook)
     parameters.check(names)
-    assert len(names["__annotations__"]) >= 2
+    assert len(parameters.read(notebook)) >= 2
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,7 +36,7 @@ def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
 
 
 @pytest.mark.parametrize(
-    ("notebook", "name", "value", "said"),
+    ("notebook", "name", "value", "message"),
     [
         ("1-baseline", "task", 5, "`task` must be str, got 5."),
         ("1-baseline", "runtimes", "torch", "`runtimes` must be list, got 'torch'."),
@@ -53,23 +54,65 @@ def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
         ("2-transform", "transform", 5, "`transform` must be str, got 5."),
         ("2-prune", "variant", "../x", "`variant` names a folder"),
         ("2-prune", "variant", "baseline", "which names the unchanged model"),
-        ("4-benchmark", "variants", [1], "`variants` must be a list of texts, got 1. Put it in quotes."),
+        ("4-benchmark", "variants", [1], "`variants` must be a list of strings, got 1. Put it in quotes."),
         ("3-quantize", "variant", "", "`variant` names a folder"),
         ("4-benchmark", "batch_sizes", ["a"], "`batch_sizes` must be whole numbers >= 1 and at most 65536, got 'a'."),
         ("4-benchmark", "thread_counts", [0], "`thread_counts` must be whole numbers >= 1 and at most 1024, got 0."),
     ],
 )
-def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, said):
+def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, message):
     names = variables(plan.notebooks() / f"{notebook}.ipynb") | {name: value}
     with pytest.raises(InvalidInput) as error:
         parameters.check(names)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_whole_number_is_a_float_too():
-    parameters.check({"__annotations__": {"ratio": float}, "ratio": 0})
+    parameters.check({"In": ["ratio: float = 0.5"], "ratio": 0})
 
 
 def test_none_is_allowed_only_where_it_is_declared():
-    assert parameters.of_type("limit", "float | None", None) == ""
-    assert parameters.of_type("limit", "float", None) == "`limit` must be float, got None."
+    assert parameters.type_problem("limit", "float | None", None) == ""
+    assert parameters.type_problem("limit", "float", None) == "`limit` must be float, got None."
+
+
+def write(path, *sources, cell="ratio: float = 0.5  # share to remove"):
+    cells = [nbformat.v4.new_code_cell(cell, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_parameters_are_read_with_type_default_and_comment(tmp_path):
+    path = write(tmp_path / "n.ipynb")
+    assert parameters.read(path) == {"ratio": ("float", 0.5, "share to remove")}
+
+
+def test_a_parameter_of_another_form_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match=r"must read `name: type = default"):
+        parameters.read(write(tmp_path / "n.ipynb", cell="ratio = 0.5"))
+
+
+def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "n.ipynb")
+    with pytest.raises(InvalidInput, match=r"must have one cell tagged"):
+        parameters.read(tmp_path / "n.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"rattio": 0.5}, "'rattio' is not a parameter. Did you mean `ratio`"),
+        ({"ratio": "1e-3"}, "`ratio` must be float, got '1e-3'"),
+        ({"ratio": True}, "`ratio` must be float, got True"),
+        ({"ratio": None}, "`ratio` must be float, got None"),
+    ],
+)
+def test_an_unknown_or_badly_typed_parameter_is_refused(tmp_path, value, message):
+    with pytest.raises(InvalidInput, match=r"was not started") as caught:
+        parameters.check_step(write(tmp_path / "n.ipynb"), value)
+    assert message in str(caught.value)
+
+
+def test_a_whole_number_is_a_float(tmp_path):
+    parameters.check_step(write(tmp_path / "n.ipynb"), {"ratio": 1})

@@ -19,7 +19,8 @@ from shrinkkit.core.status import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
-from shrinkkit.pipeline import plan, runner, steps
+from shrinkkit.pipeline import parameters, plan, runner
+from shrinkkit.pipeline.run_status import Monitor
 from shrinkkit.results import table
 
 TASK = Path(__file__).parent.parent / "tiny.py"
@@ -43,18 +44,20 @@ budget: {{accuracy_drop: 0.05, want: smallest}}
 RECORD = RunFolder("").measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime"))).as_posix()
 """Where this machine's measurements go."""
 ELSEWHERE = "made-up-9000-8-cores"
-
-
-def silent(line, final):
-    pass
+SILENT = Monitor()
 
 
 def states(folder):
     return {s.name: s.state for s in store.read(folder / "status.json", Status).steps}
 
 
-def take(study, folder, say=silent, **options):
-    return runner.run(study, reports=folder, command="shrinkkit run corner.yaml", threads=2, say=say, **options)
+def prepare(study, folder, monitor=SILENT, **options):
+    command = "shrinkkit run corner.yaml"
+    return runner.prepare(study, reports=folder, command=command, threads=2, monitor=monitor, **options)
+
+
+def execute(study, folder, monitor=SILENT):
+    return prepare(study, folder, monitor).execute(monitor).path
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(study, tmp_path_factory):
     """A run of the whole study, in which one recipe must fail."""
-    return take(study, tmp_path_factory.mktemp("reports"))
+    return execute(study, tmp_path_factory.mktemp("reports"))
 
 
 def test_recipes_that_prune_alike_share_the_pruned_variant(study):
@@ -88,7 +91,7 @@ def test_the_parameters_of_every_built_in_recipe_fit_their_notebooks():
     planned = plan.plan(study, task="digits-cnn", threads=1)
     assert len(planned) > len(BUILT_IN)
     for step in planned:
-        steps.check_parameters(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
+        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
 
 
 def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):
@@ -117,11 +120,21 @@ def test_the_run_folder_tells_nothing_of_where_it_lay(run):
     assert [p.name for p in own if str(run) in p.read_text()] == []
 
 
-def test_an_unchanged_run_takes_no_step_again_but_the_report(run, study):
+def test_every_step_of_an_unchanged_run_is_cached_but_the_report(run, study):
     before = (run / RECORD).read_text()
-    take(study, run.parent)
-    assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"reused"}
+    execute(study, run.parent)
+    assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"cached"}
     assert (run / RECORD).read_text() == before
+
+
+def test_a_preview_of_a_run_states_what_is_cached_and_changes_nothing(run, study):
+    before = contents(run)
+    ended = ("3-quantize-hopeless", "5-report")
+    assert prepare(study, run.parent).preview() == {n: "run" if n in ended else "cached" for n in states(run)}
+    assert set(prepare(study, run.parent, force=True).preview().values()) == {"run"}
+    wider = study.model_copy(update={"seed": 1})
+    assert set(prepare(wider, run.parent).preview().values()) == {"run"}
+    assert contents(run) == before
 
 
 def test_every_variant_and_target_of_the_study_has_a_row(run):
@@ -133,7 +146,7 @@ def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(RECIPES.format(task=TASK).replace("[head]", "[hed]"))
     with pytest.raises(InvalidInput, match=r"s.yaml:11.*|.*'hed'.*head"):
-        take(studies.read_study(path), tmp_path / "reports")
+        execute(studies.read_study(path), tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
 
 
@@ -141,7 +154,7 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
     hasty = study.model_copy(
         update={"timeout_s": 1.0, "name": "hasty", "task": "digits-cnn", "recipes": study.recipes[:1]}
     )
-    take(hasty, tmp_path)
+    execute(hasty, tmp_path)
     found = states(tmp_path / "hasty")
     assert "longer than 1 s" in (tmp_path / "hasty/report.md").read_text()
     assert found["1-baseline"] == "failed"
@@ -151,7 +164,7 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
 def test_a_run_folder_in_use_is_refused(study, tmp_path):
     (tmp_path / "corner").mkdir()
     with lease.hold(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
-        take(study, tmp_path)
+        execute(study, tmp_path)
 
 
 def steps_of(child):
@@ -174,7 +187,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
     os.kill(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert b"goes on from here" in said
+    assert b"run the same command again" in said
     assert states(status.parent)["1-baseline"] == "interrupted"
     assert {path.name for path in status.parent.iterdir()} <= {".lock", "run.log", "status.json", "steps", "study.json"}
     kernels = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(status.parent)]
@@ -183,12 +196,14 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
 
 def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"must be a run folder"):
-        runner.rebuild_report(tmp_path, say=silent)
+        runner.rebuild_report(tmp_path, monitor=SILENT)
 
 
 def measure_here(folder, targets=(), threads=1, task=str(TASK), **options):
     command = "shrinkkit run --only benchmark"
-    runner.benchmark(folder, targets=targets, command=command, threads=threads, task=task, **options)
+    runner.prepare_benchmark(
+        folder, targets=targets, command=command, threads=threads, task=task, monitor=SILENT, **options
+    ).execute(SILENT)
 
 
 def contents(folder):
@@ -226,7 +241,7 @@ def test_on_another_machine_steps_that_measure_carry_its_name(study):
 
 def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(travelled):
     before, known = contents(travelled), store.read(travelled / "status.json", Status)
-    measure_here(travelled, say=silent)
+    measure_here(travelled)
     after = contents(travelled)
     changed = {path for path in before if before[path] != after.get(path)}
     assert {path.name for path in changed} <= {"status.json", "run.log", "report.html", "report.md", "results.json",
@@ -252,35 +267,37 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
 
     # What is brought back may be the measurements alone: the report needs no more of them.
     (travelled / "status.json").write_bytes(before[Path("status.json")])
-    runner.rebuild_report(travelled, say=silent)
+    runner.rebuild_report(travelled, monitor=SILENT)
     assert table.load(travelled).targets == found.targets
     assert f"@ {machines.this_machine(Target('cpu', 'onnxruntime'))}" in (travelled / "report.md").read_text()
 
 
 def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study):
-    def stop(line, final):
-        if "4-benchmark" in line and not final:
-            raise KeyboardInterrupt
+    class Stopping(Monitor):
+        def step(self, progress):
+            if (progress.current.notebook, progress.current.state) == ("4-benchmark", "running"):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        take(study, travelled.parent, say=stop)
+        execute(study, travelled.parent, Stopping())
     found = states(travelled)
-    assert found["1-baseline"] == found["2-prune-half.stage-1"] == "reused"
-    assert found["4-benchmark-cpu-onnxruntime"] in ("done", "reused")
+    assert found["1-baseline"] == found["2-prune-half.stage-1"] == "cached"
+    assert found["4-benchmark-cpu-onnxruntime"] in ("done", "cached")
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
 
 
-def test_what_one_machine_measured_does_not_vouch_for_another(run, study):
-    step = next(s for s in plan.plan(study, task="t.py", threads=1) if s.notebook == "4-benchmark")
+def test_what_one_machine_measured_is_not_cached_for_another(run, study):
+    prepared = prepare(study, run.parent)
+    step = next(s for s in prepared.steps if s.notebook == "4-benchmark")
     elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
-    assert runner._inputs(step, run, "") == runner._inputs(dataclasses.replace(step), run, "")
-    assert runner._inputs(step, run, "") != runner._inputs(elsewhere, run, "")
+    assert prepared._inputs_sha256(step) == prepared._inputs_sha256(dataclasses.replace(step))
+    assert prepared._inputs_sha256(step) != prepared._inputs_sha256(elsewhere)
 
 
 def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run):
     before = (run / RECORD).read_bytes()
-    measure_here(run, threads=2, say=silent)
-    assert states(run)["4-benchmark-cpu-onnxruntime"] == "reused"
+    measure_here(run, threads=2)
+    assert states(run)["4-benchmark-cpu-onnxruntime"] == "cached"
     assert (run / RECORD).read_bytes() == before
 
 
@@ -288,14 +305,14 @@ def test_a_run_without_variants_cannot_be_measured(travelled):
     shutil.rmtree(travelled / "variants")
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=r"must hold variants to measure, but there is no variants/baseline"):
-        measure_here(travelled, say=silent)
+        measure_here(travelled)
     assert contents(travelled) == before
 
 
 def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=r"there is no .*mine.py. Copy that file"):
-        measure_here(travelled, task=str(travelled.parent / "mine.py"), say=silent)
+        measure_here(travelled, task=str(travelled.parent / "mine.py"))
     assert contents(travelled) == before
 
 
@@ -311,17 +328,19 @@ def test_a_target_that_cannot_be_measured_here_stops_before_anything_starts(trav
     monkeypatch.setattr(machines, "_gpus", tuple)
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=message):
-        measure_here(travelled, targets=[target], say=silent)
+        measure_here(travelled, targets=[target])
     assert contents(travelled) == before
 
 
 def test_targets_of_the_study_that_cannot_run_here_are_left_out_aloud(travelled, monkeypatch):
     monkeypatch.setattr(machines, "_gpus", tuple)
-    study, baseline = runner._kept(travelled)
+    study, baseline = runner._read_run(RunFolder(travelled))
     both = study.model_copy(update={"targets": ("cpu/onnxruntime", "cuda/onnxruntime")})
-    said = []
-    chosen = runner._measurable(both, baseline, (), lambda line, final: said.append(line))
+    messages = []
+    monitor = Monitor()
+    monitor.message = messages.append
+    chosen = runner._measurable(both, baseline, (), monitor)
     assert chosen == ("cpu/onnxruntime",)
-    assert said[0].startswith("left out: cuda/onnxruntime cannot run here: ")
+    assert messages[0].startswith("left out: cuda/onnxruntime cannot run here: ")
     with pytest.raises(InvalidInput, match="cannot run here"):
-        runner._measurable(study.model_copy(update={"targets": ("cuda/onnxruntime",)}), baseline, (), silent)
+        runner._measurable(study.model_copy(update={"targets": ("cuda/onnxruntime",)}), baseline, (), SILENT)

@@ -29,7 +29,7 @@ def test_latencies_show_the_verdict_the_control_and_contention(latencies):
     text = repr(latency.latencies(latencies))
     assert "faster" in text
     assert "load average 1.7 on 2 cores" in text
-    assert "as experienced" in text
+    assert "median speed-up" in text
     assert "noise floor" in text
     assert "nothing to time" in repr(latency.latencies({}))
 

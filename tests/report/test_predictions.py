@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from shrinkkit.core import estimate, store
-from shrinkkit.core.measurement import Accuracy, ClassScore, IntegerCheck, Lost
+from shrinkkit.core.measurement import Accuracy, ClassScore, IntegerCheck, Regression
 from shrinkkit.measure import scoring
 from shrinkkit.report import export, predictions
 from shrinkkit.report.predictions import PICTURES
 
-NOTHING = Lost(0, "", "", "", 0.0, 0.0)
+NOTHING = Regression(0, "", "", "", 0.0, 0.0)
 
 
 def accuracy(scores, before=None, **changes):
@@ -29,9 +29,9 @@ def accuracy(scores, before=None, **changes):
         cosine=1.0,
         divergence=0.0,
         classes=(),
-        lost=(),
-        lost_count=0,
-        gained_count=0,
+        worst_regressions=(),
+        regressions=0,
+        improvements=0,
     )
     return dataclasses.replace(found, **changes)
 
@@ -58,7 +58,7 @@ def by_class(differences, name="class {}"):
 
 def digit(index=17, wanted="3", before="3", after="8", side=16, seed=0):
     image = torch.rand(1, side, side, generator=torch.Generator().manual_seed(seed))
-    return Lost(index, wanted, before, after, 1.0, 0.0, scoring.png(image))
+    return Regression(index, wanted, before, after, 1.0, 0.0, scoring.png(image))
 
 
 def images(html):
@@ -166,7 +166,9 @@ def test_a_task_without_classes_has_none_to_show():
 
 def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
     examples = tuple(digit(index=i, after="8" if i % 2 else "5") for i in range(10, 19))
-    shown = predictions.lost({"baseline": BASELINE, "int8": compared(lost=examples, lost_count=9, gained_count=2)})
+    shown = predictions.lost(
+        {"baseline": BASELINE, "int8": compared(worst_regressions=examples, regressions=9, improvements=2)}
+    )
     html = shown.html()
     assert "int8: lost 9, gained 2 of 800; the first 6 are shown" in html
     found = images(html)
@@ -184,7 +186,7 @@ def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
 
 
 def test_pictures_are_given_in_words_where_there_are_none():
-    shown = predictions.lost({"int8": compared(lost=(digit(),), lost_count=1)})
+    shown = predictions.lost({"int8": compared(worst_regressions=(digit(),), regressions=1)})
     for text in (repr(shown), shown.markdown()):
         assert "int8: lost 1, gained 0 of 800" in text
         assert "example 17: a 3, taken for an 8 by int8" in text
@@ -198,13 +200,13 @@ def test_pictures_are_given_in_words_where_there_are_none():
 )
 def test_small_pictures_are_enlarged_by_whole_numbers(height, width, expected):
     one = dataclasses.replace(NOTHING, before="a", after="b", png=scoring.png(torch.zeros(1, height, width)))
-    (image,) = images(predictions.lost({"v": compared(lost=(one,), lost_count=1)}).html())
+    (image,) = images(predictions.lost({"v": compared(worst_regressions=(one,), regressions=1)}).html())
     assert (int(image["width"]), int(image["height"])) == expected
 
 
 def test_examples_without_pictures_are_a_table():
     examples = tuple(dataclasses.replace(digit(index=i), png="") for i in (4, 90))
-    (table,) = predictions.lost({"int8": compared(lost=examples, lost_count=2)}).parts
+    (table,) = predictions.lost({"int8": compared(worst_regressions=examples, regressions=2)}).parts
     assert titles(table) == ["example", "right answer", "before", "by int8"]
     assert [cells(table, i) for i in range(2)] == [["4", "3", "3", "8"], ["90", "3", "3", "8"]]
     assert table.caption == "int8: lost 2, gained 0 of 800"
@@ -213,7 +215,9 @@ def test_examples_without_pictures_are_a_table():
 def test_where_answers_are_no_classes_the_scores_are_shown():
     scores, before = [-0.5, -2.5], [-0.5, -0.25]
     worse = dataclasses.replace(NOTHING, index=1, score_before=-0.25, score_after=-2.5)
-    one = accuracy(scores, before, metric="nearness", agreement=None, divergence=None, lost=(worse,), lost_count=1)
+    one = accuracy(
+        scores, before, metric="nearness", agreement=None, divergence=None, worst_regressions=(worse,), regressions=1
+    )
     (table,) = predictions.lost({"int8": one}).parts
     assert titles(table) == ["example", "score before", "score after"]
     assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.250", "\N{MINUS SIGN}2.50"]
@@ -221,27 +225,27 @@ def test_where_answers_are_no_classes_the_scores_are_shown():
 
 def test_an_image_whose_answer_stayed_and_whose_score_fell_shows_its_score():
     one = dataclasses.replace(digit(after="3"), score_before=0.9, score_after=0.25)
-    html = predictions.lost({"int8": compared(lost=(one,), lost_count=1)}).html()
+    html = predictions.lost({"int8": compared(worst_regressions=(one,), regressions=1)}).html()
     assert "0.9 \N{RIGHTWARDS ARROW} 0.25" in html
     assert images(html)[0]["alt"] == "example 17: a 3, score 0.9 before, 0.25 by int8"
 
 
 def test_variants_that_lost_nothing_say_so_in_one_line():
-    found = {"baseline": BASELINE, "a": compared(), "b": compared(gained_count=2), "c": compared()}
+    found = {"baseline": BASELINE, "a": compared(), "b": compared(improvements=2), "c": compared()}
     shown = predictions.lost(found)
     assert repr(shown) == "No example was lost by a, b (gained 2 of 800), c."
     assert "not known" in repr(predictions.lost({"baseline": BASELINE}))
 
 
 def test_class_names_cannot_become_markup():
-    hostile = dataclasses.replace(digit(), wanted='<b>"', before='<b>"', after="<script>|")
+    hostile = dataclasses.replace(digit(), label='<b>"', before='<b>"', after="<script>|")
     for one in (hostile, dataclasses.replace(hostile, png="")):
-        shown = predictions.lost({"int8": compared(lost=(one,), lost_count=1)})
+        shown = predictions.lost({"int8": compared(worst_regressions=(one,), regressions=1)})
         assert not re.search(r"<(b|script)>", shown.html() + shown.markdown())
 
 
 def test_records_read_back_from_disk_show_the_same(tmp_path):
-    one = compared(lost=(digit(),), lost_count=1, gained_count=3, classes=by_class([(9, 0), (0, 0)]))
+    one = compared(worst_regressions=(digit(),), regressions=1, improvements=3, classes=by_class([(9, 0), (0, 0)]))
     store.write(tmp_path / "one.json", one)
     again = store.read(tmp_path / "one.json", Accuracy)
     for show in (predictions.lost, predictions.classes, predictions.fidelity):
@@ -252,13 +256,13 @@ def test_pictures_of_many_variants_leave_a_report_light():
     noise = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))
     heavy = dataclasses.replace(digit(), png=scoring.png(noise))
     light = tuple(digit(index=i, side=24, seed=i) for i in range(12))
-    one = compared(lost=(heavy,) * 12, lost_count=12, classes=by_class([(9, 0)] * 10))
+    one = compared(worst_regressions=(heavy,) * 12, regressions=12, classes=by_class([(9, 0)] * 10))
     found = {f"variant-{i}": one for i in range(8)}
     page = sum(len(show(found).html()) for show in (predictions.lost, predictions.classes, predictions.fidelity))
     assert len(base64.b64decode(heavy.png)) > 5_000
     assert 2 * page < 400_000
     assert len(images(predictions.lost({"a": one}).html())) >= 1
-    assert len(images(predictions.lost({"a": compared(lost=light, lost_count=12)}).html())) == PICTURES
+    assert len(images(predictions.lost({"a": compared(worst_regressions=light, regressions=12)}).html())) == PICTURES
 
 
 def with_integers(check, notes=()):

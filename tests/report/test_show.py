@@ -12,7 +12,6 @@ from shrinkkit.measure import session
 from shrinkkit.report import show
 from shrinkkit.results import table
 from shrinkkit.tasks import modules
-from shrinkkit.tasks.task import task_table
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def record(found):
 
 def test_a_task_is_shown_with_its_splits():
     made = tiny_task()
-    text = repr(task_table(made))
+    text = repr(made.shown())
     assert "(4, 1, 8, 8) float32" in text
     assert "128 train, 32 calibration, 30 validation, 42 test" in text
 
@@ -37,10 +36,6 @@ def test_layers_are_listed_by_the_work_they_do():
     lines = repr(modules.layers_table(model, {"0": 6, "2": 18})).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["2", "0"]
     assert "75.0 %" in lines[2]
-
-
-def test_a_score_has_its_interval():
-    assert "80.0 % (95 % CI" in repr(show.score([1.0] * 80 + [0.0] * 20, metric="accuracy", split="validation"))
 
 
 def test_no_fine_tuning_is_said():
@@ -73,7 +68,7 @@ def test_trials_say_why_a_variant_was_not_loaded():
         "half": SimpleNamespace(**trial),
         "gone": SimpleNamespace(**{**trial, "error": "There is no such variant."}),
     }
-    text = repr(session.trials_table(loaded))
+    text = repr(session.loaded_table(loaded))
     assert "41.0 ms" in text
     assert "There is no such variant." in text
 
@@ -99,19 +94,12 @@ def test_audits_of_a_run_survive_an_empty_one(found):
     assert "No variant was made" in repr(show.audits(empty))
 
 
-def test_scores_of_several_models_are_compared_on_the_same_examples():
-    text = repr(show.scores({"a": [1.0] * 10, "b": [1.0] * 9 + [0.0]}, metric="accuracy", split="validation"))
-    assert "Accuracy on 10 validation examples" in text
-    assert "-10.0 pts" in text.replace("\N{MINUS SIGN}", "-")
-    assert "reference" in text
-
-
 def test_what_became_smaller_is_a_factor():
     assert "4.00\N{MULTIPLICATION SIGN}" in repr(show.shrunk(parameters=[800, 200], macs=[100, 50]))
 
 
 def test_a_trade_names_speed_and_score_with_their_intervals(record):
-    timed = next(one.latency for one in record.measurements if one.variant == "static-int8")
-    text = repr(show.trade(timed, [1.0] * 10, [1.0] * 9 + [0.0], metric="accuracy"))
+    one = next(one for one in record.measurements if one.variant == "static-int8")
+    text = repr(show.trade(one.latency, one.accuracy))
     assert "2.16" in text
-    assert "accuracy \N{MINUS SIGN}10.0 pts (95 % CI" in text
+    assert text.count("95 % CI") == 2

@@ -49,7 +49,13 @@ def test_the_record_names_inputs_and_outputs_with_their_shapes(model, tmp_path, 
     artifacts.write_onnx(model, EXAMPLE, tmp_path / "model.onnx")
     loaded = loading.load(tmp_path / "model.onnx", runtime="onnxruntime")
     file = artifacts.describe(
-        loaded, tmp_path, format="onnx", example=EXAMPLE, output=loaded(*EXAMPLE), fixed_batch=fixed, deviation=0.0
+        loaded,
+        tmp_path,
+        format="onnx",
+        example=EXAMPLE,
+        output=loaded(*EXAMPLE),
+        fixed_batch=fixed,
+        max_relative_error=0.0,
     )
     first = 4 if fixed else "batch"
     assert [(p.name, p.dtype, p.shape) for p in file.inputs] == [("x", "float32", (first, 1, 8, 8))]
@@ -93,7 +99,7 @@ def test_an_int8_model_is_kept_as_torchscript_with_its_engine(model, tmp_path):
     with zipfile.ZipFile(path) as archive:
         engine = next(n for n in archive.namelist() if n.endswith("extra/quantized_engine"))
         assert archive.read(engine).decode() == quantize.engine_of(made)
-    assert artifacts.deviation(outputs_of(made, EXAMPLE), loading.load(path, runtime="torch")(*EXAMPLE)) == 0
+    assert artifacts.max_relative_error(outputs_of(made, EXAMPLE), loading.load(path, runtime="torch")(*EXAMPLE)) == 0
 
 
 def test_a_model_that_cannot_be_exported_is_scripted_and_it_is_said(tmp_path):
@@ -128,15 +134,15 @@ def test_several_inputs_and_a_dict_of_outputs_survive_the_round_trip(tmp_path):
         loading.load(tmp_path / "m.onnx", runtime="onnxruntime", like=like)(*inputs),
     ):
         assert found.keys() == like.keys()
-        assert artifacts.deviation(like, found) < 1e-5
+        assert artifacts.max_relative_error(like, found) < 1e-5
 
 
 def test_deviation_refuses_other_shapes_and_values_that_are_not_finite():
     with pytest.raises(ModelFileError, match=r"shapes"):
-        artifacts.deviation(torch.ones(2), torch.ones(3))
+        artifacts.max_relative_error(torch.ones(2), torch.ones(3))
     with pytest.raises(ModelFileError, match=r"finite"):
-        artifacts.deviation(torch.ones(2), torch.tensor([1.0, float("nan")]))
-    assert artifacts.deviation(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
+        artifacts.max_relative_error(torch.ones(2), torch.tensor([1.0, float("nan")]))
+    assert artifacts.max_relative_error(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])) == 0.5
 
 
 def test_only_weights_that_onnx_runtime_multiplies_as_integers_count(model, tmp_path):

@@ -85,7 +85,7 @@ def test_several_inputs_and_nested_outputs_come_back_as_they_went(tmp_path, runt
     found = loading.load(tmp_path / RUNTIMES[runtime], runtime=runtime, like=like)(*example)
     assert list(found) == ["sum", "pair"]
     assert type(found["pair"]) is tuple
-    assert artifacts.deviation(like, found) < 1e-4
+    assert artifacts.max_relative_error(like, found) < 1e-4
 
 
 def test_inductor_compiles_an_exported_program_and_takes_other_batches(model, folder):

@@ -46,7 +46,7 @@ def test_weights_beside_a_graph_are_read_with_it(model, tmp_path):
     with torch.inference_mode():
         expected = model(*EXAMPLE)
     for runtime in ("onnxruntime", "openvino"):
-        assert artifacts.deviation(expected, loading.load(path, runtime=runtime)(*EXAMPLE)) < 1e-5
+        assert artifacts.max_relative_error(expected, loading.load(path, runtime=runtime)(*EXAMPLE)) < 1e-5
 
 
 def test_a_graph_and_the_weights_beside_it_are_joined(model, tmp_path):

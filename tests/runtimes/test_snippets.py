@@ -135,7 +135,7 @@ def test_several_inputs_of_several_dtypes_get_a_line_each(tmp_path, runtime):
         example=example,
         output=found,
         fixed_batch=False,
-        deviation=0,
+        max_relative_error=0,
     )
     tensors = {f"{runtime}.{i}": t.contiguous() for i, t in enumerate(outputs.tensors(found))}
     save_file(tensors | {f"input.{i}": x for i, x in enumerate(example)}, tmp_path / "reference.safetensors")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import train_digits as train
 from safetensors import safe_open
 
 from shrinkkit.tasks import bundled, checks, loader, modules
-from shrinkkit.tasks.bundled import TASKS, TEMPLATE, digits, train
+from shrinkkit.tasks.bundled import TASKS, TEMPLATE, digits
 from shrinkkit.tasks.bundled.digits import BATCH_SIZE, MODELS, SIZES, WEIGHTS
 from shrinkkit.tasks.loader import BUNDLED
 from shrinkkit.tasks.task import batches
@@ -66,6 +67,7 @@ def test_augmented_images_keep_shape_and_range_and_follow_the_generator():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_training_writes_weights_that_the_model_loads(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     train.main(["digits-lstm", "--epochs", "1", "--out", str(tmp_path)])

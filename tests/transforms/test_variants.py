@@ -53,12 +53,12 @@ def test_the_baseline_has_a_proved_file_for_each_runtime(run):
         assert path.stat().st_size == file.size_bytes
         assert store.sha256(path) == file.sha256
         assert 0 < file.compressed_bytes <= file.size_bytes
-        assert file.deviation < 1e-3
+        assert file.max_relative_error < 1e-3
 
 
 def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
-    options = {"precision": "float16", "watch": lambda *event: seen.append(event)}
+    options = {"precision": "float16", "progress": lambda *event: seen.append(event)}
     variants.write(tmp_path / "half", task, task.model, runtimes=RUNTIMES, **options)
     assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
 

@@ -1,4 +1,4 @@
-"""Walking through results: what is shown stands without a kernel, and a recipe that is saved can be run again."""
+"""Browsing results: outputs are complete without a kernel, and a saved recipe can be run again."""
 
 import dataclasses
 
@@ -30,10 +30,10 @@ def test_every_point_of_the_front_is_drawn_to_be_chosen_and_named(found, best):
     assert all(row.variant in drawn.alt for row in best)
 
 
-def test_what_is_chosen_shows_its_figures_and_its_recipe(found, best):
+def test_the_chosen_variant_shows_its_figures_and_its_recipe(found, best):
     text = repr(browse._chosen(found, best, 0))
-    assert f"{best[0].variant} chosen" in text
-    assert "method: static-int8" in text
+    assert f"{best[0].variant} (chosen)" in text
+    assert "static-int8" in text.partition("Recipe of")[2]
     assert all(row.variant in text for row in best)
 
 
@@ -48,35 +48,33 @@ def test_a_saved_recipe_reads_as_the_one_that_was_run(found, best, tmp_path):
 
 def test_nothing_is_overwritten(found, best, tmp_path):
     browse.save(found, best[0], tmp_path)
-    with pytest.raises(InvalidInput, match="nothing is overwritten"):
+    with pytest.raises(InvalidInput, match=f"{best[0].variant}.yaml"):
         browse.save(found, best[0], tmp_path)
 
 
-def test_the_model_as_it_was_has_no_recipe_to_save(found, tmp_path):
-    with pytest.raises(InvalidInput, match="has no recipe"):
+def test_the_original_model_has_no_recipe_to_save(found, tmp_path):
+    with pytest.raises(InvalidInput, match="no recipe"):
         browse.save(found, found.row("baseline", "cpu/torch"), tmp_path)
 
 
-def test_a_run_without_sure_timings_says_so(found, capsys):
+def test_a_run_without_conclusive_timings_says_so(found, capsys):
     rows = tuple(dataclasses.replace(row, timing_today="too noisy", speedup_today=None) for row in found.rows)
     browse.front(dataclasses.replace(found, rows=tuple(r for r in rows if r.variant != "baseline")))
-    assert "No variant has a timing that may be quoted" in capsys.readouterr().out
+    assert "No conclusive timing" in capsys.readouterr().out
 
 
-def test_lost_examples_are_shown_one_by_one(found, capsys):
-    judged = {m.variant: m.accuracy for m in found.measured["cpu/torch"].measurements if m.accuracy}
-    browse.lost(judged)
-    said = capsys.readouterr().out
-    assert "right answer" in said
-    assert "the answer of channels-50" in said
+def test_regressions_are_shown_one_by_one(found, capsys):
+    accuracies = {m.variant: m.accuracy for m in found.measured["cpu/torch"].measurements if m.accuracy}
+    browse.lost(accuracies)
+    assert "prediction of channels-50" in capsys.readouterr().out
 
 
-def test_a_number_beyond_the_last_example_says_how_many_there_are(found):
-    one = next(m.accuracy for m in found.measured["cpu/torch"].measurements if m.variant == "channels-50")
-    assert "there is no number 9" in repr(browse._example(one.lost, "channels-50", 9))
-    assert "eight" in repr(browse._example(one.lost, "channels-50", 1))
+def test_a_number_beyond_the_last_regression_says_how_many_there_are(found):
+    accuracy = next(m.accuracy for m in found.measured["cpu/torch"].measurements if m.variant == "channels-50")
+    assert str(len(accuracy.worst_regressions)) in repr(browse._example(accuracy.worst_regressions, "channels-50", 9))
+    assert "eight" in repr(browse._example(accuracy.worst_regressions, "channels-50", 1))
 
 
-def test_where_nothing_was_lost_it_says_so(capsys):
+def test_no_regressions_are_said_to_be_none(capsys):
     browse.lost({})
-    assert "No variant lost an example" in capsys.readouterr().out
+    assert "No regressions" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from shrinkkit.display.tables import Statement
 from shrinkkit.errors import InvalidInput
 from shrinkkit.widgets import live
-from shrinkkit.widgets.live import Live, Progress
+from shrinkkit.widgets.live import Live, ProgressBar
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPLORE = """
@@ -123,9 +123,9 @@ def test_outside_of_a_notebook_outputs_are_printed(capsys):
 
 
 def test_progress_is_running_before_its_first_step_is_done():
-    assert repr(Progress("Fine-tuning", 0, 3)) == "Fine-tuning: running"
-    assert 'max="3"' in Progress("Fine-tuning", 1, 3).html()
+    assert repr(ProgressBar("Fine-tuning", 0, 3)) == "Fine-tuning: running"
+    assert 'max="3"' in ProgressBar("Fine-tuning", 1, 3).html()
 
 
 def test_work_of_no_steps_has_nothing_to_do():
-    assert repr(Progress("Timing", 0, 0)) == "Timing: nothing to do"
+    assert repr(ProgressBar("Timing", 0, 0)) == "Timing: nothing to do"

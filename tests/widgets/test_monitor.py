@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from shrinkkit.core import samples
-from shrinkkit.core.samples import Blocks
+from shrinkkit.core.samples import PairedSamples
 from shrinkkit.widgets.monitor import TimingMonitor
 
 
@@ -24,11 +24,11 @@ def blocks_of(count, speedup):
         [tuple(ms * math.exp(random.gauss(0, 0.002)) for _ in range(4)) for _ in range(80)]
         for ms in (5.0, 5.0 / speedup, 5.0)
     ]
-    return Blocks(*(slots[: 2 * count] for slots in times))
+    return PairedSamples(*(slots[: 2 * count] for slots in times))
 
 
 def watch(monitor, name="int8", counts=(2, 10, 40), speedup=2.0):
-    return [monitor(name, 1, 3, blocks_of(count, speedup)) for count in counts]
+    return [monitor(name, blocks_of(count, speedup)) for count in counts]
 
 
 def test_the_interval_shown_is_that_of_the_samples(monitor):
@@ -45,7 +45,7 @@ def test_every_comparison_keeps_its_chart(monitor):
     labels = [ElementTree.fromstring(chart).get("aria-label") for chart in charts]
     assert [label.partition(":")[0] for label in labels] == ["int8", "half"]
     assert all(" 2 blocks" in label and label.endswith(" 40") for label in labels)
-    assert "2 of 3 comparisons" in repr(monitor._live.shown)
+    assert "2 comparisons" in repr(monitor._live.shown)
     assert "0.500" in monitor._live.shown.markdown()
 
 
@@ -60,7 +60,7 @@ def test_a_narrowing_interval_is_drawn_narrower(monitor):
 def test_the_button_stops_the_timing_and_the_view_says_so(monitor):
     monitor.stop()
     assert watch(monitor, counts=(2,)) == [True]
-    assert "1 of 3" in repr(monitor._live.shown)
+    assert "comparison 1" in repr(monitor._live.shown)
     assert monitor._live.shown.stopped
 
 

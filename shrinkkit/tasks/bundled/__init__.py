@@ -1,4 +1,4 @@
-"""What comes with shrinkkit: tasks on real data, recipes, studies, and the template of a task of one's own."""
+"""Bundled tasks on real data, recipes, studies, and the template of a user's task."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ TASKS = {
     "digits-lstm": "LSTM, GRU and Linear over the 32 rows of an image",
     "digits-transformer": "attention over the 64 patches of an image",
 }
-"""The bundled tasks and what each of them is; all classify scikit-learn's handwritten digits."""
+"""Bundled tasks with a description; all classify scikit-learn's handwritten digits."""
 
 TEMPLATE = Path(__file__).with_name("my_task.py")
 """The file that `shrinkkit new` copies."""

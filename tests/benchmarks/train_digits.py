@@ -1,4 +1,4 @@
-"""Train a bundled model from scratch: `python -m shrinkkit.bundled.train digits-cnn` writes its weights.
+"""Train a bundled model from scratch: `python tests/benchmarks/train_digits.py digits-cnn` writes its weights.
 
 The seed, the split and the number of threads are fixed, so the same machine and torch give the same weights.
 """
@@ -26,12 +26,7 @@ LEARNING_RATE = {"digits-cnn": 3e-3, "digits-lstm": 3e-3, "digits-transformer": 
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return `images`, (n, 1, H, W), each shifted, turned and scaled a little at random; in the same shape.
-
-    Args:
-        images: Values where 0 is the background.
-        generator: Source of the randomness.
-    """
+    """Return `images`, (n, 1, H, W) on a background of 0, each shifted, rotated and scaled slightly at random."""
 
     def uniform(most: float) -> Tensor:
         return (torch.rand(len(images), generator=generator) * 2 - 1) * most
@@ -44,12 +39,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fit(name: str, *, epochs: int) -> nn.Module:
-    """Return a model of the task `name` trained from scratch, in eval mode: the moving average of its weights.
-
-    Args:
-        name: A bundled task.
-        epochs: Passes over the training split, at least 1.
-    """
+    """Return a model of a bundled task trained from scratch, in eval mode: the moving average of its weights."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     model_type, prepare = MODELS[name]
@@ -81,7 +71,7 @@ def fit(name: str, *, epochs: int) -> nn.Module:
 
 
 def accuracy(name: str, model: nn.Module, split: str) -> float:
-    """Return the share of `split` that `model` classifies right, in [0, 1]."""
+    """Return the accuracy of `model` on `split`, in [0, 1]."""
     task = digits.untrained(name, model, MODELS[name][1])
     with torch.inference_mode():
         scores = [task.score(model(*inputs), target) for inputs, target in batches(getattr(task, split), 50)]
@@ -90,7 +80,7 @@ def accuracy(name: str, model: nn.Module, split: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the task named on the command line and write its weights."""
-    parser = argparse.ArgumentParser(prog="python -m shrinkkit.bundled.train", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=MODELS)
     parser.add_argument("--epochs", type=int, help="passes over the training split (default: the task's own)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights (default: the package's)")

@@ -6,11 +6,11 @@ import time
 import psutil
 import pytest
 
-from shrinkkit.pipeline import watchdog
+from shrinkkit.core import processes
 
 
 def run(code, limit_s=30.0, **options):
-    return watchdog.run([sys.executable, "-P", "-c", code], limit_s=limit_s, **options)
+    return processes.run([sys.executable, "-P", "-c", code], limit_s=limit_s, **options)
 
 
 def test_output_errors_and_status_are_kept_apart():
@@ -39,7 +39,7 @@ def test_a_process_that_holds_the_interpreter_is_stopped_too():
 
 def test_a_line_can_start_the_time_again():
     code = "import sys, time\nfor _ in range(4): print('on', file=sys.stderr, flush=True); time.sleep(0.4)"
-    assert run(code, limit_s=1.2, heard=lambda line: line == "on").status == 0
+    assert run(code, limit_s=1.2, on_line=lambda line: line == "on").status == 0
     assert run(code, limit_s=1.2).status is None
 
 
@@ -63,4 +63,4 @@ def test_an_interruption_leaves_no_process():
     with pytest.raises(KeyboardInterrupt):
         run("import time; time.sleep(60)", tick=stop)
     assert seen
-    assert not any(one.is_running() for one in seen)
+    assert not any(process.is_running() for process in seen)
