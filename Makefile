@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/.installed
 PIP = -m pip --quiet --disable-pip-version-check
 
-.PHONY: report test lab check lock clean help
+.PHONY: report test quick lab check lock clean help
 
 report: $(STAMP)  ## compress the bundled model, measure it here, write reports/digits-cnn/report.html
 	@$(BIN)/shrinkkit run digits-cnn
@@ -13,6 +13,9 @@ report: $(STAMP)  ## compress the bundled model, measure it here, write reports/
 # Two files of tests at a time, each on one thread: spinning threads that share a core make everything many times slower.
 test: $(STAMP)  ## run the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
+quick: $(STAMP)  ## run the tests that give an answer within a minute
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m "not slow"
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, the first one in front
 	@$(BIN)/jupyter lab notebooks/start.ipynb
@@ -22,10 +25,10 @@ check: $(STAMP)  ## lint, format, types and imports
 
 # To be run with the oldest Python that is served, Debian 12's 3.11.2: some packages' newest releases want 3.11.5.
 # torch pins its CUDA packages itself. Left out here, the lock serves machines with and without a GPU.
-lock:  ## write requirements.lock anew from pyproject.toml
+lock:  ## write requirements.lock from pyproject.toml
 	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
-	"$$fresh/bin/python" $(PIP) install torch==2.13.0 -e ".[dev,openvino]"; \
+	"$$fresh/bin/python" $(PIP) install torch==2.13.0 -e ".[all,dev]"; \
 	"$$fresh/bin/python" $(PIP) freeze --exclude-editable > "$$fresh/frozen"; \
 	if grep ' @ ' "$$fresh/frozen"; then echo "installed from a file, so without a version to pin"; exit 1; fi; \
 	sed -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' "$$fresh/frozen" > requirements.lock

@@ -46,7 +46,7 @@ _PUBLIC = {
     "score": "measure.in_memory:score",
     "compare": "measure.in_memory:compare",
     "run": "pipeline.run:run",
-    "load_results": "results.table:load",
+    "load_results": "results.results:load",
     "verify": "measure.verify:check",
     **{name: f"errors:{name}" for name in _ERRORS},
 }

@@ -16,7 +16,7 @@ from shrinkkit.errors import (
 from shrinkkit.measure.in_memory import compare, score
 from shrinkkit.measure.verify import check as verify
 from shrinkkit.pipeline.run import run
-from shrinkkit.results.table import load as load_results
+from shrinkkit.results.results import load as load_results
 from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
 from shrinkkit.tasks.checks import check as check_task
 from shrinkkit.tasks.loader import load as load_task

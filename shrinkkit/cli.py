@@ -293,17 +293,18 @@ def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:
 
 def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
     """Print the results of a run and return the exit status."""
-    from shrinkkit.results import conclusions, results, table
+    from shrinkkit.results import output, results
+    from shrinkkit.results.verdict import decide
 
-    loaded = table.load(run.path)
-    failures, verdict = table.failures(loaded), conclusions.verdict(loaded).sentence
+    loaded = results.load(run.path)
+    failures, verdict = results.failures(loaded), decide(loaded).sentence
     if as_json:
         steps = loaded.status.to_dict()["steps"] if loaded.status else []
         paths = {"run": str(run.path), "report": str(run.report), "results": str(run.results)}
         _print_json(paths | {"verdict": verdict, "failures": len(failures), "steps": steps})
     elif not quiet:
         console = _console()
-        print(f"\n{results.table(loaded, width=console.width if console.is_terminal else results.WIDTH)}\n")
+        print(f"\n{output.table(loaded, width=console.width if console.is_terminal else output.WIDTH)}\n")
         console.print(verdict, style="bold", markup=False, soft_wrap=not console.is_terminal)
         print(f"\nreport: {run.report}")
     return 1 if failures else 0

@@ -4,7 +4,9 @@ import difflib
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -68,6 +70,19 @@ def brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # TorchScript states the cause last, below the code that it interprets.
     return (lines[-1] if "failed in the TorchScript interpreter" in lines[0] else lines[0]).rstrip(".")
+
+
+def not_installed(package: str, extra: str) -> str:
+    """Return that an optional package is missing, and the command that installs it, without the full stop."""
+    return f'{package} is not installed. Install it: pip install "shrinkkit[{extra}]"'
+
+
+def require(package: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import and return a package of an optional dependency; raises Unsupported with the remedy if it is missing."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise Unsupported(f"{purpose} needs {package}, but {not_installed(package, extra)}.") from error
 
 
 def message(text: str, where: str = "", remedy: str = "") -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
@@ -82,24 +83,35 @@ def test_conda_s_environment_and_pyproject_say_the_same(project):
     found = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
     assert found["name"] == project["name"]
     python = next(d for d in found["dependencies"] if isinstance(d, str) and d.startswith("python="))
-    assert project["requires-python"] == f">={python.removeprefix('python=')}"
+    assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python="))
     pip = next(d["pip"] for d in found["dependencies"] if isinstance(d, dict))
-    assert pip == ["-e .[dev,openvino]"]
-    assert set(project["optional-dependencies"]) == {"dev", "openvino"}
+    assert pip == ["-e .[all,dev]"]
+
+
+def requirements(project, *extras):
+    """Return the dependencies of the package with some extras, without extras that name others."""
+    wanted = project["dependencies"] + [w for extra in extras for w in project["optional-dependencies"][extra]]
+    return [requirement for w in wanted if (requirement := Requirement(w)).name != "shrinkkit"]
+
+
+def test_few_packages_are_mandatory_and_one_extra_has_all_that_users_need(project):
+    assert len(project["dependencies"]) <= 15
+    (every,) = map(Requirement, project["optional-dependencies"]["all"])
+    assert every.name == "shrinkkit"
+    assert every.extras == set(project["optional-dependencies"]) - {"all", "dev"}
 
 
 def test_the_lock_pins_every_dependency_within_its_range_and_names_no_place(project):
     lines = (ROOT / "requirements.lock").read_text().split()
     assert all("==" in line and "/" not in line and "+" not in line for line in lines)
     locked = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    extras = [w for wanted in project["optional-dependencies"].values() for w in wanted]
-    wanted = [Requirement(w) for w in [*project["dependencies"], *extras]]
+    wanted = requirements(project, *project["optional-dependencies"])
     assert len(wanted) > 20
     assert [str(w) for w in wanted if not w.specifier.contains(locked.get(canonicalize_name(w.name), "0"))] == []
     assert locked["torch"] == "2.13.0"
 
 
-def test_every_package_that_is_imported_is_declared(project):
+def test_every_package_that_is_imported_is_declared_or_comes_with_one_that_is(project):
     imported = set()
     for path in (ROOT / "shrinkkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -110,8 +122,15 @@ def test_every_package_that_is_imported_is_declared(project):
     providers = metadata.packages_distributions()
     others = imported - set(sys.stdlib_module_names) - {"shrinkkit"}
     needed = {canonicalize_name(name) for package in others for name in providers[package]}
-    declared = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
-    assert needed - {canonicalize_name(Requirement(d).name) for d in declared} == set()
+    extras = set(project["optional-dependencies"]) - {"dev"}
+    declared = {canonicalize_name(w.name) for w in requirements(project, *extras)}
+    brought = {
+        canonicalize_name(requirement.name)
+        for name in declared
+        for requirement in map(Requirement, metadata.requires(name) or ())
+        if not requirement.marker or requirement.marker.evaluate({"extra": ""})
+    }
+    assert needed - declared - brought == set()
 
 
 def test_the_automatic_check_runs_what_the_readme_says():

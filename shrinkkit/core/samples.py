@@ -1,6 +1,7 @@
-"""What the blocks of a paired timing say: ratios with intervals, and a verdict only where the interval allows one."""
+"""The samples of a paired timing: ratios with intervals, and a verdict only where the interval supports one."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,12 +9,14 @@ from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 
 Samples = list[tuple[float, ...]]
-"""Call times in ms, one tuple a slot, in the order in which they ran."""
+"""Call times in ms, one tuple per slot, in the order in which they ran."""
+Statistic = Callable[[Sequence[float]], float]
+"""Reduces the calls of a slot to one time: `min` for the speed of the code, `statistics.median` for a typical call."""
 
 
 @dataclass
 class PairedSamples:
-    """Call times in ms, two slots a block for each arm, in the order of time."""
+    """Call times in ms of reference, candidate and A/A control, two slots a block for each, in order of time."""
 
     reference: Samples = field(default_factory=list)
     candidate: Samples = field(default_factory=list)
@@ -24,15 +27,23 @@ class PairedSamples:
         return min(len(self.reference), len(self.candidate), len(self.control)) // 2
 
     def cut(self) -> None:
-        """Drop the slots of a block that was interrupted."""
+        """Drop the slots of an interrupted block."""
         whole = 2 * len(self)
         for arm in (self.reference, self.candidate, self.control):
             del arm[whole:]
 
+    def rounded(self) -> "PairedSamples":
+        """Return the samples with six significant digits, which is more than a clock gives."""
+
+        def arm(samples: Samples) -> Samples:
+            return [tuple(float(f"{ms:.6g}") for ms in slot) for slot in samples]
+
+        return PairedSamples(arm(self.reference), arm(self.candidate), arm(self.control))
+
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What the blocks say. Ratios are reference time over candidate time."""
+    """Ratios of reference time to candidate time, latencies, and the verdict."""
 
     speedup: Estimate
     median_speedup: Estimate
@@ -42,63 +53,47 @@ class Conclusion:
     verdict: str
 
 
-def conclude(blocks: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
-    """Return the ratios and the verdict that the blocks support.
+def conclude(samples: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
+    """Return the ratios and the verdict that the samples support.
 
     Args:
-        blocks: At least 2.
-        withheld: Whether contention was such that no verdict may be given.
-        stopped: Whether a person ended it early. Whoever looks on and stops where it pleases finds what pleases them,
-            so such an interval gets no verdict.
+        samples: At least 2 blocks.
+        withheld: Whether contention forbids a verdict.
+        stopped: Whether a person stopped the timing. Stopping when the result looks favourable biases it (optional
+            stopping), so an interrupted comparison gets no verdict.
         seed: Of the bootstrap.
     """
-    speedup = estimate.block_ratio(log_ratios(blocks, min), seed=seed)
-    median_speedup = estimate.block_ratio(log_ratios(blocks, median), seed=seed)
-    null = estimate.block_ratio(_paired(_slots(blocks.reference, min), _slots(blocks.control, min)), seed=seed)
-    noisy = withheld or estimate.verdict(null) in ("faster", "slower")
-    usual = "undecided" if stopped else estimate.verdict(speedup)
-    reference_ms = estimate.block_ratio(reference_logs(blocks), seed=seed)
+    speedup = estimate.block_ratio(log_ratios(samples, min), seed=seed)
+    median_speedup = estimate.block_ratio(log_ratios(samples, statistics.median), seed=seed)
+    control = estimate.block_ratio(_blocks(_slots(samples.reference, min), _slots(samples.control, min)), seed=seed)
+    reference_ms = estimate.block_ratio(reference_logs(samples), seed=seed)
     candidate_ms = estimate.product(reference_ms, estimate.inverse(speedup))
-    return Conclusion(speedup, median_speedup, null, reference_ms, candidate_ms, "too noisy" if noisy else usual)
+    verdict = "undecided" if stopped else estimate.verdict(speedup)
+    if withheld or estimate.verdict(control) in ("faster", "slower"):
+        verdict = "too noisy"
+    return Conclusion(speedup, median_speedup, control, reference_ms, candidate_ms, verdict)
 
 
-def log_ratios(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
-    """Return log(reference / candidate) of each block; both copies of the reference count, against its noise.
-
-    Args:
-        blocks: At least 1.
-        of: What stands for the calls of a slot: `min` for the speed of the code, `median` for what is median_speedup.
-    """
-    return _paired(_reference(blocks, of), _slots(blocks.candidate, of))
+def log_ratios(samples: PairedSamples, statistic: Statistic) -> list[float]:
+    """Return log(reference / candidate) of each block; the reference is the mean of both of its copies."""
+    return _blocks(_reference(samples, statistic), _slots(samples.candidate, statistic))
 
 
-def reference_logs(blocks: PairedSamples) -> list[float]:
-    """Return the logarithm of the reference's latency in ms in each block: of the fastest call of a turn, as speed-ups.
-
-    Args:
-        blocks: At least 1.
-    """
-    logs = _reference(blocks, min)
-    return [(logs[i] + logs[i + 1]) / 2 for i in range(0, len(logs), 2)]
+def reference_logs(samples: PairedSamples) -> list[float]:
+    """Return the logarithm of the reference's latency in ms in each block, from the fastest call of each slot."""
+    return _blocks(_reference(samples, min))
 
 
-def _reference(blocks: PairedSamples, of: Callable[[Sequence[float]], float]) -> list[float]:
-    """Return the logarithm of each turn of the reference, both of its copies together."""
-    return [(a + b) / 2 for a, b in zip(_slots(blocks.reference, of), _slots(blocks.control, of), strict=True)]
+def _reference(samples: PairedSamples, statistic: Statistic) -> list[float]:
+    pairs = zip(_slots(samples.reference, statistic), _slots(samples.control, statistic), strict=True)
+    return [(a + b) / 2 for a, b in pairs]
 
 
-def _slots(samples: Samples, of: Callable[[Sequence[float]], float]) -> list[float]:
-    return [math.log(of(slot)) for slot in samples]
+def _slots(samples: Samples, statistic: Statistic) -> list[float]:
+    return [math.log(statistic(slot)) for slot in samples]
 
 
-def _paired(reference: Sequence[float], candidate: Sequence[float]) -> list[float]:
-    """Return the differences of two arms' logarithms, block by block, from two slots of each."""
-    logs = [a - b for a, b in zip(reference, candidate, strict=True)]
-    return [(logs[i] + logs[i + 1]) / 2 for i in range(0, len(logs), 2)]
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the median of at least one number."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def _blocks(logs: Sequence[float], minus: Sequence[float] = ()) -> list[float]:
+    """Return the mean of the two slots of each block, of the difference to `minus` if given."""
+    slots = [a - b for a, b in zip(logs, minus, strict=True)] if minus else logs
+    return [(slots[i] + slots[i + 1]) / 2 for i in range(0, len(slots), 2)]

@@ -11,6 +11,7 @@ from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Table, facts
+from shrinkkit.errors import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +65,9 @@ class Audit(tuple[LayerAudit, ...]):
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a data frame with a row for each layer."""
-        import pandas as pd
-
-        return pd.DataFrame([row for layer in self for row in layer._rows()])
+        return require("pandas", extra="frames", purpose="`to_frame`").DataFrame(
+            [row for layer in self for row in layer._rows()]
+        )
 
     def __repr__(self) -> str:
         """Return it as plain text."""

@@ -41,17 +41,19 @@ def times(value: float) -> str:
     return f"{digits(value)}{TIMES}"
 
 
-def speedup(ratio: Estimated | None, verdict: str = "", *, ci: bool = True) -> str:
+def speedup(ratio: Estimated | None, verdict: str = "", *, noun: str = "", ci: bool = True) -> str:
     """Return a speed-up as far as its verdict supports it: `8.6x (95 % CI 8.2-9.1)`; '' for None.
 
     Args:
         ratio: Reference time / candidate time.
         verdict: Of the timing; `undecided`, `too noisy` and `same` are named, and of noise no number is given.
+        noun: Follows the number, such as ` speed-up`.
         ci: Whether to add the confidence interval.
     """
     if ratio is None or verdict == "too noisy":
         return "" if ratio is None else UNSURE[verdict]
-    text = estimate(ratio, unit=TIMES) if ci else f"{rounded(ratio)}{TIMES}"
+    text = f"{rounded(ratio)}{TIMES}{noun}"
+    text = with_ci(text, ratio) if ci else text
     return f"{UNSURE[verdict]}, {text}" if verdict in UNSURE else text
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit.display.tables import Shown, facts
+from shrinkkit.errors import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +30,7 @@ class Rich:
 
     def to_frame(self) -> "pd.DataFrame":
         """Return it as a data frame; a class whose rows are parts of it says so."""
-        import pandas as pd
-
-        return pd.DataFrame(self._rows())
+        return require("pandas", extra="frames", purpose="`to_frame`").DataFrame(self._rows())
 
     def __repr__(self) -> str:
         return repr(self.shown())

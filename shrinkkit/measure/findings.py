@@ -10,7 +10,7 @@ from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.display import formats
-from shrinkkit.results.modelcard import Figures
+from shrinkkit.results.cards import Figures
 
 OK, DIFFERS, DAMAGED, FAILS, NOT_HERE, NO_FILE = "ok", "differs", "damaged", "fails", "cannot run here", "no file"
 WRONG = (DIFFERS, DAMAGED, FAILS)

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from shrinkkit.core.measurement import Accuracy, Comparison
+from shrinkkit.core.target import Target
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Several, Shown
-from shrinkkit.errors import InvalidInput, nearest, options
+from shrinkkit.errors import InvalidInput, UnfairComparison, brief, nearest, options
 from shrinkkit.measure import benchmark, scoring
+from shrinkkit.measure.timing import Protocol
+from shrinkkit.runtimes import specs
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
@@ -71,10 +74,52 @@ def compare(
     """
     task = data if isinstance(data, Task) else None
     example = data.example if isinstance(data, Task) else data
-    latency = benchmark.models(
-        reference, candidate, example, names=names, threads=threads, width=width, cap_s=cap_s, seed=seed
-    )
+    threads_before = torch.get_num_threads()
+    threads = specs.use_threads(threads)
+    try:
+        for name, model in zip(names, (reference, candidate), strict=True):
+            _check_module(model, example, name)
+        conditions = benchmark.conditions(
+            Target(example[0].device.type, "torch"), example, threads=threads, form="eager"
+        )
+        latency = benchmark.compare(
+            benchmark.copies(reference, example),
+            benchmark.copies(candidate, example),
+            reference=names[0],
+            candidate=names[1],
+            conditions=conditions,
+            candidate_conditions=conditions,
+            protocol=Protocol(width=width, cap_s=cap_s, seed=seed),
+        )
+    finally:
+        torch.set_num_threads(threads_before)
     return ModelComparison(latency, score(candidate, task, split=split, baseline=reference) if task else None)
+
+
+def _check_module(model: nn.Module, example: Example, name: str) -> None:
+    """Check that `model` can be timed on `example`; raises InvalidInput or UnfairComparison otherwise."""
+    if training := [part or name for part, module in model.named_modules() if module.training]:
+        raise InvalidInput(f"{name} must be in eval mode, but `{training[0]}` is in training mode. Call `.eval()`.")
+    devices = {str(t.device) for t in (*model.parameters(), *model.buffers(), *example)}
+    if len(devices) > 1:
+        raise UnfairComparison(
+            f"{name} and `example` must be on one device, found {', '.join(sorted(devices))}. "
+            "Move both with `.to(...)`."
+        )
+    before = benchmark.inputs_sha256(example)
+    try:
+        with torch.inference_mode(), quantize.using_engine(quantize.engine_of(model)):
+            model(*example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+        shapes = [tuple(x.shape) for x in example]
+        raise InvalidInput(
+            f"{name} must accept `example`, of shapes {shapes}, but stops with: {brief(error)}. "
+            "Pass the inputs of one call, batch first."
+        ) from error
+    if benchmark.inputs_sha256(example) != before:
+        raise InvalidInput(
+            f"{name} must leave its inputs unchanged, but wrote to `example`. Use no in-place step on an input."
+        )
 
 
 def score(model: nn.Module, task: Task, *, split: str = "validation", baseline: nn.Module | None = None) -> Accuracy:

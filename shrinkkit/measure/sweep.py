@@ -1,4 +1,4 @@
-"""Other batch sizes and numbers of threads: every variant beside the baseline again, each a comparison of its own."""
+"""Timing at other batch sizes and thread counts: each variant against the baseline, a comparison for each point."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,113 +10,98 @@ import torch
 from shrinkkit.core import evidence
 from shrinkkit.core.measurement import Point
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ShrinkkitError, Unsupported, brief
-from shrinkkit.measure import benchmark, session
-from shrinkkit.measure.session import LoadedVariant
+from shrinkkit.measure import benchmark
+from shrinkkit.measure.session import LoadedVariant, Settings
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
-from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
 
-WIDTH, CAP_S, LAYOUTS = 0.02, 0.5, 2
-"""Of each comparison: many wide intervals tell more here than few narrow ones."""
+PROTOCOL = Protocol(width=0.02, cap_s=0.5, fresh_copies=2)
+"""Many wide intervals tell more here than few narrow ones."""
 CALLS = 120
-"""Roughly what the fewest blocks and the warm-up of one comparison take."""
+"""Approximate calls of the fewest blocks and the warm-up of one comparison."""
 
 
 def run(
     loaded: Mapping[str, LoadedVariant],
-    target: Target,
-    task: Task,
+    settings: Settings,
     *,
     batch_sizes: Sequence[int],
     thread_counts: Sequence[int],
-    threads: int,
-    seed: int = 0,
     budget_s: float = 60.0,
     progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
-    """Return the paired timing of each loaded trial at other batch sizes, and at other numbers of threads.
+    """Return the paired timing of each loaded file at other batch sizes, and at other thread counts.
 
-    One or the other differs from the main benchmark, never both. What has no timing is a point with its reason.
+    Only one of the two differs from the main benchmark. A point without a timing has an error.
 
     Args:
-        loaded: What `trials.load` returned, with `threads`.
-        target: Where they run.
-        task: Whose example the batches are cut from, or filled up from with repeats.
-        batch_sizes: At least 1 each; the example's own is left out.
-        thread_counts: At least 1 each; `threads` is left out.
-        threads: Intra-op threads of the main benchmark, also in force afterwards.
-        seed: Of the order of the blocks.
-        budget_s: Seconds after which no further point is begun; a point that would surely take longer is not begun.
-        progress: Called for each of them.
+        loaded: Files loaded with `settings`.
+        settings: Of the main benchmark, whose thread count is restored afterwards.
+        batch_sizes: Each >= 1; the example's own is left out. Batches are cut from the example or repeat it.
+        thread_counts: Each >= 1; `settings.threads` is left out.
+        budget_s: Seconds after which no further point starts; a point that would surely exceed them does not start.
+        progress: Called for each point.
 
     Raises:
-        InvalidInput: A batch size or a number of threads is below 1.
+        InvalidInput: A batch size or a thread count is below 1.
     """
     for name, values in (("batch_sizes", batch_sizes), ("thread_counts", thread_counts)):
         if wrong := [value for value in values if value < 1]:
             raise InvalidInput(f"`{name}` must be whole numbers >= 1, got {wrong[0]}. Leave it out.")
-    own = task.example[0].shape[0]
-    settings = [(size, threads) for size in dict.fromkeys(batch_sizes) if size != own]
-    settings += [(own, count) for count in dict.fromkeys(thread_counts) if count != threads]
-    names = [name for name, trial in loaded.items() if name != BASELINE and trial.loaded is not None]
-    if loaded[BASELINE].loaded is None or not names:
+    example = settings.task.example
+    batch_size = example[0].shape[0]
+    pairs = [(size, settings.threads) for size in dict.fromkeys(batch_sizes) if size != batch_size]
+    pairs += [(batch_size, count) for count in dict.fromkeys(thread_counts) if count != settings.threads]
+    files = {name: variant.loaded for name, variant in loaded.items() if variant.loaded}
+    if BASELINE not in files or len(files) == 1:
         return ()
     deadline, points = time.perf_counter() + budget_s, []
-    for i, (size, count) in enumerate(settings):
-        progress(i, len(settings), f"a batch of {size} on {formats.counted(count, 'thread')}")
-        with _threads(count, threads):
-            found = list(
-                _points(loaded, names, target, replace(task, example=batch(task.example, size)), count, seed, deadline)
-            )
-        points += [_baseline(size, count, any(p.latency for p in found)), *found]
-    progress(len(settings), len(settings), "")
+    for i, (size, count) in enumerate(pairs):
+        progress(i, len(pairs), f"a batch of {size} on {formats.counted(count, 'thread')}")
+        point = replace(settings, task=replace(settings.task, example=batch(example, size)), threads=count)
+        with _threads(count, settings.threads):
+            timed = list(_points(files, point, deadline))
+        error = "" if any(p.latency for p in timed) else "No variant could be timed against it here."
+        points += [Point(BASELINE, size, count, error=error), *timed]
+    progress(len(pairs), len(pairs), "")
     return tuple(evidence.points(points))
 
 
 def batch(example: Example, size: int) -> Example:
-    """Return `size` rows of `example`, from the first on, repeated as often as needed."""
+    """Return the first `size` rows of `example`, repeated as often as needed."""
     return tuple(x[torch.arange(size) % x.shape[0]] for x in example)
 
 
-def _points(
-    loaded: Mapping[str, LoadedVariant],
-    names: Sequence[str],
-    target: Target,
-    task: Task,
-    threads: int,
-    seed: int,
-    deadline: float,
-) -> Iterator[Point]:
-    """Yield the point of each variant on the task's example with `threads` threads."""
+def _points(files: Mapping[str, Loaded], settings: Settings, deadline: float) -> Iterator[Point]:
+    """Yield the point of each variant under `settings`."""
+    task, threads = settings.task, settings.threads
     size = task.example[0].shape[0]
+    names = [name for name in files if name != BASELINE]
     try:
-        like = variants.output_of(task) if target.runtime != "torch" else None
+        like = variants.output_of(task) if settings.target.runtime != "torch" else None
     except Exception as error:  # the user's own model may raise anything
         for name in names:
             yield Point(name, size, threads, error=f"The model itself does not take a batch of {size}: {brief(error)}.")
         return
     for name in names:
         try:
-            reference, candidate = (_ready(loaded[n], target, task, threads, like) for n in (BASELINE, name))
-            _refuse_long(reference, candidate, task.example, deadline)
+            reference, candidate = (_loaded_for(files[n], settings, like) for n in (BASELINE, name))
+            _check_time(reference, candidate, task.example, deadline)
             compared = benchmark.compare(
-                session.copies(reference, task),
-                session.copies(candidate, task),
+                settings.copies(reference),
+                settings.copies(candidate),
                 reference=BASELINE,
                 candidate=name,
-                conditions=session.describe(target, task, threads=threads, form=reference.form),
-                candidate_conditions=session.describe(target, task, threads=threads, form=candidate.form),
-                width=WIDTH,
-                cap_s=CAP_S,
-                layouts=LAYOUTS,
-                seed=seed,
+                conditions=settings.conditions(reference.form),
+                candidate_conditions=settings.conditions(candidate.form),
+                protocol=replace(PROTOCOL, seed=settings.seed),
             )
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             yield Point(name, size, threads, error=f"{brief(error)}.")
@@ -124,43 +109,40 @@ def _points(
             yield Point(name, size, threads, latency=compared)
 
 
-def _ready(trial: LoadedVariant, target: Target, task: Task, threads: int, like: object) -> Loaded:
-    """Return the trial's file loaded for `threads` threads, proved to take a batch of this size."""
-    assert trial.loaded is not None
-    ready = trial.loaded
-    # torch's number of threads is a setting of the process, the others' one of the loaded file.
+def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
+    """Return a file loaded for the thread count; raises Unsupported unless it takes the batch size."""
+    target, example = settings.target, settings.task.example
+    # torch's thread count is a setting of the process, the others' one of the loaded file.
     if target.runtime in ("onnxruntime", "openvino"):
-        ready = loading.load(ready.path, runtime=target.runtime, device=target.device, threads=threads, like=like)
-    size = task.example[0].shape[0]
+        loaded = loading.load(
+            loaded.path, runtime=target.runtime, device=target.device, threads=settings.threads, like=like
+        )
+    size = example[0].shape[0]
     try:
-        found = outputs.tensors(ready(*task.example))
+        tensors = outputs.tensors(loaded(*example))
     except Exception as error:  # runtimes raise errors of their own types
         raise Unsupported(f"It does not take a batch of {size}: {brief(error)}") from error
-    if not found or found[0].shape[:1] != (size,):
+    if not tensors or tensors[0].shape[:1] != (size,):
         raise Unsupported(f"It does not take a batch of {size}: its batch is fixed")
-    return ready
+    return loaded
 
 
-def _refuse_long(reference: Loaded, candidate: Loaded, example: Example, deadline: float) -> None:
-    """Raise where the time is used up, or a comparison would surely take more than is left."""
+def _check_time(reference: Loaded, candidate: Loaded, example: Example, deadline: float) -> None:
+    """Raise Unsupported if the time is used up, or a comparison would surely exceed it."""
     start = time.perf_counter()
     if start < deadline:
         reference(*example)
         candidate(*example)
-        if CALLS / 2 * (time.perf_counter() - start) <= max(CAP_S, deadline - start):
+        if CALLS / 2 * (time.perf_counter() - start) <= max(PROTOCOL.cap_s, deadline - start):
             return
     raise Unsupported("The time for other batch sizes and threads was used up")
 
 
-def _baseline(size: int, threads: int, timed: bool) -> Point:
-    return Point(BASELINE, size, threads, error="" if timed else "No variant could be timed beside it here.")
-
-
 @contextmanager
-def _threads(count: int, usual: int) -> Iterator[None]:
-    """Compute with `count` threads while the block runs, and with the usual number afterwards."""
+def _threads(count: int, default: int) -> Iterator[None]:
+    """Compute with `count` threads in the block, and with `default` afterwards."""
     specs.use_threads(count)
     try:
         yield
     finally:
-        specs.use_threads(usual)
+        specs.use_threads(default)

@@ -27,9 +27,10 @@ from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, findings
 from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import Card
+from shrinkkit.results import cards
+from shrinkkit.results.cards import Card
 from shrinkkit.runtimes import artifacts, emulation, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import outputs
@@ -224,7 +225,7 @@ class _Here:
             candidate=self.variant.name,
             conditions=here,
             candidate_conditions=replace(here, form=own.form),
-            cap_s=self.seconds,
+            protocol=Protocol(cap_s=self.seconds),
         )
 
 
@@ -248,7 +249,7 @@ def _asked(variant: Variant) -> list[str]:
 
 def _card(folder: Path, problems: list[str]) -> Card | None:
     try:
-        return modelcard.read(folder)
+        return cards.read(folder)
     except InvalidInput as error:
         problems.append(str(error))
         return None

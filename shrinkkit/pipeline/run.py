@@ -11,8 +11,8 @@ from shrinkkit.core.studies import read_study
 from shrinkkit.pipeline import runner
 from shrinkkit.pipeline.run_status import Monitor
 from shrinkkit.pipeline.terminal import LineMonitor
-from shrinkkit.results import table
-from shrinkkit.results.table import Results
+from shrinkkit.results import results
+from shrinkkit.results.results import Results
 
 
 def run(
@@ -56,4 +56,4 @@ def run(
         force=force,
         monitor=monitor,
     )
-    return table.load(prepared.execute(monitor).path)
+    return results.load(prepared.execute(monitor).path)

@@ -1,37 +1,39 @@
-"""The pictures of a report: where speed comes from, what it costs, and the raw times behind it."""
+"""The charts of a report: speed-up breakdown, accuracy vs. speed, throughput, and timing samples."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shrinkkit.core.measurement import Comparison
-from shrinkkit.core.recipe import BASELINE
+import numpy as np
+
+from shrinkkit.core.measurement import Comparison, Conditions, TargetRecord
+from shrinkkit.core.recipe import BASELINE, STAGE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
-from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
-from shrinkkit.results.conclusions import TRUSTED
+from shrinkkit.display.picture import COLOURS, FAINT, INK, Picture, canvas, picture, style
+from shrinkkit.results.results import CONCLUSIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from shrinkkit.core.estimate import Estimate
-    from shrinkkit.results.conclusions import Factors
-    from shrinkkit.results.table import Results, Row
+    from shrinkkit.results.breakdown import Breakdown
+    from shrinkkit.results.results import Results, Row
 
 
 FACTORS = {
     "runtime": "runtime",
     "transform": "transforms",
     "precision": "precision",
-    "both": "transforms and precision, not told apart",
+    "both": "transforms and precision, not measured separately",
 }
-"""What the kinds of factors are called, in the order of their colours."""
+"""Labels of the kinds of factors, in the order of their colours."""
 TICKS = 5
 """Labels that fit below a narrow panel."""
 SHOWN = 120
-"""Slots that a distribution draws at most, evenly spaced; more would weigh down the page and show nothing new."""
+"""Slots drawn of a distribution at most, evenly spaced, to keep the page small."""
+_BUDGET = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
 def training(scores: Sequence[float], *, metric: str) -> Picture:
@@ -47,101 +49,78 @@ def training(scores: Sequence[float], *, metric: str) -> Picture:
         return picture(figure, alt, f"Mean {metric} on the validation split after each epoch of fine-tuning.")
 
 
-def factors(found: Sequence["Factors"], targets: Sequence[str]) -> Picture:
-    """Return how runtime, transforms and precision multiply to each variant's speed-up against PyTorch today.
+def breakdown(rows: Sequence["Breakdown"], targets: Sequence[str]) -> Picture:
+    """Return how runtime, transforms and precision multiply to each variant's speed-up over PyTorch.
 
     Args:
-        found: Factors of at least one variant.
-        targets: In the order of the panels; those without factors are left out.
+        rows: At least one.
+        targets: In the order of the panels; those without rows are left out.
     """
-    panels = [(target, [f for f in found if f.target == target]) for target in targets]
-    panels = [(target, rows) for target, rows in panels if rows]
-    heights = [len(rows) + 0.4 for _, rows in panels]
+    panels = {target: [row for row in rows if row.target == target] for target in targets}
+    panels = {target: shown for target, shown in panels.items() if shown}
+    heights = [len(shown) + 0.4 for shown in panels.values()]
     with canvas(9.2, 0.44 * sum(heights) + 0.75 * len(panels) + 0.6) as figure:
         column = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (target, rows) in zip(column, panels, strict=True):
-            for y, row in enumerate(rows):
+        for axes, (target, shown) in zip(column, panels.items(), strict=True):
+            for y, row in enumerate(shown):
                 _waterfall(axes, y, row)
             axes.set_title(target, loc="left")
-            axes.set_yticks(range(len(rows)), [row.variant for row in rows])
-            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_yticks(range(len(shown)), [row.variant for row in shown])
+            axes.set_ylim(len(shown) - 0.4, -0.6)
             axes.axvline(1, color=INK, linewidth=0.8)
             axes.grid(axis="x", color=FAINT)
-        speed_axis(column[-1], [end for row in found for end in (*_ends(row), row.total.low, row.total.high)])
-        _legend_of_factors(figure)
+        speed_axis(column[-1], [end for row in rows for end in (*_ends(row), row.total.low, row.total.high)])
+        drawn = {factor.kind for row in rows for factor in row.factors}
+        _legend(figure, {name: _colour(kind) for kind, name in FACTORS.items() if kind in drawn})
         return picture(
             figure,
-            "Speed-up against PyTorch today by variant. " + " ".join(_in_words(row) for row in found),
+            "Speed-up over PyTorch by variant. " + " ".join(_in_words(row) for row in rows),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
-            "The dot is the whole speed-up with its 95 % interval; a hollow dot means that it got no verdict.",
+            "The dot is the total speed-up with its 95 % CI; a hollow dot is inconclusive.",
         )
 
 
-def _ends(row: "Factors") -> list[float]:
-    """Return where each of a row's bars ends, as speed-ups against PyTorch today."""
-    ends, reached = [], 1.0
-    for _, _, speedup in _parts(row):
-        reached *= speedup.value
-        ends.append(reached)
-    return ends
+def _colour(kind: str) -> str:
+    return COLOURS[list(FACTORS).index(kind)]
 
 
-def _parts(row: "Factors") -> list[tuple[str, str, "Estimate"]]:
-    """Return the name, kind and speed-up of each of a row's factors."""
-    runtime = [("runtime", "runtime", row.runtime)] if row.runtime else []
-    return [*runtime, *((step.name, step.kind, step.speedup) for step in row.steps)]
+def _ends(row: "Breakdown") -> list[float]:
+    """Return where each of a row's bars ends, as speed-ups over PyTorch."""
+    return [float(end) for end in np.cumprod([factor.speedup.value for factor in row.factors])] or [1.0]
 
 
-def _waterfall(axes: "Axes", y: int, row: "Factors") -> None:
-    start = 1.0
-    parts = _parts(row)
-    lanes = max(3, len(parts) + (row.runtime is None))
-    for lane, ((_, kind, _), end) in enumerate(zip(parts, _ends(row), strict=True), start=row.runtime is None):
-        place, shade = y + 0.6 * ((lane + 0.5) / lanes - 0.5), 0.3 if row.timing == "too noisy" else 1.0
-        colour = COLOURS[list(FACTORS).index(kind)]
-        axes.barh(place, end - start, left=start, height=0.57 / lanes, color=colour, alpha=shade, linewidth=0)
-        start = end
-    dot: dict[str, Any] = {
-        "color": INK,
-        "markerfacecolor": INK if row.timing in TRUSTED else "none",
-        "markersize": 4.5,
-        "linewidth": 1,
-    }
-    spread = [[row.total.value - row.total.low], [row.total.high - row.total.value]]
-    axes.errorbar([row.total.value], [y], xerr=spread, fmt="o", **dot)
-    slower = row.total.value < 1 and row.timing != "too noisy"
-    edge = min(row.total.low, *_ends(row)) if slower else max(row.total.high, *_ends(row))
-    offset: dict[str, Any] = {
-        "xytext": (-7 if slower else 7, 0),
-        "textcoords": "offset points",
-        "ha": "right" if slower else "left",
-    }
-    axes.annotate(_quoted(row), (edge, y), va="center", **offset)
+def _waterfall(axes: "Axes", y: int, row: "Breakdown") -> None:
+    noisy, ends, lanes = row.timing == "too noisy", _ends(row), max(3, len(row.factors))
+    for lane, (factor, start, end) in enumerate(zip(row.factors, [1.0, *ends], ends, strict=False)):
+        height = y + 0.6 * ((lane + 0.5) / lanes - 0.5)
+        bar: dict[str, Any] = {"color": _colour(factor.kind), "alpha": 0.3 if noisy else 1.0, "linewidth": 0}
+        axes.barh(height, end - start, left=start, height=0.57 / lanes, **bar)
+    total, slower = row.total, row.total.value < 1 and not noisy
+    dot: dict[str, Any] = {"color": INK, "markersize": 4.5, "linewidth": 1, "fmt": "o"}
+    dot["markerfacecolor"] = INK if row.timing in CONCLUSIVE else "none"
+    axes.errorbar([total.value], [y], xerr=[[total.value - total.low], [total.high - total.value]], **dot)
+    edge = min(total.low, *ends) if slower else max(total.high, *ends)
+    offset: dict[str, Any] = {"xytext": (-7 if slower else 7, 0), "ha": "right" if slower else "left"}
+    label = formats.speedup(total, row.timing, ci=False).removeprefix("inconclusive, ").removeprefix("no difference, ")
+    axes.annotate(label, (edge, y), va="center", textcoords="offset points", **offset)
 
 
-def _quoted(row: "Factors") -> str:
-    return "too noisy" if row.timing == "too noisy" else formats.times(row.total.value)
-
-
-def _legend_of_factors(figure: "Figure") -> None:
+def _legend(figure: "Figure", colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    drawn = {patch.get_facecolor()[:3] for axes in figure.axes for patch in axes.patches}
-    patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(FACTORS.values())]
-    shown = [patch for patch in patches if patch.get_facecolor()[:3] in drawn]
-    if shown:
-        figure.legend(handles=shown, loc="outside upper right", ncols=len(shown))
+    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    if patches:
+        figure.legend(handles=patches, loc="outside upper right", ncols=min(4, len(patches)))
 
 
-def _in_words(row: "Factors") -> str:
-    if row.timing == "too noisy":
-        return f"{row.variant} on {row.target}: too noisy to tell."
-    parts = " by ".join(f"{name} {formats.times(speedup.value)}" for name, _, speedup in _parts(row))
-    return f"{row.variant} on {row.target}: {formats.times(row.total.value)}" + (f" ({parts})." if parts else ".")
+def _in_words(row: "Breakdown") -> str:
+    factors = ", ".join(f"{factor.name} {formats.times(factor.speedup.value)}" for factor in row.factors)
+    detail = f" ({factors})" if factors and row.timing != "too noisy" else ""
+    return f"{row.variant} on {row.target}: {formats.speedup(row.total, row.timing, ci=False)}{detail}."
 
 
 def tradeoff(results: "Results") -> Picture | None:
-    """Return speed-up against PyTorch today, change of accuracy and size of each measured variant; None without any."""
+    """Return speed-up over PyTorch, change of accuracy and size of each measured variant; None without any."""
     rows = [r for r in results.rows if r.speedup_today and r.difference and r.size_bytes and not r.intermediate]
     if not rows:
         return None
@@ -150,7 +129,6 @@ def tradeoff(results: "Results") -> Picture | None:
     lines = [targets for targets in lines if targets]
     names = [name for name in results.names if any(row.variant == name for row in rows)]
     largest = max(row.size_bytes or 0 for row in rows)
-    scale = 100 if results.is_fraction else 1
     with canvas(9.2, 1.1 + 3.0 * len(lines)) as figure:
         grid = figure.subplots(len(lines), max(map(len, lines)), sharex=True, sharey=True, squeeze=False)
         panels = {target: grid[i, j] for i, targets in enumerate(lines) for j, target in enumerate(targets)}
@@ -159,79 +137,165 @@ def tradeoff(results: "Results") -> Picture | None:
         for target, axes in panels.items():
             for row in rows:
                 if row.target == target:
-                    _point(axes, row, names.index(row.variant), largest, scale)
+                    _point(axes, row, names.index(row.variant), largest, is_fraction=results.is_fraction)
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
-            axes.set_title(above + str(Place.parse(target).target), loc="left")
-            axes.axvline(1, color=INK, linewidth=0.8)
-            axes.axhline(0, color=INK, linewidth=0.8)
-            axes.axhline(-scale * results.budget.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.grid(color=FAINT)
-        unit = ", points" if results.is_fraction else ""
-        for axes in grid[:, 0]:
-            axes.set_ylabel(f"change of {results.metric}{unit}")
-        ends = [end for r in rows if r.speedup_today for end in (r.speedup_today.low, r.speedup_today.high)]
-        speed_axis(grid[0, 0], ends)
-        label = grid[0, 0].get_xlabel()
-        grid[0, 0].set_xlabel("")
-        # Of each column the lowest, below which there may be none on the last line.
-        for axes in {j: grid[i, j] for i, targets in enumerate(lines) for j in range(len(targets))}.values():
-            axes.set_xlabel(label)
-            axes.tick_params(labelbottom=True)
+            title = above + str(Place.parse(target).target)
+            tradeoff_axes(axes, rows, metric=results.metric, is_fraction=results.is_fraction, title=title)
+            axes.axhline(-(100 if results.is_fraction else 1) * results.budget.accuracy_drop, **_BUDGET)
+        # Below the lowest panel of a column there may be none on the last line.
+        lowest = {j: grid[i, j] for i, targets in enumerate(lines) for j in range(len(targets))}
+        for axes in panels.values():
+            axes.set_xlabel(axes.get_xlabel() if axes in lowest.values() else "")
+            axes.set_ylabel(axes.get_ylabel() if axes in grid[:, 0] else "")
+            axes.tick_params(labelbottom=axes in lowest.values())
         _legend_of_variants(figure, names)
         return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
 
 
 _TRADEOFF = (
-    "Right is faster, up is more accurate, and a smaller mark is a smaller file (its area is the size on disk). Bars "
-    "are 95 % intervals. The dashed line is the budget: a variant is within it only if its whole bar is above. A pale "
-    "mark means that a timing got no verdict."
+    "Right is faster, up is more accurate, and a smaller mark is a smaller file (area: file size). Bars are 95 % CIs. "
+    "Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
 )
 
 
-def _point(axes: "Axes", row: "Row", index: int, largest: int, scale: float) -> None:
-    speed, change = row.speedup_today, row.difference
+def tradeoff_axes(axes: "Axes", rows: Sequence["Row"], *, metric: str, is_fraction: bool, title: str = "") -> None:
+    """Label the axes of a chart of change of accuracy against speed-up, wide enough for the speed-ups of `rows`."""
+    ratios = [row.speedup_today for row in rows if row.speedup_today]
+    speed_axis(axes, [end for ratio in ratios for end in (ratio.low, ratio.high)])
+    axes.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {metric}{' (pts)' if is_fraction else ''}")
+    axes.set_title(title, loc="left")
+    axes.axvline(1, color=INK, linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.grid(color=FAINT)
+
+
+def position(row: "Row", *, is_fraction: bool) -> tuple[float, float]:
+    """Return where a row is drawn: its speed-up and change of accuracy, the baseline's being 0."""
+    change = row.difference.value if row.difference else 0.0
+    return row.speedup_today.value if row.speedup_today else 1.0, (100 if is_fraction else 1) * change
+
+
+def _point(axes: "Axes", row: "Row", index: int, largest: int, *, is_fraction: bool) -> None:
+    speed, change, scale = row.speedup_today, row.difference, 100 if is_fraction else 1
     if speed is None or change is None:
         return
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
-    spread: dict[str, Any] = {
+    x, y = position(row, is_fraction=is_fraction)
+    bars: dict[str, Any] = {
         "xerr": [[speed.value - speed.low], [speed.high - speed.value]],
         "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
     }
-    axes.errorbar([speed.value], [scale * change.value], fmt="none", ecolor=colour, elinewidth=1, **spread)
-    area = 25 + 300 * (row.size_bytes or 0) / largest
-    trusted = row.timing_today not in ("too noisy", "undecided")
-    axes.scatter(
-        [speed.value], [scale * change.value], s=area, marker=marker, color=colour, alpha=0.85 if trusted else 0.35
-    )
+    mark: dict[str, Any] = {**style(index), "alpha": 0.85 if row.timing_today in CONCLUSIVE else 0.35}
+    axes.errorbar([x], [y], fmt="none", ecolor=mark["color"], elinewidth=1, **bars)
+    axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, **mark)
 
 
 def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
-            label=name,
-        )
-        for i, name in enumerate(names)
-    ]
+    marks = [Line2D([], [], linestyle="none", label=name, **style(i)) for i, name in enumerate(names)]  # type: ignore[arg-type]
     figure.legend(handles=marks, loc="outside lower center", ncols=min(4, len(marks)))
 
 
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
-    said = [
+    texts = [
         f"{row.variant} on {results.where(row.target)}: "
-        f"{'too noisy to tell' if row.timing_today == 'too noisy' else formats.times(row.speedup_today.value)}, "
+        f"{formats.speedup(row.speedup_today, row.timing_today, ci=False)}, "
         f"{formats.change(row.difference.value, is_fraction=results.is_fraction)}, {formats.size(row.size_bytes or 0)}."
         for row in rows
-        if row.speedup_today and row.difference
+        if row.difference
     ]
-    return f"Speed-up against PyTorch today, change of {results.metric} and size. " + " ".join(said)
+    return f"Speed-up over PyTorch, change of {results.metric} and file size. " + " ".join(texts)
+
+
+def pareto(panels: Mapping[str, tuple[Sequence["Row"], Sequence["Row"]]], *, metric: str, is_fraction: bool) -> Picture:
+    """Return a small chart for each panel, with the Pareto-optimal rows numbered.
+
+    Args:
+        panels: By title, the Pareto-optimal rows and the other ones.
+        metric: Name of the score.
+        is_fraction: Whether scores are in [0, 1].
+    """
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    with canvas(9.2, 2.9 * lines + 0.2) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, (best, others)) in zip(grid.flat, panels.items(), strict=False):
+            for row in others:
+                axes.scatter(*position(row, is_fraction=is_fraction), s=14, color=INK, alpha=0.35, linewidth=0)
+            for i, row in enumerate(best, 1):
+                x, y = position(row, is_fraction=is_fraction)
+                axes.scatter([x], [y], s=42, color=COLOURS[0], marker="s")
+                axes.annotate(str(i), (x, y), xytext=(5, 4), textcoords="offset points")
+            tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction, title=title)
+            axes.margins(y=0.15)
+            axes.tick_params(axis="x", labelsize=7)
+        texts = [
+            f"{title}: " + ", ".join(f"{i} {row.variant}, {_figures(row)}" for i, row in enumerate(best, 1)) + "."
+            for title, (best, _) in panels.items()
+        ]
+        return picture(
+            figure,
+            f"Speed-up over PyTorch and change of {metric} of the Pareto-optimal variants. {' '.join(texts)}",
+            "Right is faster, up is more accurate. Numbered squares are the Pareto-optimal variants, listed below. "
+            "Small dots are the other measured variants, including those over budget.",
+        )
+
+
+def _figures(row: "Row") -> str:
+    return f"{formats.speedup(row.speedup_today, ci=False)}, {formats.size(row.size_bytes or 0)}"
+
+
+def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
+    """Return examples per second against batch size at the main number of threads; None for a single batch size."""
+    rates: dict[str, dict[int, float]] = {}
+    for measurement in record.measurements:
+        if measurement.latency_ms and STAGE not in measurement.variant:
+            rate = 1e3 * conditions.batch_size / measurement.latency_ms.value
+            rates[measurement.variant] = {conditions.batch_size: rate}
+    for point in record.sweep:
+        if point.latency_ms and point.threads == conditions.threads and point.variant in rates:
+            rates[point.variant][point.batch_size] = 1e3 * point.batch_size / point.latency_ms.value
+    sizes = sorted({size for by_size in rates.values() for size in by_size})
+    if len(sizes) < 2:
+        return None
+    with canvas(9.2, 3.4) as figure:
+        axes = figure.subplots()
+        for i, (name, by_size) in enumerate(rates.items()):
+            line = sorted(by_size.items())
+            axes.plot(*zip(*line, strict=True), markersize=5, label=name, **style(i))  # type: ignore[arg-type]
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        drawn = [rate for by_size in rates.values() for rate in by_size.values()]
+        ticks = _round_numbers(min(drawn), max(drawn))
+        axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(color=FAINT)
+        axes.set_xlabel("batch size")
+        axes.set_ylabel("examples / s")
+        figure.legend(loc="outside right upper")
+        texts = (
+            f"{name}: " + ", ".join(f"{rate:,.0f} at {size}" for size, rate in sorted(by_size.items()))
+            for name, by_size in rates.items()
+        )
+        return picture(
+            figure,
+            f"Examples per second by batch size on {record.target}. {'; '.join(texts)}.",
+            f"{record.target}: examples per second by batch size, with {formats.counted(conditions.threads, 'thread')} "
+            "(logarithmic axes).",
+        )
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return 1, 2 or 5 times powers of ten from just below `low` to just above `high`."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    first = max((i for i, mark in enumerate(marks) if mark <= low), default=0)
+    last = min(i for i, mark in enumerate(marks) if mark >= high)
+    return marks[first : last + 1]
 
 
 def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Picture | None:
@@ -239,11 +303,11 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
 
     Args:
         compared: Comparisons by variant.
-        title: What was compared, for the caption; such as a target.
+        title: Of the caption, such as a target.
     """
-    columns = min(3, len(compared))
     if not compared:
         return None
+    columns = min(3, len(compared))
     lines = -(-len(compared) // columns)
     with canvas(9.2, 1.95 * lines + 0.3) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
@@ -251,25 +315,22 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
             axes.set_axis_off()
         for axes, (name, comparison) in zip(grid.flat, compared.items(), strict=False):
             _slots(axes, name, comparison)
-        words = " ".join(
-            f"{name}: {_middle(c.candidate_samples_ms)}, {_reference(c)} beside it: {_middle(c.reference_samples_ms)}."
+        texts = " ".join(
+            f"{name}: {_quantiles(c.candidate_samples_ms)}; {_reference(c)}: {_quantiles(c.reference_samples_ms)}."
             for name, c in compared.items()
         )
         most = max(len(c.candidate_samples_ms) for c in compared.values())
         thinned = f" {SHOWN} of up to {most} slots are drawn, evenly spaced." if most > SHOWN else ""
         return picture(
             figure,
-            f"Times of single calls, slot by slot. {words}",
-            f"{f'{title}: each' if title else 'Each'} dot is the fastest call of one slot, in ms, from the first slot "
-            f"on the left to the last on the right. Grey dots are the baseline, coloured ones the variant, lines their "
-            f"medians. Above stand the speed-up with its 95 % interval, and how far a copy of the baseline may be from "
-            f"the baseline itself.{thinned}",
+            f"Times of single calls, slot by slot. {texts}",
+            f"{f'{title}: each' if title else 'Each'} dot is the fastest call of one slot in ms, in the order of time. "
+            "Grey: baseline, coloured: variant, lines: medians. Titles: speed-up with 95 % CI, and the noise floor of "
+            f"the A/A control.{thinned}",
         )
 
 
 def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
-    import numpy as np
-
     highest = 0.0
     drawn = ((comparison.reference_samples_ms, INK, 0.5), (comparison.candidate_samples_ms, COLOURS[0], 1.0))
     for samples, colour, alpha in drawn:
@@ -279,14 +340,15 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
         chosen = np.unique(np.linspace(0, len(times) - 1, min(SHOWN, len(times))).astype(int))
         x = chosen / max(1, len(times) - 1)
         # Lines without length and with round ends are dots that weigh a fraction of markers.
-        path = np.full(3 * len(chosen), np.nan), np.full(3 * len(chosen), np.nan)
-        path[0][0::3], path[0][1::3], path[1][0::3], path[1][1::3] = x, x, times[chosen], times[chosen]
+        path = np.full((2, 3 * len(chosen)), np.nan)
+        path[:, 0::3] = path[:, 1::3] = x, times[chosen]
         axes.plot(*path, color=colour, alpha=alpha, linewidth=2.4, solid_capstyle="round")
         axes.axhline(float(np.median(times)), color=colour, alpha=alpha, linewidth=0.8)
         highest = max(highest, float(np.quantile(times, 0.99)))
     floor = f"noise floor \N{PLUS-MINUS SIGN}{formats.percent(comparison.noise_floor)}"
-    speed = f"{formats.times(comparison.speedup.value)} {formats.interval(comparison.speedup)}"
-    axes.set_title(f"{name}: {comparison.verdict}\n{speed}, {floor}", loc="left", fontsize=8)
+    speed = f"{formats.rounded(comparison.speedup)}{TIMES} ({formats.interval(comparison.speedup)})"
+    verdict = formats.UNSURE.get(comparison.verdict, comparison.verdict)
+    axes.set_title(f"{name}: {verdict}\n{speed}, {floor}", loc="left", fontsize=8)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])
     axes.set_ylabel("ms")
@@ -297,15 +359,12 @@ def _reference(comparison: Comparison) -> str:
     return "FP32" if comparison.reference == BASELINE else comparison.reference
 
 
-def _middle(samples: Sequence[Sequence[float]]) -> str:
-    import numpy as np
-
+def _quantiles(samples: Sequence[Sequence[float]]) -> str:
     times = [min(slot) for slot in samples if slot]
     if not times:
         return "no samples"
     low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
-    spread = f"from {formats.digits(low)} to {formats.digits(high)} in nine of ten slots"
-    return f"median {formats.milliseconds(middle)}, {spread}"
+    return f"median {formats.milliseconds(middle)}, p5 {formats.digits(low)}, p95 {formats.digits(high)}"
 
 
 def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
@@ -321,4 +380,4 @@ def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     axes.set_xlim(low, high)
     axes.set_xticks(steps, [f"{step:.2g}{TIMES}" for step in steps])
     axes.minorticks_off()
-    axes.set_xlabel("speed-up against PyTorch today")
+    axes.set_xlabel("speed-up over PyTorch")

@@ -1,108 +1,485 @@
-"""Records in, tables and pictures out: what the notebooks display. Nothing here measures or decides.
+"""Tables and charts of records, for notebooks and the report. Nothing here measures or decides.
 
-The tables of single steps are here; those of a whole run are in `overview`, the pictures in `figures`.
+Tables of accuracy are in `accuracy`, those of layers in `layer_profile`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
-from shrinkkit.core.measurement import Accuracy, Comparison
-from shrinkkit.core.measurement import measurements_table as measurements
+from shrinkkit.core import estimate, evidence, machines
+from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.variant import Variant, audit_table
-from shrinkkit.core.variant import files_table as files
-from shrinkkit.core.variant import variant_table as variant
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.target import Place
+from shrinkkit.core.variant import Variant, audit_table, files_table
 from shrinkkit.display import cells, formats
-from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
-from shrinkkit.report import figures
-from shrinkkit.report.deployment import memory, tails, throughput
-from shrinkkit.report.latency import distributions, latencies, runtime, timings
-from shrinkkit.report.overview import (
-    commands,
-    environment,
-    factors,
-    missing,
-    model_files,
-    steps,
-    title,
-    tradeoff,
-    variants,
-    verdict,
-)
-from shrinkkit.report.predictions import accuracies, classes, fidelity, integers, lost
-from shrinkkit.report.profile import layers as hotspots
-from shrinkkit.results.table import Results
+from shrinkkit.display.formats import TIMES
+from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
+from shrinkkit.report import accuracy, figures, layer_profile
+from shrinkkit.results.breakdown import breakdown
+from shrinkkit.results.results import Results, Row
+from shrinkkit.results.results import missing as without_figures
+from shrinkkit.results.verdict import decide
 
-__all__ = [
-    "accuracies",
-    "audit",
-    "audits",
-    "classes",
-    "commands",
-    "distributions",
-    "environment",
-    "factors",
-    "fidelity",
-    "files",
-    "hotspots",
-    "integers",
-    "latencies",
-    "lost",
-    "measurements",
-    "memory",
-    "missing",
-    "model_files",
-    "runtime",
-    "shrunk",
-    "steps",
-    "tails",
-    "throughput",
-    "timings",
-    "title",
-    "trade",
-    "tradeoff",
-    "training",
-    "variant",
-    "variants",
-    "verdict",
-]
+DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
+PERCENTILES = {0.5: 1, 0.9: 64, 0.99: 662}
+"""Samples from which on a latency percentile may be quoted, by its fraction.
+
+Source: MLPerf Inference, LoadGen's early stopping.
+"""
+_TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
+# What decides comes first: a phone shows four columns before it scrolls.
+_COLUMNS = ("file size", "vs PyTorch", "vs FP32, same runtime", DELTA, "accuracy", "latency / batch", "sparsity")
+
+
+def title(results: Results) -> Heading:
+    """Return the report's heading: the study's name, and what was compressed for which targets."""
+    variants = [n for n in results.names if n != BASELINE and not _is_intermediate(results, n)]
+    where = " and ".join(results.targets) or "no target"
+    if len(results.machines) > 1:
+        targets = {name: [_target(at) for at in results.of(name).targets] for name in results.machines}
+        where = "; ".join(f"{name} ({', '.join(names)})" for name, names in targets.items())
+    when = f" Started {results.status.started[:16].replace('T', ' ')} UTC." if results.status else ""
+    return Heading(
+        results.name, f"{formats.counted(len(variants), 'variant')} of {results.task}, on {where}.{when}", level=1
+    )
+
+
+def _is_intermediate(results: Results, name: str) -> bool:
+    return any(row.variant == name and row.intermediate for row in results.rows)
+
+
+def _target(place: str) -> str:
+    return str(Place.parse(place).target)
+
+
+def tradeoff(results: Results) -> Shown:
+    """Return size, accuracy and speed of every variant in one chart."""
+    return figures.tradeoff(results) or Statement("No variant has both a speed and an accuracy.", tone="warning")
+
+
+def missing(results: Results) -> Several:
+    """Return failures and unsupported combinations with their reasons, then notes about the folder."""
+    parts: list[Shown] = []
+    for caption, states in (("Failures", ("failed", "not run")), ("Unsupported combinations", ("unsupported",))):
+        rows = tuple(
+            (Cell(name), Cell(", ".join(targets)), Cell(state, tone=_TONES[state]), Cell(reason))
+            for (state, name, reason), targets in without_figures(results).items()
+            if state in states
+        )
+        columns = tuple(map(Column, ("variant", "targets", "state", "reason")))
+        parts += [Table(f"{caption} ({len(rows)})", columns, rows)] if rows else []
+    parts += [Statement(note, tone="warning") for note in results.notes]
+    return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
+
+
+def variants(results: Results) -> Several:
+    """Return the results on each target; with several machines, each has a section with its environment."""
+    if not results.targets:
+        return Several((Statement("No target was measured.", tone="warning"),))
+    if len(results.machines) == 1:
+        return Several(_tables(results))
+    parts: list[Shown] = []
+    for name in results.machines:
+        part = results.of(name)
+        parts += [Heading(_machine(part, name)), *_tables(part), *_environments(part, folded=True)]
+    return Several(tuple(parts))
+
+
+def _machine(part: Results, name: str) -> str:
+    """Return a machine's short name with that of its hardware."""
+    environments = [record.environment for record in part.measured.values()]
+    hardware = {machines.name(own, e.cores): own for e in environments for own in (e.cpu, *e.gpu.split(", ")) if own}
+    return f"{name}: {hardware[name]}" if name in hardware else name
+
+
+def _tables(results: Results) -> tuple[Table, ...]:
+    """Return the results on each target of one machine, with the row of the verdict marked."""
+    best = decide(results).row
+    titles = [results.metric if name == "accuracy" else name for name in _COLUMNS]
+    titles = [f"{DELTA} {results.metric}" if name == DELTA else name for name in titles]
+    columns = (Column("variant"), *(Column(name, True) for name in (*titles, "parameters", "MACs")))
+    tables = []
+    for target in results.targets:
+        rows = [row for row in results.rows if row.target == target]
+        shown = (*_user_module(results, target), *(_variant(row, results, chosen=row == best) for row in rows))
+        signs = results.measured[target].notes if target in results.measured else ()
+        contention = f"Contention during the benchmark: {'; '.join(signs)}." if signs else ""
+        note = " ".join(filter(None, [_dense_zeros(rows), contention]))
+        caption = f"{results.where(target)}{_conditions(results, target)}"
+        tables.append(Table(caption, columns, shown, note, folded=False))
+    return tuple(tables)
+
+
+def _variant(row: Row, results: Results, *, chosen: bool) -> tuple[Cell, ...]:
+    aside = "best" if chosen else "intermediate" if row.intermediate else ""
+    name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
+    if row.state != "measured":
+        return name, Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
+    verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
+    return (
+        name,
+        Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} compressed"),
+        _speedup(row, row.speedup_today, row.timing_today),
+        _speedup(row, row.speedup, row.timing),
+        cells.change(row.difference, is_fraction=results.is_fraction, verdict=verdict),
+        cells.score(row.accuracy, is_fraction=results.is_fraction),
+        cells.latency(row.latency_ms),
+        Cell(formats.percent(row.sparsity or 0)),
+        Cell(formats.count(row.parameters or 0)),
+        Cell(formats.count(row.macs or 0)),
+    )
+
+
+def _speedup(row: Row, ratio: estimate.Estimate | None, verdict: str) -> Cell:
+    missing = ratio is None and row.variant != BASELINE
+    return Cell("not timed", tone="warning") if missing else cells.speedup(ratio, verdict)
+
+
+def _user_module(results: Results, target: str) -> tuple[tuple[Cell, ...], ...]:
+    """Return the row of the user's own module, the reference of the first speed-up."""
+    record = results.measured.get(target)
+    latency_ms = evidence.today_ms(record) if record else None
+    if record is None or record.runtime is None or latency_ms is None:
+        return ()
+    form = {"eager": "eager PyTorch", "compiled": "torch.compile"}.get(record.runtime.conditions.form, "")
+    empty = Cell("")
+    row = (Cell("your module", form), empty, cells.REFERENCE, empty, empty, empty, cells.latency(latency_ms))
+    return ((*row, empty, empty, empty),)
+
+
+def _conditions(results: Results, target: str) -> str:
+    record, baseline = results.measured.get(target), results.row(BASELINE, target)
+    if record is None or baseline.latency_ms is None:
+        return ""
+    compared = [c.conditions for c in (record.runtime, *(m.latency for m in record.measurements)) if c]
+    text = f": unchanged model {formats.milliseconds(baseline.latency_ms.value)}"
+    if compared:
+        text += f", batch size {compared[0].batch_size}, {formats.counted(compared[0].threads, 'thread')}"
+    return text
+
+
+def _dense_zeros(rows: Sequence[Row]) -> str:
+    """Return a sentence about sparse variants whose files did not shrink; '' if there are none."""
+    before = next((row.size_bytes for row in rows if row.variant == BASELINE), None)
+    return " ".join(
+        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, but the file stores zeros like other "
+        f"numbers; compressed it has {formats.size(row.compressed_bytes or 0)}."
+        for row in rows
+        if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
+    )
+
+
+def speedup_breakdown(results: Results) -> Shown:
+    """Return the factors of each variant's speed-up as a chart."""
+    rows = [
+        replace(row, target=results.where(row.target))
+        for row in breakdown(results)
+        if row.variant != BASELINE or row.factors
+    ]
+    if not rows:
+        return Statement("No speed-up was measured.", tone="warning")
+    return figures.breakdown(rows, [results.where(target) for target in results.targets])
+
+
+def predictions(results: Results) -> Several:
+    """Return, for each target, the regressions of each variant, and the scores by class."""
+
+    def parts(record: TargetRecord) -> tuple[Shown, ...]:
+        accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
+        return accuracy.regressions(accuracies), accuracy.classes(accuracies)
+
+    return _by_target(results, parts)
+
+
+def layer_latency(results: Results) -> Several:
+    """Return, for each target, the latency by layer of each variant, and the causes of slow-downs."""
+    return _by_target(results, lambda record: (layer_profile.layers(record, results.variants),))
+
+
+def deployment(results: Results) -> Several:
+    """Return, for each target, latency percentiles, memory, and throughput at other batch sizes and threads."""
+    return _by_target(results, lambda record: (latency_percentiles(record), memory(record), throughput(record)))
+
+
+def _by_target(results: Results, parts: Callable[[TargetRecord], tuple[Shown, ...]]) -> Several:
+    shown: list[Shown] = []
+    for target, record in results.measured.items():
+        where = results.where(target)
+        shown += [Heading(where), *parts(replace(record, target=where))]
+    return Several(tuple(shown) or (Statement("No target was measured.", tone="warning"),))
+
+
+def environment(results: Results) -> Several:
+    """Return machine and software of each target's benchmark, equal ones once."""
+    if len(results.machines) > 1:
+        return Several((Statement("The environment of each machine is below its results."),))
+    return Several(_environments(results) or (Statement("No environment was recorded.", tone="warning"),))
+
+
+def _environments(results: Results, *, folded: bool = False) -> tuple[Table, ...]:
+    seen: dict[str, list[str]] = {}
+    tables: dict[str, Table] = {}
+    for target, record in results.measured.items():
+        own = record.environment
+        key = repr((own.cpu, own.gpu, own.versions, own.variables))
+        seen.setdefault(key, []).append(results.where(target))
+        tables.setdefault(key, machines.environment_table(own))
+    return tuple(
+        replace(tables[key], caption=f"Environment of {' and '.join(targets)}", folded=folded)
+        for key, targets in seen.items()
+    )
+
+
+def model_files(results: Results) -> Table:
+    """Return every model file with its size, SHA-256 and seed."""
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(file.path),
+            cells.size(file.size_bytes),
+            Cell(str(variant.seed), tone="quiet"),
+            Cell(file.sha256),
+        )
+        for name, variant in results.variants.items()
+        for file in variant.files
+    )
+    columns = (Column("variant"), Column("file"), Column("size", True), Column("seed", True), Column("SHA-256"))
+    return Table(f"Model files ({len(rows)})", columns, rows, "Paths are relative to the variant's folder.")
+
+
+def steps(results: Results) -> Shown:
+    """Return the executed notebooks with their states and links."""
+    if results.status is None:
+        return Statement("The notebooks were run one by one; there is no status.")
+    rows = tuple(
+        (
+            Cell(
+                step.name,
+                href=f"{RunFolder('').steps.name}/{step.name}.html"
+                if step.state in ("done", "cached", "failed") and not step.note
+                else "",
+            ),
+            Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
+            Cell(f"{step.duration_s:.1f} s"),
+            Cell(step.error or step.note),
+        )
+        for step in results.status.steps
+        if step.notebook != "5-report"
+    )
+    columns = (Column("notebook"), Column("state"), Column("duration", True), Column("error"))
+    return Table("Executed notebooks", columns, rows, folded=False)
+
+
+def commands(results: Results) -> Shown:
+    """Return the command that reproduces the run, and those of benchmarks on other machines."""
+    if results.status is None:
+        return Statement("The notebooks were run one by one; there is no single command.")
+    seed = results.study.seed if results.study else 0
+    targets = results.study.targets if results.study else results.targets
+    task = f" --task {PurePath(results.task).name}" if results.task.endswith(".py") else ""
+    parts = [Command(results.status.command, f"Reproduce the run (seed {seed}):")]
+    for name in results.machines:
+        if more := [target for target in results.of(name).targets if target not in targets]:
+            options = "".join(f" --target {_target(target)}" for target in more)
+            command = f"shrinkkit run reports/{results.name} --only benchmark{task}{options}"
+            parts.append(Command(command, f"Then on {name}, with this run folder:"))
+    return Several(tuple(parts))
+
+
+def files(variant: Variant) -> Table:
+    """Return the model files of one variant, and why a runtime has none."""
+    return files_table(variant)
+
+
+def layer_reports(results: Results) -> Several:
+    """Return the layer report of every variant but the baseline, folded below a summary."""
+    tables = (replace(layer_report(v), folded=True) for name, v in results.variants.items() if name != BASELINE)
+    return Several(tuple(tables) or (Statement("No variant was made.", tone="warning"),))
+
+
+def layer_report(variant: Variant) -> Table:
+    """Return the changes of each layer of a variant; the caption sums them up."""
+    return audit_table(variant.audit, of=variant.name, sparsity=variant.sparsity)
 
 
 def shrunk(*, parameters: Sequence[int], macs: Sequence[int]) -> Table:
-    """Return how many parameters and MACs of one example a model has before and after it was made smaller.
-
-    Args:
-        parameters: Before and after.
-        macs: Before and after.
-    """
+    """Return parameters and MACs of one example before and after compression, each a pair."""
     rows = tuple(
         (Cell(name), Cell(formats.count(before)), Cell(formats.count(after)), Cell(formats.times(before / after)))
-        for name, (before, after) in (("parameters", parameters), ("MACs of one example", macs))
+        for name, (before, after) in (("parameters", parameters), ("MACs per example", macs))
     )
-    columns = (Column(""), Column("before", True), Column("after", True), Column("fewer by", True))
+    columns = (Column(""), Column("before", True), Column("after", True), Column("reduction", True))
     return Table("Model size", columns, rows)
 
 
 def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
     """Return the speed-up of a model and the change of its accuracy, both against the same reference."""
     fraction, text = formats.is_fraction(accuracy.scores), formats.speedup(latency.speedup, latency.verdict)
-    if moved := accuracy.difference:
-        change = formats.with_ci(formats.change(moved.value, is_fraction=fraction), moved, is_fraction=fraction)
-        text = f"{text}. Change of {accuracy.metric}: {change}"
-    return Statement(f"Speed-up: {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
+    if difference := accuracy.difference:
+        change = formats.change(difference.value, is_fraction=fraction)
+        text = f"{text}, {accuracy.metric} {formats.with_ci(change, difference, is_fraction=fraction)}"
+    return Statement(f"Speed-up {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
 
 
 def training(scores: Sequence[float], *, metric: str) -> Shown:
-    """Return the validation score after each epoch as a picture, or a sentence where nothing was trained."""
-    return figures.training(scores, metric=metric) if scores else Statement("No fine-tuning was asked for.")
+    """Return the validation score after each epoch as a chart, or a sentence without fine-tuning."""
+    return figures.training(scores, metric=metric) if scores else Statement("No fine-tuning.")
 
 
-def audit(of: Variant) -> Table:
-    """Return what happened to each layer of a variant; the caption sums it up."""
-    return audit_table(of.audit, of=of.name, sparsity=of.sparsity)
+_TIMING_NOTE = (
+    "Speed-ups have 95 % CIs. Speed-up compares the fastest call of each slot (the speed of the code), median speed-up "
+    "the median call. The noise floor is the difference of an A/A control, a copy of the baseline timed interleaved, "
+    "to the baseline; beyond 1 % there is no verdict. Faster or slower: the entire CI is beyond 1 %; no difference: it "
+    "is within."
+)
 
 
-def audits(found: Results) -> Several:
-    """Return the audit of every variant but the baseline, folded below a line that sums it up."""
-    tables = (replace(audit(made), folded=True) for name, made in found.variants.items() if name != BASELINE)
-    return Several(tuple(tables) or (Statement("No variant was made.", tone="warning"),))
+def latencies(compared: Mapping[str, Comparison]) -> Shown:
+    """Return the paired timings of one target, each with its verdict and warnings."""
+    if not compared:
+        return Statement("Nothing to time: no variant could be loaded.", tone="warning")
+    return _timings("Paired timing against the baseline", compared)
+
+
+def distributions(compared: Mapping[str, Comparison]) -> Shown:
+    """Return the timing samples of each comparison as small charts."""
+    return figures.distributions(compared) or Statement("No timing samples.")
+
+
+def runtime(compared: Comparison | None) -> Shown:
+    """Return the speed-up of the runtime and file format without compression."""
+    if compared is None:
+        return Statement("The baseline has no file for this target, so it cannot be compared with your module.")
+    caption = f"Unchanged model in {compared.candidate_runtime} against your module in PyTorch"
+    return _timings(caption, {_unchanged(compared): compared})
+
+
+def timings(results: Results) -> Several:
+    """Return samples and conditions of every comparison, place by place."""
+    parts: list[Shown] = []
+    for target, record in results.measured.items():
+        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
+        if record.runtime:
+            compared[_unchanged(record.runtime)] = record.runtime
+        if compared:
+            where = results.where(target)
+            table = replace(_timings(f"All comparisons on {where}", compared), folded=True)
+            parts += [figures.distributions(compared, title=where) or table, table]
+    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="warning"),))
+
+
+def _unchanged(compared: Comparison) -> str:
+    return f"unchanged in {compared.candidate_runtime}"
+
+
+def _timings(caption: str, compared: Mapping[str, Comparison]) -> Table:
+    titles = ("speed-up", "median speed-up", "noise floor", "duration")
+    columns = (Column("variant"), *(Column(title, True) for title in titles), Column("warnings"))
+    rows = tuple(
+        (
+            Cell(name),
+            cells.speedup(c.speedup, c.verdict),
+            Cell(f"{formats.rounded(c.median_speedup)}{TIMES}", formats.interval(c.median_speedup)),
+            Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)),
+            Cell(
+                f"{c.duration_s:.1f} s",
+                f"{formats.counted(len(c.control_samples_ms) // 2, 'block')}\n{c.warmup_calls} warm-up calls",
+                tone="quiet",
+            ),
+            Cell("; ".join(c.warnings) or "none", tone="warning" if c.warnings else "quiet"),
+        )
+        for name, c in compared.items()
+    )
+    return Table(caption, columns, rows, _TIMING_NOTE)
+
+
+def percentile(samples: Sequence[float], fraction: float) -> float | None:
+    """Return the smallest sample that is not below `fraction` of all; None where there are too few.
+
+    Args:
+        samples: Times of single calls, in any order.
+        fraction: One of `PERCENTILES`.
+    """
+    if len(samples) < PERCENTILES[fraction]:
+        return None
+    return sorted(samples)[math.ceil(fraction * len(samples)) - 1]
+
+
+def latency_percentiles(record: TargetRecord) -> Table:
+    """Return p50, p90 and p99 of the latency of each variant."""
+    baseline = [m.latency.reference_samples_ms for m in record.measurements if m.latency]
+    rows = []
+    for measurement in record.measurements:
+        slots = measurement.latency.candidate_samples_ms if measurement.latency else ()
+        if measurement.variant == BASELINE:
+            slots = tuple(slot for samples in baseline for slot in samples)
+        if samples := [ms for slot in slots for ms in slot]:
+            rows.append((Cell(measurement.variant), *(_percentile(samples, fraction) for fraction in PERCENTILES)))
+    columns = (Column("variant"), *(Column(f"p{fraction * 100:.0f}", True) for fraction in PERCENTILES))
+    note = "Latency of single calls, timed interleaved with other models on this machine."
+    return Table(f"Latency percentiles on {record.target}", columns, tuple(rows), note)
+
+
+def _percentile(samples: Sequence[float], fraction: float) -> Cell:
+    value = percentile(samples, fraction)
+    if value is None:
+        needed = f"needs \N{GREATER-THAN OR EQUAL TO} {PERCENTILES[fraction]} samples, {len(samples)} taken"
+        return Cell(f"n/a ({needed})", tone="quiet")
+    return cells.milliseconds(value)
+
+
+def memory(record: TargetRecord) -> Table:
+    """Return peak memory, load time and latency of the first call of each variant's file."""
+    peaks = {m.variant: m.memory.peak_bytes for m in record.measurements if m.memory}
+    rows = tuple(
+        (
+            Cell(measurement.variant),
+            *_memory(measurement, peaks.get(BASELINE)),
+            cells.milliseconds(measurement.load_ms),
+            cells.milliseconds(measurement.first_call_ms),
+        )
+        for measurement in record.measurements
+        if not measurement.error
+    )
+    titles = ("peak memory", "while loading", "vs baseline", "load", "first call")
+    columns = (Column("variant"), *(Column(title, True) for title in titles))
+    runtime = next((m.memory.runtime_bytes for m in record.measurements if m.memory), None)
+    notes = ["Peak of a separate process that loads and calls the file, above its memory before it opened the file."]
+    notes += [f"The runtime itself uses {formats.size(runtime)}."] if runtime else []
+    notes += dict.fromkeys(note for m in record.measurements for note in m.notes if note.startswith("Peak memory"))
+    return Table(f"Memory and start-up on {record.target}", columns, rows, " ".join(notes))
+
+
+def _memory(measurement: Measurement, baseline: int | None) -> tuple[Cell, ...]:
+    used = measurement.memory
+    if used is None:
+        return Cell(""), Cell(""), Cell("")
+    ratio = Cell(f"{used.peak_bytes / baseline:.2f}{TIMES}" if baseline else "")
+    ratio = cells.REFERENCE if measurement.variant == BASELINE else ratio
+    return cells.size(used.peak_bytes), cells.size(used.load_bytes), ratio
+
+
+def throughput(record: TargetRecord) -> Several:
+    """Return examples per second by batch size and number of threads, as a chart and a table."""
+    conditions = next((m.latency.conditions for m in record.measurements if m.latency), None)
+    if not record.sweep or conditions is None:
+        return Several((Statement("No other batch size or number of threads was timed."),))
+    rows: list[tuple[Cell, ...]] = []
+    for point in record.sweep:
+        name = (Cell(point.variant), Cell(str(point.batch_size)), Cell(str(point.threads)))
+        if point.error or point.latency_ms is None:
+            rows.append((*name, Cell(point.error, tone="warning", wide=True)))
+            continue
+        rate = Cell(f"{1e3 * point.batch_size / point.latency_ms.value:,.0f}")
+        ratio = cells.speedup(point.latency.speedup, point.latency.verdict) if point.latency else cells.REFERENCE
+        rows.append((*name, cells.latency(point.latency_ms), rate, ratio))
+    titles = ("batch size", "threads", "latency / batch", "examples / s", "vs baseline")
+    columns = (Column("variant"), *(Column(title, True) for title in titles))
+    note = "Each comparison takes less time than the main ones, so its interval is wider."
+    caption = f"Other batch sizes and threads on {record.target}"
+    table = Table(caption, columns, tuple(rows), note, folded=True)
+    drawn = figures.throughput(record, conditions)
+    return Several((drawn, table) if drawn else (table,))

@@ -1,146 +1,397 @@
-"""A run folder read back: its rows and verdict, as a table for the terminal and as one JSON file.
+"""The results of a run: one row for each variant and place, whether measured, failed, unsupported, or not run."""
 
-Reads records only, and needs no torch. For tables and pictures in notebooks see `show`.
-"""
-
-import dataclasses
-import io
-import json
-import os
-import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from shrinkkit.core import store
-from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.core import estimate
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
+from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study, impossible
+from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import Place
-from shrinkkit.display import formats
-from shrinkkit.display.formats import TIMES
-from shrinkkit.results.conclusions import factors, verdict
-from shrinkkit.results.table import Results, Row, recipe_of
+from shrinkkit.core.variant import Variant
+from shrinkkit.display import cells, formats
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Cell, Column, Shown, Table
+from shrinkkit.errors import InvalidInput
+from shrinkkit.results import folders
+from shrinkkit.results.folders import Folder, how_to_remeasure
 
-WIDTH = 100
-_HEAD = ("variant", "target", "size", "score", "change", "latency", "vs FP32", "vs today")
-_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
+CONCLUSIVE = ("faster", "slower", "same")
+"""Verdicts on a timing that support a statement."""
 
 
-def table(results: Results, *, width: int = WIDTH) -> str:
-    """Return the rows as plain text of at most `width` columns, with the reasons of those that have no numbers.
+@dataclass(frozen=True, repr=False)
+class Row(Rich):
+    """One variant at one place: its figures, or why it was not measured."""
 
-    Where there are several machines, each has a part of its own, below its name.
+    variant: str
+    target: str
+    """A place: `cpu/torch`, or `cpu/torch @ <machine>` for a machine other than the run's own."""
+    state: str
+    """`measured`, `failed`, `unsupported`, or `not run`."""
+    reason: str = ""
+    """Why it was not measured; empty if it was."""
+    intermediate: bool = False
+    """Whether it is only the source of another variant, and no recipe's result."""
+    size_bytes: int | None = None
+    """Of the file of the target's runtime."""
+    compressed_bytes: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    sparsity: float | None = None
+    """Share of weights that are exactly zero."""
+    accuracy: Estimate | None = None
+    difference: Estimate | None = None
+    """Variant minus baseline on the same examples and target; None for the baseline."""
+    agreement: float | None = None
+    accuracy_verdict: str = ""
+    """`within budget`, `over budget`, or `cannot tell`; empty for the baseline and where nothing was measured."""
+    latency_ms: Estimate | None = None
+    speedup: Estimate | None = None
+    """Against FP32 on the same target; None for the baseline."""
+    timing: str = ""
+    """Verdict on `speedup`: `faster`, `slower`, `same`, `undecided`, or `too noisy`."""
+    speedup_today: Estimate | None = None
+    """Against the user's own module, called in PyTorch on the same device."""
+    timing_today: str = ""
+    """Verdict on `speedup_today`."""
+    load_ms: float | None = None
+    first_call_ms: float | None = None
+    file_sha256: str = ""
+
+    @property
+    def place(self) -> Place:
+        """The target and the machine that `target` names."""
+        return Place.parse(self.target)
+
+
+@dataclass(frozen=True, repr=False)
+class Results(Rich):
+    """The contents of a run folder. `rows` has every variant at every place, the baseline first."""
+
+    name: str
+    task: str
+    metric: str
+    is_fraction: bool
+    """Whether every score is in [0, 1], so that scores are shown in per cent and changes in percentage points."""
+    budget: Budget
+    study: Study | None
+    """None for a folder that was created from notebooks."""
+    targets: tuple[str, ...]
+    """Places: those of the run's own machine, then those of each other machine."""
+    machines: tuple[str, ...]
+    """Short names of the machines, the one that made the baseline first."""
+    names: tuple[str, ...]
+    """Of the variants: the baseline, then the recipes in the study's order, intermediates last."""
+    rows: tuple[Row, ...]
+    variants: Mapping[str, Variant]
+    measured: Mapping[str, TargetRecord]
+    """By place."""
+    status: Status | None
+    notes: tuple[str, ...]
+    """Problems of the folder itself, such as a record that cannot be read."""
+
+    def row(self, variant: str, target: str) -> Row:
+        """Return the row of `variant` at the place `target`."""
+        return next(r for r in self.rows if (r.variant, r.target) == (variant, target))
+
+    def machine(self, target: str) -> str:
+        """Return the short name of the machine of the place `target`."""
+        return Place.parse(target).machine or self.machines[0]
+
+    def where(self, target: str) -> str:
+        """Return the name of the place `target`: with its machine, if there are several."""
+        several = len(self.machines) > 1
+        return str(Place(Place.parse(target).target, self.machine(target))) if several else target
+
+    def measurement(self, row: Row) -> Measurement | None:
+        """Return the measurement of a row, None if its target has none of its variant."""
+        record = self.measured.get(row.target)
+        return next((m for m in record.measurements if m.variant == row.variant), None) if record else None
+
+    def recipe(self, name: str) -> Mapping[str, Any]:
+        """Return the recipe of the variant `name`: from its record, else from the study; empty for the baseline."""
+        if name in self.variants:
+            return self.variants[name].recipe
+        recipes: tuple[Recipe, ...] = self.study.recipes if self.study else ()
+        return next((recipe.settings() for recipe in recipes if recipe.name == name), {})
+
+    def budget_text(self) -> str:
+        """Return the budget with its unit."""
+        drop = self.budget.accuracy_drop
+        return formats.points(drop) if self.is_fraction else f"{drop:g}"
+
+    def shown(self) -> Shown:
+        """Return a table of all rows; the report shows more of each."""
+        return results_table(self)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant at each place."""
+        return [row for one in self.rows for row in one._rows()]
+
+    def of(self, machine: str) -> "Results":
+        """Return the part that was measured on one of `machines`; `machines` itself is unchanged."""
+        return replace(
+            self,
+            targets=tuple(target for target in self.targets if self.machine(target) == machine),
+            rows=tuple(row for row in self.rows if self.machine(row.target) == machine),
+            measured={target: one for target, one in self.measured.items() if self.machine(target) == machine},
+        )
+
+
+def load(run: Path) -> Results:
+    """Load the results of a run folder, even of an unfinished run.
+
+    Args:
+        run: Run folder, such as `reports/digits-cnn`.
+
+    Returns:
+        A row for each variant and target. What is missing or cannot be read is a row with its reason, or a note.
+
+    Raises:
+        InvalidInput: The folder holds neither a study nor a variant.
     """
-    named = any(Place.parse(target).machine for target in results.targets)
-    parts = (
-        [f"{name}:\n{_lines(results.of(name), width)}" for name in results.machines]
-        if named
-        else [_lines(results, width)]
+    folder = folders.read(Path(run))
+    study, variants = folder.study, folder.variants
+    recorded = variants.keys() | folder.unreadable.keys()
+    if study is None and not recorded:
+        raise InvalidInput(
+            f"`run` must be a run folder, with a study.json or variants, got {str(run)!r}. "
+            "Make one with `shrinkkit run digits-cnn`, or set `run` to the folder of an earlier run."
+        )
+    names = _names(study, folder.status, variants, sorted(recorded))
+    targets, notes = folders.places(folder)
+    if stray := sorted(recorded - set(names)):
+        notes = (f"The folder also holds {', '.join(stray)}, which this study does not name; not reported.", *notes)
+    measured = {target: folder.measured[target] for target in targets if target in folder.measured}
+    budget = study.budget if study else Budget()
+    verdicts = {target: accuracy_verdicts(record, budget.accuracy_drop) for target, record in measured.items()}
+    accuracies = [m.accuracy for record in measured.values() for m in record.measurements if m.accuracy]
+    return Results(
+        name=study.name if study else Path(run).resolve().name,
+        task=study.task if study else next((v.task for v in variants.values()), ""),
+        metric=accuracies[0].metric if accuracies else "accuracy",
+        is_fraction=all(formats.is_fraction(accuracy.scores) for accuracy in accuracies),
+        budget=budget,
+        study=study,
+        targets=targets,
+        machines=tuple(dict.fromkeys(Place.parse(target).machine or folder.machine_names[0] for target in targets)),
+        names=names,
+        rows=tuple(_row(folder, name, target, verdicts.get(target, {})) for name in names for target in targets),
+        variants={name: variants[name] for name in names if name in variants},
+        measured=measured,
+        status=folder.status,
+        notes=(*folder.notes, *notes),
     )
-    drop = formats.points(results.budget.accuracy_drop) if results.is_fraction else f"{results.budget.accuracy_drop:g}"
-    legend = (
-        f"score: {results.metric}. change: against FP32 on the same target, with its 95 % interval; ok within the "
-        f"budget of {drop}, no beyond it, ? cannot tell. vs FP32: speed on the same target; vs today: against your own "
-        "module, called in PyTorch on the same device; ? undecided."
-    )
-    return "\n\n".join([*parts, textwrap.fill(legend, width)])
 
 
-def _lines(results: Results, width: int) -> str:
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = [row for row in results.rows if not row.intermediate]
-    table = Table(box=None, pad_edge=False)
-    for title in _HEAD:
-        left, folds = title in ("variant", "target"), title in ("variant", "change")
-        table.add_column(title, justify="left" if left else "right", no_wrap=not folds, overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row, results))
-    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False)
-    if console.measure(table, options=console.options.update(max_width=10 * width)).maximum > width:
-        table.padding = (0, 1, 0, 0)
-    with console.capture() as capture:
-        console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    for row in rows:
-        if row.state != "measured":
-            lines += ["", f"{row.variant} on {row.place.target}"]
-            lines += textwrap.wrap(
-                f"{row.state}: {row.reason}", width, initial_indent="    ", subsequent_indent="    ", max_lines=4
-            )
-    return "\n".join(lines)
+def failures(results: Results) -> tuple[Row, ...]:
+    """Return the rows that should hold measurements and do not; unsupported combinations are no failures."""
+    return tuple(row for row in results.rows if row.state in ("failed", "not run"))
 
 
-def write_json(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write `results` to `path` for machines: rows, verdict, factors and records, without raw samples.
+def missing(results: Results) -> dict[tuple[str, str, str], list[str]]:
+    """Return the places of rows without figures by state, variant and reason; failures first."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for state in ("failed", "not run", "unsupported"):
+        for row in results.rows:
+            if row.state == state:
+                grouped.setdefault((state, row.variant, row.reason), []).append(results.where(row.target))
+    return grouped
 
-    The raw samples stay in the run folder's measurements/.
+
+def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
+    """Return by variant whether it is `within budget`, `over budget`, or neither (`cannot tell`).
+
+    Holm's correction covers the number of variants; see `estimate.within`.
+
+    Args:
+        record: The benchmark of one target.
+        drop: Maximum accuracy drop, >= 0.
     """
-    found = verdict(results)
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "name": results.name,
-        "task": results.task,
-        "metric": results.metric,
-        "started": results.status.started if results.status else None,
-        "command": results.status.command if results.status else None,
-        "study": results.study.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})
-        if results.study
-        else None,
-        "verdict": {
-            "sentence": found.sentence,
-            "kind": found.kind,
-            "variant": found.row.variant if found.row else None,
-            "target": found.row.target if found.row else None,
-        },
-        "machines": results.machines,
-        "rows": [
-            {
-                "recipe": recipe_of(results, row.variant),
-                "machine": results.machine(row.target),
-                **dataclasses.asdict(row),
-            }
-            for row in results.rows
-        ],
-        "factors": [dataclasses.asdict(one) for one in factors(results)],
-        "variants": {name: dataclasses.asdict(variant) for name, variant in results.variants.items()},
-        "targets": {name: _without_samples(dataclasses.asdict(record)) for name, record in results.measured.items()},
-        "steps": [dataclasses.asdict(step) for step in results.status.steps] if results.status else [],
-        "notes": results.notes,
+    accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
+    baseline = accuracies.pop(BASELINE, None)
+    if baseline is None:
+        return {}
+    within = estimate.within(baseline.scores, [accuracy.scores for accuracy in accuracies.values()], drop)
+    return {
+        name: "within budget" if is_within else "over budget" if accuracy.difference.high < -drop else "cannot tell"
+        for (name, accuracy), is_within in zip(accuracies.items(), within, strict=True)
+        if accuracy.difference
     }
-    store.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-def _cells(row: Row, results: Results) -> tuple[str, ...]:
-    mark = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}[row.accuracy_verdict]
-    shares = results.is_fraction
-    change = ""
-    if row.difference:
-        value = formats.change(row.difference.value, is_fraction=shares, unit=False)
-        change = f"{value} {formats.interval(row.difference, is_fraction=shares)}{mark}"
-    return (
-        row.variant,
-        str(row.place.target),
-        formats.size(row.size_bytes) if row.size_bytes is not None else "",
-        formats.score(row.accuracy.value, is_fraction=shares) if row.accuracy else "",
-        change,
-        formats.milliseconds(row.latency_ms.value) if row.latency_ms else "",
-        _speed_text(row, torch=False),
-        _speed_text(row, torch=True),
+def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the Pareto-optimal rows in speed-up against PyTorch, change of accuracy and size, fastest first.
+
+    Only measured rows within the budget with a conclusive timing take part; the baseline's change is 0.
+
+    Args:
+        rows: Of one task on one machine; several runtimes of one device may be mixed.
+    """
+    pairs = [(objectives, row) for row in rows if (objectives := _objectives(row))]
+    best = [(own, row) for own, row in pairs if not any(_dominates(other, own) for other, _ in pairs)]
+    return tuple(row for _, row in sorted(best, key=lambda pair: -pair[0][0]))
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _objectives(row: Row) -> tuple[float, ...]:
+    """Return speed-up, change of accuracy and negative size, to be maximised; empty for a row that takes no part."""
+    if row.state != "measured" or row.intermediate or not row.size_bytes or row.speedup_today is None:
+        return ()
+    within = row.variant == BASELINE or row.accuracy_verdict == "within budget"
+    if row.timing_today not in CONCLUSIVE or not within:
+        return ()
+    return row.speedup_today.value, row.difference.value if row.difference else 0.0, -row.size_bytes
+
+
+def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) -> Row:
+    """Return the row of a variant at a place, given the verdicts on accuracy of all variants there."""
+    variant = folder.variants.get(name)
+    recipes = {r.name for r in folder.study.recipes} if folder.study else set(folder.variants)
+    fields: dict[str, Any] = {"intermediate": name != BASELINE and name not in recipes}
+    if variant:
+        fields |= {"parameters": variant.parameters, "macs": variant.macs, "sparsity": variant.sparsity}
+        if file := folder.file(name, target):
+            fields |= {"size_bytes": file.size_bytes, "compressed_bytes": file.compressed_bytes}
+            fields["file_sha256"] = file.sha256
+    state, reason = _obstacle(folder, name, target) or ("measured", "")
+    if state == "measured":
+        record = folder.measured[target]
+        measurement = next((m for m in record.measurements if m.variant == name), None)
+        state, reason = _invalid(measurement, fields.get("file_sha256", ""), target) or (state, reason)
+        if measurement and state == "measured":
+            fields |= _figures(measurement, record.runtime)
+            fields["accuracy_verdict"] = verdicts.get(name, "")
+    return Row(name, target, state, reason, **fields)
+
+
+def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
+    """Return state and reason if the variant was not made or its target not measured."""
+    recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
+    at = Place.parse(target).target
+    if recipe and (reason := impossible(recipe.precision.name, str(at))):
+        return "unsupported", f"{reason}."
+    return _not_made(folder, name, at.runtime) or _not_measured(folder, target)
+
+
+def _not_made(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None:
+    step = folder.step(name)
+    if step and step.state in ("failed", "skipped"):
+        return "failed", _cause(folder, step)
+    if name in folder.unreadable:
+        return "failed", folder.unreadable[name]
+    if name not in folder.variants:
+        return "not run", _pending(step) if step else "The variant was not made. Run the study."
+    reason = folder.variants[name].refusals.get(runtime)
+    return ("unsupported", reason) if reason else None
+
+
+def _not_measured(folder: Folder, target: str) -> tuple[str, str] | None:
+    step = folder.step(target)
+    if step and step.state in ("failed", "skipped"):
+        return "failed", f"The benchmark of {target} failed: {_cause(folder, step)}"
+    if target in folder.measured:
+        return None
+    reasons = (folder.altered[path] for path in (step.files if step else ()) if path in folder.altered)
+    if reason := next(reasons, ""):
+        return "failed", f"{reason} {how_to_remeasure(target)}"
+    return "not run", _pending(step) if step else f"{target} was not benchmarked. Run the study."
+
+
+def _cause(folder: Folder, step: Step) -> str:
+    """Return why a step failed; for a skipped one, why the step that it needs did."""
+    steps = folder.status.steps if folder.status else ()
+    needed = next((s for s in steps if f"needs {s.name}," in step.error), None)
+    if step.state != "skipped" or needed is None:
+        return step.error or f"{step.name} has no error message; see run.log."
+    return f"{needed.name}, which it needs, {needed.state}: {_cause(folder, needed)}"
+
+
+def _pending(step: Step) -> str:
+    state = "was interrupted" if step.state in ("running", "interrupted") else f"is {step.state}"
+    return f"{step.name} {state}. Run the same command again to resume."
+
+
+def _invalid(measurement: Measurement | None, sha256: str, target: str) -> tuple[str, str] | None:
+    if measurement is None:
+        return "not run", f"The benchmark did not include it. {how_to_remeasure(target)}"
+    if measurement.error:
+        return "failed", measurement.error
+    if measurement.file_sha256 != sha256:
+        return "not run", f"Its model file has changed since it was measured. {how_to_remeasure(target)}"
+    return None
+
+
+def _figures(measurement: Measurement, runtime: Comparison | None) -> dict[str, Any]:
+    compared, accuracy = measurement.latency, measurement.accuracy
+    fields: dict[str, Any] = {name: getattr(measurement, name) for name in ("latency_ms", "load_ms", "first_call_ms")}
+    if compared:
+        fields |= {"speedup": compared.speedup, "timing": compared.verdict}
+    if accuracy:
+        fields |= {
+            "accuracy": accuracy.mean,
+            "difference": accuracy.difference,
+            "agreement": accuracy.agreement,
+        }
+    if runtime and (compared or measurement.variant == BASELINE):
+        chain = [runtime, *([compared] if compared else [])]
+        product = estimate.product(*(c.speedup for c in chain))
+        fields |= {"speedup_today": product, "timing_today": _verdict_of_product(chain, product)}
+    return fields
+
+
+def _verdict_of_product(chain: Sequence[Comparison], product: Estimate) -> str:
+    """Return the verdict on a product of speed-ups, which is as weak as that of its weakest factor."""
+    if any(compared.verdict == "too noisy" for compared in chain):
+        return "too noisy"
+    if any(compared.stopped for compared in chain):
+        return "undecided"
+    return chain[0].verdict if len(chain) == 1 else estimate.verdict(product)
+
+
+def _names(
+    study: Study | None, status: Status | None, variants: Mapping[str, Variant], recorded: Iterable[str]
+) -> tuple[str, ...]:
+    if study is None:
+        return tuple(sorted({BASELINE, *recorded}, key=lambda name: (name != BASELINE, name)))
+    names = [BASELINE, *(recipe.name for recipe in study.recipes)]
+    made = [s.subject for s in status.steps if s.notebook.startswith(("2-", "3-")) and s.subject] if status else []
+    sources = [variants[name].source for name in names if name in variants]
+    return tuple(dict.fromkeys([*names, *made, *(source for source in sources if source)]))
+
+
+def results_table(of: "Results") -> Table:
+    """Return every variant at every place: size, speed-ups and change of accuracy, or why there are none."""
+    columns = (
+        Column("variant"),
+        Column("target"),
+        Column("file size", True),
+        Column("vs FP32, same runtime", True),
+        Column("vs PyTorch", True),
+        Column("\N{GREEK CAPITAL LETTER DELTA} accuracy", True),
     )
-
-
-def _speed_text(row: Row, *, torch: bool) -> str:
-    """Return a row's speed-up as far as its verdict allows it to be quoted, '' where there is none."""
-    speed, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
-    if speed is None:
-        return "1" if row.variant == BASELINE and row.state == "measured" else ""
-    if timing == "too noisy":
-        return "noisy"
-    text = formats.digits(speed.value) + TIMES
-    return "same" if timing == "same" else text + ("?" if timing == "undecided" else "")
-
-
-def _without_samples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_samples(inner) for key, inner in value.items() if key not in _SAMPLES}
-    return [_without_samples(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    rows = tuple(
+        (
+            Cell(row.variant),
+            Cell(row.target),
+            *(
+                (
+                    cells.size(row.size_bytes),
+                    cells.speedup(row.speedup, row.timing),
+                    cells.speedup(row.speedup_today, row.timing_today),
+                    cells.change(row.difference, is_fraction=of.is_fraction),
+                )
+                if row.state == "measured"
+                else (Cell(f"{row.state}: {row.reason}", tone="warning", wide=True),)
+            ),
+        )
+        for row in of.rows
+    )
+    return Table(f"Run {of.name} of {of.task}", columns, rows)

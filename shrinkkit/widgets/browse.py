@@ -13,9 +13,8 @@ from shrinkkit.display.showable import plain
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
 from shrinkkit.errors import InvalidInput
 from shrinkkit.report import figures
-from shrinkkit.report.predictions import Strip
-from shrinkkit.results import pareto
-from shrinkkit.results.table import Results, Row, recipe_of
+from shrinkkit.report.accuracy import Strip
+from shrinkkit.results.results import Results, Row, pareto_front
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
 
@@ -65,7 +64,7 @@ def front(results: Results) -> None:
     """Show the Pareto-optimal variants; the recipe of the one chosen by click or name can be saved."""
     from ipywidgets import Dropdown
 
-    best = pareto.front(_own(results))
+    best = pareto_front(_own(results))
     if not best:
         Live(Statement("No conclusive timing yet; nothing to compare."))
         return
@@ -92,7 +91,7 @@ def save(results: Results, row: Row, folder: Path) -> Command:
         raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")
     if path.exists():
         raise InvalidInput(f"{path} already exists and is not overwritten. Move or rename it.")
-    path.write_text(_yaml(recipe_of(results, row.variant)), encoding="utf-8")
+    path.write_text(_yaml(results.recipe(row.variant)), encoding="utf-8")
     task = results.study.task if results.study else results.task
     return Command(f"shrinkkit run {task} --recipe {path}", f"Saved in {path.resolve().parent}. To run it again:")
 
@@ -100,7 +99,7 @@ def save(results: Results, row: Row, folder: Path) -> Command:
 def drawing(results: Results) -> Picture:
     """Return speed-up and change of accuracy of every variant; the Pareto-optimal ones are filled and named."""
     rows = _own(results)
-    best = pareto.front(rows)
+    best = pareto_front(rows)
     rest = [row for row in rows if row not in best and row.speedup_today and row.difference and not row.intermediate]
     scale = 100 if results.is_fraction else 1
     with canvas(9.2, 3.8) as figure:
@@ -174,7 +173,7 @@ def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     table = Table("Pareto-optimal variants", columns, rows, folded=False)
     if row.variant == BASELINE:
         return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
-    return Several((table, Command(_yaml(recipe_of(results, row.variant)).rstrip(), f"Recipe of {row.variant}:")))
+    return Several((table, Command(_yaml(results.recipe(row.variant)).rstrip(), f"Recipe of {row.variant}:")))
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:

@@ -126,7 +126,6 @@ class ProgressBar(Shown):
     elapsed_s: float = 0.0
 
     def __repr__(self) -> str:
-        """Return it as plain text."""
         share = formats.percent(self.done / self.total) if self.done < self.total else "done"
         state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
         return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}"

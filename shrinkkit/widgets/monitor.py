@@ -14,7 +14,7 @@ from shrinkkit.core.estimate import MARGIN, Estimate
 from shrinkkit.core.samples import PairedSamples, log_ratios
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK
-from shrinkkit.display.tables import Shown
+from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
 
@@ -46,7 +46,7 @@ class TimingMonitor:
         # ipykernel routes messages of a widget to the shell that created it, which is busy timing. Without this
         # attribute it uses the subshell that JupyterLab asks for.
         vars(button.comm).pop("_reply_subshell_id", None)
-        self._live = Live(Courses({}))
+        self._live = Live(table({}))
 
     def stop(self, _: object = None) -> None:
         """End the timing at the next block."""
@@ -59,53 +59,41 @@ class TimingMonitor:
             course.clear()
         course.append((len(samples), estimate.block_ratio(log_ratios(samples, min))))
         stopped = self._stop.is_set()
-        self._live.show(Courses(self.courses, stopped=stopped))
+        self._live.show(table(self.courses, stopped=stopped))
         return stopped
 
 
-@dataclass(frozen=True, repr=False)
-class Courses(Shown):
-    """The course of each comparison as a small chart, all on the same scale."""
-
-    courses: Mapping[str, Course]
-    stopped: bool = False
-
-    def __repr__(self) -> str:
-        """Return it as plain text."""
-        return "\n".join([self._caption(), *(f"  {_summary(*item)}" for item in self.courses.items())])
-
-    def markdown(self) -> str:
-        """Return it as a list."""
-        lines = (f"- {_summary(*item)}" for item in self.courses.items())
-        return "\n".join([f"**{self._caption()}**", "", *lines]) + "\n"
-
-    def html(self) -> str:
-        """Return it as a table of charts."""
-        rows = "".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{_chart(name, course)}</td>'
-            f'<td class="sk-number">{escape(_last(course))}</td><td class="sk-number">{course[-1][0]}</td></tr>'
-            for name, course in self.courses.items()
+def table(courses: Mapping[str, Course], *, stopped: bool = False) -> Table:
+    """Return the course of each comparison as a chart, all on the same scale."""
+    caption = f"Speed-up over time: {formats.counted(len(courses), 'comparison')}"
+    if stopped:
+        caption = f"Interrupted in comparison {len(courses)}, which gets no verdict"
+    columns = (Column("variant"), Column("95 % CI over time"), Column("speed-up", True), Column("blocks", True))
+    rows = tuple(
+        (
+            Cell(name),
+            _Chart(_summary(course), svg=_chart(name, course)),
+            Cell(_last(course)),
+            Cell(str(course[-1][0])),
         )
-        titles = {"variant": "", "95 % interval over time": "", "speed-up": "sk-number", "blocks": "sk-number"}
-        head = "".join(f'<th scope="col" class="{kind}">{title}</th>' for title, kind in titles.items())
-        caption = escape(self._caption())
-        return (
-            f'<div class="sk-scroll" role="region" tabindex="0" aria-label="{caption}"><table class="sk-table">'
-            f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-            f'<p class="sk-note">{_NOTE}</p>'
-        )
-
-    def _caption(self) -> str:
-        if not self.courses:
-            return "Timing has started"
-        if self.stopped:
-            return f"Interrupted in comparison {len(self.courses)}, which gets no verdict"
-        return f"Speed-up over time: {formats.counted(len(self.courses), 'comparison')}"
+        for name, course in courses.items()
+    )
+    return Table(caption, columns, rows, _NOTE, folded=False)
 
 
-def _summary(name: str, course: Course) -> str:
+@dataclass(frozen=True)
+class _Chart(Cell):
+    """A cell with a chart; its text is the summary."""
+
+    svg: str = ""
+
+    def html(self, tag: str, attributes: str, classes: str) -> str:
+        return f"<{tag}{attributes}>{self.svg}</{tag}>"
+
+
+def _summary(course: Course) -> str:
     blocks, first = course[0]
-    return f"{name}: {formats.interval(first)} after {blocks} blocks, {_last(course)} after {course[-1][0]}"
+    return f"{formats.interval(first)} after {blocks} blocks, {_last(course)} after {course[-1][0]}"
 
 
 def _last(course: Course) -> str:
@@ -128,8 +116,9 @@ def _chart(name: str, course: Course) -> str:
     blue = f"var(--sk-c0, {COLOURS[0]})"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" style="width:{WIDTH}px" role="img" '
-        f'aria-label="{escape(_summary(name, course))}"><rect x="0" y="{HEIGHT / 2 - margin:.1f}" width="{WIDTH}" '
-        f'height="{2 * margin:.1f}" style="fill:var(--sk-faint, {FAINT})"/>'
+        f'aria-label="{escape(f"{name}: {_summary(course)}")}">'
+        f'<rect y="{HEIGHT / 2 - margin:.1f}" width="{WIDTH}" height="{2 * margin:.1f}" '
+        f'style="fill:var(--sk-faint, {FAINT})"/>'
         f'<polygon points="{" ".join(band)}" style="fill:{blue};opacity:.35"/>'
         f'<polyline points="{" ".join(line([e.value for _, e in points]))}" '
         f'style="fill:none;stroke:{blue};stroke-width:1.5"/>'

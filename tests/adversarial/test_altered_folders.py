@@ -23,7 +23,7 @@ from shrinkkit.pipeline import run_status, runner
 from shrinkkit.pipeline.plan import Planned
 from shrinkkit.pipeline.runner import PreparedRun
 from shrinkkit.report import index_page
-from shrinkkit.results import cards, conclusions, table
+from shrinkkit.results import cards, results, verdict
 from shrinkkit.transforms import variants
 
 NAME, TARGET = "channels-50", "cpu/torch"
@@ -130,7 +130,7 @@ def quoted(run, found, name, target):
 
 
 def nothing_is_quoted(run, name, target, path):
-    found = table.load(run)
+    found = results.load(run)
     row, values, own, cards_ = quoted(run, found, name, target)
     assert row.state == "failed"
     assert path in row.reason
@@ -139,7 +139,7 @@ def nothing_is_quoted(run, name, target, path):
 
 
 def test_a_run_as_it_was_written_has_its_numbers_and_no_note(run):
-    found = table.load(run)
+    found = results.load(run)
     assert found.notes == ()
     assert found.row(NAME, TARGET).state == "measured"
     assert quoted(run, found, NAME, TARGET)[3] == ["measured"]
@@ -159,17 +159,17 @@ def test_no_number_of_an_altered_variant_is_quoted(run, name, file, alter):
 @pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
 def test_nothing_is_compared_with_a_baseline_that_is_not_there_any_more(run, file):
     one_byte(run / "variants" / BASELINE / file)
-    found = table.load(run)
+    found = results.load(run)
     assert {row.state for row in found.rows if row.target == TARGET and row.variant != "float16"} <= {"failed"}
     assert all(row.speedup_today is None for row in found.rows)
-    assert conclusions.verdict(found).row is None or conclusions.verdict(found).row.target != TARGET
+    assert verdict.decide(found).row is None or verdict.decide(found).row.target != TARGET
 
 
 @pytest.mark.parametrize("alter", ALTERED, ids=called)
 def test_no_number_of_an_altered_benchmark_is_quoted(run, alter):
     alter(run / MEASURED)
     nothing_is_quoted(run, NAME, TARGET, MEASURED)
-    assert table.load(run).row(NAME, "cpu/onnxruntime").state == "measured"
+    assert results.load(run).row(NAME, "cpu/onnxruntime").state == "measured"
 
 
 def edited(path, field, value):
@@ -207,7 +207,7 @@ def test_an_edited_record_of_a_variant_tells_nothing(run, field):
     examples.change_json(
         run / "variants" / NAME / "variant.json", **{field: 1 if field not in ("name", "task") else "x"}
     )
-    row = table.load(run).row(NAME, TARGET)
+    row = results.load(run).row(NAME, TARGET)
     assert (row.parameters, row.macs, row.sparsity, row.size_bytes) == (None, None, None, None)
     nothing_is_quoted(run, NAME, TARGET, "variant.json")
 
@@ -217,7 +217,7 @@ def test_an_edited_record_of_a_variant_tells_nothing(run, field):
 def test_other_altered_files_are_noted(run, file, alter):
     path = f"variants/{NAME}/{file}"
     alter(run / path)
-    assert [path in note for note in table.load(run).notes] == [True]
+    assert [path in note for note in results.load(run).notes] == [True]
 
 
 @pytest.mark.parametrize("alter", [one_byte, gone, a_link], ids=called)
@@ -286,7 +286,7 @@ def test_a_path_that_leaves_its_folder_is_no_record(run, path, field):
     with pytest.raises(InvalidInput, match="must stay inside its folder"):
         store.read(file, Variant)
     examples.change_json(run / "status.json", steps=[])
-    assert "must stay inside" in table.load(run).row(NAME, TARGET).reason
+    assert "must stay inside" in results.load(run).row(NAME, TARGET).reason
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../x"])
@@ -294,7 +294,7 @@ def test_a_manifest_of_files_elsewhere_is_no_record(run, path):
     data = json.loads((run / "status.json").read_text())
     data["steps"][0]["files"] = {path: "0" * 64}
     (run / "status.json").write_text(json.dumps(data))
-    assert table.load(run).status is None
+    assert results.load(run).status is None
 
 
 KINDS = {
@@ -474,4 +474,4 @@ def test_a_report_made_later_does_not_vouch_for_an_altered_model(alone):
 def test_a_run_folder_behind_a_link_is_a_run_folder(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     RunFolder(tmp_path / "link").check_kinds()
-    assert table.load(tmp_path / "link").notes == ()
+    assert results.load(tmp_path / "link").notes == ()

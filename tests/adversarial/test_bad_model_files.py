@@ -18,7 +18,7 @@ from tiny import task as tiny_task
 from shrinkkit import cli
 from shrinkkit.core import store
 from shrinkkit.errors import InvalidInput, ModelFileError
-from shrinkkit.results import modelcard
+from shrinkkit.results import cards
 from shrinkkit.runtimes import artifacts, loading, vetting
 from shrinkkit.runtimes.vetting import _Misplaced
 from shrinkkit.transforms import variants
@@ -244,7 +244,7 @@ NOT_RECORDS = (
 @pytest.mark.parametrize("name", ["variant.json", "model-card.json"])
 def test_what_is_no_record_is_told_in_a_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    read = variants.read if name == "variant.json" else modelcard.read
+    read = variants.read if name == "variant.json" else cards.read
     with pytest.raises(InvalidInput) as caught:
         read(tmp_path)
     assert name in str(caught.value)

@@ -19,7 +19,7 @@ from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import PART
 from shrinkkit.pipeline import steps
 from shrinkkit.pipeline.plan import REPORT
-from shrinkkit.results import table
+from shrinkkit.results import results
 
 CLI = [sys.executable, "-m", "shrinkkit.cli"]
 
@@ -82,7 +82,7 @@ def test_a_report_on_a_full_disk_is_told_and_leaves_nothing_half_written(small_d
     assert "Traceback" not in ended.stderr
     assert not list((place / "run").rglob(f"*{PART}"))
     assert not list((place / "run").glob(".attempt-*"))
-    assert table.load(place / "run").row("channels-50", "cpu/torch").state == "measured"
+    assert results.load(place / "run").row("channels-50", "cpu/torch").state == "measured"
 
 
 def test_a_run_on_a_full_disk_is_told(small_disk):

@@ -17,7 +17,8 @@ from shrinkkit.core.measurement import ClassScore
 from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
-from shrinkkit.results import conclusions, table
+from shrinkkit.measure.session import Settings
+from shrinkkit.results import results, verdict
 from shrinkkit.runtimes import artifacts, loading
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.transforms import variants
@@ -50,7 +51,7 @@ def run(task, tmp_path_factory):
 
 
 def test_baseline_and_every_variant_on_torch_run_in_one_form(run, task):
-    loaded = session.load(run, [], TORCH, task, threads=1)
+    loaded = session.load(run, [], Settings(TORCH, task, threads=1))
     assert {trial.loaded.form for trial in loaded.values()} == {"torchscript"}
     assert len(loaded) == 4
 
@@ -70,18 +71,18 @@ def test_every_architecture_has_a_script_of_its_graph_that_takes_any_batch(name,
 
 
 def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
-    loaded = session.load(run, ["bfloat16"], TORCH, task, threads=1)
+    loaded = session.load(run, ["bfloat16"], Settings(TORCH, task, threads=1))
     path, _ = artifacts.write_program(task.model, task.example, tmp_path)
     program = loading.load(path, runtime="torch")
     assert program.form == "graph"
     loaded["bfloat16"] = dataclasses.replace(loaded["bfloat16"], loaded=program)
-    compared, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0)
+    compared, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
     assert compared == {}
     assert "form" in errors["bfloat16"]
 
 
 def test_the_module_is_compared_with_its_file_across_forms_only_where_that_is_asked():
-    here = session.describe(TORCH, tiny_task(), threads=1, form="eager")
+    here = Settings(TORCH, tiny_task(), threads=1).conditions("eager")
     with pytest.raises(UnfairComparison, match="form"):
         benchmark.compare(
             lambda: None,
@@ -111,13 +112,13 @@ class Padded(nn.Module):
 def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path):
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
     variants.write(tmp_path / "variants/baseline", padded, padded.model, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], TORCH, padded, threads=1)
-    found = session.compare_runtimes(loaded, TORCH, padded, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], Settings(TORCH, padded, threads=1))
+    found = session.compare_runtimes(loaded, Settings(TORCH, padded, threads=1))
     assert found.speedup.high < 0.5
-    results = table.load(examples.write_run(tmp_path / "run"))
-    slower = dataclasses.replace(results.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
-    told = conclusions.verdict(dataclasses.replace(results, measured=results.measured | {"cpu/torch": slower}))
-    assert any("Before any compression" in remark for remark in told.remarks)
+    loaded = results.load(examples.write_run(tmp_path / "run"))
+    slower = dataclasses.replace(loaded.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
+    told = verdict.decide(dataclasses.replace(loaded, measured=loaded.measured | {"cpu/torch": slower}))
+    assert any("Without compression" in remark for remark in told.remarks)
 
 
 class Slow(nn.Module):
@@ -136,9 +137,9 @@ def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, t
     slow = dataclasses.replace(task, model=Slow(task.model).eval())
     for name, precision in (("baseline", "float32"), ("half", "bfloat16")):
         variants.write(tmp_path / "variants" / name, slow, slow.model, precision=precision, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], TORCH, slow, threads=1)
-    assert session.compare_runtimes(loaded, TORCH, slow, threads=1, seed=0).speedup.low > 2
-    compared, _ = session.compare_latency(loaded, TORCH, slow, threads=1, seed=0)
+    loaded = session.load(tmp_path, [], Settings(TORCH, slow, threads=1))
+    assert session.compare_runtimes(loaded, Settings(TORCH, slow, threads=1)).speedup.low > 2
+    compared, _ = session.compare_latency(loaded, Settings(TORCH, slow, threads=1))
     assert compared["half"].speedup.value < 2
 
 
@@ -212,12 +213,12 @@ def test_one_variant_is_within_the_budget_exactly_where_its_interval_is():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
 
 
 def with_class(found, difference, examples_=12):
     """Return the results where the verdict's own variant has a class with this change."""
-    row = conclusions.verdict(found).row
+    row = verdict.decide(found).row
     record = found.measured[row.target]
     one = ClassScore("rare", examples_, Estimate(0.0, 0.0, 0.3), difference)
     made = tuple(
@@ -232,18 +233,18 @@ def with_class(found, difference, examples_=12):
 
 
 def test_a_class_that_is_given_up_is_named_beside_the_headline(found):
-    told = conclusions.verdict(with_class(found, Estimate(-1.0, -1.0, -0.6)))
+    told = verdict.decide(with_class(found, Estimate(-1.0, -1.0, -0.6)))
     assert told.kind == "within budget"
     assert any("rare" in remark and "12 examples" in remark for remark in told.remarks)
 
 
 @pytest.mark.parametrize("difference", [Estimate(-0.1, -0.3, 0.1), Estimate(0.0, -0.2, 0.2), None])
 def test_a_class_that_may_have_lost_nothing_is_not_named(found, difference):
-    assert not any("rare" in remark for remark in conclusions.verdict(with_class(found, difference)).remarks)
+    assert not any("rare" in remark for remark in verdict.decide(with_class(found, difference)).remarks)
 
 
 def test_a_machine_whose_speed_changed_between_targets_is_told(found):
-    assert not any("speed changed" in remark for remark in conclusions.verdict(found).remarks)
+    assert not any("speed changed" in remark for remark in verdict.decide(found).remarks)
     record = found.measured["cpu/torch"]
     slower = tuple(
         dataclasses.replace(m, latency_ms=estimate.product(m.latency_ms, Estimate(1.5, 1.5, 1.5)))
@@ -253,6 +254,5 @@ def test_a_machine_whose_speed_changed_between_targets_is_told(found):
     )
     drifted = found.measured | {"cpu/torch": dataclasses.replace(record, measurements=slower)}
     assert any(
-        "speed changed" in remark
-        for remark in conclusions.verdict(dataclasses.replace(found, measured=drifted)).remarks
+        "speed changed" in remark for remark in verdict.decide(dataclasses.replace(found, measured=drifted)).remarks
     )

@@ -21,7 +21,7 @@ from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.target import Target
 from shrinkkit.display.formats import interval, times
 from shrinkkit.measure import benchmark
-from shrinkkit.measure.timing import Make
+from shrinkkit.measure.timing import Make, Protocol
 from shrinkkit.runtimes import artifacts, loading, specs
 from shrinkkit.runtimes.loading import Loaded
 from shrinkkit.tasks import loader
@@ -64,7 +64,7 @@ def compare(
         conditions=own[0],
         candidate_conditions=own[1],
         across_runtimes=True,
-        cap_s=seconds,
+        protocol=Protocol(cap_s=seconds),
     )
 
 

@@ -36,6 +36,7 @@ from shrinkkit.core.estimate import MARGIN
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.measure import benchmark, contention
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes import specs
 
 SLOW_DOWNS = (0.0, 0.03, 0.10)
@@ -144,8 +145,7 @@ def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: in
         candidate="candidate",
         conditions=here,
         candidate_conditions=here,
-        cap_s=budget_s,
-        seed=seed,
+        protocol=Protocol(cap_s=budget_s, seed=seed),
     )
     samples = found.reference_samples_ms, found.candidate_samples_ms, found.control_samples_ms
     regardless = conclude(PairedSamples(*map(list, samples)), seed=seed)

@@ -11,7 +11,7 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput
-from shrinkkit.results import table
+from shrinkkit.results import results
 
 TARGET = "cpu/onnxruntime"
 
@@ -88,7 +88,7 @@ def test_an_edited_figure_is_replaced_by_what_the_samples_say_and_named(record, 
     folder = examples.write_run(tmp_path / "run")
     path = folder / RunFolder("").measurement(TARGET, record.machine).as_posix()
     store.write(path, edited(record, "channels-50", **changes))
-    found = table.load(folder)
+    found = results.load(folder)
     assert found.measured[TARGET] == record
     (note,) = [note for note in found.notes if "contradict" in note]
     assert "channels-50" in note
@@ -111,10 +111,10 @@ def test_a_record_whose_samples_are_cut_is_a_note_and_no_number(record, tmp_path
     timed = next(m for m in data["measurements"] if m["latency"])
     timed["latency"]["candidate_samples_ms"] = timed["latency"]["candidate_samples_ms"][:3]
     path.write_text(json.dumps(data))
-    found = table.load(folder)
+    found = results.load(folder)
     assert TARGET not in found.measured
     assert any("cannot be used" in note for note in found.notes)
-    assert {row.state for row in found.rows if row.target == TARGET} <= {"not run", "refused", "failed"}
+    assert {row.state for row in found.rows if row.target == TARGET} <= {"not run", "unsupported", "failed"}
 
 
 def test_a_withheld_comparison_stays_without_a_verdict(record):
@@ -136,7 +136,7 @@ def test_without_variants_the_baseline_s_latency_is_that_beside_the_module(recor
 
 
 def test_speed_ups_and_latencies_of_every_row_agree(tmp_path):
-    found = table.load(examples.write_run(tmp_path / "run"))
+    found = results.load(examples.write_run(tmp_path / "run"))
     for row in (row for row in found.rows if row.speedup):
         base = found.row("baseline", row.target)
         assert base.latency_ms.value / row.latency_ms.value == pytest.approx(row.speedup.value)

@@ -11,12 +11,12 @@ from shrinkkit.core import store
 from shrinkkit.core.studies import read_recipe, read_study
 from shrinkkit.core.variant import Variant
 from shrinkkit.display.tables import STYLE
-from shrinkkit.results import conclusions, table
+from shrinkkit.results import results, verdict
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def objects(found, record):
         "environment": record.environment,
         "status": found.status,
         "results": found,
-        "verdict": conclusions.verdict(found),
+        "verdict": verdict.decide(found),
         "row": found.row("static-int8", "cpu/torch"),
     }
 
@@ -59,8 +59,8 @@ SAYS = {
     "estimate": "95 % CI 16.4",
     "environment": "Synthetic CPU",
     "status": "3-quantize-dynamic-int8",
-    "results": "refused: ONNX Runtime",
-    "verdict": "Verdict: within budget",
+    "results": "unsupported: ONNX Runtime",
+    "verdict": "Summary: within budget",
     "row": "speedup.low",
 }
 ROWS = {

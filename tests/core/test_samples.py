@@ -111,10 +111,3 @@ def test_both_copies_of_the_reference_make_the_ratio_surer():
         without.append(samples.conclude(PairedSamples(taken.reference, taken.candidate, taken.reference)).speedup.value)
     spread = [sum((ratio - 1) ** 2 for ratio in found) for found in (with_copy, without)]
     assert spread[0] < 0.95 * spread[1]
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
-def test_the_median_has_as_many_values_above_as_below(values):
-    middle = samples.median(values)
-    assert sum(v < middle for v in values) <= len(values) / 2
-    assert sum(v > middle for v in values) <= len(values) / 2

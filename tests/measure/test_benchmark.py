@@ -12,7 +12,8 @@ from shrinkkit.core import store
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.errors import InvalidInput, UnfairComparison
-from shrinkkit.measure import benchmark, timing
+from shrinkkit.measure import benchmark, in_memory, timing
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes.torch import quantize
 
 HERE = Conditions(
@@ -51,7 +52,7 @@ def compare(make_reference, make_candidate, **options) -> Comparison:
         candidate="variant",
         conditions=HERE,
         candidate_conditions=HERE,
-        **options,
+        protocol=Protocol(**options),
     )
 
 
@@ -149,7 +150,7 @@ def layers(width=8):
 
 
 def time_models(reference, candidate, example=INPUTS, **options) -> Comparison:
-    return benchmark.models(reference, candidate, example, cap_s=0.1, threads=1, **options)
+    return in_memory.compare(reference, candidate, example, cap_s=0.1, threads=1, **options).latency
 
 
 def test_two_modules_are_timed_as_they_are_and_left_unchanged():
@@ -234,6 +235,6 @@ def test_more_work_on_a_gpu_takes_longer():
         candidate="large",
         conditions=there,
         candidate_conditions=there,
-        cap_s=1.0,
+        protocol=Protocol(cap_s=1.0),
     )
     assert found.speedup.value < 0.5

@@ -7,7 +7,7 @@ import pytest
 
 from shrinkkit.measure import findings
 from shrinkkit.measure.findings import WIDTH, Finding, Verification
-from shrinkkit.results.modelcard import Figures
+from shrinkkit.results.cards import Figures
 
 HERE = {"machine": "xeon-2-cores", "threads": 2}
 NOTHING = {field.name: None for field in dataclasses.fields(Figures)}

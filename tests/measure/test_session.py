@@ -8,8 +8,9 @@ from tiny import task as tiny_task
 from shrinkkit.core import machines, store
 from shrinkkit.core.measurement import IntegerCheck, TargetRecord, speedup
 from shrinkkit.core.target import Target
-from shrinkkit.errors import UnfairComparison
+from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, session
+from shrinkkit.measure.session import Settings
 from shrinkkit.runtimes import emulation, specs
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
@@ -44,19 +45,19 @@ def _threads():
 
 
 def test_every_variant_of_the_folder_is_loaded_and_proved(run, task):
-    loaded = session.load(run, [], TORCH, task, threads=1)
+    loaded = session.load(run, [], Settings(TORCH, task, threads=1))
     assert list(loaded) == ["baseline", "half", "int8"]
     assert all(t.error == "" and t.load_ms > 0 and t.first_call_ms > 0 for t in loaded.values())
 
 
 def test_a_variant_that_the_runtime_refused_keeps_its_reason(run, task):
-    loaded = session.load(run, ["half"], ONNX, task, threads=1)
+    loaded = session.load(run, ["half"], Settings(ONNX, task, threads=1))
     assert "no bfloat16 kernels" in loaded["half"].error
     assert loaded["half"].loaded is None
 
 
 def test_a_variant_that_was_never_made_is_said_to_be_missing(run, task):
-    assert "no such variant" in session.load(run, ["ghost"], TORCH, task, threads=1)["ghost"].error
+    assert "no such variant" in session.load(run, ["ghost"], Settings(TORCH, task, threads=1))["ghost"].error
 
 
 def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
@@ -64,7 +65,7 @@ def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
     made = variants.write(folder, task, task.model, runtimes=["torch"])
     with (folder / made.files[0].path).open("ab") as file:
         file.write(b"\0")
-    trial = session.load(tmp_path, [], TORCH, task, threads=1)["baseline"]
+    trial = session.load(tmp_path, [], Settings(TORCH, task, threads=1))["baseline"]
     assert "is not the file that the record describes" in trial.error
 
 
@@ -77,12 +78,13 @@ def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_
     save_file(stored | {"torch.0": stored["torch.0"] * 1.5}, folder / REFERENCE)
     assert made.files
     assert (
-        "must reproduce its reference outputs" in session.load(tmp_path, [], TORCH, task, threads=1)["baseline"].error
+        "must reproduce its reference outputs"
+        in session.load(tmp_path, [], Settings(TORCH, task, threads=1))["baseline"].error
     )
 
 
 def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task):
-    found, errors = session.evaluate(session.load(run, [], ONNX, task, threads=1), task)
+    found, errors = session.evaluate(session.load(run, [], Settings(ONNX, task, threads=1)), task)
     assert errors == {}
     assert set(found) == {"baseline", "int8"}
     assert found["baseline"].difference is None
@@ -91,13 +93,21 @@ def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task
 
 
 def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
-    loaded = session.load(run, ["int8", "half"], ONNX, task, threads=1)
+    loaded = session.load(run, ["int8", "half"], Settings(ONNX, task, threads=1))
     accuracies, errors = session.evaluate(loaded, task)
-    latencies, untimed = session.compare_latency(loaded, ONNX, task, threads=1, seed=0)
+    latencies, untimed = session.compare_latency(loaded, Settings(ONNX, task, threads=1))
     assert untimed == {}
-    runtime = session.compare_runtimes(loaded, ONNX, task, threads=1, seed=0)
-    inside = session.profile(loaded, ONNX, task, threads=1)
-    record = session.record(task, ONNX, loaded, accuracies, errors, latencies, runtime, inside, (), threads=1)
+    runtime = session.compare_runtimes(loaded, Settings(ONNX, task, threads=1))
+    profiles = session.profile(loaded, Settings(ONNX, task, threads=1))
+    record = session.record(
+        Settings(ONNX, task, threads=1),
+        loaded,
+        accuracies=accuracies,
+        errors=errors,
+        latencies=latencies,
+        runtime=runtime,
+        profiles=profiles,
+    )
     path = session.write(run, record)
     assert path == run / "measurements" / machines.this_machine(ONNX) / "cpu-onnxruntime.json"
     assert store.read(path, TargetRecord) == record
@@ -118,9 +128,9 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
 
 
 def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(run, task):
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1))
     wrong = dataclasses.replace(task, example=(task.example[0].repeat(1, 3, 1, 1),))
-    found = session.profile(loaded, TORCH, wrong, threads=1)["int8"]
+    found = session.profile(loaded, Settings(TORCH, wrong, threads=1))["int8"]
     assert found.memory is None
     assert any(note.startswith("Peak memory: ") for note in found.notes)
     assert any(note.startswith("Time by layer: ") for note in found.notes)
@@ -128,7 +138,7 @@ def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(r
 
 
 def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task):
-    loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
+    loaded = session.load(run, ["int8", "half"], Settings(TORCH, task, threads=1))
     calls = itertools.count()
 
     def prepare(inputs):
@@ -137,21 +147,21 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
     broken = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
     broken = dataclasses.replace(broken, again=lambda: broken)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
-    found, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0)
+    found, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
     assert set(found) == {"half"}
     assert "two calls of int8 on the same inputs differ" in errors["int8"]
 
 
 def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stopped(run, task, monkeypatch):
     monkeypatch.setattr(benchmark.timing, "CALLBACK_PERIOD_S", 0.0)
-    loaded = session.load(run, ["int8", "half"], TORCH, task, threads=1)
+    loaded = session.load(run, ["int8", "half"], Settings(TORCH, task, threads=1))
     turns = []
 
     def stop(name, _samples):
         turns.append(name)
         return True
 
-    found, errors = session.compare_latency(loaded, TORCH, task, threads=1, seed=0, callback=stop)
+    found, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1), callback=stop)
     assert turns == ["int8"], errors
     assert found["int8"].stopped
     assert found["int8"].verdict in ("undecided", "too noisy")
@@ -161,7 +171,7 @@ def test_who_stops_a_race_keeps_what_was_timed_and_no_verdict_of_what_was_stoppe
 
 def test_long_work_says_how_far_it_is(run, task):
     said = []
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1, progress=lambda *told: said.append(told))
+    loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1), progress=lambda *told: said.append(told))
     assert said == [(1, 2, "baseline"), (2, 2, "int8")]
     said.clear()
     session.evaluate(loaded, task, progress=lambda *told: said.append(told))
@@ -169,7 +179,7 @@ def test_long_work_says_how_far_it_is(run, task):
 
 
 def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1))
     own = dataclasses.replace(task, example=tuple(x.clone() for x in task.example))
 
     def prepare(inputs):
@@ -179,7 +189,7 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
     writing = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
     writing = dataclasses.replace(writing, again=lambda: writing)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=writing)
-    found, errors = session.compare_latency(loaded, TORCH, own, threads=1, seed=0)
+    found, errors = session.compare_latency(loaded, Settings(TORCH, own, threads=1))
     assert found == {}
     assert "changed the inputs" in errors["int8"] or "differ" in errors["int8"]
 
@@ -187,24 +197,24 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
 def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_outputs(run, task, monkeypatch):
     check = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
     monkeypatch.setattr(emulation, "check", lambda *_, **__: check)
-    said = session._saturating(run / "variants/int8/model.onnx", ONNX, task.example, 1)
+    said = session._saturation(run / "variants/int8/model.onnx", ONNX, task.example, 1)
     assert said == " Integer kernels saturate on this processor in conv1."
 
 
 def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
-    loaded = session.load(run, ["int8"], TORCH, task, threads=1)
+    loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1))
     loaded["baseline"] = dataclasses.replace(loaded["baseline"], loaded=None)
     found, errors = session.evaluate(loaded, task)
     assert found == {}
-    assert "baseline could not be judged" in errors["int8"]
+    assert "baseline could not be evaluated" in errors["int8"]
 
 
 def test_speed_ups_of_different_targets_are_refused(run, task):
     on_torch, _ = session.compare_latency(
-        session.load(run, ["int8"], TORCH, task, threads=1), TORCH, task, threads=1, seed=0
+        session.load(run, ["int8"], Settings(TORCH, task, threads=1)), Settings(TORCH, task, threads=1)
     )
     on_onnx, _ = session.compare_latency(
-        session.load(run, ["int8"], ONNX, task, threads=1), ONNX, task, threads=1, seed=0
+        session.load(run, ["int8"], Settings(ONNX, task, threads=1)), Settings(ONNX, task, threads=1)
     )
     with pytest.raises(UnfairComparison, match=r"runtime"):
         speedup(on_torch["int8"], on_onnx["int8"])
@@ -212,28 +222,38 @@ def test_speed_ups_of_different_targets_are_refused(run, task):
 
 
 def test_torch_s_own_file_is_compared_with_the_module_as_it_is_called_today(run, task):
-    found = session.compare_runtimes(session.load(run, [], TORCH, task, threads=1), TORCH, task, threads=1, seed=0)
+    found = session.compare_runtimes(
+        session.load(run, [], Settings(TORCH, task, threads=1)), Settings(TORCH, task, threads=1)
+    )
     assert (found.conditions.form, found.candidate_runtime, found.candidate) == ("eager", "torch", "baseline")
 
 
-def test_a_missing_baseline_is_made_first(task, tmp_path):
-    assert list(session.load(tmp_path, [], TORCH, task, threads=1)) == ["baseline"]
-    assert variants.read(tmp_path / "variants/baseline").name == "baseline"
+def test_loading_writes_nothing_and_a_missing_baseline_is_a_step_of_its_own(task, tmp_path):
+    settings = Settings(TORCH, task, threads=1)
+    with pytest.raises(InvalidInput, match="write_missing_baseline"):
+        session.load(tmp_path, [], settings)
+    assert list(tmp_path.iterdir()) == []
+    session.write_missing_baseline(tmp_path, settings)
+    assert list(session.load(tmp_path, [], settings)) == ["baseline"]
+    path = tmp_path / "variants/baseline/variant.json"
+    before = path.stat()
+    session.write_missing_baseline(tmp_path, settings)
+    assert path.stat() == before
 
 
 def test_conditions_tell_inputs_threads_and_batch(task):
-    found = session.describe(TORCH, task, threads=1, form="torchscript")
+    found = Settings(TORCH, task, threads=1).conditions("torchscript")
     assert (found.batch_size, found.threads, found.runtime) == (4, 1, "torch")
     assert found.hardware == machines.hardware(TORCH)
-    assert found != session.describe(TORCH, tiny_task(batch=2), threads=1, form="torchscript")
+    assert found != Settings(TORCH, tiny_task(batch=2), threads=1).conditions("torchscript")
 
 
 @pytest.mark.gpu
 def test_the_gpu_runs_the_files_that_the_cpu_wrote(run, task):
     gpu = specs.resolve("cuda/torch")
-    loaded = session.load(run, ["half"], gpu, task, threads=1)
+    loaded = session.load(run, ["half"], Settings(gpu, task, threads=1))
     assert all(t.error == "" for t in loaded.values())
     found, errors = session.evaluate(loaded, task)
     assert errors == {}
     assert found["baseline"].mean.value > 0.5
-    assert session.compare_latency(loaded, gpu, task, threads=1, seed=0)[0]["half"].conditions.device == "cuda"
+    assert session.compare_latency(loaded, Settings(gpu, task, threads=1))[0]["half"].conditions.device == "cuda"

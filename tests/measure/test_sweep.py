@@ -8,6 +8,7 @@ from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import session, sweep
+from shrinkkit.measure.session import Settings
 from shrinkkit.transforms import variants
 
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
@@ -39,9 +40,9 @@ def _threads():
 
 
 def swept(run, task, target, **options):
-    loaded = session.load(run, [], target, task, threads=1)
+    loaded = session.load(run, [], Settings(target, task, threads=1))
     sizes = {"batch_sizes": [1, 4, 9], "thread_counts": [1, 2]} | options
-    return sweep.run(loaded, target, task, **sizes, threads=1)
+    return sweep.run(loaded, Settings(target, task, threads=1), **sizes)
 
 
 @pytest.mark.parametrize("target", [TORCH, ONNX], ids=lambda t: t.runtime)
@@ -61,9 +62,9 @@ def test_every_variant_has_a_point_at_each_other_batch_size_and_number_of_thread
 
 
 def test_points_survive_the_disk(run, task, tmp_path):
-    loaded = session.load(run, ["int8"], ONNX, task, threads=1)
-    points = sweep.run(loaded, ONNX, task, batch_sizes=[1], thread_counts=[], threads=1)
-    record = session.record(task, ONNX, loaded, {}, {}, {}, None, {}, points, threads=1)
+    loaded = session.load(run, ["int8"], Settings(ONNX, task, threads=1))
+    points = sweep.run(loaded, Settings(ONNX, task, threads=1), batch_sizes=[1], thread_counts=[])
+    record = session.record(Settings(ONNX, task, threads=1), loaded, sweep=points)
     store.write(tmp_path / "record.json", record)
     assert store.read(tmp_path / "record.json", TargetRecord).sweep == points
 
@@ -101,8 +102,8 @@ def test_a_batch_that_the_model_itself_rejects_is_told_and_the_others_go_on(tmp_
 
 
 def test_what_the_time_does_not_suffice_for_is_said(run, task):
-    loaded = session.load(run, [], TORCH, task, threads=1)
-    points = sweep.run(loaded, TORCH, task, batch_sizes=[1], thread_counts=[2], threads=1, budget_s=0.0)
+    loaded = session.load(run, [], Settings(TORCH, task, threads=1))
+    points = sweep.run(loaded, Settings(TORCH, task, threads=1), batch_sizes=[1], thread_counts=[2], budget_s=0.0)
     assert [p.error for p in points if p.variant == "int8"] == [
         "The time for other batch sizes and threads was used up."
     ] * 2
@@ -112,7 +113,7 @@ def test_what_the_time_does_not_suffice_for_is_said(run, task):
 @pytest.mark.parametrize("name", ["batch_sizes", "thread_counts"])
 def test_sizes_below_one_are_refused_before_anything_is_timed(task, name):
     with pytest.raises(InvalidInput, match=f"`{name}` must be whole numbers >= 1, got 0"):
-        sweep.run({}, TORCH, task, **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]}), threads=1)
+        sweep.run({}, Settings(TORCH, task, threads=1), **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]}))
 
 
 def test_a_larger_batch_repeats_the_example_and_a_smaller_one_cuts_it():

@@ -1,6 +1,5 @@
 import gc
 import itertools
-from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -9,20 +8,19 @@ import torch
 from clock import Clock
 
 from shrinkkit.core import samples
-from shrinkkit.core.samples import PairedSamples
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import timing
 from shrinkkit.measure.timing import (
+    CHECK_CALLS,
     FEWEST_BLOCKS,
     FEWEST_SLOW_BLOCKS,
     FRESH_CALLS,
     MOST_CALLS,
-    PROVING_CALLS,
     WARMUP_WINDOW,
     Protocol,
 )
 
-WARMUP_CALLS = FRESH_CALLS + PROVING_CALLS + 2 * WARMUP_WINDOW
+WARMUP_CALLS = FRESH_CALLS + CHECK_CALLS + 2 * WARMUP_WINDOW
 
 
 @pytest.fixture
@@ -32,18 +30,10 @@ def clock(monkeypatch):
     return clock
 
 
-@dataclass
-class Taken:
-    blocks: PairedSamples
-    warmup_calls: int
-    steady: bool
-    stopped: bool
-
-
-def take(make_reference, make_candidate, *, callback=timing.never_stop, **options) -> Taken:
-    protocol = Protocol(**{"width": 0.005, "cap_s": 4.0, "layouts": 8, "slot_ms": 6.0, "seed": 0} | options)
+def take(make_reference, make_candidate, *, callback=timing.never_stop, **options) -> timing.Timing:
+    protocol = Protocol(**options)
     makers = (make_reference, make_candidate, make_reference)
-    return Taken(*timing.measure(makers, ("reference", "candidate"), timing.wall_times, protocol, callback))
+    return timing.measure(makers, ("reference", "candidate"), timing.wall_times, protocol, callback)
 
 
 def test_a_block_is_a_palindrome_in_which_each_model_runs_twice(clock):
@@ -100,7 +90,7 @@ def test_measuring_goes_on_to_the_cap_while_the_interval_is_wide_whatever_it_say
     found = take(clock.models(lambda: 3.0), clock.models(lambda: random.uniform(8.0, 24.0)), cap_s=8.0)
     assert blocks_in(found) > FEWEST_BLOCKS
     assert clock.perf_counter() - start > 8.0
-    assert samples.conclude(found.blocks).speedup.high < 0.5
+    assert samples.conclude(found.samples).speedup.high < 0.5
 
 
 def test_slow_models_get_fewer_blocks_and_never_too_few(clock):
@@ -113,8 +103,8 @@ def test_models_too_slow_for_the_cap_still_get_the_fewest_blocks(clock):
     assert blocks_in(take(slow, slow)) == FEWEST_BLOCKS
 
 
-def blocks_in(found: Taken) -> int:
-    slots = {len(arm) for arm in vars(found.blocks).values()}
+def blocks_in(found: timing.Timing) -> int:
+    slots = {len(arm) for arm in vars(found.samples).values()}
     assert len(slots) == 1
     return slots.pop() // 2
 
@@ -122,7 +112,7 @@ def blocks_in(found: Taken) -> int:
 @pytest.mark.parametrize(("ms", "calls"), [(100.0, 1), (5.0, 2), (3.0, 2), (0.5, 12), (0.001, MOST_CALLS)])
 def test_a_slot_holds_the_calls_that_fit(clock, ms, calls):
     found = take(clock.models(lambda: ms), clock.models(lambda: ms))
-    assert {len(slot) for slot in found.blocks.reference} == {calls}
+    assert {len(slot) for slot in found.samples.reference} == {calls}
 
 
 def test_the_first_call_of_each_turn_is_not_recorded(clock):
@@ -138,12 +128,12 @@ def test_the_first_call_of_each_turn_is_not_recorded(clock):
         return call
 
     found = take(make, make)
-    assert {ms for slot in found.blocks.candidate for ms in slot} == {10.0}
+    assert {ms for slot in found.samples.candidate for ms in slot} == {10.0}
 
 
 def test_a_slot_holds_as_many_calls_of_a_fast_model_as_of_a_slow_one(clock):
     found = take(clock.models(lambda: 8.0), clock.models(lambda: 0.125))
-    slots = (*found.blocks.reference, *found.blocks.candidate, *found.blocks.control)
+    slots = (*found.samples.reference, *found.samples.candidate, *found.samples.control)
     assert {len(slot) for slot in slots} == {6}
 
 
@@ -165,7 +155,7 @@ def test_warming_up_ends_when_times_are_steady(clock):
     found = take(clock.models(lambda: 10.0), clock.models(lambda: next(times)))
     assert found.steady
     assert found.warmup_calls > 3 * WARMUP_CALLS
-    assert {ms for slot in found.blocks.candidate for ms in slot} == {10.0}
+    assert {ms for slot in found.samples.candidate for ms in slot} == {10.0}
 
 
 def test_times_that_never_become_steady_are_said_to_be_so(clock):
@@ -188,7 +178,7 @@ def test_the_garbage_collector_rests_while_calls_are_timed_and_is_woken_again(cl
 
         return call
 
-    take(make, make, layouts=1)
+    take(make, make, fresh_copies=1)
     assert states == {False}
     assert gc.isenabled()
 
@@ -227,7 +217,7 @@ def test_who_looks_on_is_shown_the_blocks_twice_a_second_at_most(clock):
 def test_who_looks_on_can_end_it(clock):
     taken = take(clock.models(lambda: 50.0), clock.models(lambda: 50.0), callback=lambda _, blocks: len(blocks) >= 4)
     assert taken.stopped
-    assert 4 <= len(taken.blocks) < FEWEST_BLOCKS
+    assert 4 <= len(taken.samples) < FEWEST_BLOCKS
 
 
 def test_an_interrupt_ends_it_with_whole_blocks(clock):
@@ -240,9 +230,9 @@ def test_an_interrupt_ends_it_with_whole_blocks(clock):
 
     taken = take(clock.models(lambda: 50.0), clock.models(interrupted))
     assert taken.stopped
-    assert len(taken.blocks) >= 2
-    arms = (taken.blocks.reference, taken.blocks.candidate, taken.blocks.control)
-    assert {len(arm) for arm in arms} == {2 * len(taken.blocks)}
+    assert len(taken.samples) >= 2
+    arms = (taken.samples.reference, taken.samples.candidate, taken.samples.control)
+    assert {len(arm) for arm in arms} == {2 * len(taken.samples)}
 
 
 def test_an_interrupt_before_anything_was_measured_is_passed_on(clock):
@@ -253,7 +243,7 @@ def test_an_interrupt_before_anything_was_measured_is_passed_on(clock):
         take(clock.models(lambda: 50.0), clock.models(interrupted))
 
 
-@pytest.mark.parametrize("option", ["width", "cap_s", "layouts", "slot_ms"])
+@pytest.mark.parametrize("option", ["width", "cap_s", "fresh_copies", "slot_ms"])
 def test_options_that_nothing_can_be_measured_with_are_refused(option):
     with pytest.raises(InvalidInput, match=f"`{option}` must be above 0, got 0"):
         take(None, None, **{option: 0})
@@ -311,7 +301,7 @@ def test_a_device_s_own_events_time_only_what_runs_in_torch_s_stream():
 
 def test_a_call_that_is_waited_for_lasts_until_the_device_is_done(clock):
     make_wait, make_call = clock.models(lambda: 3.0), clock.models(lambda: 1.0)
-    found = timing._waited_times(make_wait(), make_call(), 4)
+    found = timing._synchronized_times(make_wait(), make_call(), 4)
     assert found == pytest.approx((4.0,) * 4)
     # Once before the first, so that it does not pay for what was still under way.
     assert clock.ns == 1e6 * (3 + 4 * 4)

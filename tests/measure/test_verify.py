@@ -17,8 +17,8 @@ from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify
-from shrinkkit.results import cards, modelcard
-from shrinkkit.results.modelcard import Figures
+from shrinkkit.results import cards
+from shrinkkit.results.cards import Figures
 from shrinkkit.runtimes import emulation
 from shrinkkit.transforms import variants
 
@@ -182,7 +182,7 @@ def test_a_damaged_baseline_beside_it_is_told_and_costs_only_the_ratio(made, tmp
 def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(made, tmp_path, machine):
     shutil.copytree(made, tmp_path / "variants")
     folder = tmp_path / "variants/int8"
-    card = modelcard.read(folder)
+    card = cards.read(folder)
     figures = {field.name: None for field in dataclasses.fields(Figures)}
     figures |= {
         "target": "cpu/torch",

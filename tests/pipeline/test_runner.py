@@ -21,7 +21,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import parameters, plan, runner
 from shrinkkit.pipeline.run_status import Monitor
-from shrinkkit.results import table
+from shrinkkit.results import results
 
 TASK = Path(__file__).parent.parent / "tiny.py"
 RECIPES = """
@@ -138,7 +138,7 @@ def test_a_preview_of_a_run_states_what_is_cached_and_changes_nothing(run, study
 
 
 def test_every_variant_and_target_of_the_study_has_a_row(run):
-    rows = {(row.variant, row.target) for row in table.load(run).rows}
+    rows = {(row.variant, row.target) for row in results.load(run).rows}
     assert rows == {(v, "cpu/onnxruntime") for v in ("baseline", "half", "half-int8", "hopeless")}
 
 
@@ -258,7 +258,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     }
     assert kept[step].state == "done"
 
-    found = table.load(travelled)
+    found = results.load(travelled)
     assert found.machines == (ELSEWHERE, machines.this_machine(Target("cpu", "onnxruntime")))
     for target in found.targets:
         assert found.row("half-int8", target).state == "measured"
@@ -268,7 +268,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     # What is brought back may be the measurements alone: the report needs no more of them.
     (travelled / "status.json").write_bytes(before[Path("status.json")])
     runner.rebuild_report(travelled, monitor=SILENT)
-    assert table.load(travelled).targets == found.targets
+    assert results.load(travelled).targets == found.targets
     assert f"@ {machines.this_machine(Target('cpu', 'onnxruntime'))}" in (travelled / "report.md").read_text()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import examples
 import nbformat
+import pages
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -18,7 +19,7 @@ LIMIT = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def exported(tmp_path_factory):
     """Execute the report of a synthetic run and return the folder with report.html and report.md."""
     folder = tmp_path_factory.mktemp("report")
     run = examples.write_run(folder / "run")
@@ -41,64 +42,64 @@ def page_of(tmp_path, *cells, **options):
     return (tmp_path / "made.html").read_text()
 
 
-def test_the_report_stands_alone_and_is_light(pages):
-    text = (pages / "report.html").read_text()
-    assert export.outside_addresses(text) == []
+def test_the_report_stands_alone_and_is_light(exported):
+    text = (exported / "report.html").read_text()
+    assert pages.outside_addresses(text) == []
     assert len(text.encode()) < LIMIT
 
 
-def test_the_report_answers_first_and_keeps_its_order(pages):
-    text = (pages / "report.html").read_text()
+def test_the_report_answers_first_and_keeps_its_order(exported):
+    text = (exported / "report.html").read_text()
     marks = [
-        "<h1", "Verdict: within budget", ">What it costs<", ">What has no numbers<", ">The variants<",
-        ">Where the speed comes from<",
-        ">What truly happened<", ">The raw times<", ">Machine and software<", ">Files and command<",
-        "shrinkkit run digits-cnn",
+        "<h1", "Summary: within budget", ">Accuracy vs. speed<", ">Failures and unsupported combinations<", ">Results<",
+        ">Speed-up breakdown<", ">Changed predictions<", ">Per-layer latency<",
+        ">Tail latency, memory and throughput<", ">Layer report<", ">Timing samples<", ">Environment<",
+        ">Artifacts and reproduction<", "shrinkkit run digits-cnn",
     ]  # fmt: skip
     main = text[text.index("<main") :]
     assert [main.index(mark) for mark in marks] == sorted(main.index(mark) for mark in marks)
 
 
-def test_headings_go_down_one_level_at_a_time(pages):
-    levels = [int(level) for level in re.findall(r"<h([1-6])", (pages / "report.html").read_text())]
+def test_headings_go_down_one_level_at_a_time(exported):
+    levels = [int(level) for level in re.findall(r"<h([1-6])", (exported / "report.html").read_text())]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_every_picture_has_a_text_that_stands_in_for_it(pages):
-    text = (pages / "report.html").read_text()
+def test_every_picture_has_a_text_that_stands_in_for_it(exported):
+    text = (exported / "report.html").read_text()
     pictures = re.findall(r"<svg[^>]*>", text)
     assert len(pictures) == 8
     assert all(re.search(r'aria-label="[^"]{40}', opening) and 'role="img"' in opening for opening in pictures)
 
 
-def test_no_id_is_given_twice(pages):
-    ids = re.findall(r'\sid="([^"]+)"', (pages / "report.html").read_text())
+def test_no_id_is_given_twice(exported):
+    ids = re.findall(r'\sid="([^"]+)"', (exported / "report.html").read_text())
     assert len(ids) == len(set(ids))
 
 
-def test_sections_are_linked_from_the_top(pages):
-    text = (pages / "report.html").read_text()
+def test_sections_are_linked_from_the_top(exported):
+    text = (exported / "report.html").read_text()
     for anchor in re.findall(r'<li><a href="#([^"]+)"', text):
         assert f'id="{anchor}"' in text
 
 
-def test_the_markdown_reads_without_its_pictures(pages):
-    text = (pages / "report.md").read_text()
+def test_the_markdown_reads_without_its_pictures(exported):
+    text = (exported / "report.md").read_text()
     assert text.startswith("# synthetic")
-    assert "| channels-50-static-int8 (the verdict) | 81.5 kB" in text
+    assert "| channels-50-static-int8 (best) | 81.5 kB" in text
     assert "*Chart, in words:*" in text
     assert "data:" not in text
     assert "<svg" not in text
 
 
-def test_the_report_also_leaves_its_results_for_machines(pages):
-    assert (pages / "run" / "results.json").is_file()
+def test_the_report_also_leaves_its_results_for_machines(exported):
+    assert (exported / "run" / "results.json").is_file()
 
 
-def test_the_report_leaves_cards_that_say_what_was_measured(pages):
-    card = json.loads((pages / "run/variants/channels-50/model-card.json").read_text())
+def test_the_report_leaves_cards_that_say_what_was_measured(exported):
+    card = json.loads((exported / "run/variants/channels-50/model-card.json").read_text())
     assert {one["target"] for one in card["figures"] if one["speedup"]} == {"cpu/torch", "cpu/onnxruntime"}
 
 
@@ -155,9 +156,9 @@ def test_what_outputs_bring_along_for_lesser_viewers_is_left_out(tmp_path):
     ],
 )
 def test_an_address_that_a_browser_would_load_is_found(markup, address):
-    assert address in export.outside_addresses(markup)
+    assert address in pages.outside_addresses(markup)
 
 
 def test_links_and_data_are_no_outside_addresses():
     inside = '<a href="https://a.example/">x</a><img src="data:image/png;base64,AA"><svg><use href="#a"/></svg>'
-    assert export.outside_addresses(inside) == []
+    assert pages.outside_addresses(inside) == []

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import examples
+import pages
 import pytest
 
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display.formats import TIMES
 from shrinkkit.errors import InvalidInput
-from shrinkkit.report import export, index_page
-from shrinkkit.results import table
+from shrinkkit.report import index_page
+from shrinkkit.results import results
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_the_page_links_what_is_there_and_needs_nothing_outside(reports):
     text = index_page.write(reports).read_text()
     assert 'href="whole/report.html"' in text
     assert "damaged/report.html" not in text
-    assert export.outside_addresses(text) == []
+    assert pages.outside_addresses(text) == []
 
 
 def test_the_verdicts_figures_stand_with_their_intervals(reports):
@@ -63,10 +64,10 @@ def test_a_run_that_was_stopped_says_where(tmp_path):
 
 
 def test_an_error_that_nobody_foresaw_keeps_no_other_run_out(reports, monkeypatch):
-    load = table.load
-    monkeypatch.setattr(table, "load", lambda run: load(run) if run.name == "whole" else 1 / 0)
+    load = results.load
+    monkeypatch.setattr(results, "load", lambda run: load(run) if run.name == "whole" else 1 / 0)
     found = {run.name: run for run in index_page.read(reports)}
-    assert found["whole"].found is not None
+    assert found["whole"].results is not None
     assert "ZeroDivisionError" in found["older"].reason
 
 
@@ -75,7 +76,7 @@ def test_machines_are_never_mixed_in_one_front(reports):
     assert {machine for _, _, machine in best} == {examples.HERE, examples.ELSEWHERE}
     for (_, _, machine), chosen in best.items():
         assert chosen
-        assert {run.found.machine(row.target) for run, row in chosen} == {machine}
+        assert {run.results.machine(row.target) for run, row in chosen} == {machine}
 
 
 def test_tasks_are_never_mixed_in_one_front(tmp_path):
@@ -92,8 +93,8 @@ def test_only_trusted_timings_are_in_a_front(tmp_path):
     (run,) = index_page.read(tmp_path)
     ((key, chosen),) = index_page.fronts([run]).items()
     best = chosen[0][1]
-    rows = tuple(replace(row, timing_today="too noisy") if row is best else row for row in run.found.rows)
-    again = index_page.fronts([replace(run, found=replace(run.found, rows=rows))])[key]
+    rows = tuple(replace(row, timing_today="too noisy") if row is best else row for row in run.results.rows)
+    again = index_page.fronts([replace(run, results=replace(run.results, rows=rows))])[key]
     assert again
     assert (best.variant, best.target) not in {(row.variant, row.target) for _, row in again}
 
@@ -110,7 +111,7 @@ def test_no_runs_is_a_sentence_that_says_what_to_do(tmp_path):
 
 def test_a_page_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "index.html").write_text("<h1>My site</h1>")
-    with pytest.raises(InvalidInput, match="is no page of"):
+    with pytest.raises(InvalidInput, match="not written by shrinkkit"):
         index_page.write(tmp_path)
     assert (tmp_path / "index.html").read_text() == "<h1>My site</h1>"
 

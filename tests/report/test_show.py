@@ -1,27 +1,159 @@
-"""What the step notebooks display: every view of a record, with its reasons."""
+"""The tables of a report and of a step: complete for a whole run, and readable for an unfinished one."""
 
 import dataclasses
+import random
 from types import SimpleNamespace
 
 import examples
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import task as tiny_task
 from torch import nn
 
+from shrinkkit.display import cells
 from shrinkkit.measure import session
-from shrinkkit.report import show
-from shrinkkit.results import table
+from shrinkkit.report import accuracy, show
+from shrinkkit.report.show import PERCENTILES
+from shrinkkit.results import results, verdict
+from shrinkkit.results.results import Row
 from shrinkkit.tasks import modules
+
+VIEWS = (
+    show.title,
+    verdict.decide,
+    show.variants,
+    show.missing,
+    show.speedup_breakdown,
+    show.tradeoff,
+    show.environment,
+    show.model_files,
+    show.steps,
+    show.commands,
+)
+PARTS = (show.predictions, show.layer_latency, show.deployment)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
+def run(tmp_path_factory):
+    return examples.write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return results.load(run)
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_every_view_survives_a_run_that_got_nowhere(view, found):
+    rows = tuple(Row(row.variant, row.target, "not run", "it was interrupted") for row in found.rows)
+    empty = dataclasses.replace(found, rows=rows, variants={}, measured={}, status=None, study=None)
+    shown = view(empty)
+    assert shown._repr_html_()
+    assert shown._repr_markdown_()
+    assert repr(shown)
+
+
+def test_the_variants_are_shown_target_by_target_with_failures_in_place(found):
+    text = repr(show.variants(found))
+    assert text.count("failed: Unsupported") == 2
+    assert "cpu/onnxruntime: unchanged model 23.4 ms, batch size 8" in text
+    assert "(best)" in text
+
+
+def test_a_masked_variant_is_said_to_be_no_smaller(found):
+    assert "weights-80: 79.7 % of the weights are zero, but the file stores zeros" in repr(show.variants(found))
+
+
+def test_what_is_missing_is_listed_once_with_its_targets(found):
+    text = show.missing(found).markdown()
+    assert text.count("| dynamic-int8 | cpu/torch, cpu/onnxruntime | failed |") == 1
+    assert "| float16 | cpu/onnxruntime | unsupported |" in text
+
+
+def test_a_complete_run_says_that_nothing_is_missing(found):
+    complete = dataclasses.replace(found, rows=tuple(row for row in found.rows if row.state == "measured"))
+    assert "None:" in repr(show.missing(complete))
+
+
+def test_equal_machines_are_described_once(found):
+    assert repr(show.environment(found)).count(examples.CPU) == 1
+
+
+def test_model_files_have_their_whole_hash(found):
+    assert examples.digest("channels-50", "torch") in repr(show.model_files(found))
+
+
+def test_steps_link_to_their_pages_beside_the_report(found):
+    assert 'href="steps/1-baseline.html"' in show.steps(found).html()
+    assert "(steps/4-benchmark-cpu-torch.html)" in show.steps(found).markdown()
+
+
+def test_the_command_is_shown_as_it_was_given(found):
+    assert "shrinkkit run digits-cnn" in repr(show.commands(found))
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """A run that was also measured on another machine, on one of its targets."""
+    return results.load(examples.write_two_machines(tmp_path_factory.mktemp("run"), targets=("cpu/torch",)))
+
+
+def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_facts(away):
+    text = show.variants(away).html()
+    own, other = text.split("<h3>")[1:]
+    assert own.startswith(f"{examples.HERE}: {examples.CPU}</h3>")
+    assert other.startswith(f"{examples.ELSEWHERE}: {examples.OTHER_CPU}</h3>")
+    assert "Linux-synthetic" in own
+    assert "Linux-elsewhere" not in own
+    assert "Linux-elsewhere" in other
+    assert f"cpu/torch @ {examples.HERE}: unchanged model 30.2 ms" in own
+    assert f"cpu/torch @ {examples.ELSEWHERE}: unchanged model 7.55 ms" in other
+    assert other.count("<table") == 2
+    assert "best" in other
+
+
+def test_one_machine_has_no_section_of_its_own(found):
+    assert "<h3>" not in show.variants(found).html()
+    assert examples.HERE not in "".join(view(found)._repr_html_() for view in VIEWS)
+
+
+def test_the_title_says_which_machine_measured_what(away):
+    said = f"on {examples.HERE} (cpu/torch, cpu/onnxruntime); {examples.ELSEWHERE} (cpu/torch)"
+    assert said in repr(show.title(away))
+
+
+def test_figures_of_several_machines_name_the_machine(away):
+    for view in (show.speedup_breakdown, show.tradeoff, show.missing):
+        text = view(away).html()
+        assert examples.HERE in text
+        assert f"cpu/torch @ {examples.ELSEWHERE}" in text
+
+
+def test_the_command_of_another_machine_is_shown_with_its_targets(away):
+    text = repr(show.commands(away))
+    assert f"Then on {examples.ELSEWHERE}" in text
+    assert "shrinkkit run reports/synthetic --only benchmark --target cpu/torch" in text
+
+
+def test_a_machine_that_measured_nothing_still_has_its_section(away):
+    empty = dataclasses.replace(away, measured={})
+    assert f"<h3>{examples.ELSEWHERE}</h3>" in show.variants(empty).html()
 
 
 @pytest.fixture(scope="module")
 def record(found):
     return found.measured["cpu/onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def latencies(record):
+    return {m.variant: m.latency for m in record.measurements if m.latency}
+
+
+@pytest.fixture(scope="module")
+def on_torch():
+    return examples.target_record("cpu/torch")
 
 
 def test_a_task_is_shown_with_its_splits():
@@ -49,13 +181,8 @@ def test_files_name_the_runtime_that_has_none_and_why(found):
     assert "no file: ONNX Runtime has no float16 kernels" in text
 
 
-def test_a_variant_says_what_was_asked_for_and_what_was_reached(found):
-    assert "49.7 % of 50.0 % asked for" in repr(show.variant(found.variants["channels-50"]))
-    assert "none: this is the model as it was" in repr(show.variant(found.variants["baseline"]))
-
-
 def test_an_audit_has_every_layer_and_the_reason_for_those_left_alone(found):
-    made = show.audit(found.variants["channels-50-static-int8"])
+    made = show.layer_report(found.variants["channels-50-static-int8"])
     assert len(made.rows) == len(examples.LAYERS)
     assert "16 of 18 layers lost channels" in made.caption
     assert "17 of 18 run in int8 in torch" in made.caption
@@ -75,23 +202,17 @@ def test_trials_say_why_a_variant_was_not_loaded():
 
 def test_accuracies_are_paired_with_the_baseline(record):
     found = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
-    text = repr(show.accuracies(found, {"broken": "scores are not finite"}))
+    text = repr(accuracy.accuracies(found, {"broken": "scores are not finite"}))
     assert "2000 examples" in text
     assert "reference" in text
     assert "scores are not finite" in text
-    assert "2000 examples" in repr(show.fidelity({"torch": found["channels-50"]}))
-
-
-def test_measurements_keep_errors_in_place(record):
-    text = repr(show.measurements(record))
-    assert "ONNX Runtime has no float16 kernels" in text
-    assert "load average 1.7" in text
+    assert "2000 examples" in repr(accuracy.fidelity({"torch": found["channels-50"]}))
 
 
 def test_audits_of_a_run_survive_an_empty_one(found):
     empty = dataclasses.replace(found, variants={})
-    assert len(show.audits(found).parts) == len(found.variants) - 1
-    assert "No variant was made" in repr(show.audits(empty))
+    assert len(show.layer_reports(found).parts) == len(found.variants) - 1
+    assert "No variant was made" in repr(show.layer_reports(empty))
 
 
 def test_what_became_smaller_is_a_factor():
@@ -103,3 +224,155 @@ def test_a_trade_names_speed_and_score_with_their_intervals(record):
     text = repr(show.trade(one.latency, one.accuracy))
     assert "2.16" in text
     assert text.count("95 % CI") == 2
+
+
+def test_latencies_show_the_verdict_the_control_and_contention(latencies):
+    text = repr(show.latencies(latencies))
+    assert "faster" in text
+    assert "load average 1.7 on 2 cores" in text
+    assert "median speed-up" in text
+    assert "noise floor" in text
+    assert "Nothing to time" in repr(show.latencies({}))
+
+
+def test_a_machine_that_was_not_steady_is_named(latencies):
+    shaky = dataclasses.replace(latencies["channels-50"], steady=False, verdict="too noisy")
+    text = repr(show.latencies({"shaky": shaky}))
+    assert "ended before times were steady" in text
+    assert "too noisy" in text
+
+
+def test_distributions_are_pictures_or_a_sentence(latencies):
+    assert "<svg" in show.distributions(latencies).html()
+    assert "No timing samples" in repr(show.distributions({}))
+
+
+def test_the_factor_of_a_runtime_is_shown_where_there_is_one(record):
+    assert "onnxruntime" in repr(show.runtime(record.runtime))
+    assert "no file" in repr(show.runtime(None))
+
+
+def test_timings_of_a_run_survive_an_empty_one(found):
+    assert len(show.timings(found).parts) == 2 * len(found.measured)
+    assert "Nothing was timed" in repr(show.timings(dataclasses.replace(found, measured={})))
+
+
+def test_a_speed_up_is_a_cell_with_interval_and_verdict(latencies):
+    cell = cells.speedup(latencies["static-int8"].speedup, latencies["static-int8"].verdict)
+    assert (cell.text, cell.tone) == ("2.16\N{MULTIPLICATION SIGN}", "good")
+    assert cell.aside.endswith("faster")
+
+
+def test_timings_of_several_machines_name_the_machine(tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    text = repr(show.timings(away))
+    assert len(away.measured) == 3
+    for target in away.measured:
+        assert f"All comparisons on {away.where(target)}" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (show.predictions, "narrow-int8"),
+        (show.layer_latency, "QuantizeLinear"),
+        (show.deployment, "662 samples"),
+    ],
+)
+def test_every_target_has_its_own_part(found, part, says):
+    text = part(found).html()
+    for target in found.targets:
+        assert f"<h3>{target}</h3>" in text
+    assert says in text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_without_measurements_says_so(found, part):
+    assert "No" in repr(part(dataclasses.replace(found, measured={})))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_several_machines_are_headed_by_target_and_machine(part, tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    text = part(away).html()
+    assert len(away.targets) == 3
+    for target in away.targets:
+        assert f"<h3>{away.where(target)}</h3>" in text
+
+
+def test_layers_on_another_machine_run_as_their_audit_says(tmp_path):
+    away = results.load(examples.write_two_machines(tmp_path / "run", targets=("cpu/torch",)))
+    own, other = (repr(show.layer_latency(away.of(name))) for name in away.machines)
+    in_torch = own[: own.index("cpu/onnxruntime @")]
+    assert in_torch.count(" int8") > 20
+    assert other.count(" int8") == in_torch.count(" int8")
+
+
+@given(st.integers(662, 2000), st.integers(0, 99), st.sampled_from(list(PERCENTILES)))
+def test_a_quantile_is_exceeded_by_no_more_calls_than_its_share(count, seed, share):
+    samples = [random.Random(seed + i).choice((1.0, 2.0, 3.0, 50.0)) for i in range(count)]
+    value = show.percentile(samples, share)
+    assert value in samples
+    assert sum(ms > value for ms in samples) <= (1 - share) * len(samples)
+
+
+@pytest.mark.parametrize(("share", "fewest"), [(0.5, 1), (0.9, 64), (0.99, 662)])
+def test_a_quantile_is_quoted_from_a_number_of_calls_on(share, fewest):
+    assert show.percentile([1.0] * (fewest - 1), share) is None
+    assert show.percentile([1.0] * fewest, share) == 1.0
+
+
+def test_tails_say_how_many_calls_are_wanting(on_torch):
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in show.latency_percentiles(on_torch).rows}
+    assert rows["static-int8"][2] == "n/a (needs \N{GREATER-THAN OR EQUAL TO} 662 samples, 180 taken)"
+    assert rows["static-int8"][0].endswith("ms")
+    # The baseline took turns with every variant, so of its calls there are enough.
+    assert rows["baseline"][2].endswith("ms")
+
+
+def test_memory_is_told_against_the_baseline(on_torch):
+    table = show.memory(on_torch)
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["baseline"][:3] == ["14.0 MB", "9.00 MB", "reference"]
+    assert rows["static-int8"][2].startswith("0.54")
+    assert "190 MB" in table.note
+    assert "dynamic-int8" not in rows
+
+
+def test_without_a_count_of_the_baseline_memory_has_no_ratio(on_torch):
+    measurements = tuple(
+        dataclasses.replace(m, memory=None) if m.variant == "baseline" else m for m in on_torch.measurements
+    )
+    table = show.memory(dataclasses.replace(on_torch, measurements=measurements))
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["static-int8"][0] != ""
+    assert rows["static-int8"][2] == ""
+
+
+def test_why_memory_could_not_be_counted_is_told(on_torch):
+    measurements = tuple(
+        dataclasses.replace(m, memory=None, notes=("Peak memory: there is no /proc.",)) for m in on_torch.measurements
+    )
+    assert "there is no /proc" in show.memory(dataclasses.replace(on_torch, measurements=measurements)).note
+
+
+def test_throughput_is_drawn_over_the_batch_sizes_and_told_in_words(on_torch):
+    shown, table = show.throughput(on_torch).parts
+    assert "static-int8: 315 at 1, 488 at 8, 559 at 32" in shown.alt
+    assert len(shown.svg) < 20_000
+    assert "narrow-int8.stage-1" not in shown.alt
+    text = repr(table)
+    assert "The batch is fixed at 8" in text
+    assert "reference" in text
+    assert len(table.rows) == len(on_torch.sweep)
+
+
+def test_without_other_batches_a_sentence_says_so(on_torch):
+    assert "No other batch size" in repr(show.throughput(dataclasses.replace(on_torch, sweep=())))
+
+
+def test_other_threads_alone_are_a_table_without_a_picture(on_torch):
+    only = tuple(point for point in on_torch.sweep if point.threads == 1)
+    assert only
+    (table,) = show.throughput(dataclasses.replace(on_torch, sweep=only)).parts
+    assert len(table.rows) == len(only)

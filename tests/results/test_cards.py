@@ -13,7 +13,7 @@ from shrinkkit.core import store
 from shrinkkit.core.measurement import IntegerCheck, Measurement, Memory, TargetRecord
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput
-from shrinkkit.results import cards, modelcard, table
+from shrinkkit.results import cards, results
 from shrinkkit.transforms import variants
 
 INT8 = {"static-int8": {"calibration_examples": 32, "skip": ["head"]}}
@@ -66,7 +66,7 @@ def run(made):
 
 def test_a_card_is_written_right_after_its_variant_was_made(made):
     folder = made / "variants/int8"
-    variant, card = variants.read(folder), modelcard.read(folder)
+    variant, card = variants.read(folder), cards.read(folder)
     assert (card.files, card.refusals, card.recipe) == (variant.files, variant.refusals, variant.recipe)
     assert (folder / "README.md").is_file()
 
@@ -76,13 +76,13 @@ def test_before_it_was_measured_a_card_has_no_figures(tmp_path):
     made = variants.write(tmp_path / "v", task, task.model, runtimes=["torch"])
     card, page = cards.write_unmeasured(tmp_path / "v", made)
     assert (card, page) == (tmp_path / "v/model-card.json", tmp_path / "v/README.md")
-    assert modelcard.read(tmp_path / "v").figures == ()
-    assert "Nothing yet." in page.read_text()
+    assert cards.read(tmp_path / "v").figures == ()
+    assert "Not measured yet." in page.read_text()
 
 
 def test_a_card_holds_the_figures_of_the_report_and_those_of_the_records(run):
-    (row,) = [row for row in table.load(run).rows if row.variant == "int8"]
-    one = modelcard.read(run / "variants/int8").figures[0]
+    (row,) = [row for row in results.load(run).rows if row.variant == "int8"]
+    one = cards.read(run / "variants/int8").figures[0]
     assert (one.target, one.machine, one.threads, one.batch_size) == ("cpu/torch", MACHINE, 2, 8)
     assert (one.processor, one.runtime_version) == (examples.CPU, "2.13.0")
     assert (one.accuracy, one.difference) == (row.accuracy, row.difference)
@@ -103,16 +103,16 @@ def test_a_readme_shows_figures_with_intervals_where_they_were_measured(run):
 
 def test_a_readme_warns_of_what_must_be_known_before_use(run):
     text = (run / "variants/int8/README.md").read_text()
-    assert f"- On cpu/torch ({MACHINE}) int8 accumulators saturate in conv1" in text
+    assert f"- On cpu/torch ({MACHINE}), int8 accumulation saturates in conv1" in text
     assert "- cpu/torch: Time by layer: it has no names." in text
-    assert "- cpu/torch: Doubts about its timing: the warm-up ended before times were steady." in text
+    assert "- cpu/torch: Timing warning: the warm-up ended before times were steady." in text
     text = (run / "variants/half/README.md").read_text()
     assert "- No file for onnxruntime: ONNX Runtime has no bfloat16 kernels" in text
     assert "- cpu/torch: failed: model.pt2 must reproduce its reference outputs" in text
 
 
 def test_a_figure_that_was_not_measured_says_why(run):
-    (one,) = modelcard.read(run / "variants/half").figures
+    (one,) = cards.read(run / "variants/half").figures
     assert (one.state, one.speedup, one.p50_ms, one.accuracy) == ("failed", None, None, None)
     assert "must reproduce" in one.reason
 
@@ -122,21 +122,21 @@ def test_figures_of_another_file_are_not_passed_on(run):
     record = variants.read(folder)
     other = dataclasses.replace(record, files=(dataclasses.replace(record.files[0], sha256="0" * 64),))
     cards.write_unmeasured(folder, other)
-    assert modelcard.read(folder).figures == ()
+    assert cards.read(folder).figures == ()
 
 
 def test_the_summary_counts_layers_by_the_format_that_each_runtime_computes_them_in(run):
-    found = modelcard.read(run / "variants/int8").audit
+    found = cards.read(run / "variants/int8").audit
     kinds = {kind.runs_as: kind for kind in found.precision["onnxruntime"]}
     assert (found.layers, kinds["int8"].layers, kinds["float32"].why) == (4, 2, {"in `skip`": 1})
     assert sum(kind.layers for kind in found.precision["torch"]) == 4
     text = (run / "variants/int8/README.md").read_text()
-    assert "- onnxruntime computes 2 layers in int8; " in text
+    assert "- onnxruntime: 2 layers in int8; " in text
     assert "1 layer in float32 (in `skip`)" in text
 
 
 def test_settings_are_those_of_the_measurement(run):
-    card = modelcard.read(run / "variants/int8")
+    card = cards.read(run / "variants/int8")
     assert card.settings["torch"]["num_threads"] == 2
     assert card.settings["torch"]["quantized_engine"] in ("fbgemm", "x86", "onednn", "qnnpack")
     assert card.settings["onnxruntime"]["intra_op_num_threads"] == card.environment.threads
@@ -158,11 +158,11 @@ def test_a_damaged_model_file_does_not_keep_the_others_from_their_cards(run):
 
 
 def test_a_card_of_a_newer_version_is_refused_and_a_missing_one_is_none(run, tmp_path):
-    assert modelcard.read(tmp_path) is None
+    assert cards.read(tmp_path) is None
     (tmp_path / "model-card.json").write_bytes((run / "variants/int8/model-card.json").read_bytes())
     examples.change_json(tmp_path / "model-card.json", schema_version=99)
     with pytest.raises(InvalidInput, match=r"schema version 99.*Update shrinkkit"):
-        modelcard.read(tmp_path)
+        cards.read(tmp_path)
 
 
 def test_cards_are_written_without_torch():

@@ -46,10 +46,9 @@ def test_nothing_is_said_of_a_timing_that_is_too_noisy_nor_without_times():
 
 def test_conversions_are_named_with_their_share():
     converting = [LayerTime("conv1", "quantize_per_tensor", 0.5, True), LayerTime("", "dequantize", 0.3, True)]
-    assert said((*BEFORE, *converting)) == (
-        "Converting numbers between formats or memory layouts takes 0.800 ms of 4.00 ms (20.0 %), 0 ms before: "
-        "quantize_per_tensor 0.500 ms, dequantize 0.300 ms.",
-    )
+    (sentence,) = said((*BEFORE, *converting))
+    for part in ("Conversions", "0.800 ms of 4.00 ms (20.0 %)", "quantize_per_tensor 0.500 ms, dequantize 0.300 ms"):
+        assert part in sentence
 
 
 def test_conversions_that_were_there_before_or_are_small_are_not_named():
@@ -60,11 +59,9 @@ def test_conversions_that_were_there_before_or_are_small_are_not_named():
 
 def test_a_layer_pruned_to_13_channels_that_takes_longer_is_named_with_both():
     audit = (layer("conv1", channels=(16, 13)), *AUDIT[1:])
-    assert said((conv("conv1", 1.31), *BEFORE[1:]), audit) == (
-        "This layer takes no less time with fewer channels, which no longer fill whole blocks of 8 or 16, in which "
-        "kernels compute, so that the next multiple need not cost more: conv1 takes 1.31 ms with 13 channels, 1.00 ms "
-        "before with 16.",
-    )
+    (sentence,) = said((conv("conv1", 1.31), *BEFORE[1:]), audit)
+    assert "blocks of 8 or 16" in sentence
+    assert sentence.endswith("conv1 takes 1.31 ms with 13 channels, 1.00 ms before with 16.")
 
 
 @pytest.mark.parametrize(("before", "after", "odd"), [(16, 13, True), (32, 24, True), (32, 16, False), (13, 11, False)])
@@ -83,7 +80,7 @@ def test_a_layer_with_odd_channels_that_became_faster_is_not_blamed():
 def test_a_layer_that_takes_longer_is_named_with_the_precision_it_runs_in():
     audit = (layer("conv1", runs_as="float16"), *AUDIT[1:])
     assert said((conv("conv1", 1.9), *BEFORE[1:]), audit) == (
-        "This layer takes longer than before, with no more work to do: conv1 takes 1.90 ms in float16, 1.00 ms before.",
+        "This layer takes longer than before, with no more work: conv1 takes 1.90 ms in float16, 1.00 ms before.",
     )
 
 
@@ -122,42 +119,40 @@ def test_layers_in_float_need_no_reason_where_no_int8_was_asked_for():
 
 def test_zeros_that_save_no_time_are_named_and_zeros_that_do_are_not():
     audit = (layer("conv1", zeroed=0.8), layer("conv2", zeroed=0.8), *AUDIT[2:])
-    assert said(BEFORE, audit, verdict="same") == (
-        "80.0 % of the weights of 2 layers are zero and save no work: together they take 3.00 ms, 3.00 ms before, "
-        "since the kernels are dense.",
-    )
+    (sentence,) = said(BEFORE, audit, verdict="same")
+    for part in ("80.0 % of the weights of 2 layers", "dense", "3.00 ms, 3.00 ms before"):
+        assert part in sentence
     assert said((conv("conv1", 0.5), conv("conv2", 0.9), *BEFORE[2:]), audit, verdict="faster") == ()
 
 
 def test_operators_outside_the_layers_that_were_not_there_before_are_named():
     new = [LayerTime("", "QLinearSoftmax", 0.5), LayerTime("blocks.0", "QLinearAdd", 0.2)]
-    assert said((*BEFORE, *new)) == (
-        "Operators outside the layers take 0.800 ms of 3.90 ms (20.5 %), 0.100 ms before; not there before as "
-        "operators of their own: QLinearSoftmax 0.500 ms, QLinearAdd 0.200 ms.",
-    )
+    (sentence,) = said((*BEFORE, *new))
+    for part in ("0.800 ms of 3.90 ms (20.5 %), 0.100 ms", "new: QLinearSoftmax 0.500 ms, QLinearAdd 0.200 ms"):
+        assert part in sentence
 
 
 def test_denormal_numbers_are_counted():
     (sentence,) = said(BEFORE, denormals=1234, verdict="same")
-    assert sentence.startswith("1,234 numbers among weights and layers' outputs are denormal")
-    assert said(BEFORE, denormals=1, verdict="same")[0].startswith("1 number among weights and layers' outputs is")
+    assert "1,234 denormal" in sentence
+    assert said(BEFORE, denormals=0, verdict="same") == ()
 
 
 def test_what_takes_most_comes_first():
     converting = LayerTime("", "dequantize", 0.7, True)
     first, second = said((conv("conv1", 1.4), *BEFORE[1:], converting))
-    assert "Converting" in first
+    assert "Conversions" in first
     assert "conv1 takes" in second
     first, second = said((conv("conv1", 2.4), *BEFORE[1:], converting))
     assert "conv1 takes" in first
-    assert "Converting" in second
+    assert "Conversions" in second
 
 
 def test_times_that_contradict_the_paired_timing_are_not_compared():
     planted = (conv("conv1", 2.0), conv("conv2", 1.0), *BEFORE[2:])
     assert "conv1 takes 2.00 ms" in said(planted, speedup=1.0, verdict="same")[0]
     (sentence,) = said(planted, speedup=0.5)
-    assert "which makes 1.00\N{MULTIPLICATION SIGN} and not the 0.500\N{MULTIPLICATION SIGN}" in sentence
+    assert "1.00\N{MULTIPLICATION SIGN}, not the 0.500\N{MULTIPLICATION SIGN}" in sentence
     assert "conv1" not in sentence
 
 
@@ -166,13 +161,6 @@ def test_a_layer_is_not_blamed_for_what_disturbed_all_of_them():
     assert said(disturbed, speedup=1.0, verdict="same") == ()
 
 
-def test_the_hottest_layers_come_with_their_shares_and_nothing_without_a_layer_is_one():
-    times = (conv("a", 1.0), conv("b", 2.0), LayerTime("b", "to", 1.0, True), LayerTime("", "relu", 4.0))
-    assert diagnosis.hottest(times) == (("b", 0.375), ("a", 0.125))
-    assert diagnosis.hottest(times, count=1) == (("b", 0.375),)
-    assert diagnosis.hottest(()) == ()
-
-
 def test_explaining_loads_no_torch():
-    code = "import sys, shrinkkit.results.diagnosis, shrinkkit.report.profile; sys.exit('torch' in sys.modules)"
+    code = "import sys, shrinkkit.results.diagnosis, shrinkkit.report.layer_profile; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

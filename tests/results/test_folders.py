@@ -34,13 +34,13 @@ def outdated(run, record):
 
 def test_the_machine_that_made_the_baseline_is_the_runs_own(run):
     found = folders.read(run)
-    assert found.own == (examples.HERE,)
+    assert found.machine_names == (examples.HERE,)
     assert list(found.measured) == [AWAY, "cpu/onnxruntime", "cpu/torch"]
 
 
 def test_without_the_baseline_another_variant_tells_whose_the_run_is(run):
     (run / "variants/baseline/variant.json").write_text("{")
-    assert folders.read(run).own == (examples.HERE,)
+    assert folders.read(run).machine_names == (examples.HERE,)
 
 
 def test_places_are_the_runs_own_first_and_then_those_of_others(run):

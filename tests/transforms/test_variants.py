@@ -115,7 +115,7 @@ def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, r
 
 
 def test_fidelity_pairs_each_file_with_the_task_s_own_model(run, task):
-    found = scoring.fidelity(run / "variants/baseline", task, task.validation)
+    found = scoring.accuracy_of_files(run / "variants/baseline", task, task.validation)
     assert set(found) == set(RUNTIMES)
     assert all(a.agreement == 1.0 and a.difference.value == 0 for a in found.values())
 

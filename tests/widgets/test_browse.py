@@ -7,19 +7,18 @@ import pytest
 
 from shrinkkit.core import studies
 from shrinkkit.errors import InvalidInput
-from shrinkkit.results import pareto, table
-from shrinkkit.results.table import recipe_of
+from shrinkkit.results import results
 from shrinkkit.widgets import browse
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return table.load(examples.write_run(tmp_path_factory.mktemp("run")))
+    return results.load(examples.write_run(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")
 def best(found):
-    return pareto.front(found.rows)
+    return results.pareto_front(found.rows)
 
 
 def test_every_point_of_the_front_is_drawn_to_be_chosen_and_named(found, best):
@@ -43,7 +42,7 @@ def test_a_saved_recipe_reads_as_the_one_that_was_run(found, best, tmp_path):
     assert str(path) in said.text
     again = studies.read_recipe(path)
     assert again.name == best[0].variant
-    assert again.settings() == recipe_of(found, best[0].variant)
+    assert again.settings() == found.recipe(best[0].variant)
 
 
 def test_nothing_is_overwritten(found, best, tmp_path):

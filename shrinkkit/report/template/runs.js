@@ -1,10 +1,10 @@
 (() => {
-  const table = document.getElementById("runs");
+  const table = document.querySelector("#runs table");
   if (!table) return;
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
   const text = document.getElementById("find"), status = document.getElementById("status");
-  const said = document.getElementById("count");
-  const key = (row, i) => row.cells[i].dataset.key;
+  const count = document.getElementById("count");
+  const key = (row, i) => row.cells[i].dataset.key ?? row.cells[i].textContent.trim();
   const sort = i => {
     const falling = heads[i].getAttribute("aria-sort") === "ascending" ? -1 : 1;
     heads.forEach(head => head.removeAttribute("aria-sort"));
@@ -25,10 +25,10 @@
     head.append(button);
   });
   const filter = () => {
-    const wanted = text.value.trim().toLowerCase();
+    const query = text.value.trim().toLowerCase();
     for (const row of rows)
-      row.hidden = !row.textContent.toLowerCase().includes(wanted) || (status.value && row.dataset.status !== status.value);
-    said.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} runs shown`;
+      row.hidden = !row.textContent.toLowerCase().includes(query) || (status.value && key(row, 1) !== status.value);
+    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} runs shown`;
   };
   text.addEventListener("input", filter);
   status.addEventListener("change", filter);

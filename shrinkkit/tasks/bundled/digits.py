@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from shrinkkit.errors import require
 from shrinkkit.tasks.bundled.models import CNN, LSTM, Transformer
 from shrinkkit.tasks.task import SPLITS, Task
 
@@ -33,8 +34,8 @@ def splits() -> dict[str, tuple[Tensor, Tensor]]:
 
     Stratified: every split has the classes in the same shares. No two images of the set are equal.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    load_digits = require("sklearn.datasets", extra="bundled", purpose="A bundled task").load_digits
+    train_test_split = require("sklearn.model_selection", extra="bundled", purpose="A bundled task").train_test_split
 
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16

@@ -6,14 +6,15 @@ import re
 from html.parser import HTMLParser
 
 import examples
+import pages
 import pytest
 import torch
 
 from shrinkkit.core import estimate, store
 from shrinkkit.core.measurement import Accuracy, ClassScore, IntegerCheck, Regression
 from shrinkkit.measure import scoring
-from shrinkkit.report import export, predictions
-from shrinkkit.report.predictions import PICTURES
+from shrinkkit.report import accuracy as views
+from shrinkkit.report.accuracy import PICTURES
 
 NOTHING = Regression(0, "", "", "", 0.0, 0.0)
 
@@ -56,9 +57,9 @@ def by_class(differences, name="class {}"):
     return tuple(rows)
 
 
-def digit(index=17, wanted="3", before="3", after="8", side=16, seed=0):
+def digit(index=17, label="3", before="3", after="8", side=16, seed=0):
     image = torch.rand(1, side, side, generator=torch.Generator().manual_seed(seed))
-    return Regression(index, wanted, before, after, 1.0, 0.0, scoring.png(image))
+    return Regression(index, label, before, after, 1.0, 0.0, scoring.png(image))
 
 
 def images(html):
@@ -79,8 +80,15 @@ def cells(table, row):
 
 def test_accuracies_are_paired_with_the_baseline_and_say_how_far_outputs_drifted():
     one = accuracy([0.0] * 4 + [1.0] * 796, RIGHT, agreement=796 / 800, cosine=0.99912, divergence=0.0123456)
-    table = predictions.accuracies({"baseline": BASELINE, "int8": one}, {"broken": "scores are not finite"})
-    assert titles(table) == ["variant", "accuracy", "change", "same answers", "cosine", "divergence, nats"]
+    table = views.accuracies({"baseline": BASELINE, "int8": one}, {"broken": "scores are not finite"})
+    assert titles(table) == [
+        "variant",
+        "accuracy",
+        "\N{GREEK CAPITAL LETTER DELTA} accuracy",
+        "same predictions",
+        "cosine",
+        "KL divergence, nats",
+    ]
     assert cells(table, 0) == ["baseline", "100.0 % (99.5\N{EN DASH}100.0)", "reference", "", "", ""]
     assert cells(table, 1)[1].startswith("99.5 % (")
     assert cells(table, 1)[2].startswith("\N{MINUS SIGN}0.5 pts (")
@@ -92,15 +100,15 @@ def test_accuracies_are_paired_with_the_baseline_and_say_how_far_outputs_drifted
 def test_what_a_task_without_classes_cannot_have_takes_no_column():
     scores = [-0.5, -1.5, -2.0]
     one = accuracy(scores, [-0.4, -1.0, -2.0], metric="nearness", agreement=None, divergence=None, cosine=0.5)
-    table = predictions.fidelity({"torch": one})
-    assert titles(table) == ["runtime", "nearness", "change", "cosine"]
+    table = views.fidelity({"torch": one})
+    assert titles(table) == ["runtime", "nearness", "\N{GREEK CAPITAL LETTER DELTA} nearness", "cosine"]
     assert "\N{MINUS SIGN}1.33" in cells(table, 0)[1]
-    assert "points" not in repr(table)
-    assert "Divergence" not in table.note
+    assert "pts" not in repr(table)
+    assert "KL" not in table.note
 
 
 def test_a_table_of_nothing_but_errors_keeps_them():
-    assert "no such file" in repr(predictions.accuracies({}, {"gone": "no such file"}))
+    assert "no such file" in repr(views.accuracies({}, {"gone": "no such file"}))
 
 
 @pytest.mark.parametrize(
@@ -116,39 +124,39 @@ def test_a_table_of_nothing_but_errors_keeps_them():
     ],
 )
 def test_a_cosine_shows_how_far_from_one_it_is(value, text):
-    assert cells(predictions.fidelity({"torch": compared(cosine=value)}), 0)[4] == text
+    assert cells(views.fidelity({"torch": compared(cosine=value)}), 0)[4] == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (3e-6, "< 0.0001"), (0.00025, "0.000250"), (6.271, "6.27")])
 def test_a_divergence_has_three_digits_until_it_is_next_to_nothing(value, text):
-    assert cells(predictions.fidelity({"torch": compared(divergence=value)}), 0)[5] == text
+    assert cells(views.fidelity({"torch": compared(divergence=value)}), 0)[5] == text
 
 
 def test_only_classes_whose_interval_excludes_zero_are_marked():
     variant = compared(classes=by_class([(0, 0), (20, 0), (1, 0), (0, 20)]))
     plain = tuple(dataclasses.replace(row, difference=None) for row in by_class([(0, 0)] * 4))
-    table = predictions.classes({"baseline": dataclasses.replace(BASELINE, classes=plain), "int8": variant})
+    table = views.classes({"baseline": dataclasses.replace(BASELINE, classes=plain), "int8": variant})
     assert titles(table) == ["class", "baseline", "int8"]
     assert [row[2].tone for row in table.rows] == ["quiet", "bad", "quiet", "good"]
     assert [bool(row[2].aside) for row in table.rows] == [False, True, False, True]
     assert cells(table, 1)[:2] == ["class 1 (80 examples)", "100.0 %"]
     assert cells(table, 1)[2].startswith("\N{MINUS SIGN}25.0 (")
     assert "2 of 4 marked" in table.caption
-    assert "in points" in table.caption
+    assert "pts" in table.caption
 
 
 def test_many_classes_are_folded_and_so_are_few_of_which_none_is_marked():
-    assert "<details" in predictions.classes({"int8": compared(classes=by_class([(20, 0)] * 13))}).html()
-    assert "<details" not in predictions.classes({"int8": compared(classes=by_class([(20, 0)] * 12))}).html()
-    assert "<details" in predictions.classes({"int8": compared(classes=by_class([(1, 0)] * 12))}).html()
+    assert "<details" in views.classes({"int8": compared(classes=by_class([(20, 0)] * 13))}).html()
+    assert "<details" not in views.classes({"int8": compared(classes=by_class([(20, 0)] * 12))}).html()
+    assert "<details" in views.classes({"int8": compared(classes=by_class([(1, 0)] * 12))}).html()
 
 
 def test_of_a_thousand_classes_those_are_shown_that_lost_most_in_any_variant():
     fallen = {i: (i % 7 + 1, 0) for i in range(0, 1000, 90)}
     first = compared(classes=by_class(fallen.get(i, (0, i % 2)) for i in range(1000)))
     second = compared(classes=by_class((60, 0) if i == 501 else (0, 0) for i in range(1000)))
-    table = predictions.classes({"a": first, "b": second})
-    assert "the 10 of 1,000 classes that lost most" in table.caption
+    table = views.classes({"a": first, "b": second})
+    assert "the 10 of 1,000 classes with the largest regressions" in table.caption
     assert "chosen" in table.note
     shown = [int(row[0].text.removeprefix("class ")) for row in table.rows]
     worst = sorted(fallen, key=lambda i: -fallen[i][0])
@@ -157,24 +165,24 @@ def test_of_a_thousand_classes_those_are_shown_that_lost_most_in_any_variant():
 
 def test_a_thousand_classes_of_which_none_lost_are_a_sentence():
     one = compared(classes=by_class([(0, 1)] * 40))
-    assert "None of 40 classes" in repr(predictions.classes({"a": one}))
+    assert "None of 40 classes" in repr(views.classes({"a": one}))
 
 
 def test_a_task_without_classes_has_none_to_show():
-    assert "no score by class" in repr(predictions.classes({"baseline": REGRESSION, "a": compared()}))
+    assert "No per-class accuracy" in repr(views.classes({"baseline": REGRESSION, "a": compared()}))
 
 
 def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
     examples = tuple(digit(index=i, after="8" if i % 2 else "5") for i in range(10, 19))
-    shown = predictions.lost(
+    shown = views.regressions(
         {"baseline": BASELINE, "int8": compared(worst_regressions=examples, regressions=9, improvements=2)}
     )
     html = shown.html()
-    assert "int8: lost 9, gained 2 of 800; the first 6 are shown" in html
+    assert "int8: 9 regressions, 2 improvements, 800 examples; first 6 shown" in html
     found = images(html)
     assert [image["alt"] for image in found][:2] == [
-        "example 10: a 3, taken for a 5 by int8",
-        "example 11: a 3, taken for an 8 by int8",
+        "example 10: label 3, baseline predicts 3, int8 5",
+        "example 11: label 3, baseline predicts 3, int8 8",
     ]
     assert len(found) == PICTURES
     assert {(image["width"], image["height"]) for image in found} == {("64", "64")}
@@ -182,14 +190,14 @@ def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
     sources = [image["src"].removeprefix("data:image/png;base64,") for image in found]
     assert sources == [one.png for one in examples[:6]]
     assert html.count("3 \N{RIGHTWARDS ARROW} 8") == 3
-    assert export.outside_addresses(html) == []
+    assert pages.outside_addresses(html) == []
 
 
 def test_pictures_are_given_in_words_where_there_are_none():
-    shown = predictions.lost({"int8": compared(worst_regressions=(digit(),), regressions=1)})
+    shown = views.regressions({"int8": compared(worst_regressions=(digit(),), regressions=1)})
     for text in (repr(shown), shown.markdown()):
-        assert "int8: lost 1, gained 0 of 800" in text
-        assert "example 17: a 3, taken for an 8 by int8" in text
+        assert "int8: 1 regression, 0 improvements, 800 examples" in text
+        assert "example 17: label 3, baseline predicts 3, int8 8" in text
         assert "shown" not in text
         assert digit().png[:40] not in text
 
@@ -200,16 +208,16 @@ def test_pictures_are_given_in_words_where_there_are_none():
 )
 def test_small_pictures_are_enlarged_by_whole_numbers(height, width, expected):
     one = dataclasses.replace(NOTHING, before="a", after="b", png=scoring.png(torch.zeros(1, height, width)))
-    (image,) = images(predictions.lost({"v": compared(worst_regressions=(one,), regressions=1)}).html())
+    (image,) = images(views.regressions({"v": compared(worst_regressions=(one,), regressions=1)}).html())
     assert (int(image["width"]), int(image["height"])) == expected
 
 
 def test_examples_without_pictures_are_a_table():
     examples = tuple(dataclasses.replace(digit(index=i), png="") for i in (4, 90))
-    (table,) = predictions.lost({"int8": compared(worst_regressions=examples, regressions=2)}).parts
-    assert titles(table) == ["example", "right answer", "before", "by int8"]
+    (table,) = views.regressions({"int8": compared(worst_regressions=examples, regressions=2)}).parts
+    assert titles(table) == ["example", "label", "baseline", "int8"]
     assert [cells(table, i) for i in range(2)] == [["4", "3", "3", "8"], ["90", "3", "3", "8"]]
-    assert table.caption == "int8: lost 2, gained 0 of 800"
+    assert table.caption == "int8: 2 regressions, 0 improvements, 800 examples"
 
 
 def test_where_answers_are_no_classes_the_scores_are_shown():
@@ -218,29 +226,29 @@ def test_where_answers_are_no_classes_the_scores_are_shown():
     one = accuracy(
         scores, before, metric="nearness", agreement=None, divergence=None, worst_regressions=(worse,), regressions=1
     )
-    (table,) = predictions.lost({"int8": one}).parts
+    (table,) = views.regressions({"int8": one}).parts
     assert titles(table) == ["example", "score before", "score after"]
     assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.250", "\N{MINUS SIGN}2.50"]
 
 
 def test_an_image_whose_answer_stayed_and_whose_score_fell_shows_its_score():
     one = dataclasses.replace(digit(after="3"), score_before=0.9, score_after=0.25)
-    html = predictions.lost({"int8": compared(worst_regressions=(one,), regressions=1)}).html()
+    html = views.regressions({"int8": compared(worst_regressions=(one,), regressions=1)}).html()
     assert "0.9 \N{RIGHTWARDS ARROW} 0.25" in html
-    assert images(html)[0]["alt"] == "example 17: a 3, score 0.9 before, 0.25 by int8"
+    assert images(html)[0]["alt"] == "example 17: label 3, score of the baseline 0.9, of int8 0.25"
 
 
 def test_variants_that_lost_nothing_say_so_in_one_line():
     found = {"baseline": BASELINE, "a": compared(), "b": compared(improvements=2), "c": compared()}
-    shown = predictions.lost(found)
-    assert repr(shown) == "No example was lost by a, b (gained 2 of 800), c."
-    assert "not known" in repr(predictions.lost({"baseline": BASELINE}))
+    shown = views.regressions(found)
+    assert repr(shown) == "No regressions: a, b (2 of 800 improved), c."
+    assert "No variant" in repr(views.regressions({"baseline": BASELINE}))
 
 
 def test_class_names_cannot_become_markup():
     hostile = dataclasses.replace(digit(), label='<b>"', before='<b>"', after="<script>|")
     for one in (hostile, dataclasses.replace(hostile, png="")):
-        shown = predictions.lost({"int8": compared(worst_regressions=(one,), regressions=1)})
+        shown = views.regressions({"int8": compared(worst_regressions=(one,), regressions=1)})
         assert not re.search(r"<(b|script)>", shown.html() + shown.markdown())
 
 
@@ -248,7 +256,7 @@ def test_records_read_back_from_disk_show_the_same(tmp_path):
     one = compared(worst_regressions=(digit(),), regressions=1, improvements=3, classes=by_class([(9, 0), (0, 0)]))
     store.write(tmp_path / "one.json", one)
     again = store.read(tmp_path / "one.json", Accuracy)
-    for show in (predictions.lost, predictions.classes, predictions.fidelity):
+    for show in (views.regressions, views.classes, views.fidelity):
         assert show({"int8": again}).html() == show({"int8": one}).html()
 
 
@@ -258,11 +266,11 @@ def test_pictures_of_many_variants_leave_a_report_light():
     light = tuple(digit(index=i, side=24, seed=i) for i in range(12))
     one = compared(worst_regressions=(heavy,) * 12, regressions=12, classes=by_class([(9, 0)] * 10))
     found = {f"variant-{i}": one for i in range(8)}
-    page = sum(len(show(found).html()) for show in (predictions.lost, predictions.classes, predictions.fidelity))
+    page = sum(len(show(found).html()) for show in (views.regressions, views.classes, views.fidelity))
     assert len(base64.b64decode(heavy.png)) > 5_000
     assert 2 * page < 400_000
-    assert len(images(predictions.lost({"a": one}).html())) >= 1
-    assert len(images(predictions.lost({"a": compared(worst_regressions=light, regressions=12)}).html())) == PICTURES
+    assert len(images(views.regressions({"a": one}).html())) >= 1
+    assert len(images(views.regressions({"a": compared(worst_regressions=light, regressions=12)}).html())) == PICTURES
 
 
 def with_integers(check, notes=()):
@@ -275,15 +283,15 @@ def with_integers(check, notes=()):
 
 
 def test_layers_whose_kernels_saturate_are_named():
-    text = repr(predictions.integers(with_integers(IntegerCheck(0.3, {"stem": 0.4, "head": 0.001}, ("stem",)))))
-    assert "saturate: stem" in text
+    text = repr(views.saturation(with_integers(IntegerCheck(0.3, {"stem": 0.4, "head": 0.001}, ("stem",)))))
+    assert "saturates: stem" in text
     assert "at most 4.0e-01 in stem" in text
 
 
 def test_kernels_that_compute_what_the_integers_say_are_said_to():
-    assert "as the integers say" in repr(predictions.integers(with_integers(IntegerCheck(0.0, {"stem": 0.0}, ()))))
+    assert "exact" in repr(views.saturation(with_integers(IntegerCheck(0.0, {"stem": 0.0}, ()))))
 
 
 def test_why_integers_could_not_be_compared_is_told():
-    assert "control flow" in repr(predictions.integers(with_integers(None, ("Integer kernels: control flow.",))))
-    assert "No variant computes in int8" in repr(predictions.integers(with_integers(None)))
+    assert "control flow" in repr(views.saturation(with_integers(None, ("Integer kernels: control flow.",))))
+    assert "No variant computes in int8" in repr(views.saturation(with_integers(None)))

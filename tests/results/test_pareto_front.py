@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.results import pareto
-from shrinkkit.results.table import Row
+from shrinkkit.results import results
+from shrinkkit.results.results import Row
 
 
 def row(name, *, speed=2.0, change=0.0, size=100, timing="faster", **changes):
@@ -18,7 +18,7 @@ def row(name, *, speed=2.0, change=0.0, size=100, timing="faster", **changes):
 
 
 def names(*rows):
-    return [one.variant for one in pareto.front(rows)]
+    return [one.variant for one in results.pareto_front(rows)]
 
 
 def test_what_is_beaten_in_everything_is_not_on_the_front():
@@ -59,7 +59,7 @@ levels = st.integers(0, 3)
 @given(st.lists(st.tuples(levels, levels, levels), min_size=1, max_size=12))
 def test_a_row_is_on_the_front_unless_another_beats_it(figures):
     rows = [row(str(i), speed=1 + s, change=c, size=1 + z) for i, (s, c, z) in enumerate(figures)]
-    best = {one.variant for one in pareto.front(rows)}
+    best = {one.variant for one in results.pareto_front(rows)}
     assert best
     for i, (s, c, z) in enumerate(figures):
         beaten = any((a >= s and b >= c and d <= z) and (a, b, d) != (s, c, z) for a, b, d in figures)

@@ -7,7 +7,7 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import LayerTime
 from shrinkkit.display.picture import COLOURS
 from shrinkkit.display.tables import Statement, Table
-from shrinkkit.report import profile
+from shrinkkit.report import layer_profile
 
 VARIANTS = {name: examples.variant(name, recipe) for name, recipe in {
     "baseline": examples.recipe_of(),
@@ -42,7 +42,7 @@ def row(table, layer):
 
 
 def test_every_timed_variant_has_a_bar_a_table_and_no_other_has(record):
-    shown = profile.layers(record, VARIANTS)
+    shown = layer_profile.layers(record, VARIANTS)
     picture = shown.parts[0]
     assert set(tables(shown)) == set(VARIANTS)
     assert all(f">{name}<" in picture.svg for name in VARIANTS)
@@ -50,75 +50,75 @@ def test_every_timed_variant_has_a_bar_a_table_and_no_other_has(record):
 
 
 def test_the_picture_names_the_largest_layers_and_tells_conversions(record):
-    picture = profile.layers(record, VARIANTS).parts[0]
+    picture = layer_profile.layers(record, VARIANTS).parts[0]
     assert "baseline: 28.6 ms, of which" in picture.alt
     assert "conversions 1.64 ms" in picture.alt
     assert "other layers" in picture.alt
     assert f"var(--sk-c1, {COLOURS[1]})" in picture.svg
-    assert "conversions" not in profile.layers(record, {"baseline": VARIANTS["baseline"]}).parts[0].alt
+    assert "conversions" not in layer_profile.layers(record, {"baseline": VARIANTS["baseline"]}).parts[0].alt
 
 
 def test_the_picture_stays_light_and_is_the_same_each_time(record):
-    picture = profile.layers(record, VARIANTS).parts[0]
+    picture = layer_profile.layers(record, VARIANTS).parts[0]
     assert len(picture.svg) < 20_000
-    assert picture.svg == profile.layers(record, VARIANTS).parts[0].svg
+    assert picture.svg == layer_profile.layers(record, VARIANTS).parts[0].svg
 
 
 def test_a_row_has_the_times_before_and_after_and_what_happened_to_the_layer(record):
-    found = tables(profile.layers(record, VARIANTS))
+    found = tables(layer_profile.layers(record, VARIANTS))
     cells = row(found["channels-50"], "stages.3.conv1")
-    assert (cells["before"].text, cells["here"].text) == ("1.60 ms", "0.573 ms")
-    assert (cells["ratio"].text, cells["ratio"].tone) == ("2.79\N{MULTIPLICATION SIGN}", "good")
+    assert (cells["baseline"].text, cells["latency"].text) == ("1.60 ms", "0.573 ms")
+    assert (cells["speed-up"].text, cells["speed-up"].tone) == ("2.79\N{MULTIPLICATION SIGN}", "good")
     assert cells["channels"].text == "32 \N{RIGHTWARDS ARROW} 16"
     assert row(found["static-int8"], "stages.3.conv1")["runs as"].text == "int8"
     assert row(found["static-int8"], "conversions")["operators"].text == "QuantizeLinear"
-    assert "ratio" not in row(found["baseline"], "head")
+    assert "speed-up" not in row(found["baseline"], "head")
 
 
 def test_small_layers_share_a_row_and_no_time_is_lost(record):
     times = tuple(LayerTime(f"tiny{i}", "add", 0.01) for i in range(30))
     of = next(m.layers for m in record.measurements if m.variant == "channels-50")
-    table = tables(profile.layers(changed(record, "channels-50", layers=(*of, *times)), VARIANTS))["channels-50"]
-    assert row(table, "30 rows of less than 1.0 % each")["here"].text == "0.300 ms"
+    table = tables(layer_profile.layers(changed(record, "channels-50", layers=(*of, *times)), VARIANTS))["channels-50"]
+    assert row(table, "30 rows below 1.0 % each")["latency"].text == "0.300 ms"
 
 
 def test_a_layer_that_became_part_of_another_is_said_to(record):
     of = next(m.layers for m in record.measurements if m.variant == "static-int8")
     without = tuple(one for one in of if one.layer != "stages.2.conv1")
-    table = tables(profile.layers(changed(record, "static-int8", layers=without), VARIANTS))["static-int8"]
-    assert row(table, "stages.2.conv1")["operators"].text == "part of another layer"
+    table = tables(layer_profile.layers(changed(record, "static-int8", layers=without), VARIANTS))["static-int8"]
+    assert row(table, "stages.2.conv1")["operators"].text == "fused into another layer"
 
 
 def test_only_variants_that_are_not_faster_or_convert_much_are_explained(record):
-    texts = {part.text.partition(" ")[0]: part for part in statements(profile.layers(record, VARIANTS))}
+    texts = {part.text.partition(" ")[0]: part for part in statements(layer_profile.layers(record, VARIANTS))}
     assert set(texts) == {"weights-80", "float16"}
-    assert any("are zero and save no work" in remark for remark in texts["weights-80"].remarks)
+    assert any("are zero" in remark for remark in texts["weights-80"].remarks)
     assert texts["float16"].tone == "bad"
     assert any("in float16" in remark for remark in texts["float16"].remarks)
     slow = changed(record, "channels-50", denormals=5)
     of = next(m.layers for m in record.measurements if m.variant == "static-int8")
     many = (*of, LayerTime("", "DequantizeLinear", 2.0, converts=True))
-    shown = statements(profile.layers(changed(record, "static-int8", layers=many), VARIANTS))
-    assert not any("channels-50" in part.text for part in statements(profile.layers(slow, VARIANTS)))
-    assert any("Converting numbers" in remark for part in shown for remark in part.remarks)
+    shown = statements(layer_profile.layers(changed(record, "static-int8", layers=many), VARIANTS))
+    assert not any("channels-50" in part.text for part in statements(layer_profile.layers(slow, VARIANTS)))
+    assert any("Conversions" in remark for part in shown for remark in part.remarks)
 
 
 def test_times_that_exceed_the_latency_by_far_are_not_shown_and_it_is_said(record):
-    shown = profile.layers(changed(record, "baseline", latency_ms=Estimate(3.0, 2.9, 3.1)), VARIANTS)
+    shown = layer_profile.layers(changed(record, "baseline", latency_ms=Estimate(3.0, 2.9, 3.1)), VARIANTS)
     assert "baseline" not in tables(shown)
     assert ">baseline<" not in shown.parts[0].svg
-    assert any("they add up to 28.6 ms where a call takes 3.00 ms" in part.text for part in statements(shown))
+    assert any("28.6 ms" in part.text and "3.00 ms" in part.text for part in statements(shown))
 
 
 def test_without_times_there_is_a_sentence(record):
     bare = dataclasses.replace(
         record, measurements=tuple(dataclasses.replace(m, layers=()) for m in record.measurements)
     )
-    (part,) = profile.layers(bare, VARIANTS).parts
-    assert part.text == "There is no time by layer on cpu/torch."
+    (part,) = layer_profile.layers(bare, VARIANTS).parts
+    assert part.text == "No per-layer latency on cpu/torch."
 
 
 def test_it_shows_itself_as_html_markdown_and_text(record):
-    shown = profile.layers(record, VARIANTS)
+    shown = layer_profile.layers(record, VARIANTS)
     for text in (shown.html(), shown.markdown(), repr(shown)):
         assert "stages.3.conv1" in text

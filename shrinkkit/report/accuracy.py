@@ -1,0 +1,272 @@
+"""Accuracy of compressed models: scores, per-class accuracy, changed predictions, and int8 saturation."""
+
+import base64
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord, change_cell
+from shrinkkit.display import cells, formats
+from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
+
+ARROW, DELTA = "\N{RIGHTWARDS ARROW}", "\N{GREEK CAPITAL LETTER DELTA}"
+CLASSES, WORST = 30, 10
+"""Of more classes than the first, only as many as the second are shown."""
+PICTURES, CHARACTERS = 6, 20_000
+"""Pictures of one variant at most, and their length in base64: a report shows those of many variants."""
+SIDE, WIDEST = 64, 192
+"""Pixels that the shorter side of a picture is enlarged to at least, and that the longer one then keeps to."""
+_CLASSES_NOTE = (
+    "Marked: the 95 % CI, then given below, excludes 0. About one cell in twenty may be marked by chance alone."
+)
+_CHOSEN_NOTE = " Classes were chosen for their regressions, which raises the share of chance."
+_INTEGERS_NOTE = (
+    "CPUs without VNNI add 8-bit products in 16-bit accumulators, which saturate silently. Errors are relative to the "
+    "largest output."
+)
+
+
+def accuracies(by_variant: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
+    """Return each variant's accuracy, its paired difference to the baseline, and errors."""
+    return _scores("Accuracy on the test split", "variant", by_variant, errors)
+
+
+def fidelity(by_runtime: Mapping[str, Accuracy]) -> Table:
+    """Return how each runtime's file scores, paired with the task's own model."""
+    return _scores("Each file vs. the task's model", "runtime", by_runtime, {})
+
+
+def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
+    agree = any(accuracy.agreement is not None for accuracy in accuracies.values())
+    diverge = any(accuracy.divergence is not None for accuracy in accuracies.values())
+    rows: list[tuple[Cell, ...]] = [
+        (
+            Cell(name),
+            cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
+            change_cell(accuracy),
+            *([_agreement(accuracy)] if agree else []),
+            Cell(_cosine(accuracy.cosine) if accuracy.difference else ""),
+            *([Cell(_divergence(accuracy.divergence) if accuracy.difference else "")] if diverge else []),
+        )
+        for name, accuracy in accuracies.items()
+    ]
+    rows += [(Cell(name), Cell(error, tone="bad", wide=True)) for name, error in errors.items()]
+    metric = next((accuracy.metric for accuracy in accuracies.values()), "score")
+    titles = [metric, f"{DELTA} {metric}", *(["same predictions"] if agree else []), "cosine"]
+    titles += ["KL divergence, nats"] if diverge else []
+    columns = (Column(first), *(Column(title, True) for title in titles))
+    examples = max((len(accuracy.scores) for accuracy in accuracies.values()), default=0)
+    note = "With 95 % CIs. Cosine: mean cosine similarity of outputs with the reference's."
+    note += " KL divergence: of class probabilities from the reference's." if diverge else ""
+    return Table(f"{caption}, {formats.counted(examples, 'example')}", columns, tuple(rows), note)
+
+
+def _agreement(accuracy: Accuracy) -> Cell:
+    if accuracy.difference is None or accuracy.agreement is None:
+        return Cell("")
+    total = len(accuracy.scores)
+    return Cell(formats.percent(accuracy.agreement), f"{round(accuracy.agreement * total):,} of {total:,}")
+
+
+def _cosine(value: float) -> str:
+    """Return a cosine with two digits of its distance from 1, and 3 to 6 decimals."""
+    gap = 1 - value
+    if gap <= 0:
+        return "1"
+    decimals = min(6, max(3, 1 - math.floor(math.log10(gap))))
+    return formats.signed(f"{value:.{decimals}f}")
+
+
+def _divergence(nats: float | None) -> str:
+    return "" if nats is None else "< 0.0001" if 0 < nats < 1e-4 else formats.digits(nats)
+
+
+def classes(accuracies: Mapping[str, Accuracy]) -> Shown:
+    """Return the change of the score on each class by variant; a change is marked if its interval excludes 0.
+
+    Args:
+        accuracies: On one target by variant, the baseline included.
+    """
+    compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference and accuracy.classes}
+    if not compared:
+        return Statement("No per-class accuracy: targets are no classes, or no variant was evaluated.")
+    by_class = {name: {row.name: row for row in a.classes} for name, a in accuracies.items() if a.classes}
+    first = next(iter(compared.values()))
+    fraction = formats.is_fraction(first.scores)
+    names = [row.name for row in first.classes]
+    chosen, which = names, ""
+    if len(names) > CLASSES:
+        lowest = {name: min(_change(by_class[variant].get(name)) for variant in compared) for name in names}
+        chosen = sorted((name for name in names if lowest[name] < 0), key=lambda name: lowest[name])[:WORST]
+        if not chosen:
+            return Statement(f"None of {len(names):,} classes scores lower in any variant than in the baseline.")
+        which = f", the {len(chosen)} of {len(names):,} classes with the largest regressions"
+    rows = tuple(
+        (
+            Cell(name, formats.counted(next(s[name].examples for s in by_class.values() if name in s), "example")),
+            *(_class(scores.get(name), fraction) for scores in by_class.values()),
+        )
+        for name in chosen
+    )
+    shown = (by_class[variant].get(name) for variant in compared for name in chosen)
+    changes = [score.difference for score in shown if score]
+    marked = sum(_excludes_zero(change) for change in changes)
+    columns = (Column("class"), *(Column(name, True) for name in by_class))
+    metric = f"{DELTA} {first.metric} per class{' (pts)' if fraction else ''}"
+    caption = f"{metric}{which}; {marked or 'none'} of {len(changes)} marked"
+    note = _CLASSES_NOTE + (_CHOSEN_NOTE if which else "")
+    return Table(caption, columns, rows, note, folded=None if marked else True, shaded=True)
+
+
+def _change(score: ClassScore | None) -> float:
+    return score.difference.value if score and score.difference else 0.0
+
+
+def _excludes_zero(change: Estimate | None) -> bool:
+    return change is not None and (change.low > 0 or change.high < 0)
+
+
+def _class(score: ClassScore | None, fraction: bool) -> Cell:
+    if score is None:
+        return Cell("")
+    if score.difference is None:
+        return Cell(formats.score(score.mean.value, is_fraction=fraction), tone="quiet")
+    value = formats.change(score.difference.value, is_fraction=fraction, unit=False)
+    if not _excludes_zero(score.difference):
+        return Cell(value, tone="quiet")
+    tone = "bad" if score.difference.high < 0 else "good"
+    return Cell(value, formats.interval(score.difference, is_fraction=fraction), tone)
+
+
+def regressions(accuracies: Mapping[str, Accuracy]) -> Shown:
+    """Return the examples that each variant predicts worse than the baseline: pictures, or a table without them.
+
+    Args:
+        accuracies: On one target by variant.
+    """
+    compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference}
+    if not compared:
+        return Statement("No variant was compared with the baseline.")
+    parts: list[Shown] = [_regressions(name, a) for name, a in compared.items() if a.regressions]
+    unchanged = [
+        f"{name}{f' ({a.improvements:,} of {len(a.scores):,} improved)' if a.improvements else ''}"
+        for name, a in compared.items()
+        if not a.regressions
+    ]
+    if unchanged:
+        parts.append(Statement(f"No regressions: {', '.join(unchanged)}."))
+    return Several(tuple(parts))
+
+
+def _regressions(name: str, accuracy: Accuracy) -> Shown:
+    pictured = [example for example in accuracy.worst_regressions if example.png]
+    shown = _fitting(pictured) if pictured else accuracy.worst_regressions
+    is_binary = set(accuracy.scores) <= {0.0, 1.0}
+    caption = (
+        f"{name}: {formats.counted(accuracy.regressions, 'regression')}, "
+        f"{formats.counted(accuracy.improvements, 'improvement')}, {len(accuracy.scores):,} examples"
+    )
+    if len(shown) < accuracy.regressions:
+        caption += f"; {'first' if is_binary else 'worst'} {len(shown)} shown"
+    if pictured:
+        return Strip(caption, name, tuple(shown))
+    named = any(example.label or example.before or example.after for example in shown)
+    columns = [Column("example")]
+    columns += [Column("label"), Column("baseline"), Column(name)] if named else []
+    columns += [] if is_binary else [Column("score before", True), Column("score after", True)]
+    fraction = formats.is_fraction(accuracy.scores)
+    rows = tuple(
+        (
+            Cell(f"{example.index:,}"),
+            *((Cell(example.label), Cell(example.before), Cell(example.after)) if named else ()),
+            *(
+                Cell(formats.score(value, is_fraction=fraction))
+                for value in (() if is_binary else (example.score_before, example.score_after))
+            ),
+        )
+        for example in shown
+    )
+    return Table(caption, tuple(columns), rows, folded=True)
+
+
+def _fitting(examples: Sequence[Regression]) -> list[Regression]:
+    """Return the first of `examples` whose pictures together are not too long, at least one."""
+    chosen: list[Regression] = []
+    for example in examples[:PICTURES]:
+        if chosen and sum(len(each.png) for each in (*chosen, example)) > CHARACTERS:
+            break
+        chosen.append(example)
+    return chosen
+
+
+@dataclass(frozen=True, repr=False)
+class Strip(Shown):
+    """Inputs side by side, each with its predictions."""
+
+    caption: str
+    variant: str
+    examples: tuple[Regression, ...]
+    """Each with its PNG."""
+
+    def __repr__(self) -> str:
+        """Return it as plain text."""
+        return "\n".join([self.caption, *(f"  {_in_words(example, self.variant)}" for example in self.examples)])
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = (_in_words(example, self.variant).replace("<", "&lt;") for example in self.examples)
+        return "\n".join([f"**{self.caption}**", "", *(f"- {line}" for line in lines)]) + "\n"
+
+    def html(self) -> str:
+        """Return it as a part of a page."""
+        shots = "".join(_shot(example, self.variant) for example in self.examples)
+        return f'<figure class="sk-strip"><figcaption>{escape(self.caption)}</figcaption>{shots}</figure>'
+
+
+def _shot(example: Regression, variant: str) -> str:
+    """Return a picture with its caption; inline styles keep its shape in a notebook, which has no style sheet."""
+    width, height = struct.unpack(">II", base64.b64decode(example.png[:32])[16:24])
+    factor = max(1, min(math.ceil(SIDE / min(width, height)), WIDEST // max(width, height)))
+    short = (example.before, example.after)
+    if example.before == example.after:
+        short = (f"{example.score_before:.3g}", f"{example.score_after:.3g}")
+    return (
+        '<figure class="sk-shot" style="display:inline-block;vertical-align:top;margin:0 .75rem .75rem 0">'
+        f'<img src="data:image/png;base64,{example.png}" alt="{escape(_in_words(example, variant))}" '
+        f'width="{factor * width}" height="{factor * height}" style="display:block;image-rendering:pixelated">'
+        f'<figcaption style="max-width:{max(96, factor * width)}px">{escape(f" {ARROW} ".join(short))}</figcaption>'
+        "</figure>"
+    )
+
+
+def _in_words(example: Regression, variant: str) -> str:
+    label = f"label {example.label}, " if example.label else ""
+    if example.before != example.after:
+        return f"example {example.index}: {label}baseline predicts {example.before}, {variant} {example.after}"
+    scores = f"score of the baseline {example.score_before:.3g}, of {variant} {example.score_after:.3g}"
+    return f"example {example.index}: {label}{scores}"
+
+
+def saturation(record: TargetRecord) -> Shown:
+    """Return whether the int8 kernels of each file agree with FP32 emulation, and why one could not be checked."""
+    rows: list[tuple[Cell, ...]] = []
+    for measurement in record.measurements:
+        if check := measurement.integers:
+            worst = max(check.layers, key=check.layers.__getitem__, default="")
+            saturated = ", ".join(check.saturated)
+            rows.append(
+                (
+                    Cell(measurement.variant),
+                    Cell(f"saturates: {saturated}" if saturated else "exact", tone="bad" if saturated else "good"),
+                    Cell(f"{check.max_relative_error:.1e}"),
+                    Cell(f"{len(check.layers)}", f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""),
+                )
+            )
+        rows += [(Cell(measurement.variant), Cell(note, tone="warning", wide=True)) for note in measurement.notes]
+    if not rows:
+        return Statement(f"No variant computes in int8 on {record.target}.")
+    columns = (Column("variant"), Column("kernels"), Column("output error", True), Column("layers compared", True))
+    return Table("Int8 kernels vs. FP32 emulation", columns, tuple(rows), _INTEGERS_NOTE)

@@ -1,0 +1,202 @@
+"""Per-layer latency of the baseline and of each variant, and the causes of slow-downs."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from shrinkkit.core.measurement import LayerTime, Measurement, TargetRecord
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.target import Place
+from shrinkkit.core.variant import LayerAudit, Variant
+from shrinkkit.display import formats
+from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
+from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
+from shrinkkit.results import diagnosis
+from shrinkkit.results.diagnosis import LONGER, NOTABLE, total_ms
+
+NAMED = 4
+"""Layers that a chart names; the others are summed."""
+SHOWN = 0.01
+"""Fraction of the latency, before or after, below which a layer has no row of its own."""
+DISTURBED = 1.5
+"""Layer times that add up to more than this many times the latency are not shown."""
+
+_REST, _OUTSIDE, _CONVERSIONS, _NOWHERE = "other layers", "outside the layers", "conversions", "(in no layer)"
+_LAYER_COLOURS = (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[4])
+_OTHER_COLOURS = {_REST: COLOURS[5], _OUTSIDE: FAINT, _CONVERSIONS: COLOURS[1]}
+
+
+def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
+    """Return the latency by layer of every variant on one target: a chart, causes of slow-downs, and a table each.
+
+    Args:
+        record: The target's benchmark.
+        variants: The records of the variants, by name, with their layer reports.
+    """
+    measured = {m.variant: m for m in record.measurements if m.layers and m.variant in variants}
+    valid = {name: m for name, m in measured.items() if total_ms(m.layers) <= DISTURBED * _latency_ms(m)}
+    parts: list[Shown] = [_disturbed(m, record.target) for name, m in measured.items() if name not in valid]
+    if not valid:
+        return Several((*parts, Statement(f"No per-layer latency on {record.target}.", tone="warning")))
+    before = valid[BASELINE].layers if BASELINE in valid else ()
+    parts.insert(0, _chart(valid, variants, record.target))
+    for name, measurement in valid.items():
+        if name != BASELINE:
+            parts += _diagnosis(measurement, before, variants[name], record)
+    parts += [_table(m, before, variants[name], record) for name, m in valid.items()]
+    return Several(tuple(parts))
+
+
+def _latency_ms(measurement: Measurement) -> float:
+    """Return the latency, infinite where it was not timed."""
+    return measurement.latency_ms.value if measurement.latency_ms else math.inf
+
+
+def _disturbed(measurement: Measurement, target: str) -> Statement:
+    layers, latency = map(formats.milliseconds, (total_ms(measurement.layers), _latency_ms(measurement)))
+    return Statement(
+        f"The layer times of {measurement.variant} on {target} are not shown: they add up to {layers}, but the latency "
+        f"is {latency}, so other processes used the CPU. Run again on a quieter machine.",
+        tone="warning",
+    )
+
+
+def _diagnosis(
+    measurement: Measurement, before: Sequence[LayerTime], variant: Variant, record: TargetRecord
+) -> list[Shown]:
+    """Return the causes why a variant is not faster, or why its conversions matter."""
+    timed = measurement.latency
+    if timed is None:
+        return []
+    sentences = diagnosis.slow_down(
+        before,
+        measurement.layers,
+        variant.audit,
+        runtime=_runtime(record),
+        denormals=measurement.denormals,
+        speedup=timed.speedup,
+        verdict=timed.verdict,
+    )
+    converting = total_ms([t for t in measurement.layers if t.converts]) >= NOTABLE * total_ms(measurement.layers)
+    if not sentences or (timed.verdict == "faster" and not converting):
+        return []
+    text = f"{variant.name} on {record.target}: {formats.speedup(timed.speedup, timed.verdict)} vs. the baseline."
+    return [Statement(text, sentences, "bad" if timed.verdict == "slower" else "")]
+
+
+def _runtime(record: TargetRecord) -> str:
+    return Place.parse(record.target).target.runtime
+
+
+def _chart(measured: Mapping[str, Measurement], variants: Mapping[str, Variant], target: str) -> Picture:
+    times = {name: _by_layer(m.layers, variants[name].audit) for name, m in measured.items()}
+    longest: dict[str, float] = defaultdict(float)
+    for own in times.values():
+        for layer, ms in own.items():
+            longest[layer] = max(longest[layer], ms)
+    named = sorted(longest.keys() - {_OUTSIDE, _CONVERSIONS}, key=lambda layer: (-longest[layer], layer))[:NAMED]
+    colours = dict(zip(named, _LAYER_COLOURS, strict=False)) | _OTHER_COLOURS
+    bars = {name: _segments(own, named) for name, own in times.items()}
+    with canvas(9.2, 0.34 * len(bars) + 1.1) as figure:
+        axes = figure.subplots()
+        lefts = dict.fromkeys(bars, 0.0)
+        for layer, colour in colours.items():
+            widths = {name: own[layer] for name, own in bars.items() if layer in own}
+            if widths:
+                ys, left = [list(bars).index(name) for name in widths], [lefts[name] for name in widths]
+                axes.barh(ys, list(widths.values()), left=left, height=0.66, color=colour, linewidth=0, label=layer)
+                lefts |= {name: lefts[name] + ms for name, ms in widths.items()}
+        for y, ms in enumerate(lefts.values()):
+            axes.annotate(formats.milliseconds(ms), (ms, y), xytext=(4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, 1.12 * max(lefts.values()))
+        axes.set_xlabel("latency by layer, ms")
+        axes.grid(axis="x", color=FAINT)
+        figure.legend(loc="outside upper right", ncols=4)
+        words = " ".join(f"{name}: {_in_words(own)}." for name, own in bars.items())
+        return picture(
+            figure,
+            f"Latency by layer on {target}. {words}",
+            f"Latency by layer on {target}. Named: the slowest layers; conversions change number formats or memory "
+            "layouts. Every operator is timed separately from the latencies above, so sums differ slightly.",
+        )
+
+
+def _by_layer(times: Sequence[LayerTime], audit: Sequence[LayerAudit]) -> dict[str, float]:
+    """Return the ms of each layer with weights, of all other operators, and of conversions."""
+    layers = {row.layer for row in audit}
+    by_layer: dict[str, float] = defaultdict(float)
+    for time in times:
+        by_layer[_CONVERSIONS if time.converts else time.layer if time.layer in layers else _OUTSIDE] += time.ms
+    return by_layer
+
+
+def _segments(by_layer: Mapping[str, float], named: Sequence[str]) -> dict[str, float]:
+    rest = sum(ms for layer, ms in by_layer.items() if layer not in (*named, _OUTSIDE, _CONVERSIONS))
+    parts = {layer: by_layer.get(layer, 0.0) for layer in (*named, _OUTSIDE, _CONVERSIONS)} | {_REST: rest}
+    return {layer: parts[layer] for layer in (*named, _REST, _OUTSIDE, _CONVERSIONS) if parts[layer] > 0}
+
+
+def _in_words(by_layer: Mapping[str, float]) -> str:
+    parts = ", ".join(f"{layer} {formats.milliseconds(ms)}" for layer, ms in by_layer.items())
+    return f"{formats.milliseconds(sum(by_layer.values()))}, of which {parts}"
+
+
+def _table(measurement: Measurement, before: Sequence[LayerTime], variant: Variant, record: TargetRecord) -> Table:
+    """Return a variant's layers with the baseline's latencies, in execution order."""
+    is_baseline = measurement.variant == BASELINE
+    now, old = _operators(measurement.layers), _operators(before)
+    total, total_before = total_ms(measurement.layers), total_ms(before)
+    rows, rest, rest_before, small = [], 0.0, 0.0, 0
+    audit = {row.layer: row for row in variant.audit}
+    for layer in dict.fromkeys([*now, *(layer for layer in old if layer in audit)]):
+        ms, ms_before = sum(now.get(layer, {}).values()), sum(old.get(layer, {}).values())
+        if ms < SHOWN * total and ms_before < SHOWN * total_before:
+            rest, rest_before, small = rest + ms, rest_before + ms_before, small + 1
+            continue
+        operators = ", ".join(now[layer]) if layer in now else "fused into another layer"
+        times = _times(ms, ms_before, is_baseline, total)
+        rows.append((Cell(layer), Cell(operators, tone="quiet"), *times, *_layer(audit.get(layer), _runtime(record))))
+    if small:
+        name = f"{formats.counted(small, 'row')} below {formats.percent(SHOWN)} each"
+        rows.append((Cell(name), Cell(""), *_times(rest, rest_before, is_baseline, total), Cell(""), Cell("")))
+    numbers = ("latency",) if is_baseline else ("baseline", "latency", "speed-up")
+    titles = (*(Column(title, True) for title in (*numbers, "channels")), Column("runs as"))
+    note = "Medians of single operators."
+    if measurement.latency_ms:
+        fraction = formats.percent(total / measurement.latency_ms.value)
+        note += f" Their sum is {fraction} of the latency, {formats.milliseconds(measurement.latency_ms.value)}."
+    caption = f"{variant.name} on {record.target}: {formats.milliseconds(total)} in total"
+    return Table(caption, (Column("layer"), Column("operators"), *titles), tuple(rows), note, folded=True)
+
+
+def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
+    """Return the ms of each operator by layer; conversions, and operators in no layer, are rows of their own."""
+    by_layer: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for time in times:
+        by_layer[_CONVERSIONS if time.converts else time.layer or _NOWHERE][time.operator] += time.ms
+    return by_layer
+
+
+def _times(ms: float, before: float, is_baseline: bool, total: float) -> tuple[Cell, ...]:
+    own = Cell(formats.milliseconds(ms), formats.percent(ms / total) if total else "")
+    if is_baseline:
+        return (own,)
+    if not before or not ms:
+        return Cell(formats.milliseconds(before) if before else ""), own if ms else Cell(""), Cell("")
+    ratio = before / ms
+    tone = "bad" if ratio < 1 / LONGER else "good" if ratio > LONGER else "quiet"
+    return Cell(formats.milliseconds(before)), own, Cell(formats.times(ratio), tone=tone)
+
+
+def _layer(row: LayerAudit | None, runtime: str) -> tuple[Cell, Cell]:
+    """Return a layer's channels and number format."""
+    if row is None:
+        return Cell(""), Cell("")
+    pruned, precision = row.lost_channels, row.precision.get(runtime)
+    channels = "" if row.channels is None else str(row.channels)
+    if pruned:
+        channels = f"{row.channels_before} \N{RIGHTWARDS ARROW} {channels}"
+    runs_as = precision.runs_as if precision else "float32"
+    return Cell(channels, tone="" if pruned else "quiet"), Cell(runs_as, tone="quiet")

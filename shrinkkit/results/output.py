@@ -1,0 +1,114 @@
+"""The results of a run as a table for the terminal and as one JSON file."""
+
+import dataclasses
+import io
+import json
+import os
+import textwrap
+from typing import Any
+
+from shrinkkit.core import store
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.display import formats
+from shrinkkit.display.formats import TIMES
+from shrinkkit.results.breakdown import breakdown
+from shrinkkit.results.results import Results, Row, missing
+from shrinkkit.results.verdict import decide
+
+WIDTH = 100
+_MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}
+_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
+
+
+def table(results: Results, *, width: int = WIDTH) -> str:
+    """Return a table of at most `width` columns for each target, and the reasons of rows without figures below."""
+    tables = [f"{results.where(target)}\n{_table(results, target, width)}" for target in results.targets]
+    reasons = [
+        textwrap.fill(f"{name} ({', '.join(places)}) {state}: {reason}", width, subsequent_indent="  ", max_lines=4)
+        for (state, name, reason), places in missing(results).items()
+    ]
+    legend = (
+        f"score: {results.metric}. change: vs. FP32 on the same target, with 95 % CI; ok: within the budget of "
+        f"{results.budget_text()}, no: over it, ?: inconclusive. vs FP32: speed-up on the same target; vs PyTorch: "
+        "over your module in PyTorch on the same device; ?: inconclusive."
+    )
+    return "\n\n".join([*tables, *(["\n".join(reasons)] if reasons else []), textwrap.fill(legend, width)])
+
+
+def _table(results: Results, target: str, width: int) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid.add_column("variant", no_wrap=True, overflow="ellipsis")
+    for name in ("size", "score", "change", "latency", "vs FP32", "vs PyTorch"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for row in results.rows:
+        if row.target == target and row.state == "measured" and not row.intermediate:
+            grid.add_row(*_cells(row, results))
+    output = io.StringIO()
+    Console(file=output, width=width, color_system=None).print(grid)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def _cells(row: Row, results: Results) -> tuple[str, ...]:
+    fraction, change = results.is_fraction, ""
+    if row.difference:
+        change = formats.change(row.difference.value, is_fraction=fraction, unit=False)
+        change += f" ({formats.interval(row.difference, is_fraction=fraction)}){_MARKS[row.accuracy_verdict]}"
+    return (
+        row.variant,
+        formats.size(row.size_bytes or 0),
+        formats.score(row.accuracy.value, is_fraction=fraction) if row.accuracy else "",
+        change,
+        formats.milliseconds(row.latency_ms.value) if row.latency_ms else "",
+        _speed(row, torch=False),
+        _speed(row, torch=True),
+    )
+
+
+def _speed(row: Row, *, torch: bool) -> str:
+    """Return a speed-up in few characters, as far as its verdict supports it."""
+    ratio, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
+    if ratio is None:
+        return f"1{TIMES}" if row.variant == BASELINE else ""
+    text = f"{formats.rounded(ratio)}{TIMES}"
+    return {"too noisy": "noisy", "same": "same", "undecided": f"{text}?"}.get(timing, text)
+
+
+def write_json(results: Results, path: str | os.PathLike[str]) -> None:
+    """Write rows, verdict, speed-up breakdown and records to `path`, without the raw samples of measurements/."""
+    verdict = decide(results)
+    status, row = results.status, verdict.row
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        **{name: getattr(results, name) for name in ("name", "task", "metric", "machines", "notes")},
+        "started": status.started if status else None,
+        "command": status.command if status else None,
+        "study": results.study.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})
+        if results.study
+        else None,
+        "verdict": {
+            "sentence": verdict.sentence,
+            "kind": verdict.kind,
+            "variant": row.variant if row else None,
+            "target": row.target if row else None,
+        },
+        "rows": [
+            {"recipe": results.recipe(r.variant), "machine": results.machine(r.target), **dataclasses.asdict(r)}
+            for r in results.rows
+        ],
+        "breakdown": [dataclasses.asdict(each) for each in breakdown(results)],
+        "variants": {name: dataclasses.asdict(variant) for name, variant in results.variants.items()},
+        "targets": {name: _without_samples(dataclasses.asdict(record)) for name, record in results.measured.items()},
+        "steps": [dataclasses.asdict(step) for step in status.steps] if status else [],
+    }
+    store.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def _without_samples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_samples(inner) for key, inner in value.items() if key not in _SAMPLES}
+    return [_without_samples(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,32 @@
+"""Optional packages that are not installed: what works without them, and the remedy that the errors name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def without(code, *hidden, cwd=None):
+    """Run Python code where the packages `hidden` are not installed, and return how it ended."""
+    hide = (
+        f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", f"{hide}\n{code}"], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "package", "extra"),
+    [
+        ("from shrinkkit.tasks import loader; loader.load('digits-cnn')", "sklearn", "bundled"),
+        ("from tiny import task; task().to_frame()", "pandas", "frames"),
+        ("from shrinkkit.core.variant import Audit; Audit().to_frame()", "pandas", "frames"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(code, package, extra):
+    ended = without(code, package)
+    assert "Unsupported" in ended.stderr
+    assert f"{package}" in ended.stderr
+    assert f'pip install "shrinkkit[{extra}]"' in ended.stderr
