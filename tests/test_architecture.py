@@ -60,8 +60,8 @@ def test_architecture_md_answers_ten_questions():
 
 @pytest.mark.parametrize(("path", "name"), ANSWERS)
 def test_the_answers_of_architecture_md_exist(path, name):
-    body = ast.parse((PACKAGE / path).read_text()).body
-    assert name in {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    nodes = ast.walk(ast.parse((PACKAGE / path).read_text()))
+    assert name in {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -179,6 +179,7 @@ def test_a_dry_run_prints_the_steps_and_writes_nothing(tmp_path, monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_report_command_prints_lines_in_a_log_and_a_table_in_a_terminal(tmp_path):
     examples.write_run(tmp_path / "run")
     command = [sys.executable, "-m", "shrinkkit.cli", "report", "run"]

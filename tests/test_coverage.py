@@ -17,8 +17,8 @@ import torch
 from shrinkkit.core import machines
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.runtimes import exports
-from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.base import BuildRequest
 from shrinkkit.transforms import prune
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
@@ -66,7 +66,7 @@ def outcome(kind, recipe, runtime, folder):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        file = exports.make(runtime, Making(folder, scratch, made, example, method, (), [example]))
+        file = files.build(runtime, BuildRequest(folder, scratch, made, example, method, (), [example]))
     except ShrinkkitError as error:
         return said(error)
     finally:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def without(code, *hidden, cwd=None):
     """Run Python code where the packages `hidden` are not installed, and return how it ended."""

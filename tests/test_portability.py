@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import shrinkkit
 
 PACKAGE = Path(shrinkkit.__file__).parent
@@ -44,6 +46,7 @@ def test_every_module_of_the_driver_can_be_imported():
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_child_is_started_heard_and_stopped(tmp_path):
     code = """
 from shrinkkit.core import processes
@@ -56,6 +59,7 @@ assert (ended.status, lines) == (None, ["here"]), ended
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_held_and_its_log_grows(tmp_path):
     code = """
 from pathlib import Path
@@ -73,6 +77,7 @@ with short_folder() as folder:
     assert "a line" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_line_prepares_a_run(tmp_path):
     code = "from shrinkkit import cli; sys.exit(cli.main(['run', 'digits-cnn', '--dry-run']))"
     ended = bare(code, cwd=tmp_path)

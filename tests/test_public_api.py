@@ -96,6 +96,7 @@ def test_scores_of_an_unknown_split_are_refused(task):
         shrinkkit.score(task.model, task, split="tests")
 
 
+@pytest.mark.slow
 def test_the_python_example_of_the_readme_runs():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     code = readme.partition("## From Python")[2].partition("```python\n")[2].partition("```")[0]

@@ -24,11 +24,7 @@ _held: ContextVar[str] = ContextVar("_held", default=_INHERITED)
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process and its children.
-
-    Raises:
-        InvalidInput: Another run holds it.
-    """
+    """Hold the run folder for this process and its children; raises InvalidInput if another run holds it."""
     try:
         lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout as error:
@@ -55,11 +51,7 @@ def environment() -> dict[str, str]:
 
 
 def check() -> None:
-    """Raise unless this process may write: its run still holds the folder, or it belongs to no run.
-
-    Raises:
-        LeaseLost: The run has ended, another one has started, or the folder is gone.
-    """
+    """Check that this process belongs to no run, or to the one that holds the folder; raises LeaseLost otherwise."""
     token, _, path = _held.get().partition(" ")
     if not token:
         return

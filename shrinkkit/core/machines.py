@@ -69,10 +69,6 @@ _FLAGS = re.compile(
     r"avx2|avx512(f|bw|vl|_vnni|_bf16|_fp16)|avx_vnni(_int8)?|avx_ne_convert|amx_(tile|int8|bf16|fp16)|fma|f16c"
     r"|neon|asimd|asimdhp|asimddp|bf16|i8mm|sve|sve2|svei8mm|svebf16|sme"
 )
-PACKAGES = (
-    *("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "openvino", "nncf", "torch-pruning", "torchao"),
-    *("numpy", "papermill", "nbconvert"),
-)
 OVERSUBSCRIPTION = 4
 """Threads for each core, at most."""
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
@@ -87,11 +83,12 @@ def hardware(target: Target) -> str:
     return named or platform.processor() or platform.machine() or "unknown"
 
 
-def environment(threads: int) -> Environment:
+def environment(threads: int, *, packages: Iterable[str]) -> Environment:
     """Return the machine and the software as they are now, without host names, user names or paths.
 
     Args:
         threads: How many threads the measured process uses, >= 1.
+        packages: Distributions whose versions are recorded, those that are installed; see `registry.packages`.
 
     Raises:
         InvalidInput: `threads` < 1.
@@ -109,7 +106,7 @@ def environment(threads: int) -> Environment:
         gpu=", ".join(_gpus()),
         platform=platform.platform(),
         python=platform.python_version(),
-        versions=_versions(),
+        versions=_versions(packages),
         threads=threads,
         variables=_variables(os.environ),
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
@@ -190,9 +187,9 @@ def _relevant(flags: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({flag for flag in flags if _FLAGS.fullmatch(flag)}))
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
     found = {"shrinkkit": __version__}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -80,11 +80,7 @@ class RunFolder:
             )
 
     def check_kinds(self) -> None:
-        """Check that the folder holds only files and folders, as a link may lead anywhere and a pipe may block.
-
-        Raises:
-            InvalidInput: It holds something else.
-        """
+        """Check that the folder holds no links, which may lead anywhere, or pipes, which block; raises InvalidInput."""
         for folder, folders, files in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *files)):
                 mode = path.lstat().st_mode
@@ -96,11 +92,9 @@ class RunFolder:
                     )
 
     def step_files(self, record: str) -> dict[str, str]:
-        """Return the SHA-256 of each file that a step left, by its path relative to the folder.
+        """Return the SHA-256 of each file of a step that left `record`, by path; '' stands for the report.
 
-        Args:
-            record: The record that the step leaves, relative to the folder; empty for the report, which leaves the
-                study and the variants' cards.
+        Both are relative to the folder. The report writes the study's copy and the variants' cards.
         """
         if not record:
             cards = (path for name in _WRITTEN_BY_REPORT for path in self.variants.glob(f"*/{name}"))
@@ -121,13 +115,7 @@ def altered(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def difference(folder: Path, paths: Sequence[str], expected: str) -> str:
-    """Return how files differ from the SHA-256 `expected` of their concatenation, '' if they do not.
-
-    Args:
-        folder: The folder that the paths are relative to. Files behind a link are not read.
-        paths: The files, in order.
-        expected: 64 hexadecimal digits.
-    """
+    """Return how files differ from the SHA-256 of their concatenation, '' if they do not. Linked ones are not read."""
     files = [folder / path for path in paths]
     if any(is_linked(folder, path) for path in paths):
         return "is a link"

@@ -21,22 +21,22 @@ class Step(Rich):
     """`pending`, `running`, `done`, `cached`, `failed`, `skipped`, or `interrupted`."""
     duration_s: float = 0.0
     error: str = ""
-    """The cause in one line; the whole traceback stands in the executed notebook."""
+    """The cause in one line; the executed notebook has the whole traceback."""
     inputs_sha256: str = ""
     """Hash of everything the step depends on; an unchanged step is not run again."""
     note: str = ""
-    """What went wrong in a step that worked, such as that it has no page."""
+    """A problem of a step that worked, such as that it has no page."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file that it left, by path relative to the run folder. See `RunFolder.step_files`."""
 
     def __post_init__(self) -> None:
-        """Raise unless each path stays inside the run folder."""
+        """Check that each path stays inside the run folder."""
         store._check_inside(*self.files)
 
 
 @dataclass(frozen=True, repr=False)
 class Status(Rich):
-    """What became of a run's steps."""
+    """The steps of a run and their states."""
 
     command: str
     """The command line that reproduces the run."""
@@ -46,24 +46,19 @@ class Status(Rich):
     schema_version: int = SCHEMA_VERSION
 
     def shown(self) -> Shown:
-        """Return the steps and how each ended."""
-        return status_table(self)
+        """Return a table of the steps."""
+        rows = tuple(
+            (
+                Cell(step.name),
+                Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
+                Cell(f"{step.duration_s:.1f} s"),
+                Cell(step.error or step.note),
+            )
+            for step in self.steps
+        )
+        columns = (Column("step"), Column("state"), Column("time", True), Column("error or note"))
+        return Table(f"{self.command}, started {self.started}", columns, rows)
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return a row for each step."""
         return [step.to_dict() for step in self.steps]
-
-
-def status_table(of: "Status") -> Table:
-    """Return what became of a run's steps."""
-    rows = tuple(
-        (
-            Cell(step.name),
-            Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
-            Cell(f"{step.duration_s:.1f} s"),
-            Cell(step.error or step.note),
-        )
-        for step in of.steps
-    )
-    columns = (Column("notebook"), Column("state"), Column("took", True), Column("what went wrong"))
-    return Table(f"{of.command}, started {of.started}", columns, rows)

@@ -26,11 +26,7 @@ def write(path: str | os.PathLike[str], record: Any) -> None:
 
 
 def read(path: str | os.PathLike[str], kind: type[R]) -> R:
-    """Return the record of type `kind` stored at `path`.
-
-    Raises:
-        InvalidInput: The file is not such a record, or was written by a newer version.
-    """
+    """Return the record of type `kind` stored at `path`; raises InvalidInput if it holds none of this version."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -66,11 +62,7 @@ def _finite(text: str) -> float:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        LeaseLost: This process belongs to a run that has ended.
-    """
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part; raises LeaseLost."""
     lease.check()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from shrinkkit.display.tables import Several, Shown
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief, nearest, options
 from shrinkkit.measure import benchmark, scoring
 from shrinkkit.measure.timing import Protocol
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
@@ -75,7 +75,7 @@ def compare(
     task = data if isinstance(data, Task) else None
     example = data.example if isinstance(data, Task) else data
     threads_before = torch.get_num_threads()
-    threads = specs.use_threads(threads)
+    threads = registry.use_threads(threads)
     try:
         for name, model in zip(names, (reference, candidate), strict=True):
             _check_module(model, example, name)

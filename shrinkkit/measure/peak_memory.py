@@ -98,12 +98,12 @@ def _serve(folder: Path) -> None:
 
 def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
     """Import what loading imports, which is the runtime's memory and not the file's, and keep nothing else of it."""
-    from shrinkkit.runtimes import loading
+    from shrinkkit.runtimes import files
 
     for suffix in {path.suffix for path in paths.values()}:
         alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
         for path in sorted(alike, key=lambda path: path.stat().st_size):
-            load = partial(loading.load, path, runtime=runtime, threads=1)
+            load = partial(files.load, path, runtime=runtime, threads=1)
             # A file that cannot be loaded may end the process, and then it must be a child's.
             if not isinstance(_in_child(partial(_succeeds, load)), str):
                 load()
@@ -154,15 +154,15 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
     """Return the fields of `Memory` for one file, counted in this process."""
     import torch
 
-    from shrinkkit.runtimes import loading
+    from shrinkkit.runtimes import files
 
     device, threads = request["device"], request["threads"]
     torch.set_num_threads(threads)
     placed = tuple(x.to(device) for x in example)
     code, before = _code(), _status("VmRSS")
     peak = _allocated() if device == "cuda" else _resident(before, code)
-    loaded = loading.load(path, runtime=request["runtime"], device=device, threads=threads)
-    call = loaded.prepare(placed)
+    loaded = files.load(path, runtime=request["runtime"], device=device, threads=threads)
+    call = loaded.bind(placed)
     load_bytes = peak()
     with torch.inference_mode():
         for _ in range(CALLS):

@@ -15,7 +15,7 @@ from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression
 from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.runtimes import loading
+from shrinkkit.runtimes import files
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
@@ -316,6 +316,6 @@ def accuracy_of_files(folder: Path, task: Task, dataset: Any) -> dict[str, Accur
     like = variants.output_of(task)
 
     def of_file(path: str, runtime: str) -> Accuracy:
-        return accuracy(task, scores(loading.load(folder / path, runtime=runtime, like=like), task, dataset), expected)
+        return accuracy(task, scores(files.load(folder / path, runtime=runtime, like=like), task, dataset), expected)
 
     return {file.runtime: of_file(file.path, file.runtime) for file in variants.read(folder).files}

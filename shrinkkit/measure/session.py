@@ -1,6 +1,5 @@
 """The benchmark of one target: load each variant's file in one process, verify it, evaluate, time and profile it."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,17 +22,15 @@ from shrinkkit.core.measurement import (
 )
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import RECORD, RunFolder
-from shrinkkit.core.store import sha256
 from shrinkkit.core.target import Target
 from shrinkkit.display import cells
 from shrinkkit.display.tables import Cell, Column, Table
-from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, UnfairComparison
+from shrinkkit.errors import InvalidInput, ShrinkkitError, UnfairComparison
 from shrinkkit.measure import benchmark, peak_memory, scoring
 from shrinkkit.measure.timing import Protocol, TimingCallback, never_stop
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.runtimes import artifacts, emulation, layertimes, loading
-from shrinkkit.runtimes.loading import Loaded
-from shrinkkit.tasks import outputs
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
@@ -62,7 +59,7 @@ class Settings:
     def copies(self, loaded: Loaded) -> Callable[[], Callable[[], Any]]:
         """Return a factory of fresh copies of a loaded file, each ready to be called on the task's example."""
         example = tuple(x.cpu() for x in self.task.example)
-        return lambda: loaded.again().prepare(example)
+        return lambda: loaded.clone().bind(example)
 
 
 @dataclass(frozen=True)
@@ -133,39 +130,23 @@ def _load(folder: Path, settings: Settings, like: Any) -> LoadedVariant:
     file = next((f for f in variant.files if f.runtime == target.runtime), None)
     if file is None:
         return LoadedVariant(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
-    path = folder / file.path
     try:
-        if not path.is_file() or sha256(path) != file.sha256:
-            raise ModelFileError(f"{path.name} is not the file that the record describes. Run its step again.")
-        load_file = partial(
-            loading.load, path, runtime=target.runtime, device=target.device, threads=settings.threads, like=like
-        )
-        # The first load of a process also imports parts of the runtime, which is not a property of the file.
-        load_file()
-        loaded, load_ms = _timed_ms(load_file)
         inputs, expected = variants.reference(folder, target.runtime)
-        output, first_call_ms = _timed_ms(lambda: loaded(*inputs))
-        error = artifacts.max_relative_error(expected, outputs.tensors(output))
-        if not error <= (limit := artifacts.tolerance(file, target.device)):
-            raise ModelFileError(
-                f"{path.name} must reproduce its reference outputs within {limit:g}, got {error:.2g}."
-                + _saturation(path, target, inputs, settings.threads)
-            )
-    except Exception as error:  # runtimes raise errors of their own types
+        verified = files.verify(
+            folder, file, inputs, expected, device=target.device, threads=settings.threads, like=like
+        )
+    except ShrinkkitError as error:
         return LoadedVariant(name, str(error))
-    return LoadedVariant(name, "", loaded, file.sha256, load_ms, first_call_ms)
-
-
-def _timed_ms(call: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = call()
-    return result, 1e3 * (time.perf_counter() - start)
+    if verified.reason:
+        saturation = _saturation(folder / file.path, target, inputs, settings.threads)
+        return LoadedVariant(name, verified.reason + saturation)
+    return LoadedVariant(name, "", verified.loaded, file.sha256, verified.load_ms, verified.first_call_ms)
 
 
 def _saturation(path: Path, target: Target, inputs: Example, threads: int) -> str:
     """Return a sentence that names the layers whose int8 accumulators saturate on this processor; '' if none do."""
     try:
-        check = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+        check = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
     except (ShrinkkitError, RuntimeError, ValueError):
         return ""
     saturated = check.saturated if check else ()
@@ -302,10 +283,10 @@ def _profile(path: Path, peak: Memory | str, target: Target, inputs: Example, th
     measurements: dict[str, tuple[str, Callable[[], Any]]] = {
         "layers": (
             "Time by layer",
-            partial(layertimes.measure, path, threads=threads, device=target.device, **common),
+            partial(files.layer_times, path, threads=threads, device=target.device, **common),
         ),
-        "denormals": ("Denormals", partial(layertimes.denormals, path, **common)),
-        "integers": ("Integer kernels", partial(emulation.check, path, threads=threads, **common)),
+        "denormals": ("Denormals", partial(files.denormals, path, **common)),
+        "integers": ("Integer kernels", partial(files.check_integers, path, threads=threads, **common)),
     }
     for field, (title, measure) in measurements.items():
         try:
@@ -349,7 +330,7 @@ def record(
             task=settings.task.name,
             target=str(target),
             machine=machines.this_machine(target),
-            environment=machines.environment(threads),
+            environment=machines.environment(threads, packages=registry.packages()),
             measurements=tuple(measurements),
             runtime=runtime,
             sweep=tuple(sweep),

@@ -16,8 +16,8 @@ from shrinkkit.measure import benchmark
 from shrinkkit.measure.session import LoadedVariant, Settings
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.runtimes import loading, specs
-from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
@@ -113,8 +113,8 @@ def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
     """Return a file loaded for the thread count; raises Unsupported unless it takes the batch size."""
     target, example = settings.target, settings.task.example
     # torch's thread count is a setting of the process, the others' one of the loaded file.
-    if target.runtime in ("onnxruntime", "openvino"):
-        loaded = loading.load(
+    if not registry.get(target.runtime).in_torch:
+        loaded = files.load(
             loaded.path, runtime=target.runtime, device=target.device, threads=settings.threads, like=like
         )
     size = example[0].shape[0]
@@ -141,8 +141,8 @@ def _check_time(reference: Loaded, candidate: Loaded, example: Example, deadline
 @contextmanager
 def _threads(count: int, default: int) -> Iterator[None]:
     """Compute with `count` threads in the block, and with `default` afterwards."""
-    specs.use_threads(count)
+    registry.use_threads(count)
     try:
         yield
     finally:
-        specs.use_threads(default)
+        registry.use_threads(default)

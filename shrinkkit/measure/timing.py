@@ -19,6 +19,7 @@ import torch
 from shrinkkit.core import estimate
 from shrinkkit.core.samples import PairedSamples, log_ratios
 from shrinkkit.errors import InvalidInput
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks import outputs
 
 FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
@@ -217,7 +218,7 @@ def timer(device: str, runtimes: Set[str]) -> Timer:
     """Return the timer for calls on `device` of models of all of `runtimes`."""
     if device == "cpu":
         return wall_times
-    if device == "cuda" and runtimes <= {"torch", "inductor"}:
+    if device == "cuda" and all(registry.get(name).in_torch for name in runtimes):
         return cuda_times
     # Other runtimes compute in streams of their own, which torch's events do not see.
     wait: Call = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}[device]

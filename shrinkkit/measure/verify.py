@@ -13,27 +13,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from shrinkkit.core import machines, run_folder
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.recipe import BASELINE, impossible
+from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import CARD, RECORD
-from shrinkkit.core.target import TARGETS, Target
+from shrinkkit.core.target import Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
-from shrinkkit.measure import benchmark, findings
-from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.measure import benchmark, verification
 from shrinkkit.measure.timing import Protocol
+from shrinkkit.measure.verification import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Card
-from shrinkkit.runtimes import artifacts, emulation, loading, specs
-from shrinkkit.runtimes.loading import Loaded
-from shrinkkit.tasks import outputs
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
@@ -77,8 +75,8 @@ def check(
             f"`folder` must be a variant's folder, with a {RECORD}, got {str(folder)!r}. "
             "Pass one like reports/digits-cnn/variants/static-int8."
         )
-    if unknown := [name for name in only if name not in TARGETS]:
-        raise InvalidInput(f"A target must be one of {', '.join(TARGETS)}, got {unknown[0]!r}.")
+    if unknown := [name for name in only if name not in registry.targets()]:
+        raise InvalidInput(f"A target must be one of {', '.join(registry.targets())}, got {unknown[0]!r}.")
     variant = variants.read(folder)
     problems: list[str] = []
     card = _card(folder, problems)
@@ -100,25 +98,13 @@ def check(
             found.append(here.finding(Target.parse(name)))
         return Verification(
             variant=variant.name,
-            verified=findings.verified(tuple(found), tuple(problems)),
+            verified=verification.is_verified(found, problems),
             threads=used,
-            environment=machines.environment(used),
+            environment=machines.environment(used, packages=registry.packages()),
             findings=tuple(found),
             problems=tuple(problems),
             notes=tuple(notes),
         )
-
-
-@dataclass(frozen=True)
-class _Ran:
-    """A file that ran, and how far its outputs are from those that it must give."""
-
-    loaded: Loaded
-    max_relative_error: float | None
-    """None where they cannot be compared: of another shape, or not finite."""
-    limit: float
-    why: str
-    """Why the outputs are not those that it must give; empty if they are."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +131,7 @@ class _Here:
         # Also where nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(blank, state=DAMAGED, why=why)
-        if why := impossible(self.variant.precision, str(target)) or specs.available()[str(target)]:
+        if why := registry.refusal(self.variant.precision, target) or registry.available()[str(target)]:
             return replace(blank, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
@@ -154,7 +140,7 @@ class _Here:
         if why := self.failed.get(str(target), ""):
             return replace(blank, state=FAILS, why=f"{file.path} {why}.")
         try:
-            ran = _run(self.folder / file.path, file, target, inputs, expected, self.threads)
+            ran = files.verify(self.folder, file, inputs, expected, device=target.device, threads=self.threads)
         except Unsupported as error:
             return replace(blank, state=NOT_HERE, why=str(error))
         except ModelFileError as error:
@@ -162,8 +148,8 @@ class _Here:
         saturated = _saturated(self.folder / file.path, self.variant, target, inputs, self.threads)
         named = [f"Integer kernels saturate on this processor in {', '.join(saturated)}."] if saturated else []
         found = replace(blank, limit=ran.limit, saturated=saturated, notes=tuple(named))
-        if ran.why:
-            return replace(found, state=DIFFERS, why=ran.why, max_relative_error=ran.max_relative_error)
+        if ran.reason:
+            return replace(found, state=DIFFERS, why=ran.reason, max_relative_error=ran.max_relative_error)
         self.progress(str(target))
         return self._timed(replace(found, max_relative_error=ran.max_relative_error), ran.loaded, inputs, target)
 
@@ -183,7 +169,9 @@ class _Here:
         reported = [one for one in measured if one.target == str(target)]
         notes += ["The report has no figures of this target."] if self.card and not reported else []
         machine = machines.this_machine(target)
-        notes += [findings.beside_the_report(one, found, machine=machine, threads=self.threads) for one in reported]
+        notes += [
+            verification.compare_with_report(one, found, machine=machine, threads=self.threads) for one in reported
+        ]
         return replace(found, notes=tuple(notes))
 
     def _baseline(self, inputs: Example, target: Target, notes: list[str]) -> Loaded | None:
@@ -200,9 +188,9 @@ class _Here:
             own, expected = _reference(self.beside, target)
             if benchmark.inputs_sha256(own) != benchmark.inputs_sha256(inputs):
                 raise ModelFileError("it was made for other inputs")
-            ran = _run(self.beside / file.path, file, target, own, expected, self.threads)
-            if ran.why:
-                raise ModelFileError(ran.why)
+            ran = files.verify(self.beside, file, own, expected, device=target.device, threads=self.threads)
+            if ran.reason:
+                raise ModelFileError(ran.reason)
         except ShrinkkitError as error:
             notes.append(f"It was timed alone, because the baseline beside it is of no use: {brief(error)}.")
             return None
@@ -219,8 +207,8 @@ class _Here:
             inputs_sha256=benchmark.inputs_sha256(inputs),
         )
         return benchmark.compare(
-            lambda: usual.again().prepare(inputs),
-            lambda: own.again().prepare(inputs),
+            lambda: usual.clone().bind(inputs),
+            lambda: own.clone().bind(inputs),
             reference=self.variant.name if usual is own else BASELINE,
             candidate=self.variant.name,
             conditions=here,
@@ -234,7 +222,7 @@ def _computing_with(threads: int) -> Iterator[int]:
     """Make torch compute with so many threads while the block runs."""
     before = torch.get_num_threads()
     try:
-        yield specs.use_threads(threads)
+        yield registry.use_threads(threads)
     finally:
         torch.set_num_threads(before)
 
@@ -242,7 +230,7 @@ def _computing_with(threads: int) -> Iterator[int]:
 def _asked(variant: Variant) -> list[str]:
     """Return the targets that the variant has a file for, and those on the CPU that refused it."""
     runtimes = {file.runtime for file in variant.files}
-    targets = [Target.parse(name) for name in TARGETS]
+    targets = [Target.parse(name) for name in registry.targets()]
     refused = [Target("cpu", runtime) for runtime in variant.refusals]
     return [str(target) for target in targets if target.runtime in runtimes or target in refused]
 
@@ -276,13 +264,8 @@ def _damage(folder: Path, file: ModelFile) -> str:
     paths = (file.path, *file.beside)
     if links := [path for path in paths if run_folder.is_linked(folder, path)]:
         return f"{', '.join(links)} is a link, which may lead to another model. {_AGAIN}"
-    if missing := [path for path in paths if not (folder / path).is_file()]:
-        return f"{', '.join(missing)} is missing. {_AGAIN}"
-    size = sum((folder / path).stat().st_size for path in paths)
-    if artifacts.sha256(folder / file.path) == file.sha256 and size == file.size_bytes:
-        return ""
-    length = f"{size} bytes instead of {file.size_bytes}" if size != file.size_bytes else "another hash"
-    return f"{' with '.join(paths)} is not the file that {RECORD} describes: it has {length}. {_AGAIN}"
+    problem = files.damage(folder, file)
+    return f"{problem} {_AGAIN}" if problem else ""
 
 
 def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
@@ -307,65 +290,40 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
     return inputs, expected
 
 
-def _run(path: Path, file: ModelFile, target: Target, inputs: Example, expected: Any, threads: int) -> _Ran:
-    """Load a file, call it, and compare what it gives.
-
-    Raises:
-        ModelFileError: It does not load or run.
-        Unsupported: The runtime cannot run it here.
-    """
-    limit = artifacts.tolerance(file, target.device)
-    try:
-        loaded = loading.load(path, runtime=target.runtime, device=target.device, threads=threads)
-        found = outputs.tensors(loaded(*inputs))
-    except ShrinkkitError:
-        raise
-    except Exception as error:  # runtimes raise errors of their own types
-        raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
-    try:
-        deviation = artifacts.max_relative_error(expected, found)
-    except ModelFileError as error:
-        return _Ran(loaded, None, limit, f"{path.name}: {error}")
-    why = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {deviation:.2g}."
-    return _Ran(loaded, deviation, limit, "" if deviation <= limit else why)
-
-
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
     """Return the layers whose integer kernels saturate here; none where that cannot be told."""
-    if not variant.precision.endswith("int8") or str(target) not in ("cpu/torch", "cpu/onnxruntime"):
+    if not variant.precision.endswith("int8") or target.device != "cpu":
         return ()
     try:
-        found = emulation.check(path, runtime=target.runtime, inputs=inputs, threads=threads)
+        found = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
     except (ShrinkkitError, RuntimeError, ValueError):
         return ()
     return found.saturated if found else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify the variant that the command line `argv` names, print what was found, and return the exit status.
+    """Print the verification of a folder as JSON and return 0, or an error about the arguments and return 2.
 
-    It is 0 if all that can run here is as it must be, 1 if something differs or is damaged or nothing can run, 2 if
-    there is no such variant.
+    `verification.verify` runs it. A line on standard error names each target whose file is about to run.
     """
-    parser = argparse.ArgumentParser(prog="python -m shrinkkit.verify")
+    parser = argparse.ArgumentParser(prog="python -m shrinkkit.measure.verify")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--failed", action="append", nargs=2, default=[])
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
 
-    def say(_done: float, _total: float, target: str) -> None:
-        print(f"{target} ...", file=sys.stderr, flush=True)
+    def starting(_done: float, _total: float, target: str) -> None:
+        print(f"{target}{verification.STARTED}", file=sys.stderr, flush=True)
 
+    only, failed = arguments.target, dict(arguments.failed)
     try:
-        found = check(asked.folder, only=asked.target, threads=asked.threads, failed=dict(asked.failed), progress=say)
+        checked = check(arguments.folder, only=only, threads=arguments.threads, failed=failed, progress=starting)
     except InvalidInput as error:
-        print(f"shrinkkit: {error}", file=sys.stderr)
+        print(error)
         return 2
-    text = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) if asked.json else findings.text(found)
-    print(text)
-    return 0 if found.verified else 1
+    print(json.dumps(dataclasses.asdict(checked), allow_nan=False))
+    return 0
 
 
 if __name__ == "__main__":

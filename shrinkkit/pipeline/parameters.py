@@ -12,8 +12,8 @@ from typing import Any
 
 from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_SIZES, MOST_THREADS
 from shrinkkit.core.stages import MOST_EPOCHS
-from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, nearest, options
+from shrinkkit.runtimes import registry
 
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -25,7 +25,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 """What a value may be, by the name of the type that a notebook declares."""
-RUNTIMES = tuple(dict.fromkeys(Target.parse(target).runtime for target in TARGETS))
 
 
 def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
@@ -92,13 +91,7 @@ def _annotations(cells: Sequence[str]) -> dict[str, str]:
 
 
 def type_problem(name: str, annotation: str, value: Any) -> str:
-    """Return what is wrong with the type of a parameter, '' if nothing is.
-
-    Args:
-        name: Of the parameter.
-        annotation: As the notebook declares it: names in `TYPES`, separated by `|`.
-        value: Its value.
-    """
+    """Return what is wrong with the type of a parameter, '' if nothing is; `annotation` is names in `TYPES` and `|`."""
     kinds = [kind.strip().partition("[")[0] for kind in annotation.split("|")]
     allowed = tuple(python_type for kind in kinds for python_type in TYPES.get(kind, ()))
     if isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)):
@@ -133,10 +126,9 @@ def _strings(name: str, values: Sequence[Any]) -> str:
 
 
 def _runtimes(name: str, values: Sequence[Any]) -> str:
-    unknown = [value for value in values if value not in RUNTIMES]
-    if unknown:
-        return f"`{name}` must be {options(RUNTIMES)}, got {unknown[0]!r}.{nearest(str(unknown[0]), RUNTIMES)}"
-    return ""
+    known = tuple(registry.runtimes())
+    wrong = [value for value in values if value not in known]
+    return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}" if wrong else ""
 
 
 def _new_variant(name: str, value: str) -> str:

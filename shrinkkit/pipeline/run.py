@@ -25,7 +25,7 @@ def run(
 ) -> Results:
     """Compress a task by a study's recipes, benchmark every variant on this machine, and write the report.
 
-    Every step is a notebook in a process of its own; steps whose inputs have not changed since the last run are
+    Every step is a notebook in a separate process; steps whose inputs have not changed since the last run are
     cached. The same as `shrinkkit run` on the command line. To compress one model in memory, without files, see
     `compress`.
 

@@ -81,15 +81,10 @@ class RunStatus:
     def __init__(
         self, run: RunFolder, command: str, planned: Sequence[Step], monitor: Monitor, *, partial: bool = False
     ) -> None:
-        """Write the status of a run that starts, and keep what is still valid of the one before.
+        """Write the status of a run that starts: its `planned` steps, of which the report is the last.
 
-        Args:
-            run: The run folder.
-            command: The command line.
-            planned: The steps to execute, `pending`; the report comes last.
-            monitor: Gets every change.
-            partial: Whether these are only some of the run's steps: the states of the others, and how the run was
-                started, are kept. Of a whole run, only benchmarks of other machines are kept.
+        Of a `partial` run, the other steps and how the run was started are kept; of a whole one, only benchmarks of
+        other machines.
         """
         before = read(run)
         self.run = run
@@ -158,11 +153,7 @@ def describe(step: Step) -> str:
 
 
 def log(run: RunFolder, text: str) -> None:
-    """Append `text` to the run's log, with the time.
-
-    Raises:
-        LeaseLost: This process belongs to a run that has ended.
-    """
+    """Append `text` to the run's log, with the time; raises LeaseLost if this process's run has ended."""
     if text.strip():
         lease.check()
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n"

@@ -30,7 +30,7 @@ from shrinkkit.pipeline import parameters, plan, run_status, steps
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatus
 from shrinkkit.report import export, index_page
-from shrinkkit.runtimes.specs import available
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Look
 
@@ -58,7 +58,7 @@ class PreparedRun:
     """Written to the run folder; None for a run that only measures, which keeps the folder's own."""
 
     def preview(self) -> dict[str, str]:
-        """Return by step whether it is `cached` or would `run`."""
+        """Return by step whether it is `cached` or would `run`, as it does if a step that it reads from has to run."""
         earlier = run_status.succeeded(self.run)
         states: dict[str, str] = {}
         for step in self.steps:
@@ -68,12 +68,7 @@ class PreparedRun:
         return states
 
     def execute(self, monitor: Monitor) -> RunFolder:
-        """Execute every step that is not cached and return the run folder.
-
-        Raises:
-            InvalidInput: Another run holds the folder.
-            StepFailed: The report could not be made.
-        """
+        """Execute every step that is not cached and return the run folder; raises StepFailed if it has no report."""
         self.run.path.mkdir(parents=True, exist_ok=True)
         with index_page.listed(self.run.path, monitor.message), _exclusive(self.run):
             if self.study:
@@ -155,19 +150,7 @@ class PreparedRun:
 def prepare(
     study: Study, *, reports: Path, command: str, threads: int, monitor: Monitor, force: bool = False
 ) -> PreparedRun:
-    """Check a study and its task, and return the run of all its steps. See also `prepare_benchmark`.
-
-    Args:
-        study: The study; already checked.
-        reports: Folder that holds the run folders.
-        command: The command line, for the report.
-        threads: Intra-op threads for every runtime.
-        monitor: Is called while the task is checked.
-        force: Ignore the cache.
-
-    Raises:
-        InvalidInput: The task breaks a rule, a layer pattern matches no layer, or a parameter does not fit its step.
-    """
+    """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
     export.templates()
     run = RunFolder(reports / study.name)
     run.check_kinds()
@@ -214,17 +197,8 @@ def prepare_benchmark(
 ) -> PreparedRun:
     """Check a run folder, and return the run of the steps that measure its variants on this machine and report them.
 
-    The variants and the measurements of other machines stay as they are. See also `prepare`.
-
-    Args:
-        folder: The run folder, or a copy of it.
-        targets: Where to measure; empty takes those of the study that this machine can run.
-        command: The command line, for the report of a folder that has none.
-        threads: Intra-op threads for every runtime; None takes the study's, or else every core.
-        monitor: Is called while the task is checked, and for each target of the study that cannot run here.
-        task: A bundled task's name, or the path of the task's file. A file that the study in the folder names is run
-            only if it is passed here.
-        force: Ignore the cache.
+    The variants and the measurements of other machines stay as they are. Without `targets`, those of the study that can
+    run here are measured. A task's file that the study in the folder names is run only if it is passed as `task`.
 
     Raises:
         InvalidInput: The folder has no variants, its task is not available, or a target cannot be measured.
@@ -254,12 +228,7 @@ def prepare_benchmark(
 
 
 def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
-    """Make the report of a run folder again.
-
-    Raises:
-        InvalidInput: The folder holds no run.
-        StepFailed: The report could not be made.
-    """
+    """Make the report of a run folder again; raises InvalidInput if it holds no run, StepFailed if that fails."""
     run = RunFolder(folder)
     run.check_is_run()
     export.templates()
@@ -313,11 +282,7 @@ def _read_run(run: RunFolder) -> tuple[Study, Variant]:
 
 
 def _trusted_task(run: RunFolder, named: str, given: str | None) -> str:
-    """Return the task to run: what the user passed, or a bundled one that the study names, but no file that it names.
-
-    Raises:
-        InvalidInput: A file has to be passed, or what was passed is no task.
-    """
+    """Return the task to run: what the user passed, or a bundled one that the study names, but no file of its."""
     if given is None and named not in TASKS:
         raise InvalidInput(
             f"The task of this run is the file {named} (relative to {run.path}). A folder that was copied here may "
@@ -341,7 +306,7 @@ def _relative_task(run: RunFolder, task: str) -> str:
 
 def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor: Monitor) -> tuple[str, ...]:
     """Return which of `targets`, or else of the study's targets, are to be measured here."""
-    reasons = available()
+    reasons = registry.available()
     if unknown := [target for target in targets if target not in reasons]:
         remedy = nearest(unknown[0], list(reasons))
         raise InvalidInput(f"`target` must be {options(list(reasons))}, got {unknown[0]!r}.{remedy}")
@@ -371,12 +336,9 @@ def _exclusive(run: RunFolder) -> Iterator[None]:
 
 
 def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
-    """Return what a study needs to know of its task, from a process that may import torch.
+    """Return what a study needs to know of its task, from a process that may import torch; raises InvalidInput.
 
     It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
-
-    Raises:
-        InvalidInput: The task breaks a rule, ends its process, or takes too long.
     """
     if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
         return Look()
@@ -414,5 +376,5 @@ def _software() -> str:
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    versions = [f"{name}={installed.get(name)}" for name in machines.PACKAGES]
+    versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
     return digest.hexdigest() + ",".join([sys.version, *versions])

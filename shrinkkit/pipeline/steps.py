@@ -53,16 +53,8 @@ def execute(
     """Execute a step's notebook in a new process, publish the pages that it left, and return how it ended.
 
     The notebook works in a new folder inside the run folder. The executed notebook and its page go to the folder's
-    `steps`; the pages of the report go to the folder itself.
-
-    Args:
-        notebook: To execute; it is left unchanged.
-        run: The run folder, which this process holds.
-        name: The step's name.
-        parameters: Of the notebook, already checked.
-        timeout_s: Seconds after which it is stopped.
-        threads: Of every library, >= 1.
-        tick: Called several times a second with the seconds that have passed and the section that is executed.
+    `steps`; the pages of the report go to the folder itself. `tick` is called several times a second with the seconds
+    that have passed and the section of the notebook that is executed.
     """
     is_report = notebook.stem == REPORT
     run.steps.mkdir(exist_ok=True)
@@ -142,13 +134,7 @@ def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]
 
 
 def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
-    """Execute a copy of the requested notebook in `folder` and return why it failed, '' if it did not.
-
-    Args:
-        request: `notebook` (path), `parameters`, `title`, and `home` (address of the report, for the page of a step).
-        folder: Where the kernel works and the executed notebook goes, as `NOTEBOOK`, saved after every cell. It is new,
-            so that no file in it can change what the kernel does.
-    """
+    """Execute a copy of the requested notebook in the new folder `folder`; return why it failed, '' if it did not."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError

@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).parent / "template"
 PAGE = "index.html"
 _MARK = '<meta name="generator" content="shrinkkit index">'
 _TONES = {"finished": "", "by hand": "quiet", "unreadable": "bad"}
+_FILES = {"md": "report.md", "json": "results.json"}
 _RUNS_NOTE = (
     "Speed-up, size and accuracy are those of the best variant, against PyTorch on the same machine and the baseline's "
     "file, with 95 % CIs. Inconclusive speed-ups are left out."
@@ -164,7 +165,7 @@ def _table(runs: Sequence[Run]) -> Table:
     columns = (
         *map(Column, ("run", "status", "conclusion")),
         *(Column(title, True) for title in numbers),
-        *map(Column, ("task", "machine", "started", "Markdown", "JSON")),
+        *map(Column, ("task", "machine", "started", *_FILES)),
     )
     return Table("Runs", columns, tuple(_row(run) for run in runs), _RUNS_NOTE, folded=False)
 
@@ -186,7 +187,7 @@ def _row(run: Run) -> tuple[Cell, ...]:
         Cell(loaded.task if loaded else ""),
         Cell(", ".join(loaded.machines) if loaded else ""),
         Cell(f"{started[:10]} {started[11:16]}".strip(), "UTC" if started else "", key=started),
-        *(Cell(name if name in links else "", href=links.get(name, "")) for name in ("report.md", "results.json")),
+        *(Cell(text if name in links else "", href=links.get(name, "")) for text, name in _FILES.items()),
     )
 
 

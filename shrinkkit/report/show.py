@@ -99,7 +99,8 @@ def _tables(results: Results) -> tuple[Table, ...]:
     """Return the results on each target of one machine, with the row of the verdict marked."""
     best = decide(results).row
     titles = [results.metric if name == "accuracy" else name for name in _COLUMNS]
-    titles = [f"{DELTA} {results.metric}" if name == DELTA else name for name in titles]
+    unit = " (pts)" if results.is_fraction else ""
+    titles = [f"{DELTA} {results.metric}{unit}" if name == DELTA else name for name in titles]
     columns = (Column("variant"), *(Column(name, True) for name in (*titles, "parameters", "MACs")))
     tables = []
     for target in results.targets:

@@ -5,18 +5,16 @@ A variant's folder may be passed on alone. Needs no torch.
 
 import dataclasses
 import statistics
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core import run_folder, store
+from shrinkkit.core import recipe, run_folder, store
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
-from shrinkkit.core.recipe import described
 from shrinkkit.core.run_folder import CARD, README, RunFolder
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
@@ -25,7 +23,8 @@ from shrinkkit.display import cells, formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.results import results
 from shrinkkit.results.results import Results, Row
-from shrinkkit.runtimes import snippets
+from shrinkkit.runtimes import registry
+from shrinkkit.runtimes.spec import described
 
 _NOTE = (
     "Score: {}, with 95 % confidence intervals; the change is paired with the baseline on the same examples. Speed-ups "
@@ -166,13 +165,11 @@ def disagreements(variant: Variant, card: Card) -> tuple[str, ...]:
 
 
 def _write(folder: Path, variant: Variant, figures: Sequence[Figures], *, is_fraction: bool) -> tuple[Path, ...]:
-    method = variant.precision if variant.precision != "float32" else ""
     settings = {}
     for file in variant.files:
         used = [f.threads for f in figures if f.threads and Target.parse(f.target).runtime == file.runtime]
         threads = next(iter(used), variant.environment.threads)
-        engine = _engine(folder / file.path) if file.format == "torchscript" else ""
-        settings[file.runtime] = snippets.settings(file, method=method, threads=threads, engine=engine)
+        settings[file.runtime] = registry.get(file.runtime).settings(folder / file.path, threads=threads)
     shared = {f.name for f in dataclasses.fields(Card)} & {f.name for f in dataclasses.fields(Variant)} - {"audit"}
     card = Card(
         **{name: getattr(variant, name) for name in shared},
@@ -184,16 +181,6 @@ def _write(folder: Path, variant: Variant, figures: Sequence[Figures], *, is_fra
     store.write_text(folder / README, readme(card, is_fraction=is_fraction))
     run_folder.write_sums(folder)
     return folder / CARD, folder / README
-
-
-def _engine(path: Path) -> str:
-    """Return the quantized engine that a TorchScript file names, '' where the file is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/extra/quantized_engine")]
-            return archive.read(names[0]).decode() if names else ""
-    except (OSError, zipfile.BadZipFile):
-        return ""
 
 
 def _summary(variant: Variant) -> Summary:
@@ -219,11 +206,10 @@ def _figures(row: Row, loaded: Results) -> Figures:
     machine: dict[str, Any] = {"processor": "", "runtime_version": "", "threads": None, "batch_size": None}
     if record:
         environment, timed = record.environment, _timed(record)
+        versions, packages = environment.versions, registry.get(target.runtime).packages
         machine = {
             "processor": environment.gpu if target.device == "cuda" else environment.cpu,
-            "runtime_version": environment.versions.get(
-                "torch" if target.runtime == "inductor" else target.runtime, ""
-            ),
+            "runtime_version": next((versions[name] for name in packages if name in versions), ""),
             "threads": environment.threads,
             "batch_size": timed.conditions.batch_size if timed else None,
         }
@@ -277,13 +263,13 @@ def readme(card: Card, *, is_fraction: bool) -> str:
         return list(dict.fromkeys(["cpu", *(t.device for t in targets if t.runtime == file.runtime)]))
 
     def code(file: ModelFile, device: str) -> str:
-        return snippets.code(file, card.settings[file.runtime], device=device)
+        return registry.get(file.runtime).snippet(file, card.settings[file.runtime], device=device)
 
     def ports(ports: Sequence[Port]) -> str:
-        return _quoted([snippets.described(port) for port in ports])
+        return _quoted([described(port) for port in ports])
 
     template = jinja2.Template(Path(__file__).with_name("readme.md.j2").read_text("utf-8"), keep_trailing_newline=True)
-    steps = [f"`{name}`" + (f" ({settings})" if settings else "") for name, settings in described(card.recipe)]
+    steps = [f"`{name}`" + (f" ({settings})" if settings else "") for name, settings in recipe.described(card.recipe)]
     counts = [f"{formats.count(card.parameters)} parameters", f"{formats.count(card.macs)} MACs per example"]
     counts += [f"{formats.percent(card.sparsity)} of the weights zero"] if card.sparsity else []
     counts += [f"{card.audit.pruned} of {card.audit.layers} layers with fewer channels"] if card.audit.pruned else []
@@ -326,7 +312,7 @@ def _measured(card: Card, is_fraction: bool) -> str:
         return "Not measured yet.\n"
     titles = ("target", "machine", "score", "change", "latency p50", "vs FP32, same runtime", "vs PyTorch", "memory")
     columns = tuple(Column(title, number=i > 1) for i, title in enumerate(titles))
-    return Table("Measurements", columns, rows, _NOTE.format(card.figures[0].metric)).markdown()
+    return Table("By target", columns, rows, _NOTE.format(card.figures[0].metric)).markdown()
 
 
 def _warnings(card: Card) -> tuple[str, ...]:

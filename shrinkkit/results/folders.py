@@ -11,9 +11,10 @@ from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
 from shrinkkit.core.run_folder import RECORD, RunFolder
 from shrinkkit.core.status import Status, Step
-from shrinkkit.core.target import TARGETS, Place, Target
+from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
+from shrinkkit.runtimes import registry
 
 _Record = TypeVar("_Record")
 
@@ -87,7 +88,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         f"{at} was measured on another machine, but not on {folder.machine_names[0]}, which made the run: {reason}"
         for at, reason in absent.items()
     ]
-    order = [*asked, *TARGETS]
+    order = [*asked, *registry.targets()]
     reported = map(Place.parse, {*asked, *others, *failed} - absent.keys())
     ordered = sorted(reported, key=lambda at: (at.machine, order.index(str(at.target))))
     return tuple(map(str, ordered)), tuple(notes)
@@ -207,7 +208,7 @@ def _measured(
         name = f"{path.parent.name}/{path.name}"
         machine = "" if record.machine in machine_names else record.machine
         at = str(Place(Target.parse(record.target), machine))
-        if record.target not in TARGETS:
+        if record.target not in registry.targets():
             notes.append(f"{name} is of {record.target}, which is no target; not reported.")
             continue
         if at in measured:

@@ -8,7 +8,7 @@ from typing import Any
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
-from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study, impossible
+from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
@@ -18,6 +18,7 @@ from shrinkkit.display.tables import Cell, Column, Shown, Table
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import folders
 from shrinkkit.results.folders import Folder, how_to_remeasure
+from shrinkkit.runtimes import registry
 
 CONCLUSIVE = ("faster", "slower", "same")
 """Verdicts on a timing that support a statement."""
@@ -276,7 +277,7 @@ def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return state and reason if the variant was not made or its target not measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
     at = Place.parse(target).target
-    if recipe and (reason := impossible(recipe.precision.name, str(at))):
+    if recipe and (reason := registry.refusal(recipe.precision.name, at)):
         return "unsupported", f"{reason}."
     return _not_made(folder, name, at.runtime) or _not_measured(folder, target)
 

@@ -23,9 +23,8 @@ from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
-from shrinkkit.runtimes import artifacts, audit, exports
-from shrinkkit.runtimes.artifacts import TOLERANCE
-from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes import base, files, layers, registry
+from shrinkkit.runtimes.base import BuildRequest
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
@@ -141,10 +140,10 @@ def _record(
         parameters=modules.parameters(model),
         macs=modules.macs(model, tuple(x.cpu() for x in task.example)),
         sparsity=modules.sparsity(model),
-        audit=audit.compare(task.model, model, files.precision, history.left_alone),
+        audit=layers.compare(task.model, model, files.precision, history.left_alone),
         validation_scores=history.validation_scores,
         notes=(*history.notes, *files.notes),
-        environment=machines.environment(torch.get_num_threads()),
+        environment=machines.environment(torch.get_num_threads(), packages=registry.packages()),
     )
 
 
@@ -204,16 +203,16 @@ def _files(
     skip = getattr(precision.settings, "skip", ())
     observed = calibration(task, count) if "int8" in method else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        making = Making(folder, Path(scratch), model, example, method, skip, observed)
+        making = BuildRequest(folder, Path(scratch), model, example, method, skip, observed)
         for number, runtime in enumerate(runtimes):
             progress(number, len(runtimes), f"for {runtime}")
             try:
-                one = exports.make(runtime, making)
+                one = files.build(runtime, making)
             except (Unsupported, ModelFileError) as error:
                 made.refusals[runtime] = str(error)
                 continue
             made.files.append(one.file)
-            made.precision[runtime] = one.precision
+            made.precision[runtime] = one.layers
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
@@ -230,7 +229,7 @@ def _same_task(baseline: Path, task: Task) -> None:
         return
     with torch.inference_mode():
         found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
-    if not artifacts.max_relative_error(expected, found) <= TOLERANCE["pt2"]:
+    if not base.max_relative_error(expected, found) <= base.TOLERANCE:
         raise InvalidTask(
             f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
             "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."

@@ -13,7 +13,7 @@ from shrinkkit.core.stages import SCOPES, Choice, Stage
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
-from shrinkkit.runtimes.torch.quantize import HALF
+from shrinkkit.runtimes.spec import HALF
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live, ProgressBar
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer

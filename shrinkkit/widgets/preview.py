@@ -22,8 +22,8 @@ from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import scoring
 from shrinkkit.measure.scoring import Scored
 from shrinkkit.progress import no_progress
+from shrinkkit.runtimes.spec import HALF
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import HALF
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example, macs, parameters, plain_attention, sparsity
 from shrinkkit.tasks.task import Task, batches

@@ -13,7 +13,7 @@ from shrinkkit.core.recipe import TASKS
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import InvalidInput, nearest
 from shrinkkit.pipeline import parameters, runner
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry
 
 STUDY = "task: digits-cnn\nrecipes: [static-int8]\ntargets: [cpu/torch]\n"
 NAN, INF = math.nan, math.inf
@@ -188,7 +188,7 @@ def test_a_parameter_of_a_notebook_out_of_its_range_is_named(name, value):
 @pytest.mark.parametrize("threads", [-1, 4 * machines.cores() + 1, 10_000_000, 10**30])
 def test_no_process_computes_with_threads_that_the_machine_has_not(threads):
     with pytest.raises(InvalidInput, match=f"{machines.cores()} cores"):
-        specs.use_threads(threads)
+        registry.use_threads(threads)
 
 
 def test_a_study_for_more_threads_than_this_machine_has_stops_before_anything_starts(tmp_path, monkeypatch, capsys):

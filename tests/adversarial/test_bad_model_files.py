@@ -19,8 +19,10 @@ from shrinkkit import cli
 from shrinkkit.core import store
 from shrinkkit.errors import InvalidInput, ModelFileError
 from shrinkkit.results import cards
-from shrinkkit.runtimes import artifacts, loading, vetting
-from shrinkkit.runtimes.vetting import _Misplaced
+from shrinkkit.runtimes import base, files
+from shrinkkit.runtimes.base import UnsafeContent
+from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.torch import scan as torch_scan
 from shrinkkit.transforms import variants
 
 INF, NAN = float("inf"), float("nan")
@@ -37,7 +39,7 @@ def made(tmp_path_factory):
 def program(tmp_path_factory):
     """A good `.pt2` file."""
     task = tiny_task()
-    return artifacts.write_program(task.model, task.example, tmp_path_factory.mktemp("program"))[0]
+    return torch_build.write_program(task.model, task.example, tmp_path_factory.mktemp("program"))[0]
 
 
 @pytest.fixture
@@ -70,13 +72,13 @@ def rewrite(folder, name):
 @pytest.mark.parametrize("found", [[1.0, 2.0], [NAN, 1.0], []], ids=str)
 def test_no_output_deviates_by_a_number_from_outputs_that_prove_nothing(expected, found):
     with pytest.raises(ModelFileError):
-        artifacts.max_relative_error(torch.tensor(expected), torch.tensor(found))
+        base.max_relative_error(torch.tensor(expected), torch.tensor(found))
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_loaded_file_that_is_not_finite_deviates_by_no_number(value):
     with pytest.raises(ModelFileError, match="finite"):
-        artifacts.max_relative_error(torch.ones(2), torch.tensor([1.0, value]))
+        base.max_relative_error(torch.ones(2), torch.tensor([1.0, value]))
 
 
 def change_reference(folder, change):
@@ -116,7 +118,7 @@ def test_weights_that_were_changed_are_never_verified(folder, value):
     with torch.no_grad():
         script.head_bias.fill_(value)
     script.save(folder / name)
-    artifacts._forget_source(folder / name)
+    torch_build._make_reproducible(folder / name)
     rewrite(folder, name)
     found = verify.check(folder, only=["cpu/torch"], threads=1, seconds=0.02)
     assert found.findings[0].state == "differs"
@@ -152,7 +154,7 @@ def test_a_size_that_would_be_computed_without_end_is_refused_at_once(program, t
             holder["expr_str"] = size
     start = time.monotonic()
     with pytest.raises(ModelFileError):
-        loading.load(packed(tmp_path / "model.pt2", entries), runtime="torch")
+        files.load(packed(tmp_path / "model.pt2", entries), runtime="torch")
     assert time.monotonic() - start < 10
 
 
@@ -161,8 +163,8 @@ def test_a_size_that_would_be_computed_without_end_is_refused_at_once(program, t
     ["L['x'].size()[0] < 9 ** 9 ** 9 ** 9", "1 << 99999999999 > 1", "9 ** L['x'].size()[0] > 1", "Pow(9,Pow(9,9)) > 1"],
 )
 def test_a_guard_that_would_be_computed_without_end_is_refused_at_once(guard):
-    with pytest.raises(_Misplaced, match="endless guard"):
-        vetting._guard(guard)
+    with pytest.raises(UnsafeContent, match="endless guard"):
+        torch_scan._guard(guard)
 
 
 @pytest.mark.parametrize(
@@ -178,14 +180,14 @@ def test_a_guard_that_would_be_computed_without_end_is_refused_at_once(guard):
     ],
 )
 def test_sizes_that_models_have_are_let_through(size):
-    vetting._expression(size)
+    torch_scan._expression(size)
 
 
 @pytest.mark.parametrize(
     "guard", ["L['x'].size()[0] == 8", "2 * L['x'].size()[0] % 3 != 0", " and ".join(["L['x'].dim() >= 1"] * 60)]
 )
 def test_guards_that_models_have_are_let_through(guard):
-    vetting._guard(guard)
+    torch_scan._guard(guard)
 
 
 def endless_loop(path, batch=4):
@@ -257,5 +259,7 @@ def test_what_is_no_model_file_is_told_in_a_sentence(tmp_path, name, content):
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelFileError) as caught:
-        vetting.check(tmp_path / name)
+        files.scan(
+            tmp_path / name, runtime={"onnx": "onnxruntime", "xml": "openvino"}.get(name.rpartition(".")[2], "torch")
+        )
     assert name in str(caught.value)

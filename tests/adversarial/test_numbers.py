@@ -19,7 +19,8 @@ from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.session import Settings
 from shrinkkit.results import results, verdict
-from shrinkkit.runtimes import artifacts, loading
+from shrinkkit.runtimes import base, files
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.transforms import variants
 
@@ -61,19 +62,19 @@ def test_every_architecture_has_a_script_of_its_graph_that_takes_any_batch(name,
     make, example = architectures.MODELS[name]
     torch.manual_seed(0)
     model, inputs = make().eval(), example()
-    path, form, note = artifacts.write_torch(model, inputs, tmp_path)
+    path, form, note = torch_build.write(model, inputs, tmp_path)
     assert (form, note) == ("torchscript", "")
-    loaded = loading.load(path, runtime="torch")
+    loaded = files.load(path, runtime="torch")
     larger = tuple(torch.cat([x, x[:1]]) for x in inputs)
     with torch.inference_mode():
         for batch in (inputs, larger):
-            assert artifacts.max_relative_error(model(*batch), loaded(*batch)) < 1e-4
+            assert base.max_relative_error(model(*batch), loaded(*batch)) < 1e-4
 
 
 def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
     loaded = session.load(run, ["bfloat16"], Settings(TORCH, task, threads=1))
-    path, _ = artifacts.write_program(task.model, task.example, tmp_path)
-    program = loading.load(path, runtime="torch")
+    path, _ = torch_build.write_program(task.model, task.example, tmp_path)
+    program = files.load(path, runtime="torch")
     assert program.form == "graph"
     loaded["bfloat16"] = dataclasses.replace(loaded["bfloat16"], loaded=program)
     compared, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
@@ -151,9 +152,9 @@ def test_copies_of_an_int8_file_compute_with_the_engine_that_it_was_packed_for(e
     torch.manual_seed(0)
     model, inputs = make().eval(), example()
     made = quantize.static_int8(model, inputs, [inputs], engine=engine)
-    path, *_ = artifacts.write_torch(made, inputs, tmp_path)
-    loaded = loading.load(path, runtime="torch")
-    first, again = loaded(*inputs), loaded.again()(*inputs)
+    path, *_ = torch_build.write(made, inputs, tmp_path)
+    loaded = files.load(path, runtime="torch")
+    first, again = loaded(*inputs), loaded.clone()(*inputs)
     assert torch.equal(first, again)
 
 

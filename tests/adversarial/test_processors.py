@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import processors
@@ -13,11 +14,15 @@ from tiny import Corner, corners
 from torch import nn
 
 from shrinkkit.core.variant import ANY_PROCESSOR, WITH_VNNI
-from shrinkkit.runtimes import artifacts, emulation, exports
-from shrinkkit.runtimes.exports import Making
-from shrinkkit.runtimes.onnxruntime import onnxint8
-from shrinkkit.runtimes.onnxruntime.onnxint8 import FORMS
-from shrinkkit.runtimes.openvino import openvinofiles
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import build as ort_build
+from shrinkkit.runtimes.onnxruntime import integers
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.runtimes.onnxruntime.quantize import FORMS
+from shrinkkit.runtimes.openvino import build as openvino_build
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.quantize import _Candidates
 
@@ -26,12 +31,13 @@ CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
 EXACT = """
 import dataclasses, json, sys, torch
 from pathlib import Path
-from shrinkkit.runtimes import emulation
-from shrinkkit.runtimes.onnxruntime import onnxint8
-from shrinkkit.tasks import checks as tasks
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.onnxruntime import integers
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.tasks import loader
 from shrinkkit.transforms import variants
 folder, name, method, *runtimes = sys.argv[1:]
-task = tasks.load(name)
+task = loader.load(name)
 zeros = dataclasses.replace(task, example=(torch.zeros_like(task.example[0]),))
 recipe = {method: {"calibration_examples": 64}}
 def scores(to, runtimes):
@@ -39,8 +45,8 @@ def scores(to, runtimes):
     found = variants.fidelity(Path(folder) / to, task, task.test)
     return made, {runtime: sum(a.scores) / len(a.scores) for runtime, a in found.items()}
 made, chosen = scores("chosen", runtimes)
-onnxint8.saturates = lambda: False
-emulation.check = lambda *_, **__: None
+ort_quantize.saturates = lambda: False
+integers.check = lambda *_, **__: None
 full = scores("full", ["onnxruntime"])[1]["onnxruntime"]
 exact = {file.runtime: file.exact_on for file in made.files}
 print(json.dumps({"chosen": chosen, "full range": full, "exact": exact, "notes": made.notes}))
@@ -69,7 +75,7 @@ def elsewhere(code, folder, *arguments):
 
 def made(runtime, folder, model, method, example=EXAMPLE, calibration=CALIBRATION):
     (folder / "scratch").mkdir(parents=True)
-    return exports.make(runtime, Making(folder, folder / "scratch", model, example, method, (), calibration))
+    return files.build(runtime, BuildRequest(folder, folder / "scratch", model, example, method, (), calibration))
 
 
 @pytest.mark.parametrize(
@@ -87,14 +93,18 @@ def test_files_made_without_vnni_keep_the_accuracy_that_full_range_loses(name, m
 
 def test_probes_see_the_processor_that_the_kernels_see(tmp_path):
     probe = """import json
-from shrinkkit.runtimes.onnxruntime import onnxint8 as a
-from shrinkkit.runtimes.openvino import openvinofiles as b
+from shrinkkit.runtimes.onnxruntime import quantize as a
+from shrinkkit.runtimes.openvino import build as b
 from shrinkkit.runtimes.torch import quantize as c
+from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
+from shrinkkit.runtimes.openvino import build as openvino_build
 print(json.dumps([a.saturates(), b.saturates(), *(c.saturates(e) for e in c.supported_engines())]))"""
     expected = [True, True, *(engine != "qnnpack" for engine in quantize.supported_engines())]
     assert elsewhere(probe, tmp_path) == expected
-    assert onnxint8.saturates() == (not processors.has_vnni("onnxruntime"))
-    assert openvinofiles.saturates() == (not processors.has_vnni("openvino"))
+    assert ort_quantize.saturates() == (not processors.has_vnni("onnxruntime"))
+    assert openvino_build.saturates() == (not processors.has_vnni("openvino"))
     assert quantize.saturates("onednn") == (not processors.has_vnni("torch"))
 
 
@@ -111,7 +121,7 @@ def test_a_file_says_on_which_processors_it_is_exact(runtime, tmp_path):
 
 @pytest.mark.parametrize("method", ["static-int8", "dynamic-int8"])
 def test_an_example_that_shows_no_saturation_does_not_hide_a_kernel_that_saturates(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxint8, "saturates", lambda: True)
+    monkeypatch.setattr(ort_quantize, "saturates", lambda: True)
     zeros = (torch.zeros(4, 64),)
     found = made("onnxruntime", tmp_path, Zeros().eval(), method, zeros, [zeros, (torch.rand(4, 64),)])
     assert found.file.exact_on == ANY_PROCESSOR
@@ -119,14 +129,14 @@ def test_an_example_that_shows_no_saturation_does_not_hide_a_kernel_that_saturat
 
 
 def test_a_layer_that_saturates_in_the_file_changes_its_form_although_the_probe_sees_nothing(tmp_path, monkeypatch):
-    check, seen = emulation.check, []
+    check, seen = integers.check, []
 
-    def planted(path, **options):
+    def planted(path, *inputs, **options):
         seen.append(path.stem)
-        found = check(path, **options)
+        found = check(path, *inputs, **options)
         return found if path.stem.startswith("7-bit") else type(found)(0.5, found.layers, ("conv1",))
 
-    monkeypatch.setattr(emulation, "check", planted)
+    monkeypatch.setattr(integers, "check", planted)
     found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
     assert found.file.exact_on == ANY_PROCESSOR
     assert "conv1" in found.note
@@ -134,26 +144,29 @@ def test_a_layer_that_saturates_in_the_file_changes_its_form_although_the_probe_
 
 
 def test_where_every_form_saturates_the_most_faithful_is_delivered_and_says_so(tmp_path, monkeypatch):
-    check = emulation.check
-    saturated = lambda path, **options: type(found := check(path, **options))(0.5, found.layers, ("conv1",))  # noqa: E731
-    monkeypatch.setattr(emulation, "check", saturated)
+    check = integers.check
+
+    def saturated(path, *inputs, **options):
+        return replace(check(path, *inputs, **options), saturated=("conv1",))
+
+    monkeypatch.setattr(integers, "check", saturated)
     found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
     assert "saturate" in found.note
 
 
 def test_an_exact_form_that_loses_fidelity_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxint8, "saturates", lambda: True)
-    monkeypatch.setattr(exports, "_error", lambda path, _: 1.0 if path.stem.startswith("7-bit") else 0.01)
+    monkeypatch.setattr(ort_quantize, "saturates", lambda: True)
+    monkeypatch.setattr(ort_build, "_error", lambda path, _: 1.0 if path.stem.startswith("7-bit") else 0.01)
     found = made("onnxruntime", tmp_path, Corner().eval(), "static-int8")
     assert found.note.startswith("unsigned 8-bit weights")
 
 
 @pytest.mark.parametrize("method", ["static-int8", "dynamic-int8"])
 def test_weights_of_seven_bits_cannot_exceed_16_bits_in_any_sum_of_two_products(method, tmp_path):
-    artifacts.write_onnx(Corner().eval(), EXAMPLE, tmp_path / "float.onnx", beside=True)
+    onnx_export.write(Corner().eval(), EXAMPLE, tmp_path / "float.onnx", external=True)
     path = tmp_path / "int8.onnx"
     form = FORMS[1]
-    onnxint8.write(tmp_path / "float.onnx", path, method=method, calibration=CALIBRATION, form=form)
+    ort_quantize.write(tmp_path / "float.onnx", path, precision=method, calibration=CALIBRATION, form=form)
     stored = [onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer if i.data_type == 3]
     weights = [array for array in stored if array.ndim > 1]
     assert weights
@@ -174,7 +187,7 @@ def test_the_same_model_gives_the_same_torch_file_whatever_the_race_took(method,
         else:
             int8 = quantize.dynamic_int8(model, EXAMPLE, engine="x86")
         digests |= (
-            {hashlib.sha256(artifacts.write_torch(int8, EXAMPLE, folder)[0].read_bytes()).digest()} if number else set()
+            {hashlib.sha256(torch_build.write(int8, EXAMPLE, folder)[0].read_bytes()).digest()} if number else set()
         )
     assert len(digests) == 1
 

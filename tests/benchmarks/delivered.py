@@ -24,9 +24,9 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.measure import benchmark, scoring
-from shrinkkit.runtimes import artifacts, exports, loading, specs
-from shrinkkit.runtimes.exports import Making
-from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.runtimes import files as model_files
+from shrinkkit.runtimes import registry
+from shrinkkit.runtimes.base import BuildRequest, Loaded
 from shrinkkit.tasks import loader
 from shrinkkit.transforms import apply, variants
 
@@ -51,13 +51,13 @@ def delivered(name: str, runtimes: list[str], folder: Path) -> tuple[dict[tuple[
             place = folder / label / runtime
             (place / "scratch").mkdir(parents=True)
             observed = variants.calibration(task, quantize.get("calibration_examples", 128))
-            making = Making(
+            making = BuildRequest(
                 place, place / "scratch", pruned[key], task.example, quantize.get("method", ""), (), observed
             )
             try:
-                made = exports.make(runtime, making)
+                made = model_files.build(runtime, making)
                 path = place / made.file.path
-                found[label, runtime] = loading.load(path, runtime=runtime, threads=torch.get_num_threads())
+                found[label, runtime] = model_files.load(path, runtime=runtime, threads=torch.get_num_threads())
             except ShrinkkitError as error:
                 missing[f"{label} on {runtime}"] = str(error).splitlines()[0]
     return found, missing
@@ -69,7 +69,7 @@ def show(name: str, seconds: float, runtimes: list[str]) -> bool:
     faster, smaller = GOALS[name]
     with tempfile.TemporaryDirectory() as folder:
         found, missing = delivered(name, runtimes, Path(folder))
-        calls = {key: loaded.prepare(task.example) for key, loaded in found.items()}
+        calls = {key: loaded.bind(task.example) for key, loaded in found.items()}
         today = benchmark.copies(task.model, task.example)()
         times = files.take_turns({files.TODAY: today, **calls}, seconds)
         reference = scoring.scores(found[USUAL], task, task.test)
@@ -78,7 +78,9 @@ def show(name: str, seconds: float, runtimes: list[str]) -> bool:
         print(f"\n{name}: at least {faster:g} times faster and {smaller:g} times smaller than PyTorch today")
         for (label, runtime), loaded in found.items():
             speed: Estimate = files.ratio(times[files.TODAY], times[label, runtime])
-            size = usual_bytes / sum(part.stat().st_size for part in artifacts.parts(loaded.path))
+            size = usual_bytes / sum(
+                part.stat().st_size for part in (loaded.path, loaded.path.with_suffix(".bin")) if part.is_file()
+            )
             change = scoring.accuracy(task, scoring.scores(loaded, task, task.test), reference).difference
             assert change is not None
             good = change.value >= -MOST_LOST and speed.value >= faster and size >= smaller
@@ -101,7 +103,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="of one call (every core)")
     parser.add_argument("--inductor", action="store_true", help="compile for inductor too, which takes minutes")
     arguments = parser.parse_args()
-    threads = specs.use_threads(arguments.threads)
+    threads = registry.use_threads(arguments.threads)
     print(f"{machines.hardware(Target('cpu', 'torch'))}, {threads} threads")
     runtimes = ["torch", "onnxruntime", "openvino", *["inductor"] * arguments.inductor]
     reached = {name: show(name, arguments.seconds, runtimes) for name in arguments.task or GOALS}

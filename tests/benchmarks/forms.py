@@ -22,8 +22,9 @@ from shrinkkit.core.target import Target
 from shrinkkit.display.formats import interval, times
 from shrinkkit.measure import benchmark
 from shrinkkit.measure.timing import Make, Protocol
-from shrinkkit.runtimes import artifacts, loading, specs
-from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Loaded
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.tasks import loader
 
 
@@ -70,7 +71,7 @@ def compare(
 
 def fresh(file: Loaded, example: tuple[torch.Tensor, ...]) -> Callable[[], object]:
     """Return a new copy of a loaded file as a call."""
-    return file.again().prepare(example)
+    return file.clone().bind(example)
 
 
 def main() -> None:
@@ -79,14 +80,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
-    specs.use_threads(asked.threads)
+    registry.use_threads(asked.threads)
     print("| model | `ep.module()`, as a .pt2 file loads | file for torch (TorchScript) | the file written twice |")
     print("|---|---|---|---|")
     for name, (model, example) in models().items():
         with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second, quiet.libraries():
-            paths = [artifacts.write_torch(model, example, Path(folder))[0] for folder in (first, second)]
-            program, _ = artifacts.write_program(model, example, Path(first))
-            files = [loading.load(path, runtime="torch") for path in (*paths, program)]
+            paths = [torch_build.write(model, example, Path(folder))[0] for folder in (first, second)]
+            program, _ = torch_build.write_program(model, example, Path(first))
+            files = [files.load(path, runtime="torch") for path in (*paths, program)]
             makers = [partial(fresh, file, example) for file in files]
             eager = benchmark.copies(model, example)
             timed = [

@@ -34,7 +34,7 @@ from shrinkkit.core import store
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.measure import peak_memory
 from shrinkkit.measure.peak_memory import RESET
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import apply, variants
 
@@ -117,7 +117,7 @@ def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]
 
 def one(way: str, runtime: str, megabytes: float, folder: Path) -> None:
     """Write the row of one way and runtime into `folder`, and before it what the process held to begin with."""
-    specs.use_threads(1)
+    registry.use_threads(1)
     try:
         # A step finds the baseline's record beside what it makes.
         make("baseline", "torch", 1, folder / "tiny")

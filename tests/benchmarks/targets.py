@@ -35,9 +35,10 @@ from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.target import Target
 from shrinkkit.measure import benchmark
-from shrinkkit.runtimes import artifacts, exports, loading, specs
-from shrinkkit.runtimes.exports import Making
-from shrinkkit.runtimes.loading import Loaded
+from shrinkkit.runtimes import files as model_files
+from shrinkkit.runtimes import registry
+from shrinkkit.runtimes.base import BuildRequest, Loaded
+from shrinkkit.runtimes.onnx import export as onnx_export
 from shrinkkit.tasks import loader, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
@@ -130,12 +131,12 @@ def onnxruntime_file(subject: Subject, folder: Path) -> Loaded:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     plain, prepared, path = (folder / f"{name}.onnx" for name in ("plain", "prepared", "recommended"))
-    artifacts.write_onnx(subject.model, subject.example, plain)
+    onnx_export.write(subject.model, subject.example, plain)
     quant_pre_process(str(plain), str(prepared))
     if subject.method == "dynamic-int8":
         quantize_dynamic(str(prepared), str(path), per_channel=True)
-        return loading.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
-    names = [i.name for i in loading.load(plain, runtime="onnxruntime").source.get_inputs()]
+        return model_files.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
+    names = [i.name for i in model_files.load(plain, runtime="onnxruntime").source.get_inputs()]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -146,7 +147,7 @@ def onnxruntime_file(subject: Subject, folder: Path) -> Loaded:
             return {n: x.numpy() for n, x in zip(names, batch, strict=True)} if batch else None
 
     quantize_static(str(prepared), str(path), Reader(), per_channel=True)
-    return loading.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
+    return model_files.load(path, runtime="onnxruntime", threads=torch.get_num_threads())
 
 
 def openvino_file(subject: Subject, folder: Path) -> Loaded:
@@ -158,7 +159,7 @@ def openvino_file(subject: Subject, folder: Path) -> Loaded:
     import openvino
 
     plain, path = folder / "plain.onnx", folder / "recommended.xml"
-    artifacts.write_onnx(subject.model, subject.example, plain)
+    onnx_export.write(subject.model, subject.example, plain)
     model = openvino.Core().read_model(plain)
     if subject.method == "dynamic-int8":
         made = nncf.compress_weights(model)
@@ -166,7 +167,7 @@ def openvino_file(subject: Subject, folder: Path) -> Loaded:
         data = nncf.Dataset(list(subject.calibration), lambda batch: [x.numpy() for x in batch])
         made = nncf.quantize(model, data)
     openvino.save_model(made, path, compress_to_fp16=False)
-    return loading.load(path, runtime="openvino", threads=torch.get_num_threads())
+    return model_files.load(path, runtime="openvino", threads=torch.get_num_threads())
 
 
 def inductor_file(subject: Subject, folder: Path) -> Loaded:
@@ -190,7 +191,7 @@ def inductor_file(subject: Subject, folder: Path) -> Loaded:
         made = torch.export.export(quantized, subject.example)
         made._example_inputs = None
         torch.export.save(made, path)
-    return loading.load(path, runtime="inductor")
+    return model_files.load(path, runtime="inductor")
 
 
 def torch_file(subject: Subject, folder: Path) -> Loaded:
@@ -213,7 +214,7 @@ def torch_file(subject: Subject, folder: Path) -> Loaded:
             made = convert_fx(made)
         script = torch.jit.trace(made, subject.example, check_trace=False)
         script.save(str(path), _extra_files={"quantized_engine": "x86"})
-    return loading.load(path, runtime="torch")
+    return model_files.load(path, runtime="torch")
 
 
 TODAY = ("today", "eager")
@@ -247,7 +248,7 @@ def files(subject: Subject, folder: Path) -> tuple[dict[tuple[str, str], Loaded]
     """Return FP32, ours and the recommended file for each target that can run here, and what could not be made."""
     found: dict[tuple[str, str], Loaded] = {}
     missing: dict[tuple[str, str], str] = {}
-    for target, reason in specs.available().items():
+    for target, reason in registry.available().items():
         device, runtime = (at := Target.parse(target)).device, at.runtime
         if device != "cpu":
             continue
@@ -265,12 +266,12 @@ def files(subject: Subject, folder: Path) -> tuple[dict[tuple[str, str], Loaded]
                     method = subject.method if file == OURS else ""
                     scratch = place / "scratch"
                     scratch.mkdir()
-                    made = exports.make(
+                    made = model_files.build(
                         runtime,
-                        Making(place, scratch, subject.model, subject.example, method, (), subject.calibration),
+                        BuildRequest(place, scratch, subject.model, subject.example, method, (), subject.calibration),
                     )
                     path = place / made.file.path
-                    found[target, file] = loading.load(path, runtime=runtime, threads=torch.get_num_threads())
+                    found[target, file] = model_files.load(path, runtime=runtime, threads=torch.get_num_threads())
             except Exception as error:  # whatever stops one file must not stop the others
                 missing[target, file] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return found, missing
@@ -320,7 +321,7 @@ def cosine(loaded: Loaded, subject: Subject) -> float:
 def measure(subject: Subject, seconds: float) -> tuple[list[Row], dict[tuple[str, str], str]]:
     with tempfile.TemporaryDirectory() as folder:
         found, missing = files(subject, Path(folder))
-        calls = {key: loaded.prepare(subject.example) for key, loaded in found.items()}
+        calls = {key: loaded.bind(subject.example) for key, loaded in found.items()}
         times = take_turns({TODAY: benchmark.copies(subject.model, subject.example)(), **calls}, seconds)
         rows = []
         for (target, file), loaded in found.items():
@@ -334,7 +335,9 @@ def measure(subject: Subject, seconds: float) -> tuple[list[Row], dict[tuple[str
                     against_today=ratio(times[TODAY], own),
                     against_recommended=ratio(own, theirs) if file == OURS and theirs else None,
                     cosine=cosine(loaded, subject),
-                    size_bytes=sum(part.stat().st_size for part in artifacts.parts(loaded.path)),
+                    size_bytes=sum(
+                        part.stat().st_size for part in (loaded.path, loaded.path.with_suffix(".bin")) if part.is_file()
+                    ),
                 )
             )
     return rows, missing
@@ -376,7 +379,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="of one call (every core)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
-    threads = specs.use_threads(arguments.threads)
+    threads = registry.use_threads(arguments.threads)
     print(f"{machines.hardware(Target('cpu', 'torch'))}, {threads} threads")
     every: list[Row] = []
     lacking: dict[tuple[str, str], str] = {}

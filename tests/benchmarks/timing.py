@@ -37,7 +37,7 @@ from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.measure import benchmark, contention
 from shrinkkit.measure.timing import Protocol
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry
 
 SLOW_DOWNS = (0.0, 0.03, 0.10)
 STEPS = 100
@@ -137,7 +137,7 @@ MODELS = {"matrices": matrices, "vectors": vectors, "convolutions": convolutions
 
 def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: int) -> tuple[Comparison, Said, float]:
     """Return what shrinkkit's paired timing says, what it would if contention never withheld its verdict, and early."""
-    here = Conditions("cpu", machines.hardware(specs.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
+    here = Conditions("cpu", machines.hardware(registry.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
     found = benchmark.compare(
         lambda: model(kind, 0.0),
         lambda: model(kind, slow_down),

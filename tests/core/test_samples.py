@@ -83,7 +83,8 @@ def test_a_verdict_is_given_only_where_the_whole_interval_allows_it(speedup, noi
     assert (found.verdict != "same") or inside
 
 
-def test_whoever_stops_when_it_looks_right_gets_no_verdict():
+@pytest.mark.slow
+def test_stopping_when_the_result_looks_favourable_gives_no_verdict():
     # Forty peeks at models that are the same: a sceptic stops as soon as the interval says what he likes.
     lucky = []
     for seed in range(40):

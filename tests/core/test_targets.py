@@ -15,11 +15,11 @@ from shrinkkit.core import machines, store
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.target import TARGETS, Target
 from shrinkkit.errors import InvalidInput, Unsupported
-from shrinkkit.runtimes import specs
+from shrinkkit.runtimes import registry, spec
 
 
 def test_the_targets_are_those_that_recipes_know():
-    assert tuple(specs.available()) == TARGETS
+    assert tuple(registry.available()) == TARGETS
 
 
 def test_a_target_is_written_device_and_runtime():
@@ -28,34 +28,34 @@ def test_a_target_is_written_device_and_runtime():
 
 @pytest.mark.parametrize("name", ["cpu/torch", "cpu/onnxruntime"])
 def test_cpu_targets_can_run_wherever_shrinkkit_is_installed(name):
-    assert specs.available()[name] == ""
-    assert str(specs.resolve(name)) == name
+    assert registry.available()[name] == ""
+    assert str(registry.resolve(name)) == name
 
 
 def test_an_unknown_target_is_told_the_nearest_one():
     with pytest.raises(InvalidInput, match=r"got 'cpu/onnxrutime'\. Did you mean `cpu/onnxruntime`\?"):
-        specs.resolve("cpu/onnxrutime")
+        registry.resolve("cpu/onnxrutime")
 
 
 def test_a_known_target_that_cannot_run_here_says_why_and_what_helps():
-    if not (reason := specs.available()["cuda/torch"]):
+    if not (reason := registry.available()["cuda/torch"]):
         pytest.skip("this machine can run cuda/torch")
     assert "Use `cpu/torch`" in reason
     with pytest.raises(Unsupported) as caught:
-        specs.resolve("cuda/torch")
+        registry.resolve("cuda/torch")
     assert str(caught.value) == f"`target` names 'cuda/torch', but {reason}."
 
 
 def test_available_agrees_with_torch_about_cuda():
     import torch
 
-    assert (specs.available()["cuda/torch"] == "") == torch.cuda.is_available()
+    assert (registry.available()["cuda/torch"] == "") == torch.cuda.is_available()
 
 
 def test_listing_targets_imports_neither_torch_nor_a_runtime():
     code = (
         "import sys; from shrinkkit.core import machines; from shrinkkit.runtimes import specs;"
-        "specs.available(); machines.environment(1);"
+        "registry.available(); machines.environment(1, packages=());"
         "sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -66,7 +66,7 @@ def test_the_hardware_has_a_name():
 
 
 def test_the_environment_survives_the_way_to_a_file_and_back(tmp_path):
-    environment = machines.environment(2)
+    environment = machines.environment(2, packages=registry.packages())
     store.write(tmp_path / "environment.json", environment)
     assert store.read(tmp_path / "environment.json", Environment) == environment
     assert (environment.threads, environment.cores) == (2, machines.cores())
@@ -78,7 +78,7 @@ def test_the_environment_keeps_thread_settings_but_no_names_and_no_paths(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("KMP_TOOL", "/home/someone/tool.so")
     monkeypatch.setenv("SECRET", "secret")
-    environment = machines.environment(1)
+    environment = machines.environment(1, packages=())
     assert environment.variables["OMP_NUM_THREADS"] == "2"
     assert environment.variables["KMP_TOOL"] == "(a path)"
     text = json.dumps(dataclasses.asdict(environment))
@@ -93,7 +93,7 @@ def test_only_flags_that_matter_to_arithmetic_are_kept():
 
 def test_an_environment_with_no_thread_is_invalid():
     with pytest.raises(InvalidInput, match="`threads` must be >= 1, got 0"):
-        machines.environment(0)
+        machines.environment(0, packages=())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is a matter of Linux")
@@ -149,36 +149,38 @@ def test_use_threads_sets_torch_s_threads_and_returns_them():
 
     before = torch.get_num_threads()
     try:
-        assert specs.use_threads(1) == 1 == torch.get_num_threads()
-        assert specs.use_threads(0) == machines.cores() == torch.get_num_threads()
+        assert registry.use_threads(1) == 1 == torch.get_num_threads()
+        assert registry.use_threads(0) == machines.cores() == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 
 
 def test_use_threads_refuses_less_than_none():
     with pytest.raises(InvalidInput, match=r"must be >= 0 .*, got -1"):
-        specs.use_threads(-1)
+        registry.use_threads(-1)
 
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
     found = find_spec
-    monkeypatch.setattr(specs, "find_spec", lambda name: None if name == "nncf" else found(name))
-    assert specs.available()["cpu/openvino"] == ("nncf is not installed. Install it: pip install 'shrinkkit[openvino]'")
+    monkeypatch.setattr(spec, "find_spec", lambda name: None if name == "nncf" else found(name))
+    assert registry.available()["cpu/openvino"] == (
+        "nncf is not installed. Install it: pip install 'shrinkkit[openvino]'"
+    )
     with pytest.raises(Unsupported, match=r"`target` names 'cpu/openvino', but nncf is not installed"):
-        specs.resolve("cpu/openvino")
+        registry.resolve("cpu/openvino")
 
 
 def test_inductor_needs_a_compiler_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "no g++ or clang++" in specs.available()["cpu/inductor"]
+    assert "no g++ or clang++" in registry.available()["cpu/inductor"]
     compiler = tmp_path / "clang++"
     compiler.touch(mode=0o755)
-    assert specs.available()["cpu/inductor"] == ""
+    assert registry.available()["cpu/inductor"] == ""
 
 
 def test_an_onnxruntime_without_cuda_says_which_package_has_it():
     import onnxruntime
 
-    reason = specs.available()["cuda/onnxruntime"]
+    reason = registry.available()["cuda/onnxruntime"]
     assert ("onnxruntime-gpu" in reason) == ("CUDAExecutionProvider" not in onnxruntime.get_available_providers())

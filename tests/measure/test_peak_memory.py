@@ -8,7 +8,8 @@ from torch import nn
 
 from shrinkkit.core.measurement import Memory
 from shrinkkit.measure import peak_memory
-from shrinkkit.runtimes import artifacts
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.torch import build as torch_build
 
 MB = 2**20
 
@@ -34,7 +35,7 @@ def paths(tmp_path_factory):
     found = {}
     for name, sizes in {"small": (1, 1), "held": (96, 1), "used": (1, 128), "both": (96, 128)}.items():
         folder = tmp_path_factory.mktemp(name)
-        found[name], _, _ = artifacts.write_torch(Holding(*sizes).eval(), INPUTS, folder)
+        found[name], _, _ = torch_build.write(Holding(*sizes).eval(), INPUTS, folder)
     broken = tmp_path_factory.mktemp("broken") / "model.pt2"
     broken.write_bytes(b"not a model")
     return found | {"broken": broken}
@@ -70,7 +71,7 @@ def test_a_file_that_cannot_be_loaded_says_why_and_keeps_nothing_from_the_others
 
 
 def test_files_of_onnx_runtime_are_counted_too(tmp_path):
-    artifacts.write_onnx(Holding(64, 1).eval(), INPUTS, tmp_path / "held.onnx")
+    onnx_export.write(Holding(64, 1).eval(), INPUTS, tmp_path / "held.onnx")
     found = peak_memory.measure({"held": tmp_path / "held.onnx"}, runtime="onnxruntime", inputs=INPUTS, threads=2)
     assert found["held"].peak_bytes > 60 * MB
 
@@ -83,7 +84,7 @@ def test_a_process_that_ends_early_is_a_reason(paths, monkeypatch):
 
 
 def test_a_model_that_needs_more_than_there_is_says_so(tmp_path):
-    path, _, _ = artifacts.write_torch(Holding(1, 10**9).eval(), INPUTS, tmp_path)
+    path, _, _ = torch_build.write(Holding(1, 10**9).eval(), INPUTS, tmp_path)
     found = peak_memory.measure({"huge": path}, runtime="torch", inputs=INPUTS, threads=1)
     assert "memory" in found["huge"]
 

@@ -11,7 +11,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.session import Settings
-from shrinkkit.runtimes import emulation, specs
+from shrinkkit.runtimes import files, registry
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
 
@@ -196,7 +196,7 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
 
 def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_outputs(run, task, monkeypatch):
     check = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
-    monkeypatch.setattr(emulation, "check", lambda *_, **__: check)
+    monkeypatch.setattr(files, "check_integers", lambda *_, **__: check)
     said = session._saturation(run / "variants/int8/model.onnx", ONNX, task.example, 1)
     assert said == " Integer kernels saturate on this processor in conv1."
 
@@ -250,7 +250,7 @@ def test_conditions_tell_inputs_threads_and_batch(task):
 
 @pytest.mark.gpu
 def test_the_gpu_runs_the_files_that_the_cpu_wrote(run, task):
-    gpu = specs.resolve("cuda/torch")
+    gpu = registry.resolve("cuda/torch")
     loaded = session.load(run, ["half"], Settings(gpu, task, threads=1))
     assert all(t.error == "" for t in loaded.values())
     found, errors = session.evaluate(loaded, task)

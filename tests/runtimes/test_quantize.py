@@ -4,12 +4,14 @@ import weakref
 
 import pytest
 import torch
+from builds import request
 from torch import nn
 
 from shrinkkit.errors import InvalidInput, Unsupported
-from shrinkkit.runtimes import audit
+from shrinkkit.runtimes.base import HALF_DTYPES
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER, HALF
+from shrinkkit.runtimes.torch.quantize import _CLEARLY_SLOWER
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
 IMAGES = (torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -117,7 +119,7 @@ def test_static_int8_of_control_flow_that_depends_on_data_is_refused_with_the_ca
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_takes_and_returns_float32_and_stores_16_bits(dtype):
     made = quantize.half(CONVOLUTIONAL, IMAGES, dtype=dtype)
-    assert {p.dtype for p in made.parameters()} == {HALF[dtype]}
+    assert {p.dtype for p in made.parameters()} == {HALF_DTYPES[dtype]}
     with torch.inference_mode():
         assert made(*IMAGES).dtype == torch.float32
     assert {p.dtype for p in CONVOLUTIONAL.parameters()} == {torch.float32}
@@ -137,13 +139,13 @@ def test_attention_of_torch_is_quantized_without_breaking_it():
     assert "layers.0.self_attn.out_proj" not in quantized_layers(made)
 
 
-def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong():
+def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
     made = quantize.static_int8(model, IMAGES, [IMAGES])
     assert quantized_layers(made) == {"0"}
     with torch.inference_mode():
         assert torch.allclose(made(*IMAGES), model(*IMAGES), atol=0.02)
-    why = audit.torch_int8(model, made, method="static-int8", skipped=frozenset())["2"].why
+    why = torch_build.int8_layers(request(tmp_path, model, IMAGES, "static-int8"), made)["2"].why
     assert "compute wrong numbers" in why
 
 

@@ -289,6 +289,7 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path):
     assert sys.path == path
 
 
+@pytest.mark.slow
 def test_the_module_prints_layers_and_source_as_json(tmp_path):
     command = [sys.executable, "-m", "shrinkkit.tasks.loader", write_tiny(tmp_path)]
     first, again = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))

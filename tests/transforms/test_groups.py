@@ -11,7 +11,8 @@ from torch import nn
 from shrinkkit.core.stages import CHANNEL_CRITERIA, PruneChannels
 from shrinkkit.core.variant import History
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes import artifacts
+from shrinkkit.runtimes.onnx import export as onnx_export
+from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.tasks import loader
 from shrinkkit.transforms import checkpoint, finetune, groups, prune, surgery
 from shrinkkit.transforms.groups import Edit, Group, Pruner
@@ -282,8 +283,8 @@ def test_a_pruned_recurrent_model_is_rebuilt_exactly(task, tuned, tmp_path):
 
 def test_a_pruned_recurrent_model_is_exported(task, tuned, tmp_path):
     (x,) = (corners(4, 9).tensors[0],)
-    path, kind, _ = artifacts.write_torch(tuned, task.example, tmp_path)
-    artifacts.write_onnx(tuned, task.example, tmp_path / "model.onnx")
+    path, kind, _ = torch_build.write(tuned, task.example, tmp_path)
+    onnx_export.write(tuned, task.example, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert kind == "torchscript"

@@ -15,8 +15,8 @@ from shrinkkit.core.stages import stage
 from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
-from shrinkkit.runtimes import exports
-from shrinkkit.runtimes.exports import Making
+from shrinkkit.runtimes import files
+from shrinkkit.runtimes.base import BuildRequest
 from shrinkkit.tasks import copies, modules
 from shrinkkit.transforms import checkpoint, prune, variants
 from shrinkkit.transforms.transform import apply_stage
@@ -167,7 +167,7 @@ def measure_peaks(folder):
             RESET.write_text("5")
             before = peak_memory._status("VmRSS")
             example = (torch.zeros(2, width),)
-            made = exports.make(runtime, Making(place, place / "scratch", model, example, method))
+            made = files.build(runtime, BuildRequest(place, place / "scratch", model, example, method))
             peak = peak_memory._status("VmHWM") - before
         print(json.dumps([runtime, method, peak, made.file.size_bytes]), flush=True)
 

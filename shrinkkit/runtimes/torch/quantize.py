@@ -1,4 +1,4 @@
-"""Quantized copies of a model for torch. For quantized ONNX graphs see `onnxint8`.
+"""Quantized copies of a model for torch. For quantized ONNX graphs see `onnxruntime.build`.
 
 Nothing falls back: what a method cannot do for a model is an `Unsupported` error that says what is possible.
 """
@@ -15,12 +15,11 @@ from torch import nn
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
+from shrinkkit.runtimes.base import HALF_DTYPES
+from shrinkkit.runtimes.layers import RECURRENT, TRANSPOSED
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example, matching
 
-RECURRENT = (nn.LSTM, nn.GRU)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _TOGETHER_BYTES = 100_000_000
 """Weights of a model whose int8 copies for all engines may be in memory at once, so that their calls interleave."""
 _PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -179,9 +178,9 @@ def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
     Raises:
         Unsupported: `dtype` is another one, or the device has no kernel for one of the model's operators.
     """
-    if dtype not in HALF:
+    if dtype not in HALF_DTYPES:
         raise Unsupported(f"`dtype` must be 'float16' or 'bfloat16', got {dtype!r}. For 8 bits see `dynamic_int8`.")
-    result = HalfPrecision(copies.shallow_copy(model, dtype=HALF[dtype]), HALF[dtype])
+    result = HalfPrecision(copies.shallow_copy(model, dtype=HALF_DTYPES[dtype]), HALF_DTYPES[dtype])
     copies.unshare(result, model)
     try:
         with torch.inference_mode():

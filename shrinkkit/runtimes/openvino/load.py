@@ -1,0 +1,70 @@
+"""OpenVINO and ONNX files, scanned and compiled by OpenVINO.
+
+Source: OpenVINO, "OpenVINO IR format".
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+from shrinkkit.errors import ModelFileError, brief
+from shrinkkit.runtimes.base import REMEDY, Loaded, covers, refuse_content, structured
+from shrinkkit.runtimes.onnx import scan as onnx_scan
+from shrinkkit.runtimes.openvino.spec import OpenVino
+from shrinkkit.tasks.modules import Example
+
+
+def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
+    """Return a file compiled with the settings that it states."""
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", OpenVino().settings(path, threads=threads))
+    except RuntimeError as error:
+        raise ModelFileError(f"{path.name} cannot be loaded by OpenVINO: {brief(error)}. {REMEDY}") from error
+
+    def bind(inputs: Example) -> Callable[[], Any]:
+        request, feed = compiled.create_infer_request(), [x.contiguous().numpy() for x in inputs]
+        return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
+
+    def to_cpu(output: Any) -> Any:
+        # Memory of the request, which its next call overwrites.
+        return structured([array.copy() for array in output.values()], like)
+
+    return Loaded(
+        path,
+        "openvino",
+        "cpu",
+        bind,
+        to_cpu,
+        lambda: load(path, device=device, threads=threads, like=like),
+        "openvino",
+        compiled,
+        tuple(i.get_any_name() for i in compiled.inputs),
+        tuple(o.get_any_name() for o in compiled.outputs),
+    )
+
+
+def scan(path: Path) -> None:
+    """Check an `.xml` file and its `.bin`, or an ONNX file; see `base.Backend`."""
+    if path.suffix != ".xml":
+        onnx_scan.scan(path)
+        return
+    text = path.read_text(encoding="utf-8")
+    if "<!" in text:
+        refuse_content("a document type, which can define entities")
+    root = ET.fromstring(text)
+    layers = list(root.iter("layer"))
+    if root.tag != "net" or not layers:
+        raise ValueError("there are no layers in it")
+    covers(path.with_suffix(".bin"), 0, 0)
+    for layer in layers:
+        if not re.fullmatch(r"opset\d+", layer.get("version", "")):
+            refuse_content("a layer that needs a library of its own, of", layer.get("version"))
+    for data in root.iter("data"):
+        if {"offset", "size"} <= data.attrib.keys():
+            covers(path.with_suffix(".bin"), int(data.attrib["offset"]), int(data.attrib["size"]))
