@@ -98,7 +98,7 @@ class TestNotebook:
         code = [c for c in cells if c["cell_type"] == "code"]
         assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
         assert len({c["id"] for c in cells}) == len(cells)
-        # An id is a word: a random one would change whenever a notebook is written anew.
+        # An id is a word: a random one would change whenever a notebook is rewritten.
         assert [c["id"] for c in cells if not re.fullmatch(r"[a-z]+(-[a-z]+)*", c["id"])] == []
 
     def test_reads_like_an_article(self, cells):

@@ -1,4 +1,4 @@
-"""Models that nobody prepared this package for, from task to record: every variant is made, or says why not."""
+"""A model unlike the bundled ones, from task to record: every variant is built, or unsupported with a reason."""
 
 import pytest
 import torch
