@@ -131,7 +131,7 @@ class _Here:
         # Also where nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(blank, state=DAMAGED, why=why)
-        if why := registry.refusal(_method(self.variant), target) or registry.available()[str(target)]:
+        if why := registry.refusal(self.variant.precision, target) or registry.available()[str(target)]:
             return replace(blank, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
@@ -268,10 +268,6 @@ def _damage(folder: Path, file: ModelFile) -> str:
     return f"{problem} {_AGAIN}" if problem else ""
 
 
-def _method(variant: Variant) -> str:
-    return str((variant.recipe.get("quantize") or {}).get("method", ""))
-
-
 def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
     """Return the stored inputs and outputs.
 
@@ -296,7 +292,7 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
 
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
     """Return the layers whose integer kernels saturate here; none where that cannot be told."""
-    if not _method(variant).endswith("int8") or target.device != "cpu":
+    if not variant.precision.endswith("int8") or target.device != "cpu":
         return ()
     try:
         found = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
