@@ -47,7 +47,7 @@ _PUBLIC = {
     "compare": "measure.in_memory:compare",
     "run": "pipeline.run:run",
     "load_results": "results.results:load",
-    "verify": "measure.verify:check",
+    "verify": "measure.verification:verify",
     **{name: f"errors:{name}" for name in _ERRORS},
 }
 

@@ -14,7 +14,7 @@ from shrinkkit.errors import (
     Unsupported,
 )
 from shrinkkit.measure.in_memory import compare, score
-from shrinkkit.measure.verify import check as verify
+from shrinkkit.measure.verification import verify
 from shrinkkit.pipeline.run import run
 from shrinkkit.results.results import load as load_results
 from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8

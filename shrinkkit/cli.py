@@ -1,7 +1,7 @@
 """The command line: `run`, `list`, `new`, `report`, `index`, `verify`, `notebooks`. Starts without importing torch."""
 
+import dataclasses
 import json
-import math
 import os
 import shlex
 import shutil
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shrinkkit import __version__
-from shrinkkit.core import processes
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 
 if TYPE_CHECKING:
@@ -338,14 +337,10 @@ def _list(
 
 
 def _summary(recipe: "Recipe") -> str:
-    """Return a recipe on one line."""
-    parts = []
-    if recipe.prune:
-        effect = "of the channels removed" if recipe.prune.method == "channels" else "of the weights set to zero"
-        parts.append(f"{recipe.prune.ratio:.0%} {effect}, {recipe.prune.epochs} epochs of fine-tuning")
-    if recipe.quantize:
-        parts.append(recipe.quantize.method)
-    return ", then ".join(parts)
+    """Return a recipe on one line: its stages, with how much each removes, and its precision."""
+    ratios = {stage.name: getattr(stage.settings, "ratio", None) for stage in recipe.stages}
+    steps = [f"{name} {ratio:.0%}" if ratio else name for name, ratio in ratios.items()]
+    return ", ".join([*steps, recipe.precision.name])
 
 
 @app.command("new")
@@ -412,35 +407,14 @@ def _verify(
     The folder may have been copied alone, without the task. A file that takes longer than --timeout to run, or to be
     timed, is stopped and fails, and so does one that crashes.
     """
-    from shrinkkit.core import machines
+    from shrinkkit.measure import verification
 
-    machines.check_threads(threads)
-    if not 0 < timeout < math.inf:
-        raise InvalidInput(f"`--timeout` must be a number of seconds > 0, got {timeout}. Leave it out for 120.")
-    # In a new process: a file may hang or crash it, and OpenMP reads its settings when torch is loaded.
-    count = str(threads or machines.cores())
-    arguments = [os.path.abspath(folder), "--threads", count, *(f"--target={name}" for name in target or ())]
-    variables = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    failed: dict[str, str] = {}
-    current = ""
+    def on_start(_done: float, _total: float, name: str) -> None:
+        print(f"{name} ...", file=sys.stderr, flush=True)
 
-    def on_line(line: str) -> bool:
-        nonlocal current
-        print(line, file=sys.stderr, flush=True)
-        current = line.removesuffix(" ...") if line.endswith(" ...") else current
-        return line.endswith(" ...")
-
-    # In an empty folder as well: libraries read settings from the working directory, which may be the variant's.
-    with processes.short_folder() as empty:
-        while True:
-            known = [part for item in failed.items() for part in ("--failed", *item)]
-            call = processes.command("shrinkkit.measure.verify", *arguments, *known, *["--json"] * as_json)
-            ended = processes.run(call, limit_s=timeout, cwd=empty, variables=variables, on_line=on_line)
-            if ended.status in (0, 1, 2) or not current or current in failed:
-                print(ended.output, end="")
-                raise typer.Exit(1 if ended.status not in (0, 1, 2) else ended.status)
-            late = f"took longer than {timeout:g} s and was stopped; `--timeout` allows more"
-            failed[current] = late if ended.status is None else f"ended its process with status {ended.status}"
+    checked = verification.verify(folder, targets=target or (), threads=threads, timeout_s=timeout, progress=on_start)
+    print(json.dumps(dataclasses.asdict(checked), indent=1) if as_json else verification.text(checked))
+    raise typer.Exit(0 if checked.verified else 1)
 
 
 @app.command("notebooks")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
+NAMES = ["1-baseline", "2-prune", "2-train", "2-transform", "3-quantize", "4-benchmark", "5-report", "start"]
 
 
 def test_imports_obey_the_contracts_in_pyproject():
@@ -98,7 +98,7 @@ class TestNotebook:
         code = [c for c in cells if c["cell_type"] == "code"]
         assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
         assert len({c["id"] for c in cells}) == len(cells)
-        # An id is a word: a random one would change whenever a notebook is written anew.
+        # An id is a word: a random one would change whenever a notebook is rewritten.
         assert [c["id"] for c in cells if not re.fullmatch(r"[a-z]+(-[a-z]+)*", c["id"])] == []
 
     def test_reads_like_an_article(self, cells):

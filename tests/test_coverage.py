@@ -52,7 +52,7 @@ def model(kind, recipe):
 
 def said(error):
     """Return the first sentence of an error, without what another machine or version would say otherwise."""
-    text = re.split(r"(?<=[.:;]) (?=[A-Z`'])|\. |: cut|; (?=`)", str(error).splitlines()[0])[0]
+    text = re.split(r"(?<=[.:;]) (?!OpenVINO |ONNX )(?=[A-Z`'])|\. |: cut|; (?=`)", str(error).splitlines()[0])[0]
     return re.sub(r"0x[0-9a-f]+", "...", text).rstrip(".:; ")
 
 
@@ -71,7 +71,7 @@ def outcome(kind, recipe, runtime, folder):
         return said(error)
     finally:
         torch.set_num_threads(before)
-    ran = {p.runs_as for p in file.precision.values()}
+    ran = {p.runs_as for p in file.layers.values()}
     assert not method or ran & {"int8", method}, "a file in fewer bits must name a layer that runs so"
     return WORKS
 

@@ -1,4 +1,4 @@
-"""The errors that shrinkkit raises on purpose."""
+"""The errors that shrinkkit raises deliberately, and how notebooks show them."""
 
 import inspect
 
@@ -23,7 +23,7 @@ def test_the_public_errors_are_these():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whoever_catches_shrinkkit_error_catches_each_of_them(kind):
+def test_shrinkkit_error_is_the_base_of_all_errors(kind):
     with pytest.raises(ShrinkkitError, match="why"):
         raise kind("why")
 

@@ -1,10 +1,9 @@
-"""Signs that something else used the cores while they measured: other processes, a hypervisor, forced switches."""
+"""Signs of contention during a timing: other processes, a hypervisor, involuntary context switches."""
 
-import os
-import resource
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from shrinkkit.core.measurement import Disturbance
 
@@ -17,15 +16,15 @@ SWITCHES_PER_S = 200.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Counters of this process and of its cores at one moment; those of the cores are None where they are hidden."""
+    """Counters of this process and of its cores at one moment; None where the system hides them."""
 
     wall_s: float
     own_s: float
     """Processor time of this process."""
     cores: int
-    """Cores that its threads may be put on."""
+    """Cores that its threads may run on."""
     busy_s: float | None
-    """Time that these were busy, whoever used them."""
+    """Busy time of these cores, by any process."""
     steal_s: float | None
     """Time that a hypervisor gave to other machines."""
     forced_switches: int
@@ -33,23 +32,24 @@ class Snapshot:
 
 
 def snapshot() -> Snapshot:
-    """Return the counters as they are now."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    cores = _cores()
+    """Return the counters now."""
+    process = psutil.Process()
+    own = process.cpu_times()
+    cores = set(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else set(range(psutil.cpu_count() or 1))
     busy, steal = _busy(cores)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Snapshot(time.perf_counter(), own.ru_utime + own.ru_stime, len(cores), busy, steal, own.ru_nivcsw, load)
+    load = psutil.getloadavg()[0] if hasattr(psutil, "getloadavg") else None
+    return Snapshot(time.perf_counter(), own.user + own.system, len(cores), busy, steal, _forced_switches(), load)
 
 
 def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> Disturbance:
-    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld for it.
+    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld.
 
-    They must be where threads had to wait for a core: those that spin for each other then burn whole time slices.
+    They must if threads had to wait for a core: threads that spin for each other then lose whole time slices.
 
     Args:
         before: At the start.
         after: At the end.
-        threads: Threads that the measured models use.
+        threads: Of the measured models.
         cores: Cores' worth of time that this process may use, at most `before.cores`.
     """
     wall = max(after.wall_s - before.wall_s, 1e-9)
@@ -76,23 +76,24 @@ def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) 
     return Disturbance(own, others, stolen, rate, after.load_average, tuple(signs), withheld)
 
 
-def _cores() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def _busy(cores: frozenset[int]) -> tuple[float | None, float | None]:
-    """Return the seconds that `cores` were busy, and that a hypervisor took, since the start of the machine."""
+def _busy(cores: set[int]) -> tuple[float | None, float | None]:
+    """Return the busy seconds of `cores` and those that a hypervisor took, since the start of the machine."""
     try:
-        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+        rows = psutil.cpu_times(percpu=True)
     except OSError:
+        rows = []
+    # Only the cores that this process may use: on a large machine, or under taskset, the others do not disturb it.
+    times = [row for number, row in enumerate(rows) if number in cores]
+    if not times or not hasattr(times[0], "steal"):
         return None, None
-    rows = [line.split() for line in lines if line.startswith("cpu")]
-    # Only the cores that this process may use: on a large machine, or under taskset, the others are nobody's trouble.
-    mine = [[int(x) for x in row[1:9]] for row in rows if row[0][3:].isdigit() and int(row[0][3:]) in cores]
-    if not mine:
-        return None, None
-    tick = os.sysconf("SC_CLK_TCK")
-    busy = sum(sum(row) - row[3] - row[4] - row[7] for row in mine)
-    return busy / tick, sum(row[7] for row in mine) / tick
+    busy = sum(row.user + row.nice + row.system + row.irq + row.softirq for row in times)
+    return busy, sum(row.steal for row in times)
+
+
+def _forced_switches() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    # psutil counts those of the main thread only.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

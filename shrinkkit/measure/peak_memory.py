@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -62,8 +61,8 @@ def measure(
         return dict.fromkeys(paths, "it is counted by Linux's /proc, which this system does not have")
     if not paths:
         return {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    # A folder that the next run removes if this process is killed.
+    with processes.short_folder() as folder:
         # Copies, because inputs that share memory cannot be stored.
         save_file({str(i): x.cpu().contiguous().clone() for i, x in enumerate(inputs)}, folder / "inputs.safetensors")
         files = {name: str(path.resolve()) for name, path in paths.items()}
@@ -71,7 +70,7 @@ def measure(
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         # Large blocks must go back to the system when they are freed, or the next one is not seen.
         variables = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
-        command = processes.command("shrinkkit.measure.peak_memory", name)
+        command = processes.command("shrinkkit.measure.peak_memory", str(folder))
         ended = processes.run(command, limit_s=math.inf, variables=variables)
         if not (folder / "answer.json").is_file():
             cause = (ended.errors.strip().splitlines() or [f"status {ended.status}"])[-1]

@@ -24,9 +24,9 @@ from shrinkkit.core.target import Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
-from shrinkkit.measure import benchmark, findings
-from shrinkkit.measure.findings import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
+from shrinkkit.measure import benchmark, verification
 from shrinkkit.measure.timing import Protocol
+from shrinkkit.measure.verification import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Card
@@ -98,7 +98,7 @@ def check(
             found.append(here.finding(Target.parse(name)))
         return Verification(
             variant=variant.name,
-            verified=findings.verified(tuple(found), tuple(problems)),
+            verified=verification.is_verified(found, problems),
             threads=used,
             environment=machines.environment(used, packages=registry.packages()),
             findings=tuple(found),
@@ -131,7 +131,7 @@ class _Here:
         # Also where nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(blank, state=DAMAGED, why=why)
-        if why := registry.refusal(_method(self.variant), target) or registry.available()[str(target)]:
+        if why := registry.refusal(self.variant.precision, target) or registry.available()[str(target)]:
             return replace(blank, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
@@ -169,7 +169,9 @@ class _Here:
         reported = [one for one in measured if one.target == str(target)]
         notes += ["The report has no figures of this target."] if self.card and not reported else []
         machine = machines.this_machine(target)
-        notes += [findings.beside_the_report(one, found, machine=machine, threads=self.threads) for one in reported]
+        notes += [
+            verification.compare_with_report(one, found, machine=machine, threads=self.threads) for one in reported
+        ]
         return replace(found, notes=tuple(notes))
 
     def _baseline(self, inputs: Example, target: Target, notes: list[str]) -> Loaded | None:
@@ -266,10 +268,6 @@ def _damage(folder: Path, file: ModelFile) -> str:
     return f"{problem} {_AGAIN}" if problem else ""
 
 
-def _method(variant: Variant) -> str:
-    return str((variant.recipe.get("quantize") or {}).get("method", ""))
-
-
 def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
     """Return the stored inputs and outputs.
 
@@ -294,7 +292,7 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
 
 def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
     """Return the layers whose integer kernels saturate here; none where that cannot be told."""
-    if not _method(variant).endswith("int8") or target.device != "cpu":
+    if not variant.precision.endswith("int8") or target.device != "cpu":
         return ()
     try:
         found = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
@@ -304,30 +302,28 @@ def _saturated(path: Path, variant: Variant, target: Target, inputs: Example, th
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify the variant that the command line `argv` names, print what was found, and return the exit status.
+    """Print the verification of a folder as JSON and return 0, or an error about the arguments and return 2.
 
-    It is 0 if all that can run here is as it must be, 1 if something differs or is damaged or nothing can run, 2 if
-    there is no such variant.
+    `verification.verify` runs it. A line on standard error names each target whose file is about to run.
     """
-    parser = argparse.ArgumentParser(prog="python -m shrinkkit.verify")
+    parser = argparse.ArgumentParser(prog="python -m shrinkkit.measure.verify")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--failed", action="append", nargs=2, default=[])
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
 
-    def say(_done: float, _total: float, target: str) -> None:
-        print(f"{target} ...", file=sys.stderr, flush=True)
+    def starting(_done: float, _total: float, target: str) -> None:
+        print(f"{target}{verification.STARTED}", file=sys.stderr, flush=True)
 
+    only, failed = arguments.target, dict(arguments.failed)
     try:
-        found = check(asked.folder, only=asked.target, threads=asked.threads, failed=dict(asked.failed), progress=say)
+        checked = check(arguments.folder, only=only, threads=arguments.threads, failed=failed, progress=starting)
     except InvalidInput as error:
-        print(f"shrinkkit: {error}", file=sys.stderr)
+        print(error)
         return 2
-    text = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) if asked.json else findings.text(found)
-    print(text)
-    return 0 if found.verified else 1
+    print(json.dumps(dataclasses.asdict(checked), allow_nan=False))
+    return 0
 
 
 if __name__ == "__main__":

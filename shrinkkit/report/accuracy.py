@@ -34,9 +34,9 @@ def accuracies(by_variant: Mapping[str, Accuracy], errors: Mapping[str, str]) ->
     return _scores("Accuracy on the test split", "variant", by_variant, errors)
 
 
-def fidelity(by_runtime: Mapping[str, Accuracy]) -> Table:
-    """Return how each runtime's file scores, paired with the task's own model."""
-    return _scores("Each file vs. the task's model", "runtime", by_runtime, {})
+def fidelity(accuracies: Mapping[str, Accuracy], *, of: str = "runtime") -> Table:
+    """Return the accuracies of models by name, paired with the original model; `of` is the title of the names."""
+    return _scores("Accuracy vs. the original model", of, accuracies, {})
 
 
 def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:

@@ -306,14 +306,21 @@ def layer_report(variant: Variant) -> Table:
     return audit_table(variant.audit, of=variant.name, sparsity=variant.sparsity)
 
 
-def shrunk(*, parameters: Sequence[int], macs: Sequence[int]) -> Table:
-    """Return parameters and MACs of one example before and after compression, each a pair."""
-    rows = tuple(
-        (Cell(name), Cell(formats.count(before)), Cell(formats.count(after)), Cell(formats.times(before / after)))
-        for name, (before, after) in (("parameters", parameters), ("MACs per example", macs))
+def shrunk(*, parameters: Sequence[int], macs: Sequence[int], sparsity: Sequence[float] = (0, 0)) -> Table:
+    """Return the size of a float32 model before and after compression, each argument a pair; MACs are per example."""
+    pairs = (
+        ("parameters", parameters, formats.count),
+        ("size in float32", [4 * count for count in parameters], formats.size),
+        ("MACs per example", macs, formats.count),
     )
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(name), Cell(text(before)), Cell(text(after)), Cell(formats.times(before / after) if after else ""))
+        for name, (before, after), text in pairs
+    ]
+    if any(sparsity):
+        rows.append((Cell("sparsity"), *(Cell(formats.percent(fraction)) for fraction in sparsity), Cell("")))
     columns = (Column(""), Column("before", True), Column("after", True), Column("reduction", True))
-    return Table("Model size", columns, rows)
+    return Table("Model size", columns, tuple(rows))
 
 
 def trade(latency: Comparison, accuracy: Accuracy) -> Statement:

@@ -40,11 +40,7 @@ export default {
 
 
 def lost(accuracies: Mapping[str, Accuracy]) -> None:
-    """Show the examples that each variant predicts worse than the baseline, one at a time, behind two controls.
-
-    Args:
-        accuracies: On one target, by variant.
-    """
+    """Show the examples that each variant predicts worse than the baseline, one at a time, behind two controls."""
     from ipywidgets import BoundedIntText, Dropdown
 
     examples = {
@@ -81,11 +77,7 @@ def front(results: Results) -> None:
 
 
 def save(results: Results, row: Row, folder: Path) -> Command:
-    """Write the recipe of a row's variant to `folder` as `<variant>.yaml` and return the command that runs it.
-
-    Raises:
-        InvalidInput: The row is the baseline, or there is such a file already.
-    """
+    """Write the recipe of a row's variant to `folder` as `<variant>.yaml` and return the command that runs it."""
     path = folder / f"{row.variant}.yaml"
     if row.variant == BASELINE:
         raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")

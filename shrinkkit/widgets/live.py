@@ -48,11 +48,7 @@ class Live:
 def explore(draw: Callable[..., Shown], **controls: Any) -> Live:
     """Show controls and below them what `draw` returns for their values, updated at each change; return the output.
 
-    An error in `draw` is shown in place of the result.
-
-    Args:
-        draw: Called with the value of each control by name.
-        controls: ipywidgets with a `value`, by the parameter of `draw` that they set.
+    Each of the controls, which are ipywidgets, sets the parameter of its name. Errors are shown in place of the result.
     """
     from ipywidgets import VBox
 

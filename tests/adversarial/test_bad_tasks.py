@@ -1,4 +1,4 @@
-"""Tasks that would make every later number meaningless, or a step fail: each is refused by the rule that it breaks."""
+"""Tasks that would make results meaningless or a step fail: each is rejected with the rule that it breaks."""
 
 import dataclasses
 
@@ -122,7 +122,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize(("score", "says"), SCORES.values(), ids=SCORES)
-def test_a_score_that_judges_nothing_is_refused(score, says):
+def test_a_score_without_information_is_rejected(score, says):
     assert says in refusal(score=score)
 
 
@@ -396,24 +396,24 @@ DATA = {
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
-def test_what_is_no_dataset_is_told_by_its_name(data):
+def test_an_invalid_dataset_is_named(data):
     assert "validation" in refusal(validation=data)
 
 
 @pytest.mark.parametrize("field", ["score", "loss"])
 @pytest.mark.parametrize("value", [None, 0.5, "accuracy", torch.ones(2), [right]], ids=lambda v: type(v).__name__)
-def test_what_is_no_function_is_told(field, value):
+def test_an_invalid_function_is_named(field, value):
     assert refusal(**{field: value}).startswith(f"`{field}` must be a function")
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\nb", "x" * 300, "a\0b", None, 5, "a ", "\u202eabc"], ids=repr)
 @pytest.mark.parametrize("field", ["name", "metric"])
-def test_a_name_that_no_table_can_hold_is_told(field, text):
+def test_an_unprintable_name_is_rejected(field, text):
     assert refusal(**{field: text}).startswith(f"`{field}` must be a text")
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ("a", 1), ("a", ""), "ab", None, ("a\n", "b"), {"a"}], ids=repr)
-def test_class_names_that_are_none_are_told(names):
+def test_invalid_class_names_are_rejected(names):
     assert refusal(class_names=names).startswith("`class_names` must be")
 
 
@@ -443,7 +443,7 @@ MODELS["NaN"].weight.fill_(float("nan"))
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_what_is_no_model_is_told_and_left_as_it_is(model):
+def test_an_invalid_model_is_rejected_and_left_unchanged(model):
     assert refusal(model=model)
     if model is MODELS["lazy"]:
         assert nn.parameter.is_lazy(model[0].weight)
@@ -504,7 +504,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_what_is_no_example_is_told(example):
+def test_an_invalid_example_is_rejected(example):
     assert refusal(example=example)
 
 
@@ -517,7 +517,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_a_loss_that_nothing_learns_from_is_told(loss):
+def test_a_loss_without_gradient_is_rejected(loss):
     assert refusal(loss=loss).startswith("`loss` must")
 
 
@@ -556,7 +556,7 @@ FILES = {
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_that_is_no_task_is_told_in_a_sentence(tmp_path, text):
+def test_a_file_without_a_task_is_rejected_in_one_sentence(tmp_path, text):
     (tmp_path / "small.py").write_text(text)
     with pytest.raises(InvalidTask) as caught:
         loader.look(tmp_path / "small.py")
@@ -568,7 +568,7 @@ def test_a_file_that_is_no_task_is_told_in_a_sentence(tmp_path, text):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"x = '\x80'", b"# coding: nonsense\n", b"\x00\x01\x02", b"PK\x03\x04"]
 )
-def test_a_file_that_is_no_text_is_told(tmp_path, content):
+def test_a_binary_file_is_rejected(tmp_path, content):
     (tmp_path / "small.py").write_bytes(content)
     with pytest.raises(InvalidTask, match="small"):
         loader.look(tmp_path / "small.py")
@@ -582,7 +582,7 @@ def test_a_task_may_lie_in_a_file_of_any_name(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["folder.py", "none.py", "x" * 300 + ".py", "a\0.py", "", ".", "a.txt", "digits"])
-def test_what_is_no_file_is_told(tmp_path, name):
+def test_a_missing_file_is_rejected(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     with pytest.raises(InvalidInput):
         loader.look(f"{tmp_path}/{name}" if name else "")

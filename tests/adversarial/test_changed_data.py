@@ -86,11 +86,11 @@ READ = "Path({p!r}).read_text()"
 FILES = {
     "a file that score reads": {
         "head": "def score(output, target):\n    return (output.argmax(1) == target).float() * len({read}) / 2",
-        "body": "of['score'] = judged",
+        "body": "of['score'] = measured",
     },
     "a file that loss reads": {
-        "head": "def judged(output, target):\n    return nn.functional.cross_entropy(output, target) * len({read})",
-        "body": "of['loss'] = judged",
+        "head": "def measured(output, target):\n    return nn.functional.cross_entropy(output, target) * len({read})",
+        "body": "of['loss'] = measured",
     },
     **{
         f"a file that examples of {split} are read from": {
@@ -105,7 +105,7 @@ FILES = {
     "code that is executed": {"head": "exec({read}.replace('ab', ''))"},
     "settings": {"head": "SETTINGS = {read}"},
 }  # fmt: skip
-FILES["a file that score reads"]["head"] = FILES["a file that score reads"]["head"].replace("score(", "judged(", 1)
+FILES["a file that score reads"]["head"] = FILES["a file that score reads"]["head"].replace("score(", "measured(", 1)
 
 
 @pytest.mark.parametrize("what", FILES)
@@ -124,8 +124,8 @@ def test_a_file_that_is_read_anywhere_changes_the_fingerprint(tmp_path, what):
 
 
 IMPORTS = {
-    "beside the task": ("task", "import helping"),
-    "in a package beside it": ("task/inner", "from inner import helping"),
+    "next to the task": ("task", "import helping"),
+    "in a package next to it": ("task/inner", "from inner import helping"),
     "in another folder": ("lib", "sys.path.insert(0, str(HERE.parent / 'lib'))\nimport helping"),
     "loaded from its path": (
         "lib",
@@ -207,7 +207,7 @@ class Augmented(Dataset):
 STUDY = """
 name: small
 task: {task}
-recipes: [{{name: half, prune: {{method: weights, ratio: 0.5, epochs: 0}}}}]
+recipes: [{{name: half, stages: [prune-weights: {{ratio: 0.5}}]}}]
 targets: [cpu/torch]
 """
 

@@ -1,7 +1,9 @@
 import dataclasses
 import os
+import sys
 import time
 
+import psutil
 import pytest
 
 from shrinkkit.measure import contention
@@ -68,25 +70,25 @@ def test_what_was_counted_is_kept_beside_its_names():
     assert (found.forced_switches_per_s, found.load_average) == (500, 2.5)
 
 
-@pytest.mark.parametrize("text", [None, "intr 1 2 3\n"])
-def test_a_machine_without_counters_is_read_without_error(monkeypatch, tmp_path, text):
-    if text is not None:
-        (tmp_path / "stat").write_text(text)
-    monkeypatch.setattr(contention, "Path", lambda _: tmp_path / "stat")
-    found = contention.snapshot()
-    assert found.busy_s is None
-    assert found.steal_s is None
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_machine_without_counters_is_read_without_error(monkeypatch):
+    def hidden(**_):
+        raise FileNotFoundError("/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    snapshot = contention.snapshot()
+    assert (snapshot.busy_s, snapshot.steal_s) == (None, None)
 
 
-def test_only_the_cores_of_this_process_are_counted(monkeypatch, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_only_the_given_cores_are_counted(monkeypatch, tmp_path):
     (tmp_path / "stat").write_text(
-        "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 500 7 0 0 50 0 0\ncpu1 900 0 0 0 0 0 0 0 0\n"
+        "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 500 7 0 0 50 0 0\ncpu1 900 0 0 0 0 0 0 0 0 0\n"
     )
-    monkeypatch.setattr(contention, "Path", lambda _: tmp_path / "stat")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr(os, "sysconf", lambda _: 100)
-    found = contention.snapshot()
-    assert (found.cores, found.busy_s, found.steal_s) == (1, 1.0, 0.5)
+    tick = os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert contention._busy({0}) == (100 / tick, 50 / tick)
+    assert contention._busy({0, 1}) == (1000 / tick, 50 / tick)
 
 
 def test_work_of_this_process_shows_as_its_own():

@@ -1,7 +1,6 @@
 """A variant's folder on this machine: whole, damaged in every way that was thought of, alone, and beside its report."""
 
 import dataclasses
-import json
 import shutil
 import sys
 
@@ -16,24 +15,24 @@ from shrinkkit.core import machines, run_folder, store
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
-from shrinkkit.measure import verify
+from shrinkkit.measure import verification, verify
 from shrinkkit.results import cards
 from shrinkkit.results.cards import Figures
 from shrinkkit.runtimes import files
 from shrinkkit.transforms import variants
 
-INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
+INT8 = {"static-int8": {"calibration_examples": 32}}
 ON = ("cpu/torch", "cpu/onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder, task = tmp_path_factory.mktemp("run") / "variants", tiny_task()
-    for name, recipe, runtimes in (
-        ("baseline", {}, ["torch", "onnxruntime", "openvino"]),
+    for name, precision, runtimes in (
+        ("baseline", "float32", ["torch", "onnxruntime", "openvino"]),
         ("int8", INT8, ["torch", "onnxruntime"]),
     ):
-        one = variants.write(folder / name, task, task.model, recipe=recipe, runtimes=runtimes)
+        one = variants.write(folder / name, task, task.model, precision=precision, runtimes=runtimes)
         cards.write_unmeasured(folder / name, one)
     return folder
 
@@ -196,7 +195,7 @@ def test_the_speed_here_is_put_beside_the_report_s_and_another_machine_is_named(
     run_folder.write_sums(folder)
     found = check(folder, "cpu/torch")
     (said,) = [note for note in found.findings[0].notes if note.startswith("report (")]
-    assert f"report ({figures['machine']}, 1 thread): 1,000 " in said
+    assert f"report ({figures['machine']}, 1 thread): 1,000" in said
     assert ("another machine" in said) == bool(machine)
     assert said.endswith(": differs.") or "too noisy here" in said
     assert found.verified
@@ -238,29 +237,18 @@ def test_the_number_of_threads_is_put_back(folder):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
-    ("path", "said"), [("nowhere", "must be a variant's folder"), ("", "must be a variant's folder")]
-)
-def test_the_command_ends_with_2_where_there_is_no_variant(tmp_path, capsys, path, said):
-    assert verify.main([str(tmp_path / path)]) == 2
-    assert said in capsys.readouterr().err
+def test_no_variant_and_unknown_targets_are_refused(folder, tmp_path):
+    with pytest.raises(InvalidInput, match=r"must be a variant's folder, .*nowhere"):
+        verification.verify(tmp_path / "nowhere")
+    with pytest.raises(InvalidInput, match="got 'cpu/tensorflow'"):
+        verification.verify(folder, targets=["cpu/tensorflow"])
 
 
-def test_the_command_ends_with_2_for_an_unknown_target(folder, capsys):
-    assert verify.main([str(folder), "--target", "cpu/tensorflow"]) == 2
-    assert "got 'cpu/tensorflow'" in capsys.readouterr().err
-
-
-def test_the_command_prints_a_table_or_json_and_its_status_says_whether_all_is_well(folder, capsys):
-    asked = [str(folder), "--target", "cpu/onnxruntime", "--threads", "1"]
-    assert verify.main([*asked, "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert (data["verified"], data["findings"][0]["state"]) == (True, "ok")
-    assert "samples" not in str(data)
-    with (folder / "model.onnx").open("ab") as file:
-        file.write(b"\0")
-    assert verify.main(asked) == 1
-    assert "Not verified: cpu/onnxruntime (damaged)." in capsys.readouterr().out
+def test_the_folder_is_checked_in_another_process_and_each_target_is_announced(folder):
+    started = []
+    found = verification.verify(folder, targets=["cpu/onnxruntime"], threads=1, progress=lambda *e: started.append(e))
+    assert (found.verified, states(found)) == (True, {"cpu/onnxruntime": "ok"})
+    assert set(started) == {(0, 1, "cpu/onnxruntime")}
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="has an Apple GPU")

@@ -281,7 +281,7 @@ def write_tiny(folder: Path) -> Path:
     return folder / "tiny.py"
 
 
-def test_a_file_may_import_what_lies_beside_it(tmp_path):
+def test_a_file_may_import_modules_in_its_folder(tmp_path):
     path = list(sys.path)
     task = loader.load(write_tiny(tmp_path))
     checks.check(task)

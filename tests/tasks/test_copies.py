@@ -38,7 +38,7 @@ def several():
 TOKENS = torch.arange(12).reshape(3, 4)
 
 
-def test_a_sharing_copy_holds_the_matrices_of_the_model_and_computes_the_same():
+def test_a_shallow_copy_holds_the_matrices_of_the_model_and_computes_the_same():
     model = several()
     copied = copies.shallow_copy(model)
     shared = {n for n, p in copied.named_parameters(remove_duplicate=False) if p is model.get_parameter(n)}
@@ -61,7 +61,7 @@ def test_running_or_rebuilding_the_copy_leaves_the_model_as_it_was():
     assert torch.equal(model.head.bias, several().head.bias)
 
 
-def test_what_must_be_converted_is_made_anew_and_stays_tied():
+def test_converted_parameters_are_copied_and_stay_tied():
     model = several()
     copied = copies.shallow_copy(model, dtype=torch.float64)
     assert {p.dtype for p in copied.parameters()} == {torch.float64}

@@ -88,6 +88,6 @@ def test_one_example_far_off_or_not_finite_hides_no_copy():
     assert sketched(validation=test + 1e-6, test=test).near()[("validation", "test")] >= 57
 
 
-def test_examples_that_are_all_the_same_are_told():
+def test_identical_examples_are_counted():
     same = torch.ones(20, 3)
     assert sketched(test=same).repeats("test") == 19
