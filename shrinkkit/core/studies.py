@@ -13,7 +13,6 @@ from pydantic.fields import FieldInfo
 
 from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
 from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
-from shrinkkit.core.target import TARGETS
 from shrinkkit.core.yaml_source import Source, load
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
@@ -82,7 +81,7 @@ def study(
     Args:
         task: One of `TASKS`, or the path of a Python file with one function `task()`.
         recipes: Built-in names, paths of YAML files, or recipes; at least one.
-        targets: Of `TARGETS`; at least one.
+        targets: `device/runtime`, such as `cpu/torch`; at least one.
         accuracy_drop: The most accuracy that may be given up, a share in [0, 1], or >= 0 in units of the score.
         unit: Of `accuracy_drop`, `share` or `score`.
         want: `fastest` or `smallest`.
@@ -207,7 +206,7 @@ def _study(source: Source, folder: Path) -> Study:
     targets = data.get("targets")
     for key, text, remedy in conflicts(
         recipes,
-        [target for target in targets if target in TARGETS] if isinstance(targets, tuple) else [],
+        [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else [],
         budget.get("target") if isinstance(budget, dict) else None,
     ):
         wrong.append(message(text, source.where(key), remedy))

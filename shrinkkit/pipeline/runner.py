@@ -151,6 +151,7 @@ def prepare(
     study: Study, *, reports: Path, command: str, threads: int, monitor: Monitor, force: bool = False
 ) -> PreparedRun:
     """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
+    registry.check_targets(study)
     export.templates()
     run = RunFolder(reports / study.name)
     run.check_kinds()

@@ -12,6 +12,7 @@ import torch
 from builds import request
 from torch import nn
 
+from shrinkkit.core import studies
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, ModelFileError, Unsupported
 from shrinkkit.measure import session
@@ -173,6 +174,13 @@ def test_a_runtime_from_outside_is_measured_like_any_other(tmp_path):
     assert (set(accuracies), errors) == ({"baseline"}, {})
     readme = (tmp_path / "variants/baseline/README.md").read_text()
     assert "`model.numpy.json` with numpy" in readme
+
+
+def test_a_study_may_name_its_target():
+    study = studies.study("digits-cnn", recipes=["channels-50"], targets=["cpu/numpy"])
+    registry.check_targets(study)
+    with pytest.raises(InvalidInput, match="NumPy has no kernels"):
+        registry.check_targets(studies.study("digits-cnn", recipes=["float16"], targets=["cpu/numpy"]))
 
 
 def test_a_name_is_given_once(monkeypatch):
