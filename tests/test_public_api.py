@@ -13,9 +13,10 @@ import torch
 import shrinkkit
 
 NAMES = """
-Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError StepFailed
-Study Task UnfairComparison Unsupported check_task compare compress create_study dynamic_int8 fine_tune half load_results
-load_task macs parameters prune_channels prune_weights read_recipe read_study run score static_int8 verify
+Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError
+StepFailed Study Task UnfairComparison Unsupported check_task compare compress create_study dynamic_int8 fine_tune
+half load_results load_task macs parameters prune_channels prune_weights read_recipe read_study run score static_int8
+verify
 """.split()
 FUNCTIONS = [name for name in NAMES if name[0].islower()]
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
