@@ -337,14 +337,10 @@ def _list(
 
 
 def _summary(recipe: "Recipe") -> str:
-    """Return a recipe on one line."""
-    parts = []
-    if recipe.prune:
-        effect = "of the channels removed" if recipe.prune.method == "channels" else "of the weights set to zero"
-        parts.append(f"{recipe.prune.ratio:.0%} {effect}, {recipe.prune.epochs} epochs of fine-tuning")
-    if recipe.quantize:
-        parts.append(recipe.quantize.method)
-    return ", then ".join(parts)
+    """Return a recipe on one line: its stages, with how much each removes, and its precision."""
+    ratios = {stage.name: getattr(stage.settings, "ratio", None) for stage in recipe.stages}
+    steps = [f"{name} {ratio:.0%}" if ratio else name for name, ratio in ratios.items()]
+    return ", ".join([*steps, recipe.precision.name])
 
 
 @app.command("new")

@@ -32,11 +32,7 @@ from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, 
 CPU = "Synthetic CPU (made up for tests)"
 OTHER_CPU = "Made(R) Up(TM) 9000 CPU @ 3.00GHz"
 TARGETS = ("cpu/torch", "cpu/onnxruntime")
-NARROW = {
-    "name": "narrow-int8",
-    "prune": {"method": "channels", "ratio": 0.7},
-    "quantize": {"method": "static-int8"},
-}
+NARROW = {"name": "narrow-int8", "stages": ({"prune-channels": {"ratio": 0.7}},), "precision": "static-int8"}
 RECIPES = (
     "channels-50",
     "weights-80",
@@ -59,8 +55,8 @@ MADE_UP = {
     "static-int8": ("baseline", 301_000, 278_000, 24_100_000, 0.0, 1, 1.84, 2.16),
     "float16": ("baseline", 562_000, 278_000, 24_100_000, 0.0, 0, 0.31, None),
     "channels-50-static-int8": ("channels-50", 84_000, 71_200, 6_300_000, 0.0, 1, 4.97, 4.51),
-    "narrow-int8.pruned": ("baseline", 118_000, 27_400, 2_400_000, 0.0, 70, 4.4, 5.2),
-    "narrow-int8": ("narrow-int8.pruned", 36_000, 27_400, 2_400_000, 0.0, 78, 6.6, 8.1),
+    "narrow-int8.stage-1": ("baseline", 118_000, 27_400, 2_400_000, 0.0, 70, 4.4, 5.2),
+    "narrow-int8": ("narrow-int8.stage-1", 36_000, 27_400, 2_400_000, 0.0, 78, 6.6, 8.1),
 }
 
 ENVIRONMENT = Environment(
@@ -92,9 +88,9 @@ def write_run(folder):
     text = settings.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
     store.write_text(folder / "study.json", text)
     recipes = {recipe.name: recipe.settings() for recipe in settings.recipes}
-    recipes["narrow-int8.pruned"] = {"prune": recipes["narrow-int8"]["prune"]}
+    recipes["narrow-int8.stage-1"] = recipe_of(*recipes["narrow-int8"]["stages"])
     for name in MADE_UP:
-        made = variant(name, recipes.get(name, {}))
+        made = variant(name, recipes.get(name, recipe_of()))
         store.write(folder / "variants" / name / "variant.json", made)
         for file in made.files:
             (folder / "variants" / name / file.path).write_text(f"{name}:{file.runtime}")
@@ -134,7 +130,7 @@ def status():
     steps = [Step("1-baseline", "1-baseline", "baseline", "done", 3.0)]
     for name in MADE_UP:
         if name != "baseline":
-            kind = "3-quantize" if "8" in name and ".pruned" not in name and name != "weights-80" else "2-prune"
+            kind = "3-quantize" if "8" in name and "stage" not in name and name != "weights-80" else "2-prune"
             steps.append(Step(f"{kind}-{name}", kind, name, "done", 4.2))
     cause = (
         "Unsupported: `dynamic_int8` found no layer to quantize: the model has one Linear. Use static-int8. (cell 5)"
@@ -171,13 +167,18 @@ def variant(name, recipe):
         parameters=parameters,
         macs=macs,
         sparsity=zeroed,
-        ratio_asked=recipe.get("prune", {}).get("ratio"),
-        ratio_reached=0.497 if "prune" in recipe else None,
         audit=tuple(layer(name, i, recipe) for i in range(len(LAYERS))),
-        validation_scores=(0.91, 0.962, 0.975) if "prune" in recipe else (),
-        notes=("torch: the engine x86 was the fastest of those tried here.",) if "quantize" in recipe else (),
+        validation_scores=(0.91, 0.962, 0.975) if recipe["stages"] else (),
+        notes=("torch: the engine x86 was the fastest of those tried here.",)
+        if "int8" in str(recipe["precision"])
+        else (),
         environment=ENVIRONMENT,
     )
+
+
+def recipe_of(*stages, precision="float32"):
+    """Return what a record says of a recipe."""
+    return {"stages": list(stages), "precision": {precision: {}}}
 
 
 def model_file(runtime, kind, name, size, compressed, deviation):
@@ -199,8 +200,8 @@ def model_file(runtime, kind, name, size, compressed, deviation):
 
 def layer(name, index, recipe):
     """Return the audit of one made-up layer."""
-    narrow = recipe.get("prune", {}).get("method") == "channels" and 0 < index < len(LAYERS) - 1
-    int8 = recipe.get("quantize", {}).get("method") == "static-int8"
+    narrow = any("prune-channels" in stage for stage in recipe["stages"]) and 0 < index < len(LAYERS) - 1
+    int8 = "static-int8" in recipe["precision"]
     head = LAYERS[index] == "head"
     runs = LayerPrecision("int8") if int8 and not head else LayerPrecision("float32", "in `skip`" if int8 else "")
     if name == "float16":
@@ -214,7 +215,7 @@ def layer(name, index, recipe):
         channels=16 if narrow else 10 if head else 32,
         zeroed=MADE_UP[name][4],
         precision={"torch": runs} if name == "float16" else {"torch": runs, "onnxruntime": runs},
-        kept_because="its outputs are the model's" if head and "prune" in recipe else "",
+        kept_because="its outputs are the model's" if head and recipe["stages"] else "",
     )
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, NOTEBOOKS = ROOT / "shrinkkit", ROOT / "notebooks"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = ["1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report", "start"]
+NAMES = ["1-baseline", "2-prune", "2-train", "2-transform", "3-quantize", "4-benchmark", "5-report", "start"]
 
 
 def test_imports_obey_the_contracts_in_pyproject():

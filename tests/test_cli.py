@@ -204,7 +204,7 @@ def test_a_run_in_a_terminal_has_one_table_and_fits_its_width(tmp_path):
     shown, status = in_terminal("run", "study.yaml", cwd=tmp_path, columns=80)
     assert status == 0
     assert max(len(line.rstrip()) for line in plain(shown).replace("\r", "\n").splitlines()) <= 80
-    assert re.search(r"1-baseline +running · \w+", plain(shown))
+    assert re.search(r"1-baseline +running +\d+ s +\w+", plain(shown))
     assert "4 of 4 steps" in plain(shown)
     again, _ = in_terminal("run", "study.yaml", cwd=tmp_path, columns=200)
     assert re.search(r"1-baseline +cached", plain(again))

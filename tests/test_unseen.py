@@ -7,14 +7,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from shrinkkit import Task
+from shrinkkit.core.stages import stage
+from shrinkkit.core.variant import History
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.tasks.checks import check
-from shrinkkit.transforms import apply, variants
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.transform import apply_stage
 
 RUNTIMES = ("torch", "onnxruntime")
 PRUNE = {
-    "ratio": 0.5, "criterion": "magnitude", "scope": "layer", "skip": [], "layers": {}, "round_to": 4, "steps": 1,
-    "epochs": 1, "learning_rate": 1e-3, "seed": 0,
+    "ratio": 0.5, "criterion": "magnitude", "scope": "layer", "skip": [], "layers": {}, "round_to": 4,
 }  # fmt: skip
 
 
@@ -72,17 +74,18 @@ def test_the_task_passes_every_check(task):
 
 
 def test_its_channels_are_removed_and_the_files_prove_it(task, tmp_path):
-    pruned = apply.prune_task(task, method="channels", **PRUNE)
-    made = variants.write_pruned(tmp_path / "v", task, pruned, section=PRUNE, runtimes=RUNTIMES, seed=0)
-    assert pruned.ratio_reached > 0.4
+    model, history = task.model, History("baseline")
+    for name, settings in (("prune-channels", PRUNE), ("fine-tune", {"epochs": 1})):
+        model, history = apply_stage(model, task, stage(name, settings), history=history)
+    made = variants.write(tmp_path / "v", task, model, runtimes=RUNTIMES, history=history)
     assert made.parameters < 0.5 * sum(p.numel() for p in task.model.parameters())
     assert [f.runtime for f in made.files] == list(RUNTIMES)
 
 
 @pytest.mark.parametrize("method", ["static-int8", "float16", "bfloat16"])
 def test_it_is_quantized_or_the_reason_is_given(task, tmp_path, method):
-    recipe = {"quantize": {"method": method, "calibration_examples": 16}}
-    made = variants.write(tmp_path / "v", task, task.model, recipe=recipe, runtimes=RUNTIMES)
+    precision = {method: {"calibration_examples": 16} if method == "static-int8" else {}}
+    made = variants.write(tmp_path / "v", task, task.model, precision=precision, runtimes=RUNTIMES)
     assert {f.runtime for f in made.files} | set(made.refusals) == set(RUNTIMES)
     assert any(p.runs_as != "float32" for row in made.audit for p in row.precision.values())
     assert all(p.why for row in made.audit for p in row.precision.values() if p.runs_as == "float32")
@@ -90,6 +93,4 @@ def test_it_is_quantized_or_the_reason_is_given(task, tmp_path, method):
 
 def test_what_it_has_no_layers_for_is_refused(task, tmp_path):
     with pytest.raises(ShrinkkitError, match=r"and this model has none\. Possible for this model: static-int8"):
-        variants.write(
-            tmp_path / "v", task, task.model, recipe={"quantize": {"method": "dynamic-int8"}}, runtimes=RUNTIMES
-        )
+        variants.write(tmp_path / "v", task, task.model, precision="dynamic-int8", runtimes=RUNTIMES)

@@ -12,6 +12,8 @@ from shrinkkit.errors import InvalidInput
 
 RECORD, CARD, README, SUMS = "variant.json", "model-card.json", "README.md", "SHA256SUMS"
 """Files in a variant's folder. SHA256SUMS has the form of `sha256sum`."""
+STRUCTURE = "structure.json"
+"""The record of a transformed model in float32, in the folder of a variant or of a checkpoint."""
 _WRITTEN_BY_REPORT = (CARD, README, SUMS)
 
 
@@ -29,6 +31,7 @@ class RunFolder:
         self.results = self.path / "results.json"
         self.steps = self.path / "steps"
         self.variants = self.path / "variants"
+        self.checkpoints = self.path / "checkpoints"
         self.measurements = self.path / "measurements"
 
     def __fspath__(self) -> str:
@@ -47,6 +50,10 @@ class RunFolder:
     def variant_record(self, name: str) -> Path:
         """Return the path of a variant's record."""
         return self.variants / name / RECORD
+
+    def checkpoint_record(self, name: str) -> Path:
+        """Return the path of the record of a model between two stages, which is not measured."""
+        return self.checkpoints / name / STRUCTURE
 
     def variant_names(self) -> list[str]:
         """Return the names of the variants that have a record."""
@@ -93,7 +100,7 @@ class RunFolder:
             cards = (path for name in _WRITTEN_BY_REPORT for path in self.variants.glob(f"*/{name}"))
             return self._hashes([self.study, *cards])
         path = self.path / record
-        if path.name != RECORD:
+        if path.name not in (RECORD, STRUCTURE):
             return self._hashes([path])
         return self._hashes(file for file in path.parent.rglob("*") if file.name not in _WRITTEN_BY_REPORT)
 

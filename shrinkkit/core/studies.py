@@ -1,7 +1,4 @@
-"""Recipes and studies: read them from YAML, and say exactly what is wrong with them.
-
-A recipe says how a model is compressed; a study says which recipes run on which task and targets.
-"""
+"""Recipes and studies read from YAML, with every mistake, its line and its remedy."""
 
 import os
 import re
@@ -11,9 +8,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from shrinkkit.core.recipe import BUILT_IN, IN_SHARES, RULES, SECTIONS, TASKS, Key, Recipe, Study, conflicts
+from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
+from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
 from shrinkkit.core.target import TARGETS
 from shrinkkit.core.yaml_source import Source, load
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
@@ -130,41 +129,40 @@ def matches(pattern: str, layer: str) -> bool:
     return any(fnmatchcase(module, pattern) for module in _with_parents(layer))
 
 
-def layer_patterns(recipe: Recipe) -> tuple[tuple[str, str, str], ...]:
-    """Return the layer patterns of `recipe`, each as its key, the pattern, and `file:line` ('' without a file)."""
-    found: list[tuple[str, str]] = []
-    if recipe.prune:
-        found += [(f"prune.skip.{i}", pattern) for i, pattern in enumerate(recipe.prune.skip)]
-        found += [(f"prune.layers.{pattern}", pattern) for pattern in recipe.prune.layers]
-    if recipe.quantize:
-        found += [(f"quantize.skip.{i}", pattern) for i, pattern in enumerate(recipe.quantize.skip)]
-    return tuple((key, pattern, recipe.where.get(key, "")) for key, pattern in found)
+def check_patterns(study: Study, layers: Sequence[str]) -> None:
+    """Check that every layer pattern of the recipes matches a layer of the model.
 
-
-def check_patterns(recipe_or_study: Recipe | Study, layers: Sequence[str]) -> None:
-    """Return when every layer pattern matches a layer of the model.
+    Patterns behind a stage from outside this package are left to that which uses them, because it may rename layers.
 
     Args:
-        recipe_or_study: The recipe, or the study whose recipes are checked.
+        study: Its recipes are checked.
         layers: Names of the model's layers, as `named_modules` spells them.
 
     Raises:
         InvalidInput: Patterns match no layer: each on a line of its own.
     """
-    recipes = recipe_or_study.recipes if isinstance(recipe_or_study, Study) else (recipe_or_study,)
     modules = list(dict.fromkeys(module for layer in layers for module in _with_parents(layer)))
-    known = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
+    listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
     wrong = [
         message(
-            f"`{key.removesuffix(f'.{pattern}')}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer",
-            where,
-            f"{nearest(pattern, modules)} {known}",
+            f"`{dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer",
+            recipe.where.get(dotted(key), ""),
+            f"{nearest(pattern, modules)} {listed}",
         )
-        for recipe in recipes
-        for key, pattern, where in layer_patterns(recipe)
+        for recipe in study.recipes
+        for key, pattern in _checkable(recipe)
         if not any(matches(pattern, layer) for layer in layers)
     ]
-    _whole(recipe_or_study, wrong)
+    _whole(study, wrong)
+
+
+def _checkable(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Return the patterns of `recipe` that stand before any stage from outside, each with its key."""
+    outside = next((i for i, stage in enumerate(recipe.stages) if stage.name not in TRANSFORMS), None)
+    stages = len(recipe.stages) if outside is None else outside + 1
+    in_stages = [(key, pattern) for key, pattern in recipe.patterns() if key[0] == "stages" and int(key[1]) < stages]
+    behind = [one for one in recipe.patterns() if one[0][0] == "precision" and outside is None]
+    return in_stages + behind
 
 
 def check_unit(study: Study, scores: Sequence[float]) -> None:
@@ -192,16 +190,17 @@ def _study(source: Source, folder: Path) -> Study:
     listed = data.get("recipes")
     recipes: list[tuple[Key, Recipe]] = []
     if isinstance(listed, tuple):
-        for i, entry in enumerate(listed):
-            if recipe := _entry(entry, ("recipes", i), source, folder, wrong):
-                recipes.append((("recipes", i), recipe))
+        entries = [
+            (("recipes", i), _entry(entry, ("recipes", i), source, folder, wrong)) for i, entry in enumerate(listed)
+        ]
+        recipes = [(key, recipe) for key, recipe in entries if recipe]
         data["recipes"] = tuple(recipe for _, recipe in recipes)
     if isinstance(data.get("task"), str):
         data["task"] = _task(data["task"], source, folder, wrong)
+    result = None
     try:
         result = Study.model_validate(data)
     except ValidationError as error:
-        result = None
         # A list whose every recipe was refused above is not an empty list.
         wrong += _explain(error, Study, source, (), seen=("recipes",) if listed else None)
     budget = data.get("budget")
@@ -216,13 +215,13 @@ def _study(source: Source, folder: Path) -> Study:
 
 
 def _entry(entry: Any, key: Key, source: Source, folder: Path, wrong: list[str]) -> Recipe | None:
-    """Return the recipe that one entry of a study's list stands for, or None after saying in `wrong` why not."""
+    """Return the recipe that an entry of a study's list stands for; None after adding to `wrong` why there is none."""
     if isinstance(entry, Recipe):
         return entry
     if isinstance(entry, dict):
         return _recipe(source, key, entry, wrong)
     if not isinstance(entry, str):
-        wrong.append(message(f"`recipes` must be {RULES['recipes']}, got {shown_value(entry)}", source.where(key)))
+        wrong.append(message(f"`recipes` must be {RECIPES}, got {shown_value(entry)}", source.where(key)))
         return None
     return _named_recipe(entry, folder, source.where(key), wrong)
 
@@ -251,95 +250,85 @@ def _named_recipe(name: str, folder: Path, where: str, wrong: list[str]) -> Reci
 
 
 def _recipe(source: Source, key: Key, data: dict[str, Any], wrong: list[str]) -> Recipe | None:
-    empty = [name for name in ("prune", "quantize") if name in data and data[name] is None]
-    wrong += [
-        message(f"`{name}` must be {RULES[name]}, got nothing", source.where((*key, name)), "Fill it, or leave it out.")
-        for name in empty
-    ]
     if "where" in data:  # a field that only reading may fill
-        wrong.append(_unknown_key(("where",), "", Recipe, source.where((*key, "where"))))
+        wrong.append(_unknown(("where",), Recipe, source.where((*key, "where"))))
     try:
         recipe = Recipe.model_validate({name: value for name, value in data.items() if name != "where"})
     except ValidationError as error:
         wrong += _explain(error, Recipe, source, key)
         return None
-    places = {name: source.where((*key, *_key(name))) for name, _, _ in layer_patterns(recipe)}
-    return None if empty else recipe.model_copy(update={"where": places if source.path else {}})
+    places = {dotted(pattern): source.where((*key, *pattern)) for pattern, _ in recipe.patterns()}
+    return recipe.model_copy(update={"where": places if source.path else {}})
 
 
 def _explain(
-    error: ValidationError, model: type[Recipe | Study], source: Source, prefix: Key, seen: Key | None = None
+    error: ValidationError, model: type[BaseModel], source: Source, prefix: Key, seen: Key | None = None
 ) -> list[str]:
     """Return each mistake in the part of `source` at `prefix` as one line; those of the key `seen` are left out."""
     lines = []
     for detail in error.errors(include_url=False):
-        loc, kind, value = detail["loc"], detail["type"], detail["input"]
-        # What `conflicts` finds is told with its lines; a list of nothing but mistakes is not a short list.
-        if loc == seen or (kind == "value_error" and not loc) or (kind == "too_short" and value):
+        kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+        # Conflicts are reported with their lines elsewhere; a list of nothing but mistakes is not a short list.
+        if detail["loc"] == seen or (kind == "value_error" and not detail["loc"]) or (kind == "too_short" and value):
             continue
-        method = loc[1] if len(loc) > 1 and loc[0] in ("prune", "quantize") else ""
-        key = (loc[0], *loc[2:]) if method else loc
-        if kind.startswith("union_tag"):
-            key = (*key, "method")
-            value = value.get("method")
+        key, section, field = _located(detail["loc"], model, source, prefix)
         where = source.where((*prefix, *key))
-        name = ".".join(map(str, key))
+        rule = field.description if field and field.description else ""
+        if kind == "choice_form" or (len(key) == 2 and key[0] == "stages"):
+            rule = "a name with its settings, `name: {...}`"
         if kind == "extra_forbidden":
-            lines.append(_unknown_key(key, str(method), model, where))
-        elif kind in ("missing", "union_tag_not_found"):
-            lines.append(message(f"`{name}` is missing", where, f"It must be {_rule(key)}."))
+            lines.append(_unknown(key, section, where))
+        elif kind == "missing":
+            lines.append(message(f"`{dotted(key)}` is missing", where, f"It must be {rule}."))
         elif kind == "rule":
             lines.append(message(detail["msg"], where))
-        elif kind in ("literal_error", "union_tag_invalid"):
-            lines.append(_not_among(key, str(method), value, detail["ctx"], where))
+        elif kind == "value_error":
+            lines.append(message(str(context["error"]).rstrip("."), where))
         else:
-            lines.append(_out_of_bounds(key, kind, value, where))
+            value = context.get("name", value)
+            lines.append(broken(key, expected(context) or rule, value, where, _remedy(key, kind, value)))
     return lines
 
 
-def _unknown_key(key: Key, method: str, model: type[Recipe | Study], where: str) -> str:
+def _located(
+    loc: tuple[int | str, ...], model: type[BaseModel], source: Source, prefix: Key
+) -> tuple[Key, type[BaseModel], FieldInfo | None]:
+    """Return the key in the file of a place in a model, the section that holds it, and its field."""
+    key: list[int | str] = []
+    section, field = model, None
+    for part in loc:
+        if len(key) == (2 if key[:1] == ["stages"] else 1) and key[0] in ("stages", "precision"):
+            # The settings of a choice stand below its name, which the place in the model leaves out.
+            chosen = source.at((*prefix, *key))
+            name = next(iter(chosen)) if isinstance(chosen, dict) else chosen
+            section = transform(name).section if key[0] == "stages" else PRECISIONS[name]
+            key.append(name)
+        key.append(part)
+        if part in section.model_fields:
+            field = section.model_fields[str(part)]
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                section = field.annotation
+    return tuple(key), section, field
+
+
+def _unknown(key: Key, section: type[BaseModel], where: str) -> str:
     word = str(key[-1])
-    section = method or (str(key[-2]) if len(key) > 1 else "")
-    fields = SECTIONS[section].model_fields if section else model.model_fields
-    allowed = sorted((field for field in fields if field != "where"), key=lambda field: field != "method")
-    owners = [name for name, other in SECTIONS.items() if word in other.model_fields]
-    text = f"`{'.'.join(map(str, key))}` is no key of {section or f'a {model.__name__.lower()}'}"
-    if owners:
-        text += f", but of {options(owners)}"
-    return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed)}.")
+    allowed = [name for name in section.model_fields if name != "where"]
+    of = str(key[-2]) if len(key) > 1 else f"a {section.__name__.lower()}"
+    others = {name: one.section for name, one in TRANSFORMS.items()} | PRECISIONS | {"budget": Budget}
+    owners = [name for name, other in others.items() if word in other.model_fields]
+    text = f"`{dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
+    return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed) or 'none'}.")
 
 
-def _not_among(key: Key, method: str, value: Any, context: dict[str, Any], where: str) -> str:
-    allowed = re.findall(r"'([^']+)'", context.get("expected", "")) or _rule(key).replace(" or ", ", ").split(", ")
-    of = f" with method {method}" if method else ""
-    text = f"`{'.'.join(map(str, key))}`{of} must be {options(allowed)}, got {shown_value(value)}"
-    remedy = nearest(value, allowed) if isinstance(value, str) else ""
-    if key == ("quantize", "method") and re.search(r"\d", str(value)):
-        remedy += " There are 8-bit integers and 16-bit floats, and no other widths."
-    if key[0] == "targets" or key[-1] == "target":
-        remedy += "" if "/" in str(value) else " A target is written device/runtime."
-    return message(text, where, remedy)
-
-
-def _out_of_bounds(key: Key, kind: str, value: Any, where: str) -> str:
-    rule = _rule(key)
-    if kind.startswith(("greater_than", "less_than")):
-        rule = rule.removeprefix("a number ")
-    remedy = "Set `name`, which else is the file's." if kind == "unfit_name" else ""
-    advice = IN_SHARES.get(_pattern_of(key))
-    if advice and isinstance(value, int | float) and 1 < value < 100:
-        remedy = advice.format(
-            percent="half" if value == 50 else f"{value:g} %", points=f"{value:g}", share=f"{value / 100:g}"
-        )
-    return message(f"`{'.'.join(map(str, key))}` must be {rule}, got {shown_value(value)}", where, remedy)
-
-
-def _pattern_of(key: Key) -> str:
-    return ".".join(map(str, key)) if ".".join(map(str, key)) in RULES else ".".join([*map(str, key[:-1]), "*"])
-
-
-def _rule(key: Key) -> str:
-    return RULES.get(_pattern_of(key)) or RULES.get(".".join(map(str, key[:-1])), "given")
+def _remedy(key: Key, kind: str, value: Any) -> str:
+    if kind == "unfit_name":
+        return "Set `name`, which else is the file's."
+    if key[-1] == "precision" and re.search(r"\d", str(value)):
+        return " There are 8-bit integers and 16-bit floats, and no other widths."
+    if isinstance(value, str) and (key[0] == "targets" or key[-1] == "target") and "/" not in value:
+        return " A target is written device/runtime."
+    return ""
 
 
 def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
@@ -349,16 +338,10 @@ def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
     if not (task.endswith(".py") and os.path.isfile(path)):
         problem = "it is neither" if not task.endswith(".py") else "there is no such file"
         problem = "that is a folder" if os.path.isdir(path) else problem
-        text = f"`task` must be {RULES['task']}, got {task!r:.200}, but {problem}"
+        text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
         wrong.append(message(text, source.where(("task",)), nearest(task, TASKS)))
         return task
     return str(path.resolve())
-
-
-def _key(name: str) -> Key:
-    """Return the key of a layer pattern, whose own dots are no separators."""
-    section, setting, entry = name.split(".", 2)
-    return section, setting, int(entry) if setting == "skip" else entry
 
 
 def _with_parents(layer: str) -> list[str]:

@@ -1,11 +1,12 @@
 """Records of a variant: its model files and its layer report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shrinkkit.core import store
 from shrinkkit.core.machines import Environment
+from shrinkkit.core.recipe import described
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
@@ -45,7 +46,14 @@ class LayerAudit(Rich):
     zeroed: float
     precision: dict[str, LayerPrecision]
     kept_because: str = ""
-    """Why a layer that could have lost channels kept them all; empty if it lost some or was not asked to."""
+    """Why a layer that could have been changed was left as it was; empty if it changed or was not asked to."""
+    change: str = ""
+    """`added`, `removed`, or `was` and the type that it had before; empty for a layer that is still of its type."""
+
+    @property
+    def lost_channels(self) -> bool:
+        """Whether it has fewer channels than before."""
+        return None not in (self.channels, self.channels_before) and self.channels != self.channels_before
 
 
 class Audit(tuple[LayerAudit, ...]):
@@ -115,12 +123,33 @@ class ModelFile(Rich):
 
 
 @dataclass(frozen=True, repr=False)
+class History(Rich):
+    """How a float model was made from the task's own; by default, it is that."""
+
+    source: str | None = None
+    """The last variant on the way, by its name; None for the task's own model."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """As in a recipe, from the first to the last."""
+    notes: tuple[str, ...] = ()
+    left_alone: dict[str, str] = field(default_factory=dict)
+    """Why a layer that a stage could have changed was left as it was, by layer."""
+    validation_scores: tuple[float, ...] = ()
+    """Mean score on the validation split after each epoch of training."""
+
+    def shown(self) -> Shown:
+        """Return the stages with their settings and what came of them."""
+        stages = described({"stages": self.stages})
+        return facts("Stages", [*stages, ("notes", " ".join(f"{note}." for note in self.notes))])
+
+
+@dataclass(frozen=True, repr=False)
 class Variant(Rich):
     """One recipe applied to one task: model files and what truly happened, layer by layer."""
 
     name: str
     task: str
     recipe: dict[str, Any]
+    """`stages` and `precision`, as `Recipe.settings` gives them."""
     source: str | None
     seed: int
     files: tuple[ModelFile, ...]
@@ -131,8 +160,6 @@ class Variant(Rich):
     """Multiply-accumulates of one example."""
     sparsity: float
     """Share of weights that are exactly zero."""
-    ratio_asked: float | None
-    ratio_reached: float | None
     audit: tuple[LayerAudit, ...]
     validation_scores: tuple[float, ...]
     """Mean score on the validation split after each epoch of fine-tuning."""
@@ -144,6 +171,18 @@ class Variant(Rich):
         """Make the audit one that shows itself."""
         object.__setattr__(self, "audit", Audit(self.audit))
 
+    @property
+    def precision(self) -> str:
+        """The name of its precision."""
+        precision = self.recipe.get("precision")
+        return str(next(iter(precision), "float32")) if isinstance(precision, dict) else "float32"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of its stages, from the first to the last."""
+        stages = self.recipe.get("stages")
+        return tuple(str(name) for stage in stages for name in stage) if isinstance(stages, (list, tuple)) else ()
+
     def shown(self) -> Shown:
         """Return what was asked for and what was reached."""
         return variant_table(self)
@@ -151,20 +190,17 @@ class Variant(Rich):
 
 def variant_table(of: "Variant") -> Table:
     """Return what a variant's recipe asked for and what was reached."""
-    asked = [f"{key}: {formats.settings(section)}" for key, section in of.recipe.items() if section]
-    reached = formats.percent(of.ratio_reached) if of.ratio_reached is not None else ""
-    wanted = f" of {formats.percent(of.ratio_asked)} asked for" if of.ratio_asked is not None else ""
+    steps = [f"{name} {settings}".strip() for name, settings in described(of.recipe)]
     pairs = [
-        ("recipe", "; ".join(asked) or "none: this is the model as it was"),
+        ("recipe", "; ".join(steps) or "none: this is the model as it was"),
         ("made from", of.source or ""),
-        ("removed", reached + wanted if reached else ""),
         ("parameters", formats.count(of.parameters)),
         ("MACs of one example", formats.count(of.macs)),
         ("weights that are zero", formats.percent(of.sparsity)),
         *((f"file for {file.runtime}", formats.size(file.size_bytes)) for file in of.files),
         *((f"no file for {name}", why) for name, why in of.refusals.items()),
         ("seed", str(of.seed)),
-        ("notes", " ".join(of.notes)),
+        ("notes", " ".join(f"{note.rstrip('.')}." for note in of.notes)),
     ]
     return facts(f"Variant {of.name}", pairs)
 
@@ -220,7 +256,7 @@ def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float
 
 
 def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
-    lost = layer.channels != layer.channels_before
+    lost = layer.lost_channels
     arrow = "\N{RIGHTWARDS ARROW}"
     channels = (
         ""
@@ -235,7 +271,7 @@ def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
     runs = (layer.precision[r].runs_as if r in layer.precision else "" for r in runtimes)
     return (
         Cell(layer.layer),
-        Cell(layer.kind, tone="quiet"),
+        Cell(f"{layer.kind}, {layer.change}" if layer.change else layer.kind, tone="" if layer.change else "quiet"),
         Cell(channels, tone="" if lost else "quiet"),
         Cell(formats.count(layer.parameters)),
         Cell(formats.percent(layer.zeroed), tone="" if layer.zeroed else "quiet"),
@@ -245,10 +281,13 @@ def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def _summary(layers: "Sequence[LayerAudit]", runtimes: Sequence[str], sparsity: float | None) -> str:
-    total = len(layers)
+    total = sum(layer.change != "removed" for layer in layers)
     said = []
-    if lost := sum(layer.channels != layer.channels_before for layer in layers):
+    if lost := sum(layer.lost_channels for layer in layers):
         said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
+    for change in ("added", "removed"):
+        if count := sum(layer.change == change for layer in layers):
+            said.append(f"{formats.counted(count, 'layer')} {change}")
     if sparsity is not None and sparsity >= 0.001:
         said.append(f"{formats.percent(sparsity)} of the weights are zero")
     for name in runtimes:

@@ -10,7 +10,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from shrinkkit.core.recipe import Key
+from shrinkkit.core.stages import Key
 from shrinkkit.errors import InvalidInput, message
 
 MOST_BYTES, MOST_NODES, _DEEPEST = 1 << 20, 5000, 12
@@ -35,6 +35,13 @@ class Source:
         while key and key not in self.lines:
             key = key[:-1]
         return f"{self.path}:{self.lines.get(key, 1)}" if self.path else ""
+
+    def at(self, key: Key) -> Any:
+        """Return the settings at `key`."""
+        value = self.data
+        for part in key:
+            value = value[part]
+        return value
 
 
 def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:

@@ -90,7 +90,7 @@ def write_missing_baseline(run: str | Path, settings: Settings) -> None:
     folder = RunFolder(run).variant(BASELINE)
     if not (folder / RECORD).is_file():
         task, runtimes = settings.task, sorted({"torch", settings.target.runtime})
-        variants.write(folder, task, task.model, recipe={}, runtimes=runtimes)
+        variants.write(folder, task, task.model, runtimes=runtimes)
 
 
 def load(

@@ -124,8 +124,8 @@ class _Check:
         # Also if nothing can run it: a file may be damaged on any machine.
         if why := _damage(self.folder, file):
             return replace(finding, state=DAMAGED, why=why)
-        method = str((self.variant.recipe.get("quantize") or {}).get("method", ""))
-        if why := registry.refusal(method, target) or registry.available()[str(target)]:
+        precision = self.variant.precision
+        if why := registry.refusal(precision, target) or registry.available()[str(target)]:
             return replace(finding, state=NOT_HERE, why=f"{why}.")
         try:
             inputs, expected = _reference(self.folder, target)
@@ -140,11 +140,11 @@ class _Check:
         except ModelFileError as error:
             return replace(finding, state=FAILS, why=str(error))
         saturated: tuple[str, ...] = ()
-        if method.endswith("int8") and target.device == "cpu":
+        if precision.endswith("int8") and target.device == "cpu":
             saturated = _saturated(self.folder / file.path, target, inputs, self.threads)
         notes = (f"Integer kernels saturate on this processor in {', '.join(saturated)}.",) if saturated else ()
-        measured = {"limit": ran.limit, "max_relative_error": ran.max_relative_error}
-        finding = replace(finding, **measured, saturated=saturated, notes=notes)
+        finding = replace(finding, limit=ran.limit, saturated=saturated, notes=notes)
+        finding = replace(finding, max_relative_error=ran.max_relative_error)
         if ran.reason:
             return replace(finding, state=DIFFERS, why=ran.reason)
         self.before_timing()

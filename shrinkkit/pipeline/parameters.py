@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_EPOCHS, MOST_SIZES, MOST_THREADS
+from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_SIZES, MOST_THREADS
+from shrinkkit.core.stages import MOST_EPOCHS
 from shrinkkit.errors import InvalidInput, nearest, options
 from shrinkkit.runtimes import registry
 
@@ -127,9 +128,7 @@ def _strings(name: str, values: Sequence[Any]) -> str:
 def _runtimes(name: str, values: Sequence[Any]) -> str:
     known = tuple(registry.runtimes())
     wrong = [value for value in values if value not in known]
-    if wrong:
-        return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}"
-    return "" if values else f"`{name}` must name at least one of {', '.join(known)}, got none."
+    return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}" if wrong else ""
 
 
 def _new_variant(name: str, value: str) -> str:
@@ -153,7 +152,6 @@ RULES: dict[str, Callable[[str, Any], str]] = {
     "runtimes": _runtimes,
     "variant": _new_variant,
     "variants": _strings,
-    "skip": _strings,
     "batch_sizes": _sizes(MOST_BATCH),
     "thread_counts": _sizes(MOST_THREADS),
     "today": _today,

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import machines
-from shrinkkit.core.recipe import Recipe, Study
+from shrinkkit.core.recipe import BASELINE, STAGE, Recipe, Study
 from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.stages import Choice, Stage
 from shrinkkit.core.target import Place, Target
 
+FOLDER = RunFolder("")
+"""The layout of every run folder."""
 REPORT = "5-report"
 """The notebook that ends every run."""
 
@@ -24,10 +27,13 @@ class Planned:
     name: str
     notebook: str
     subject: str
+    """The variant that it makes or the place that it measures; empty for others."""
     parameters: Mapping[str, Any]
     needs: tuple[str, ...]
     leaves: str
     """The record, relative to the run folder, that proves that the step was taken; empty for the report."""
+    reads: tuple[str, ...] = ()
+    """Records of earlier steps that it depends on, relative to the run folder."""
 
 
 _REPORT = Planned("5-report", REPORT, "", {"run": ".."}, (), "")
@@ -42,8 +48,9 @@ def notebooks() -> Path:
 def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> tuple[Planned, ...]:
     """Return the steps of a study in an order in which each comes after what it needs.
 
-    A recipe that prunes and quantizes is two steps with the pruned variant between them, so that the report can say
-    what each gave; recipes that prune alike share it.
+    Each stage and the precision of a recipe is a step; what recipes have in common at their beginning is made once.
+    Measured are the ends of recipes, what is lowered to a precision, and what a stage changes that does not only train,
+    so that the report can tell what each step gave. What is not measured is kept as a checkpoint.
 
     Args:
         study: What to do.
@@ -55,48 +62,68 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     runtimes = list(dict.fromkeys(Target.parse(t).runtime for t in study.targets))
     common = {"task": task, "run": "..", "threads": threads, "seed": study.seed}
     # Every target is compared with what is run today, which is torch.
-    usual = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
-    steps_ = [Planned("1-baseline", "1-baseline", "baseline", usual, (), _record("baseline"))]
-    variants = {"baseline": "1-baseline"}
+    with_torch = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
+    baseline = Planned("1-baseline", "1-baseline", BASELINE, with_torch, (), _record(BASELINE))
+    made = {BASELINE: baseline}
 
-    def add(kind: str, variant: str, source: str, section: Mapping[str, Any]) -> None:
-        parameters = {**common, "runtimes": runtimes, "variant": variant, **section}
-        if kind == "3-quantize":
-            parameters["source"] = source
-        name = f"{kind}-{variant}"
-        steps_.append(Planned(name, kind, variant, parameters, (variants[source],), _record(variant)))
-        variants[variant] = name
+    def add(notebook: str, name: str, source: str, choice: Choice, **parameters: Any) -> None:
+        before, measured = made[source], bool(parameters.get("runtimes"))
+        values = {**common, "variant": name, "source": source, "settings": choice.to_dict()[choice.name], **parameters}
+        leaves = _record(name) if measured else FOLDER.checkpoint_record(name).as_posix()
+        subject, reads = name if measured else "", (before.leaves,)
+        made[name] = Planned(f"{notebook}-{name}", notebook, subject, values, (before.name,), leaves, reads)
 
-    pruned = {_key(recipe): recipe.name for recipe in study.recipes if recipe.prune and not recipe.quantize}
-    for recipe in sorted(study.recipes, key=lambda r: r.quantize is not None):
-        source = "baseline"
-        if recipe.prune:
-            source = pruned.setdefault(_key(recipe), f"{recipe.name}.pruned")
-            if source not in variants:
-                add("2-prune", source, "baseline", _section(recipe.prune))
-        if recipe.quantize:
-            add("3-quantize", recipe.name, source, _section(recipe.quantize))
+    names, measured = _parts(study.recipes)
+    for recipe in sorted(study.recipes, key=lambda recipe: recipe.precision.name != "float32"):
+        source, floating = BASELINE, recipe.precision.name == "float32"
+        for end in range(1, len(recipe.stages) + 1):
+            key, stage = _key(recipe.stages[:end]), recipe.stages[end - 1]
+            name = recipe.name if floating and end == len(recipe.stages) else names[key]
+            if name not in made:
+                files = {"runtimes": runtimes if key in measured else []}
+                add(stage.transform.notebook, name, source, stage, transform=stage.name, **files)
+            source = name
+        if not floating:
+            lowering = {"precision": recipe.precision.name, "runtimes": runtimes}
+            add("3-quantize", recipe.name, source, recipe.precision, **lowering)
+    variants = [step.subject for step in made.values() if step.subject]
+    benchmarks = []
     for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
-        parameters = {**common, "target": str(target), "variants": list(variants), **sizes, "today": study.today}
+        parameters: dict[str, Any] = {
+            **common,
+            "target": str(target),
+            "variants": variants,
+            **sizes,
+            "today": study.today,
+        }
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
-        leaves = RunFolder("").measurement(str(target), here).as_posix()
+        leaves = FOLDER.measurement(str(target), here).as_posix()
         at = str(Place(target, guest))
-        steps_.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves))
-    return (*steps_, _REPORT)
+        reads = tuple(_record(variant) for variant in variants)
+        benchmarks.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves, reads))
+    return (*made.values(), *benchmarks, _REPORT)
+
+
+def _parts(recipes: Sequence[Recipe]) -> tuple[dict[str, str], set[str]]:
+    """Return the name of each beginning of a recipe's stages, by `_key`, and the keys of those to measure."""
+    # A recipe in float32 names its stages; the parts of others are named after the first recipe that has them.
+    names = {_key(r.stages): r.name for r in recipes if r.precision.name == "float32"}
+    measured = set()
+    for recipe in recipes:
+        for end in range(1, len(recipe.stages) + 1):
+            names.setdefault(key := _key(recipe.stages[:end]), f"{recipe.name}{STAGE}{end}")
+            if end == len(recipe.stages) or not recipe.stages[end].transform.trains:
+                measured.add(key)
+    return names, measured
 
 
 def _record(variant: str) -> str:
-    return RunFolder("").variant_record(variant).as_posix()
+    return FOLDER.variant_record(variant).as_posix()
 
 
-def _key(recipe: Recipe) -> str:
-    """Return a text that is equal for recipes that prune alike."""
-    return json.dumps(_section(recipe.prune), sort_keys=True)
-
-
-def _section(section: Any) -> dict[str, Any]:
-    """Return a recipe's section as plain values, which are the parameters of its notebook."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in section.model_dump(mode="json").items()}
+def _key(stages: Sequence[Stage]) -> str:
+    """Return a text that is equal for stages that do the same."""
+    return json.dumps([stage.to_dict() for stage in stages], sort_keys=True)

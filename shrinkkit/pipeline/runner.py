@@ -22,7 +22,7 @@ from shrinkkit.core.recipe import BASELINE, TASKS, Study
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
-from shrinkkit.core.studies import check_patterns, check_unit, layer_patterns
+from shrinkkit.core.studies import check_patterns, check_unit
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
@@ -62,7 +62,7 @@ class PreparedRun:
         earlier = run_status.succeeded(self.run)
         states: dict[str, str] = {}
         for step in self.steps:
-            sources_run = any(states.get(s.name) == "run" for s in self.steps if s.leaves in _records_read(step))
+            sources_run = any(states.get(s.name) == "run" for s in self.steps if s.leaves in step.reads)
             cached = not self.force and not sources_run and self._is_cached(step, earlier)
             states[step.name] = "cached" if cached else "run"
         return states
@@ -141,16 +141,10 @@ class PreparedRun:
         digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
         # Measurements depend on the machine, which the path of the record names.
         digest.update(step.leaves.encode())
-        for record in _records_read(step):
+        for record in step.reads:
             path = self.run.path / record
             digest.update(path.read_bytes() if path.is_file() else b"missing")
         return digest.hexdigest()
-
-
-def _records_read(step: Planned) -> list[str]:
-    """Return the variants' records that a step reads, relative to the run folder."""
-    variants = [*step.parameters.get("variants", ()), step.parameters.get("source", "")]
-    return [RunFolder("").variant_record(name).as_posix() for name in filter(None, variants)]
 
 
 def prepare(
@@ -346,7 +340,7 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
 
     It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
     """
-    if study.task in TASKS and not any(layer_patterns(recipe) for recipe in study.recipes):
+    if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
         return Look()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:

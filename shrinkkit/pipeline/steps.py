@@ -78,7 +78,7 @@ def execute(
             processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
             limit_s=timeout_s,
             cwd=attempt,
-            variables=_variables(threads, sockets, training=notebook.stem == "2-prune"),
+            variables=_variables(threads, sockets, training=notebook.stem.startswith("2-")),
             on_line=on_line,
             tick=lambda seconds: tick(seconds, phase),
             patience_s=10.0,

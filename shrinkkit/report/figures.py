@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shrinkkit.core.measurement import Comparison, Conditions, TargetRecord
-from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.recipe import BASELINE, STAGE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
@@ -252,7 +252,7 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
     """Return examples per second against batch size at the main number of threads; None for a single batch size."""
     rates: dict[str, dict[int, float]] = {}
     for measurement in record.measurements:
-        if measurement.latency_ms and not measurement.variant.endswith(".pruned"):
+        if measurement.latency_ms and STAGE not in measurement.variant:
             rate = 1e3 * conditions.batch_size / measurement.latency_ms.value
             rates[measurement.variant] = {conditions.batch_size: rate}
     for point in record.sweep:

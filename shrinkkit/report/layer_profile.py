@@ -194,7 +194,7 @@ def _layer(row: LayerAudit | None, runtime: str) -> tuple[Cell, Cell]:
     """Return a layer's channels and number format."""
     if row is None:
         return Cell(""), Cell("")
-    pruned, precision = row.channels != row.channels_before, row.precision.get(runtime)
+    pruned, precision = row.lost_channels, row.precision.get(runtime)
     channels = "" if row.channels is None else str(row.channels)
     if pruned:
         channels = f"{row.channels_before} \N{RIGHTWARDS ARROW} {channels}"

@@ -67,11 +67,12 @@ def _steps(results: Results, row: Row) -> tuple[Factor, ...]:
 
 def _factor(results: Results, earlier: str, later: str, ratio: Estimate) -> Factor:
     """Return the factor of the steps that lead from one variant to a later one."""
-    before = results.variants[earlier].recipe if earlier in results.variants else {}
-    steps = [key for key, section in results.variants[later].recipe.items() if section and not before.get(key)]
-    kind = "both" if len(steps) > 1 else "precision" if "quantize" in steps else "transform"
-    names = {"prune": "pruning", "quantize": "quantization"}
-    return Factor(" + ".join(names.get(step, step) for step in steps), kind, ratio)
+    before = results.variants[earlier].stages if earlier in results.variants else ()
+    variant = results.variants[later]
+    stages, precision = variant.stages[len(before) :], variant.precision
+    if precision == "float32":
+        return Factor(" + ".join(stages), "transform", ratio)
+    return Factor(" + ".join([*stages, precision]), "both" if stages else "precision", ratio)
 
 
 def _comparable(source: Comparison, later: Comparison) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core import run_folder, store
+from shrinkkit.core import recipe, run_folder, store
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
@@ -194,7 +194,7 @@ def _summary(variant: Variant) -> Summary:
         )
     return Summary(
         layers=len(rows),
-        pruned=sum(row.channels != row.channels_before for row in rows),
+        pruned=sum(row.lost_channels for row in rows),
         zeroed=sum(row.zeroed > 0 for row in rows),
         precision=precision,
     )
@@ -269,7 +269,7 @@ def readme(card: Card, *, is_fraction: bool) -> str:
         return _quoted([described(port) for port in ports])
 
     template = jinja2.Template(Path(__file__).with_name("readme.md.j2").read_text("utf-8"), keep_trailing_newline=True)
-    steps = [f"`{key}` ({formats.settings(section)})" for key, section in card.recipe.items() if section]
+    steps = [f"`{name}`" + (f" ({settings})" if settings else "") for name, settings in recipe.described(card.recipe)]
     counts = [f"{formats.count(card.parameters)} parameters", f"{formats.count(card.macs)} MACs per example"]
     counts += [f"{formats.percent(card.sparsity)} of the weights zero"] if card.sparsity else []
     counts += [f"{card.audit.pruned} of {card.audit.layers} layers with fewer channels"] if card.audit.pruned else []

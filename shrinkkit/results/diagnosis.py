@@ -156,7 +156,7 @@ def _has_partial_blocks(row: LayerAudit) -> bool:
 
 def _compared(name: str, before: float, after: float, pair: _Pair) -> str:
     row = pair.audit[name]
-    pruned = row.channels != row.channels_before
+    pruned = row.lost_channels
     now, was = (f" with {row.channels} channels", f" with {row.channels_before}") if pruned else ("", "")
     runs_as = pair.runs_as(name)
     number_format = f" in {runs_as}" if runs_as not in ("", "float32") else ""

@@ -277,7 +277,7 @@ def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     """Return state and reason if the variant was not made or its target not measured."""
     recipe = next((r for r in folder.study.recipes if r.name == name), None) if folder.study else None
     at = Place.parse(target).target
-    if recipe and recipe.quantize and (reason := registry.refusal(recipe.quantize.method, at)):
+    if recipe and (reason := registry.refusal(recipe.precision.name, at)):
         return "unsupported", f"{reason}."
     return _not_made(folder, name, at.runtime) or _not_measured(folder, target)
 
@@ -363,7 +363,7 @@ def _names(
     if study is None:
         return tuple(sorted({BASELINE, *recorded}, key=lambda name: (name != BASELINE, name)))
     names = [BASELINE, *(recipe.name for recipe in study.recipes)]
-    made = [s.subject for s in status.steps if s.notebook in ("2-prune", "3-quantize")] if status else []
+    made = [s.subject for s in status.steps if s.notebook.startswith(("2-", "3-")) and s.subject] if status else []
     sources = [variants[name].source for name in names if name in variants]
     return tuple(dict.fromkeys([*names, *made, *(source for source in sources if source)]))
 

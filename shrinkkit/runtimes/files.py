@@ -49,7 +49,8 @@ def build(runtime: str, request: BuildRequest) -> BuiltFile:
         raise Unsupported(
             f"{start} from float32, and this model is in {dtype} already. Call `.float()` on it in the task."
         )
-    if reason := registry.get(runtime).refuses(request.precision, "cpu") if request.precision else "":
+    described = registry.get(runtime)
+    if reason := described.missing("cpu") or (described.refuses(request.precision, "cpu") if request.precision else ""):
         raise Unsupported(f"{reason}.")
     try:
         return _backend(runtime).build(request)

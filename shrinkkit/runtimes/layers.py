@@ -43,41 +43,51 @@ def compare(
     before: nn.Module,
     after: nn.Module,
     precision: Mapping[str, Mapping[str, LayerPrecision]],
-    kept_because: Mapping[str, str] = MappingProxyType({}),
+    left_alone: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[LayerAudit, ...]:
-    """Return one row for each layer of `before`.
+    """Return one row for each layer of `before` and `after`; a new one follows the layer whose place it takes.
 
     Args:
         before: The task's model.
-        after: The float model that the files were built from, pruned or not; its layers have the names of `before`'s.
+        after: The float model that the files were made from.
         precision: How each runtime runs each layer, by runtime and layer; an absent layer runs as `after` has it.
-        kept_because: Why a layer kept all its channels although the recipe asked for fewer, by layer.
+        left_alone: Why a layer that a stage could have changed was left as it was, by layer.
     """
-    changed = parametrized(after)
-    rows = []
-    for name, old in parametrized(before).items():
-        new = changed[name]
-        parameters = list(new.parameters(recurse=False))
-        dtype = str(parameters[0].dtype).removeprefix("torch.")
-        rows.append(
-            LayerAudit(
-                layer=name,
-                kind=type(old).__name__,
-                parameters_before=sum(p.numel() for p in old.parameters(recurse=False)),
-                parameters=sum(p.numel() for p in parameters),
-                channels_before=_channels(old),
-                channels=_channels(new),
-                zeroed=_share_zero(parameters),
-                precision={runtime: rows.get(name, LayerPrecision(dtype)) for runtime, rows in precision.items()},
-                kept_because=kept_because.get(name, ""),
-            )
-        )
-    return tuple(rows)
+    old, new = parametrized(before), parametrized(after)
+    added = [name for name in new if name not in old]
+    names: list[str] = []
+    for name in old:
+        names += [name, *(inner for inner in added if inner.startswith(f"{name}."))]
+    return tuple(
+        _row(name, old.get(name), new.get(name), precision, left_alone.get(name, ""))
+        for name in dict.fromkeys([*names, *added])
+    )
 
 
-def sparsity(model: nn.Module) -> float:
-    """Return the share of zeros among the weights (parameters of two dimensions or more) of `model`."""
-    return _share_zero(model.parameters())
+def _row(
+    name: str,
+    old: nn.Module | None,
+    new: nn.Module | None,
+    precision: Mapping[str, Mapping[str, LayerPrecision]],
+    left_alone: str,
+) -> LayerAudit:
+    parameters = list(new.parameters(recurse=False)) if new is not None else []
+    change = "added" if old is None else "removed" if new is None else ""
+    if old is not None and new is not None and type(old) is not type(new):
+        change = f"was {type(old).__name__}"
+    plain = LayerPrecision(str(parameters[0].dtype).removeprefix("torch.")) if parameters else None
+    return LayerAudit(
+        layer=name,
+        kind=type(old if new is None else new).__name__,
+        parameters_before=sum(p.numel() for p in old.parameters(recurse=False)) if old is not None else 0,
+        parameters=sum(p.numel() for p in parameters),
+        channels_before=_channels(old),
+        channels=_channels(new),
+        zeroed=_share_zero(parameters),
+        precision={runtime: rows.get(name, plain) for runtime, rows in precision.items()} if plain else {},
+        kept_because=left_alone,
+        change=change,
+    )
 
 
 def _share_zero(parameters: Iterable[torch.Tensor]) -> float:
@@ -86,7 +96,7 @@ def _share_zero(parameters: Iterable[torch.Tensor]) -> float:
     return sum(int((p == 0).sum()) for p in weights) / total if total else 0.0
 
 
-def _channels(module: nn.Module) -> int | None:
+def _channels(module: nn.Module | None) -> int | None:
     for attribute in CHANNELS:
         if isinstance(value := getattr(module, attribute, None), int):
             return value

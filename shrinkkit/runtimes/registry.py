@@ -111,10 +111,10 @@ def refusal(precision: str, target: Target) -> str:
     """Return why no model can run in `precision` on `target`, '' if one can.
 
     Args:
-        precision: Of a recipe; '' for float32.
+        precision: Of a recipe.
         target: One of `targets`.
     """
-    return get(target.runtime).refuses(precision, target.device) if precision else ""
+    return get(target.runtime).refuses(precision, target.device) if precision not in ("", "float32") else ""
 
 
 def packages() -> tuple[str, ...]:

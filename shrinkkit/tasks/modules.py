@@ -104,6 +104,16 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def sparsity(model: nn.Module) -> float:
+    """Return the fraction of exact zeros among the weights of `model`, in [0, 1].
+
+    Weights are parameters of two dimensions or more that are no biases, tied ones counted once.
+    """
+    weights = [p for name, p in model.named_parameters() if p.dim() > 1 and "bias" not in name.rpartition(".")[2]]
+    total = sum(p.numel() for p in weights)
+    return 1 - sum(int(torch.count_nonzero(p)) for p in weights) / total if total else 0.0
+
+
 def macs(model: nn.Module, example: Example) -> int:
     """Count the multiply-accumulate operations (MACs) of one example.
 

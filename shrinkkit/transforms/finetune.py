@@ -1,7 +1,6 @@
-"""Training a pruned model on, to win back what pruning cost."""
+"""Fine-tuning: training a transformed model on, to restore its accuracy."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,67 +8,74 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
-from shrinkkit.errors import InvalidInput
+from shrinkkit.core.stages import FineTune, settings_of
+from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks.modules import _Drop, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import prune
+from shrinkkit.transforms.transform import Made
 
 LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""
 
 
-@dataclass(frozen=True, eq=False)
-class Finetuned:
-    """A fine-tuned model in eval mode, and its mean score on the validation split after each epoch."""
-
-    model: nn.Module
-    scores: tuple[float, ...]
-
-
-@torch.inference_mode(False)
 def run(
     model: nn.Module,
     task: Task,
     *,
-    epochs: int,
+    epochs: int = 3,
     learning_rate: float = 1e-3,
     batch_size: int = 32,
+    device: str = "auto",
+    keep_zeros: bool = True,
     seed: int = 0,
-    keep_zeros: bool = False,
     progress: Progress = no_progress,
-) -> Finetuned:
-    """Return a copy of `model` trained on `task`'s training split, with its validation scores.
+) -> Made:
+    """Return a copy of `model` trained on `task`'s training split, with its validation score after each epoch.
 
     `model` is left unchanged, and so is the state of the random generators. AdamW, the learning rate falling
     to zero along a cosine, gradients clipped to norm 1; the same seed on the same machine gives the same
     model. Parameters that require no gradients stay as they are.
 
     Args:
-        model: Model in float32 or float64, on any device; the copy is trained there.
+        model: Model in float32 or float64, on any device.
         task: Where the data, the loss and the score come from; its own model is not used.
-        epochs: Passes over the training split, at least 0.
-        learning_rate: Learning rate of the first step, above 0.
-        batch_size: Examples per step, at least 2. A last batch of a single example is left out of its epoch,
-            because BatchNorm cannot train on one.
-        seed: Seed of the order of the examples and of dropout.
-        keep_zeros: Keep the weights that are exactly zero at zero, as `prune.weights` made them.
+        epochs: Passes over the training split, at least 1.
+        learning_rate: Of the first step, above 0.
+        batch_size: Examples a step, at least 2. A last batch of a single example is left out of its epoch, because
+            BatchNorm cannot train on one.
+        device: Where to train: `cpu`, `cuda` or `mps`; `auto` takes the best device there is.
+        keep_zeros: Keep weights that are exactly zero at zero, as `prune.weights` made them.
+        seed: Of the order of the examples and of dropout.
         progress: Called after each batch and each epoch with the epochs done, `epochs`, and the epoch or its mean
             validation score in words.
 
+    Returns:
+        The model, on the CPU and in eval mode, and the mean validation score after each epoch.
+
     Raises:
         InvalidInput: An argument is out of its range, no parameter can be trained, or the loss stops being finite.
+        Unsupported: There is no such device here.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
-    _check(model, epochs, learning_rate, batch_size)
-    result = duplicate(model).eval()
-    device = next(result.parameters()).device
-    zeros = prune.masks(result) if keep_zeros else {}
-    optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=learning_rate)
+    given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "device": device}
+    return apply(model, task, settings_of(FineTune, **given, keep_zeros=keep_zeros), seed=seed, progress=progress)
+
+
+@torch.inference_mode(False)
+def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Progress = no_progress) -> Made:
+    """Apply the transform `fine-tune`; see `run`."""
+    _check_trainable(model)
+    device = training_device(settings.device)
+    result = duplicate(model).to(device).eval()
+    zeros = prune.masks(result) if settings.keep_zeros else {}
+    epochs, batch_size = settings.epochs, settings.batch_size
+    optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=settings.learning_rate)
     size = len(task.train)  # type: ignore[arg-type]
     per_epoch = -(-size // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * per_epoch))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     generator = torch.Generator().manual_seed(seed)
     scores: list[float] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
@@ -78,7 +84,7 @@ def run(
             result.train()
             for number, (inputs, target) in enumerate(_shuffled(task, batch_size, generator, device), start=1):
                 loss = task.loss(result(*inputs), target)
-                _check_loss(loss, epoch, number, learning_rate)
+                _check_loss(loss, epoch, number, settings.learning_rate)
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
                 # The validation at the end of an epoch counts as one more batch.
@@ -87,7 +93,20 @@ def run(
             scores.append(_validated(result, task, batch_size, device))
             progress(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)
-    return Finetuned(result, tuple(scores))
+    return Made(result.cpu(), (f"{epochs} epochs on {device.type}",), validation_scores=tuple(scores))
+
+
+def training_device(name: str) -> torch.device:
+    """Return the device called `name`, or for `auto` the best one that this machine has.
+
+    Raises:
+        Unsupported: There is no such device here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    best = next(device for device, available in there.items() if available) if name == "auto" else name
+    if not there[best]:
+        raise Unsupported(f"`device` is {name}, which this machine does not have. Use auto or cpu.")
+    return torch.device(best)
 
 
 def _check_loss(loss: Tensor, epoch: int, number: int, learning_rate: float) -> None:
@@ -98,13 +117,7 @@ def _check_loss(loss: Tensor, epoch: int, number: int, learning_rate: float) -> 
         )
 
 
-def _check(model: nn.Module, epochs: int, learning_rate: float, batch_size: int) -> None:
-    if not isinstance(epochs, int) or epochs < 0:
-        raise InvalidInput(f"`epochs` must be a whole number of at least 0, got {epochs!r}. Pass 0 not to train.")
-    if not 0 < learning_rate < float("inf"):
-        raise InvalidInput(f"`learning_rate` must be above 0, got {learning_rate!r}. Pass 1e-3 to begin with.")
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise InvalidInput(f"`batch_size` must be a whole number of at least 2, got {batch_size!r}. Pass 32.")
+def _check_trainable(model: nn.Module) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InvalidInput(

@@ -1,7 +1,6 @@
-"""Which channels of a model hang together.
+"""Dependency groups: which layers must lose channels together.
 
-`prune` decides what goes, this module which layers must lose channels together, `cutting` how.
-A torch-pruning dependency graph proposes the groups; `cutting.disproof` takes none of them on trust.
+A torch-pruning dependency graph proposes the groups; `surgery.disproof` verifies each of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from shrinkkit.core.stages import imported
 from shrinkkit.errors import InvalidInput
 from shrinkkit.transforms import groups
 from shrinkkit.transforms.groups import Edit, Group
@@ -50,7 +51,7 @@ def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Gene
     units = torch.stack([total[list(unit)].mean() for unit in group.units]) / terms
     if criterion == "lamp":
         return _lamp(units)
-    return units if criterion == "taylor" or units.mean() == 0 else units / units.mean()
+    return units if criterion == "taylor" or units.mean() <= 0 else units / units.mean()
 
 
 def _target(model: nn.Module, edit: Edit) -> nn.Module | nn.Parameter:
@@ -62,11 +63,15 @@ def _target(model: nn.Module, edit: Edit) -> nn.Module | nn.Parameter:
 def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -> Tensor | None:
     if criterion == "batchnorm" and not isinstance(target, _BatchNorm):
         return None
-    if criterion == "geometric-median" and not (edit.out and isinstance(target, (_ConvNd, nn.Linear, nn.RNNBase))):
+    if (criterion == "geometric-median" or ":" in criterion) and not (
+        edit.out and isinstance(target, (_ConvNd, nn.Linear, nn.RNNBase))
+    ):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
     if rows is None:
         return None
+    if ":" in criterion:
+        return imported(criterion)(rows).float()  # type: ignore[no-any-return]
     if criterion == "geometric-median":
         return torch.cdist(rows, rows).sum(1)
     if criterion == "batchnorm":

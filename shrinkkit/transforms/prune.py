@@ -1,45 +1,54 @@
 """Pruning: whole channels, which makes a model smaller, or single weights, which only zeroes them."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
 
-from shrinkkit.errors import InvalidInput, NothingToPrune, nearest, options
+from shrinkkit.core.stages import PruneChannels, PruneWeights, imported, settings_of
+from shrinkkit.display import formats
+from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
+from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import modules
-from shrinkkit.tasks.modules import _Drop, duplicate
-from shrinkkit.transforms import surgery
-from shrinkkit.transforms.groups import counted, widths
-from shrinkkit.transforms.selection import Gradients, Progress, Request, decide, reached
+from shrinkkit.tasks.modules import Example, duplicate
+from shrinkkit.tasks.task import Task, batches
+from shrinkkit.transforms import importance, surgery
+from shrinkkit.transforms.groups import Group, counted, groups, widths
+from shrinkkit.transforms.importance import Block
+from shrinkkit.transforms.surgery import Cut
+from shrinkkit.transforms.transform import Made
 
-CHANNEL_CRITERIA = ("magnitude", "batchnorm", "geometric-median", "lamp", "taylor", "random")
-"""How `channels` ranks channels."""
-WEIGHT_CRITERIA = ("magnitude", "random")
-"""How `weights` ranks weights."""
-SCOPES = ("global", "layer")
-"""What is ranked against what: all layers together, or each layer by itself."""
-AfterStep = Callable[[nn.Module], nn.Module]
+Gradients = Callable[[nn.Module], Tensor]
+"""Returns the loss of the model it is given, connected to the model's parameters."""
+MOST_OF_A_LAYER = 0.9
+"""Fraction of a layer that the scope `global` may remove where a smaller ratio was asked for."""
+TAYLOR_BATCHES = 16
+"""Training batches whose loss gives the gradients of the criterion `taylor`."""
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LayerPlan:
-    """What `channels` does to one layer; `why` says why one that keeps all its channels does."""
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A model with fewer channels."""
 
-    layer: str
-    kind: str
-    channels_before: int
-    channels: int
-    why: str
+    model: nn.Module
+    fraction: float
+    """Of the output channels that could have gone: those of all layers that `example` reaches, that do not make the
+    model's outputs and are not in `skip`."""
+    why: Mapping[str, str]
+    """Why a layer keeps all its channels, by layer."""
+    refused: Mapping[str, str]
+    """Those of them whose structure forbids a cut."""
 
 
-@torch.inference_mode(False)
 def channels(
     model: nn.Module,
-    example: _Drop,
+    example: Example,
     *,
     ratio: float,
     criterion: str = "magnitude",
@@ -47,8 +56,6 @@ def channels(
     skip: Iterable[str] = (),
     layers: Mapping[str, float] | None = None,
     round_to: int = 8,
-    steps: int = 1,
-    after_step: AfterStep | None = None,
     gradients: Gradients | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -57,24 +64,22 @@ def channels(
     `model` is left unchanged. The copy is dense and smaller; to zero weights without changing shapes see
     `weights`. Each removal is proven first: what the copy computes must equal what `model` computes with the
     same weights set to zero, statistics of normalisation layers and the scale of attention aside. A layer
-    where that fails, or that makes the outputs, keeps its channels; `plan` says which and why, and a warning
-    is logged for the former. A channel of an LSTM, GRU or RNN is a hidden unit, and goes from all layers of
-    the stack and from both directions.
+    where that fails, or that makes the outputs, keeps its channels; for the former a warning is logged. A channel
+    of an LSTM, GRU or RNN is a hidden unit, and goes from all layers of the stack and from both directions.
 
     Args:
         model: Model to prune, in eval mode, on any device.
         example: Positional inputs of one call, batch first; used to trace which layers depend on each other.
-        ratio: Share of output channels to remove, in [0, 1), over the convolution, linear, recurrent and
+        ratio: Fraction of output channels to remove, in [0, 1), over the convolution, linear, recurrent and
             attention layers that do not make the model's outputs and are not in `skip`.
-        criterion: How channels are ranked: `magnitude`, `batchnorm`, `geometric-median`, `lamp`, `taylor`, `random`.
+        criterion: The importance of channels: `magnitude`, `batchnorm`, `geometric-median`, `lamp`, `taylor`,
+            `random`, or `package.module:function`, called with the weights of each channel, shape (channels, weights
+            of one), which returns shape (channels,).
         scope: `global` removes the least important channels of all layers, at most 90 % of one layer (or `ratio`,
             if that is more); `layer` removes `ratio` of each. Layers that must shrink together count as one.
         skip: Patterns of layers that keep their output channels; a pattern also matches a parent module.
-        layers: Ratio of its own, in [0, 1), for each layer a pattern matches; such a layer is ranked by itself.
+        layers: Ratio, in [0, 1), for each layer a pattern matches; such a layer is compared with no other.
         round_to: The channels left of each layer are a multiple of this, at least 1.
-        steps: Number of rounds in which the ratio is reached, at least 1.
-        after_step: Called after each round with the model pruned so far; returns the model to go on with,
-            for example fine-tuned: `lambda m: finetune.run(m, task, epochs=1).model`.
         gradients: Returns the loss of a model, for `taylor`; its gradients are taken here.
         seed: Seed of `random`.
 
@@ -89,160 +94,269 @@ def channels(
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. Criteria: Liu et al. 2017
     (`batchnorm`), He et al. 2019 (`geometric-median`), Lee et al. 2021 (`lamp`), Molchanov et al. 2019 (`taylor`).
     """
-    request = _request(model, ratio, criterion, scope, skip, layers, round_to, gradients, seed)
-    if not isinstance(steps, int) or steps < 1:
-        raise InvalidInput(f"`steps` must be a whole number of at least 1, got {steps!r}. To prune at once, pass 1.")
-    example = _moved(example, model)
-    before, progress = widths(model), Progress()
-    result = duplicate(model)
-    for step in range(1, steps + 1):
-        decision = decide(result, example, request, progress, step / steps)
-        with torch.no_grad():
-            result = surgery.apply(result, decision.cut)
-        if after_step is not None:
-            result = _continued(after_step(result), result)
-    if widths(result) == before:
-        why = "; ".join(f"`{name}` {reason}" for name, reason in decision.why.items())
+    settings = settings_of(
+        PruneChannels,
+        ratio=ratio,
+        criterion=criterion,
+        scope=scope,
+        skip=tuple(skip),
+        layers=dict(layers or {}),
+        round_to=round_to,
+    )
+    return _something(prune_channels(model, example, settings, gradients=gradients, seed=seed)).model
+
+
+def apply_channels(
+    model: nn.Module, task: Task, settings: PruneChannels, *, seed: int = 0, progress: Progress = no_progress
+) -> Made:
+    """Apply the transform `prune-channels`; see `channels`."""
+    gradients = _loss_of(task) if settings.criterion == "taylor" else None
+    pruned = _something(prune_channels(model, task.example, settings, gradients=gradients, seed=seed))
+    progress(1, 1, "pruned")
+    note = f"{formats.percent(settings.ratio)} of the channels asked for, {formats.percent(pruned.fraction)} removed"
+    return Made(pruned.model, (note,), pruned.why)
+
+
+def _something(pruned: Pruned) -> Pruned:
+    if not pruned.fraction:
+        why = "; ".join(f"`{name}` {reason}" for name, reason in pruned.why.items())
         raise NothingToPrune(
             f"No channel can be removed: {why or 'no layer has channels'}. Lower `round_to` or `skip`."
         )
-    if progress.refused:
-        log.warning("Left alone: %s.", "; ".join(f"`{name}` {why}" for name, why in progress.refused.items()))
-    return result
+    if pruned.refused:
+        log.warning("Left alone: %s.", "; ".join(f"`{name}` {why}" for name, why in pruned.refused.items()))
+    return pruned
 
 
 @torch.inference_mode(False)
-def plan(
-    model: nn.Module,
-    example: _Drop,
-    *,
-    ratio: float,
-    criterion: str = "magnitude",
-    scope: str = "global",
-    skip: Iterable[str] = (),
-    layers: Mapping[str, float] | None = None,
-    round_to: int = 8,
-    gradients: Gradients | None = None,
-    seed: int = 0,
-) -> tuple[LayerPlan, ...]:
-    """Return what `channels` does in one step to each layer of `model`, and why it leaves one alone.
-
-    `model` is left unchanged. Arguments and errors are those of `channels`, but that a plan in which
-    nothing goes is returned and not an error.
-    """
-    request = _request(model, ratio, criterion, scope, skip, layers, round_to, gradients, seed)
-    example = _moved(example, model)
-    before = widths(model)
-    decision = decide(model, example, request, Progress(), 1.0)
-    after = widths(surgery.apply(duplicate(model), decision.cut))
-    kinds = {name: type(module).__name__ for name, module in counted(model).items()}
-    return tuple(
-        LayerPlan(name, kinds[name], count, after[name], decision.why.get(name, "") if after[name] == count else "")
-        for name, count in before.items()
-    )
-
-
-@torch.inference_mode(False)
-def channel_ratio(before: nn.Module, after: nn.Module, example: _Drop, *, skip: Iterable[str] = ()) -> float:
-    """Return the share of output channels of `before` that `after` no longer has, in [0, 1).
-
-    Counted are the layers that `channels` takes its ratio of: convolution, linear, recurrent and attention
-    layers, each once, without those in `skip`, those that make the model's outputs, and those that `example`
-    does not reach. A layer that could not be pruned counts, so what is asked and what is reached can differ.
-
-    Args:
-        before: The model that was pruned, in eval mode.
-        after: What `channels` made of it.
-        example: Positional inputs of one call of `before`, batch first.
-        skip: The patterns that were passed to `channels`.
-
-    Raises:
-        InvalidInput: The two models do not have the same layers, or a pattern matches nothing.
-        Unsupported: `before` cannot be copied or traced.
-    """
-    example = _moved(example, before)
-    old, new = widths(before), widths(after)
-    if old.keys() != new.keys():
-        raise InvalidInput("`after` must have the layers of `before`. Pass what `prune.channels` returned for it.")
-    names = reached(before, example) - set(modules.matching(list(old), list(skip)))
-    total = sum(old[name] for name in names)
-    return 1 - sum(new[name] for name in names) / total if total else 0.0
-
-
-def _request(
-    model: nn.Module,
-    ratio: float,
-    criterion: str,
-    scope: str,
-    skip: Iterable[str],
-    ratios: Mapping[str, float] | None,
-    round_to: int,
-    gradients: Gradients | None,
-    seed: int,
-) -> Request:
-    check_ratio("ratio", ratio, zero=bool(ratios))
-    _known("criterion", criterion, CHANNEL_CRITERIA)
-    _known("scope", scope, SCOPES)
+def prune_channels(
+    model: nn.Module, example: Example, settings: PruneChannels, *, gradients: Gradients | None = None, seed: int = 0
+) -> Pruned:
+    """Return what `channels` makes of `model`, and why layers keep all their channels; here all of them may."""
     if model.training:
         raise InvalidInput("`model` must be in eval mode, got one in training mode. Call `model.eval()` first.")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InvalidInput(f"`round_to` must be a whole number of at least 1, got {round_to!r}. Pass 1 not to round.")
-    if (criterion == "taylor") != (gradients is not None):
-        raise InvalidInput(
-            "`gradients` goes with `criterion='taylor'` and only with it: a function that returns the loss of the "
-            f"model it is given. Got {criterion!r} {'without' if gradients is None else 'with'} it."
-        )
-    if criterion == "batchnorm" and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        raise InvalidInput("`criterion='batchnorm'` needs BatchNorm layers, and `model` has none. Use 'magnitude'.")
-    names = list(counted(model))
-    skipped = frozenset(modules.matching(names, list(skip)))
-    return Request(ratio, criterion, scope, skipped, _own_ratios(names, ratios), round_to, gradients, seed)
-
-
-def _own_ratios(names: Sequence[str], ratios: Mapping[str, float] | None) -> dict[str, float]:
-    for pattern, share in (ratios or {}).items():
-        check_ratio(f"layers[{pattern!r}]", share, zero=True)
-    return {name: share for pattern, share in (ratios or {}).items() for name in modules.matching(names, [pattern])}
-
-
-def check_ratio(name: str, ratio: float, *, zero: bool) -> None:
-    """Check that the argument called `name` is a share that can be removed.
-
-    Raises:
-        InvalidInput: `ratio` is no number in [0, 1), or 0 where `zero` is not allowed.
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise InvalidInput(f"`{name}` must be in [0, 1), got {ratio!r}. To remove half, pass 0.5.")
-    if ratio == 0 and not zero:
-        raise InvalidInput(f"`{name}` is 0, which removes nothing. To remove half, pass 0.5.")
-
-
-def _known(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise InvalidInput(f"`{name}` must be {options(allowed)}, got {value!r}.{nearest(str(value), allowed)}")
-
-
-def _moved(example: _Drop, model: nn.Module) -> _Drop:
     if not isinstance(example, tuple) or not all(isinstance(t, Tensor) for t in example):
         raise InvalidInput(f"`example` must be a tuple of tensors, got {type(example).__name__}. Pass `(inputs,)`.")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return tuple(t.detach().to(device).clone() for t in example)
+    selection = _Selection(model, tuple(t.detach().to(device).clone() for t in example), settings)
+    cut, why = selection.run(gradients, seed)
+    with torch.no_grad():
+        result = surgery.apply(duplicate(model), cut)
+    before, after = widths(model), widths(result)
+    prunable = selection.inner() - selection.skipped
+    total = sum(before[name] for name in prunable)
+    return Pruned(
+        result,
+        1 - sum(after[name] for name in prunable) / total if total else 0.0,
+        {name: why[name] for name, count in before.items() if after[name] == count and why.get(name)},
+        selection.refused,
+    )
 
 
-def _continued(returned: object, given: nn.Module) -> nn.Module:
-    if not isinstance(returned, nn.Module) or widths(returned) != widths(given):
-        raise InvalidInput(
-            f"`after_step` must return the model it was given, or a trained copy of it, got {type(returned).__name__}. "
-            "Return `finetune.run(...).model`, for example."
-        )
-    return returned.eval()
+@dataclass
+class _Selection:
+    """Which channels go, and what forbids that others do."""
+
+    model: nn.Module
+    example: Example
+    settings: PruneChannels
+    refused: dict[str, str] = field(default_factory=dict)
+    """Layers whose structure forbids a cut, and why."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """Layers that make the model's outputs."""
+    uncompared: dict[str, str] = field(default_factory=dict)
+    """Layers that the criterion says nothing of."""
+
+    def __post_init__(self) -> None:
+        """Check the settings against the model, and find which layers depend on each other."""
+        settings, names = self.settings, list(counted(self.model))
+        _check_nonzero(settings)
+        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        if settings.criterion == "batchnorm" and not norms:
+            raise InvalidInput("`criterion='batchnorm'` needs BatchNorm layers, and `model` has none. Use 'magnitude'.")
+        self.skipped = set(modules.matching(names, settings.skip))
+        self.ratios = _ratios(names, settings.layers)
+        self.found = groups(self.model, self.example)
+
+    def run(self, gradients: Gradients | None, seed: int) -> tuple[Cut, dict[str, str]]:
+        """Return a proven cut, and why each layer that keeps all its channels does.
+
+        Raises:
+            InvalidInput: Layers that must shrink together are asked for different ratios.
+            Unsupported: A layer with a ratio of its own cannot be cut.
+        """
+        for group in self.found:
+            self._check_structure(group)
+        values = self._values(gradients, seed)
+        while True:
+            self._check_asked()
+            open_groups = [g for g in self.found if g.layers in values and not self._kept(g.layers)]
+            blocks = [self._blocks(group, values[group.layers]) for group in open_groups]
+            taken = self._take(open_groups, blocks)
+            chosen = [
+                (group, [unit for block in candidates[:count] for unit in block.units])
+                for group, candidates, count in zip(open_groups, blocks, taken, strict=True)
+            ]
+            cut = surgery.cut_of(chosen)
+            if not cut or not surgery.disproof(self.model, cut, self.example):
+                break
+            self.refused |= self._blame(chosen)
+        why = {name: _unreached(layer) for name, layer in counted(self.model).items()}
+        for group in self.found:
+            why |= {name: self._kept(group.layers) or "ranks above all that goes" for name in group.layers}
+        for group, candidates in zip(open_groups, blocks, strict=True):
+            if not candidates:
+                count = len(group.units) * len(group.units[0])
+                reason = f"has {count} channels, of which `round_to={self.settings.round_to}` lets none go"
+                why |= dict.fromkeys(group.layers, reason)
+        return cut, why
+
+    def inner(self) -> set[str]:
+        """Return the layers that `example` reaches and that do not make the model's outputs."""
+        sealed = [g for g in self.found if g.makes_output and (g.refusal or len(g.units) < 2)]
+        outputs = {name for group in sealed for name in group.layers} | set(self.outputs)
+        return {name for group in self.found for name in group.layers} - outputs
+
+    def _check_structure(self, group: Group) -> None:
+        if any(name in self.outputs or name in self.refused for name in group.layers):
+            return
+        if group.refusal or len(group.units) < 2:
+            reason = group.refusal or "has a single channel, or a single one in each of its groups or heads"
+            self.refused |= dict.fromkeys(group.layers, reason)
+        elif group.makes_output:
+            # Every other channel is tried.
+            cut = surgery.cut_of([(group, range(0, len(group.units), 2))])
+            if reason := surgery.disproof(self.model, cut, self.example):
+                self.outputs |= dict.fromkeys(group.layers, f"makes the model's outputs: {reason}")
+
+    def _check_asked(self) -> None:
+        for name, ratio in self.ratios.items():
+            reason = self.refused.get(name) or self.outputs.get(name)
+            if ratio and reason:
+                raise Unsupported(f"`layers` asks for {ratio:g} of `{name}`, which {reason}. Leave it out of `layers`.")
+
+    def _kept(self, names: Sequence[str]) -> str:
+        for reasons in (self.refused, self.outputs, self.uncompared):
+            for name in names:
+                if name in reasons:
+                    return reasons[name]
+        for name in names:
+            if name in self.skipped:
+                return "is in `skip`" if len(names) == 1 else f"must shrink together with `{name}`, which is in `skip`"
+        return "" if self._ratio(names) else "is asked to keep all its channels"
+
+    def _ratio(self, names: Sequence[str]) -> float:
+        ratios = {name: self.ratios[name] for name in names if name in self.ratios}
+        if len(set(ratios.values())) > 1:
+            raise InvalidInput(
+                f"Layers that must shrink together must have one ratio, got {ratios} in `layers`. Give them the same."
+            )
+        return next(iter(ratios.values()), self.settings.ratio)
+
+    def _values(self, gradients: Gradients | None, seed: int) -> dict[tuple[str, ...], Tensor]:
+        """Return the importance of each unit, by the layers of its group."""
+        criterion = self.settings.criterion
+        if (criterion == "taylor") != (gradients is not None):
+            raise InvalidInput(
+                "`gradients` goes with `criterion='taylor'` and only with it: a function that returns the loss of the "
+                f"model it is given. Got {criterion!r} {'without' if gradients is None else 'with'} it."
+            )
+        model = _with_gradients(self.model, gradients) if gradients else self.model
+        generator = torch.Generator().manual_seed(seed)
+        scores = {g.layers: importance.scores(model, g, criterion, generator) for g in self.found}
+        for names in (names for names, value in scores.items() if value is None):
+            self.uncompared |= dict.fromkeys(names, f"has nothing that `criterion='{criterion}'` can rank")
+        return {names: value for names, value in scores.items() if value is not None}
+
+    def _blocks(self, group: Group, values: Tensor) -> list[Block]:
+        most = max(MOST_OF_A_LAYER, self._ratio(group.layers))
+        least = max(1, math.ceil(len(group.units) * (1 - most) - 1e-9))
+        return importance.blocks(group, values, keep_at_least=least, round_to=self.settings.round_to)
+
+    def _take(self, open_groups: Sequence[Group], blocks: Sequence[Sequence[Block]]) -> list[int]:
+        """Return how many blocks go of each group."""
+        taken = [0] * len(open_groups)
+        pooled = []
+        for i, group in enumerate(open_groups):
+            if self.settings.scope == "global" and not any(name in self.ratios for name in group.layers):
+                pooled.append(i)
+            else:
+                taken[i] = importance.nearest(
+                    blocks[i], len(group.units) - len(group.units) * (1 - self._ratio(group.layers))
+                )
+        total = sum(sum(open_groups[i].costs()) for i in pooled)
+        counts = importance.cheapest([blocks[i] for i in pooled], total * self.settings.ratio)
+        for i, count in zip(pooled, counts, strict=True):
+            taken[i] = count
+        return taken
+
+    def _blame(self, chosen: Sequence[tuple[Group, list[int]]]) -> dict[str, str]:
+        """Return the layers without which the cut would be right, and why each one is not."""
+        good: list[tuple[Group, list[int]]] = []
+        blamed: dict[str, str] = {}
+        for group, units in chosen:
+            cut = surgery.cut_of([*good, (group, units)])
+            if units and (reason := surgery.disproof(self.model, cut, self.example)):
+                blamed |= dict.fromkeys(group.layers, f"keeps its channels: {reason}")
+            else:
+                good.append((group, units))
+        return blamed
+
+
+def _unreached(layer: nn.Module) -> str:
+    if isinstance(layer, nn.RNNCellBase):
+        return "is a recurrent cell, whose hidden state lives in the model's own code"
+    return "is not reached from the model's outputs when it runs on `example`"
+
+
+def _check_nonzero(settings: PruneChannels | PruneWeights) -> None:
+    if settings.ratio == 0 and not settings.layers:
+        raise InvalidInput("`ratio` is 0, which removes nothing. To remove half, pass 0.5.")
+
+
+def _ratios(names: Sequence[str], layers: Mapping[str, float]) -> dict[str, float]:
+    """Return the ratio of each layer that a pattern in `layers` matches."""
+    return {name: ratio for pattern, ratio in layers.items() for name in modules.matching(names, [pattern])}
+
+
+def _with_gradients(model: nn.Module, gradients: Gradients) -> nn.Module:
+    model = duplicate(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    for layer in [m for m in model.modules() if isinstance(m, nn.RNNBase)]:
+        # cuDNN differentiates recurrent layers in training mode alone, where only their dropout is another.
+        layer.train().dropout = 0.0
+    with torch.enable_grad():
+        loss = gradients(model)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise InvalidInput(
+                f"`gradients` must return a loss of one element that depends on the model, got {type(loss).__name__}. "
+                "Return `task.loss(model(inputs), target)`, for example."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _loss_of(task: Task) -> Gradients:
+    """Return a function from a model to its loss on the first training batches."""
+
+    def loss(model: nn.Module) -> Tensor:
+        device = next(model.parameters()).device
+        total = torch.zeros((), device=device)
+        for number, batch in enumerate(batches(task.train, task.example[0].shape[0])):
+            if number == TAYLOR_BATCHES:
+                break
+            inputs, target = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, batch)
+            total = total + task.loss(model(*inputs), target)
+        return total
+
+    return loss
 
 
 PRUNABLE = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
 """The layer types whose weights `weights` prunes."""
 
 
-@torch.inference_mode(False)
 def weights(
     model: nn.Module,
     *,
@@ -257,18 +371,18 @@ def weights(
     """Return a copy of `model` in which the least important weights are exactly zero.
 
     `model` is left unchanged. Shapes, keys and dtypes stay, so neither the dense model file nor its latency
-    shrinks; to remove whole channels see `channels`. To keep the zeros when training on, see `masks` and the
-    `keep_zeros` of `finetune.run`.
+    shrinks; to remove whole channels see `channels`. Fine-tuning keeps the zeros; see `FineTune.keep_zeros`.
 
     Args:
         model: Model to prune, in either mode, on any device.
         ratio: Share of weights to set to zero, in [0, 1), of all convolution, linear, recurrent and attention
             layers that are not in `skip`. A weight shared by several layers counts once.
-        criterion: `magnitude` zeroes those nearest to zero, `random` any.
-        scope: `global` ranks the weights of all layers together; `layer` zeroes `ratio` of each parameter.
+        criterion: `magnitude` zeroes those nearest to zero, `random` any; `package.module:function` is called with each
+            parameter and returns the importance of its elements, in the same shape.
+        scope: `global` compares the weights of all layers; `layer` zeroes `ratio` of each parameter.
         skip: Patterns of layers that keep their weights; a pattern also matches a parent module.
-        layers: Ratio of its own, in [0, 1), for each layer a pattern matches; such a layer is ranked by itself.
-        biases: Prune biases too, ranked with the weights.
+        layers: Ratio, in [0, 1), for each layer a pattern matches; such a layer is compared with no other.
+        biases: Prune biases too, compared with the weights.
         seed: Seed of `random`.
 
     Returns:
@@ -281,26 +395,49 @@ def weights(
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
     """
-    check_ratio("ratio", ratio, zero=bool(layers))
-    _known("criterion", criterion, WEIGHT_CRITERIA)
-    _known("scope", scope, SCOPES)
+    settings = settings_of(
+        PruneWeights,
+        ratio=ratio,
+        criterion=criterion,
+        scope=scope,
+        skip=tuple(skip),
+        layers=dict(layers or {}),
+        biases=biases,
+    )
+    return _prune_weights(model, settings, seed)[0]
+
+
+def apply_weights(
+    model: nn.Module, task: Task, settings: PruneWeights, *, seed: int = 0, progress: Progress = no_progress
+) -> Made:
+    """Apply the transform `prune-weights`; see `weights`."""
+    result, fraction = _prune_weights(model, settings, seed)
+    progress(1, 1, "pruned")
+    return Made(result, (f"{formats.percent(fraction)} of the weights outside `skip` set to zero",))
+
+
+@torch.inference_mode(False)
+def _prune_weights(model: nn.Module, settings: PruneWeights, seed: int) -> tuple[nn.Module, float]:
+    """Return the pruned copy, and the fraction of the weights outside `skip` that were set to zero."""
+    _check_nonzero(settings)
     result = duplicate(model)
-    found = _prunable(result, biases)
-    names = list(dict.fromkeys(layer for layer, _ in found.values()))
-    skipped, own = set(modules.matching(names, list(skip))), _own_ratios(names, layers)
-    chosen = {name: p for name, (layer, p) in found.items() if layer not in skipped}
+    prunable = _prunable(result, settings.biases)
+    names = list(dict.fromkeys(layer for layer, _ in prunable.values()))
+    skipped, ratios = set(modules.matching(names, settings.skip)), _ratios(names, settings.layers)
+    chosen = {name: p for name, (layer, p) in prunable.items() if layer not in skipped}
     generator = torch.Generator().manual_seed(seed)
-    values = {name: _importance(name, p, criterion, generator) for name, p in chosen.items()}
-    pool = [name for name in chosen if found[name][0] not in own]
-    pools = [(ratio, [name]) for name in pool] if scope == "layer" else [(ratio, pool)]
-    pools += [(own[found[name][0]], [name]) for name in chosen if name not in pool]
+    values = {name: _importance(name, p, settings.criterion, generator) for name, p in chosen.items()}
+    pool = [name for name in chosen if prunable[name][0] not in ratios]
+    pools = [(settings.ratio, [name]) for name in pool] if settings.scope == "layer" else [(settings.ratio, pool)]
+    pools += [(ratios[prunable[name][0]], [name]) for name in chosen if name not in pool]
     zeroed = sum(_zero(share, {n: values[n] for n in names}, chosen) for share, names in pools if names)
+    total = sum(p.numel() for p in chosen.values())
     if not zeroed:
         raise NothingToPrune(
-            f"No weight can be zeroed: {ratio:g} of {sum(p.numel() for p in chosen.values())} weights outside `skip` "
-            "is none. Raise `ratio` or skip less."
+            f"No weight can be zeroed: {settings.ratio:g} of {total} weights outside `skip` is none. Raise `ratio` or "
+            "skip less."
         )
-    return result
+    return result, zeroed / total
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -314,16 +451,6 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         for name, (_, parameter) in _prunable(model, biases=True).items()
         if parameter.dim() > 1 or 0 < int((parameter == 0).sum()) < parameter.numel()
     }
-
-
-def sparsity(model: nn.Module) -> float:
-    """Return the share of exact zeros among the weights that `weights` can prune, in [0, 1].
-
-    A weight shared by several layers counts once, biases do not count. 0 for a model without such weights.
-    """
-    found = [p.detach() for _, p in _prunable(model, biases=False).values()]
-    total = sum(p.numel() for p in found)
-    return sum(int((p == 0).sum()) for p in found) / total if total else 0.0
 
 
 def _prunable(model: nn.Module, biases: bool) -> dict[str, tuple[str, nn.Parameter]]:
@@ -344,9 +471,12 @@ def _prunable(model: nn.Module, biases: bool) -> dict[str, tuple[str, nn.Paramet
 def _importance(name: str, parameter: Tensor, criterion: str, generator: torch.Generator) -> Tensor:
     if criterion == "random":
         return torch.rand(parameter.numel(), generator=generator)
-    values = parameter.detach().abs().flatten().float().cpu()
-    if not torch.isfinite(values).all():
-        raise InvalidInput(f"`{name}` must be finite to be ranked by magnitude. Train the model again, or skip it.")
+    value = abs if criterion == "magnitude" else imported(criterion)
+    values: Tensor = value(parameter.detach()).flatten().float().cpu()
+    if not torch.isfinite(values).all() or values.numel() != parameter.numel():
+        raise InvalidInput(
+            f"The importance of `{name}` by {criterion} must be finite. Train the model again, or skip it."
+        )
     return values
 
 

@@ -1,13 +1,12 @@
-"""Variants on disk: the model files of one recipe, proved, with the audit of what happened.
+"""Variants on disk: the verified model files of one recipe, and their layer report.
 
-A pruned variant is also kept in the form of `structure`, so that a later step can rebuild and quantize it.
+A transformed float model is also kept in the form of `checkpoint`, so that a later step can rebuild and lower it.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.core import lease, machines, store
-from shrinkkit.core.run_folder import CARD, README, RECORD, SUMS, RunFolder
-from shrinkkit.core.variant import LayerPrecision, ModelFile, Variant
-from shrinkkit.errors import InvalidTask, ModelFileError, NothingChanged, Unsupported
+from shrinkkit.core import lease, machines, recipe, store
+from shrinkkit.core.recipe import BASELINE, FLOAT32
+from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
+from shrinkkit.core.stages import Choice
+from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
+from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.runtimes import base, files, layers, registry
@@ -28,7 +29,6 @@ from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import checkpoint
-from shrinkkit.transforms.apply import Pruned
 
 REFERENCE = "reference.safetensors"
 _JUDGED_EXAMPLES = 32
@@ -40,76 +40,46 @@ def write(
     task: Task,
     model: nn.Module,
     *,
-    recipe: Mapping[str, Any],
     runtimes: Sequence[str],
-    source: str | None = None,
+    precision: str | Mapping[str, Any] | Choice = FLOAT32,
+    history: History = History(),  # noqa: B008
     seed: int = 0,
-    ratio_asked: float | None = None,
-    ratio_reached: float | None = None,
-    validation_scores: Sequence[float] = (),
-    kept_because: Mapping[str, str] = MappingProxyType({}),
     progress: Progress = no_progress,
 ) -> Variant:
-    """Quantize `model` as the recipe says, write its file for each runtime, prove the files, and return the record.
+    """Lower `model` to a precision, write its file for each runtime, verify the files, and return the record.
 
     `model` is left unchanged. Earlier files in `folder` are replaced; the record is written last.
 
     Args:
         folder: The variant's folder; its name is the variant's name. Created if missing.
         task: What is compressed; its own model is what the audit compares with.
-        model: Float model: the task's own or a pruned copy of it, in eval mode.
-        recipe: `prune` and `quantize` sections as plain values; empty for the baseline.
+        model: Float model: the task's own or a transformed copy of it, in eval mode.
         runtimes: Of `parameters.RUNTIMES`; a runtime that cannot have the variant is recorded with its reason.
-        source: The variant that `model` was rebuilt from.
-        seed: The seed that pruning and fine-tuning used.
-        ratio_asked: Pruning ratio that was asked for, in [0, 1).
-        ratio_reached: Pruning ratio that was reached.
-        validation_scores: Mean validation score after each epoch of fine-tuning.
-        kept_because: Why a layer kept all its channels although the recipe asked for some, by layer.
+        precision: As in a recipe.
+        history: How `model` was made.
+        seed: Of the stages; recorded.
         progress: Called before each runtime's file and after the last: files done, their number, and which is next.
 
     Raises:
-        NothingChanged: The recipe left the model as it was.
         Unsupported: No runtime can have the variant; the reason of each is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
+    chosen = recipe.precision(precision)
     model = copies.shallow_copy(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
     example = tuple(x.cpu().clone() for x in task.example)
-    options = dict(recipe.get("quantize") or {})
-    if recipe.get("prune") and not ratio_reached:
-        raise NothingChanged(
-            "The prune section removed nothing: 0.0 % of what it may prune. Raise `ratio` or drop `skip`."
-        )
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         fresh = Path(name)
-        made = _files(fresh, task, model, example, options, runtimes, progress)
+        made = _files(fresh, task, model, example, chosen, runtimes, progress)
         if not made.files:
             reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
             raise Unsupported(f"No runtime can have this variant. {reasons}")
         save_file(made.reference, fresh / REFERENCE)
-        if recipe.get("prune") and not options:
-            checkpoint.save(fresh, task.model, model)
-        record = Variant(
-            name=folder.name,
-            task=task.name,
-            recipe=dict(recipe),
-            source=source,
-            seed=seed,
-            files=tuple(made.files),
-            refusals=made.refusals,
-            parameters=modules.parameters(model),
-            macs=modules.macs(model, example),
-            sparsity=layers.sparsity(model),
-            ratio_asked=ratio_asked,
-            ratio_reached=ratio_reached,
-            audit=layers.compare(task.model, model, made.precision, kept_because),
-            validation_scores=tuple(validation_scores),
-            notes=tuple(made.notes),
-            environment=machines.environment(torch.get_num_threads(), packages=registry.packages()),
-        )
+        if history.stages and chosen == FLOAT32:
+            checkpoint.save(fresh, task, model, history)
+        record = _record(folder.name, task, model, chosen, history, seed, made)
         store.write(fresh / RECORD, record)
         cards.write_unmeasured(fresh, record)
         _move(fresh, folder)
@@ -120,95 +90,81 @@ def _move(fresh: Path, folder: Path) -> None:
     """Put the files of `fresh` into `folder` in the place of those there, the record last."""
     lease.check()
     # An old record beside new files would vouch for what it never saw.
-    for name in (RECORD, CARD, README, SUMS):
+    for name in (RECORD, STRUCTURE, CARD, README, SUMS):
         (folder / name).unlink(missing_ok=True)
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name == RECORD):
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name in (STRUCTURE, RECORD)):
         path.replace(folder / path.name)
 
 
-def write_pruned(
-    folder: Path,
-    task: Task,
-    pruned: Pruned,
-    *,
-    section: Mapping[str, Any],
-    runtimes: Sequence[str],
-    seed: int,
-    progress: Progress = no_progress,
-) -> Variant:
-    """Write what `compress.prune_task` returned and return the record; see `write`.
-
-    Args:
-        folder: The variant's folder.
-        task: What was pruned.
-        pruned: The pruned model and what was reached.
-        section: The recipe's `prune` section.
-        runtimes: Runtimes to write a file for.
-        seed: The seed that was used.
-        progress: See `write`.
-    """
-    return write(
-        folder,
-        task,
-        pruned.model,
-        recipe={"prune": dict(section)},
-        runtimes=runtimes,
-        source="baseline",
-        seed=seed,
-        ratio_asked=pruned.ratio_asked,
-        ratio_reached=pruned.ratio_reached,
-        validation_scores=pruned.validation_scores,
-        kept_because=pruned.kept_because,
-        progress=progress,
-    )
-
-
-def write_quantized(
-    folder: Path,
+def write_stage(
+    run: Path,
+    name: str,
     task: Task,
     model: nn.Module,
     *,
-    source: str,
-    section: Mapping[str, Any],
     runtimes: Sequence[str],
-    seed: int,
+    history: History,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Variant:
-    """Quantize `model`, write the files and return the record, which also says how `source` was pruned; see `write`.
+    """Write what a stage made: a variant, or, if `runtimes` is empty, only what the next stage needs; see `write`.
 
-    Args:
-        folder: The variant's folder, beside that of `source`.
-        task: What is compressed.
-        model: What `source` returned for the variant of that name.
-        source: The variant that is quantized.
-        section: The recipe's `quantize` section.
-        runtimes: Runtimes to write a file for.
-        seed: Recorded.
-        progress: See `write`.
+    Raises:
+        Unsupported: No runtime can have the variant, or the model cannot be kept without pickle.
     """
-    before = read(folder.parent / source) if source != "baseline" else None
-    return write(
-        folder,
-        task,
-        model,
-        recipe={**(before.recipe if before else {}), "quantize": dict(section)},
-        runtimes=runtimes,
-        source=source,
+    if runtimes:
+        return write(
+            RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, progress=progress
+        )
+    _same_task(RunFolder(run).variant(BASELINE), task)
+    folder = RunFolder(run).checkpoint_record(name).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as made:
+        checkpoint.save(Path(made), task, model, history)
+        _move(Path(made), folder)
+    progress(1, 1, "kept without model files")
+    return _record(name, task, model, FLOAT32, history, seed, _Files({}))
+
+
+def _record(
+    name: str, task: Task, model: nn.Module, precision: Choice, history: History, seed: int, files: "_Files"
+) -> Variant:
+    return Variant(
+        name=name,
+        task=task.name,
+        recipe={"stages": list(history.stages), "precision": precision.to_dict()},
+        source=history.source,
         seed=seed,
-        ratio_asked=before.ratio_asked if before else None,
-        ratio_reached=before.ratio_reached if before else None,
-        kept_because={row.layer: row.kept_because for row in before.audit} if before else {},
-        progress=progress,
+        files=tuple(files.files),
+        refusals=files.refusals,
+        parameters=modules.parameters(model),
+        macs=modules.macs(model, tuple(x.cpu() for x in task.example)),
+        sparsity=modules.sparsity(model),
+        audit=layers.compare(task.model, model, files.precision, history.left_alone),
+        validation_scores=history.validation_scores,
+        notes=(*history.notes, *files.notes),
+        environment=machines.environment(torch.get_num_threads(), packages=registry.packages()),
     )
 
 
-def source(run: Path, name: str, task: Task) -> nn.Module:
-    """Return the float model of the variant `name` of a run folder: the task's own for `baseline`, else rebuilt.
+def source(run: Path, name: str, task: Task) -> tuple[nn.Module, History]:
+    """Return a float model of a run folder, and how it was made; the task's own model for `baseline`.
+
+    Args:
+        run: The run folder.
+        name: Of a variant, or of a checkpoint between two stages.
+        task: Whose model it was made from.
 
     Raises:
-        ModelFileError: There is no such pruned variant, or it does not fit the task.
+        ModelFileError: There is no such model, or it does not fit the task.
     """
-    return task.model if name == "baseline" else checkpoint.rebuild(task, RunFolder(run).variant(name))
+    if name == BASELINE:
+        return task.model, History(BASELINE)
+    folder = RunFolder(run)
+    if (between := folder.checkpoint_record(name)).is_file():
+        return checkpoint.load(task, between.parent)
+    model, history = checkpoint.load(task, folder.variant(name))
+    return model, replace(history, source=name)
 
 
 def read(folder: Path) -> Variant:
@@ -236,16 +192,18 @@ def _files(
     task: Task,
     model: nn.Module,
     example: Example,
-    options: Mapping[str, Any],
+    precision: Choice,
     runtimes: Sequence[str],
     progress: Progress,
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
-    method = options.get("method", "")
-    observed = calibration(task, options.get("calibration_examples", _JUDGED_EXAMPLES)) if "int8" in method else []
+    method = precision.name if precision.name != "float32" else ""
+    count = getattr(precision.settings, "calibration_examples", _JUDGED_EXAMPLES)
+    skip = getattr(precision.settings, "skip", ())
+    observed = calibration(task, count) if "int8" in method else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        making = BuildRequest(folder, Path(scratch), model, example, method, options.get("skip") or (), observed)
+        making = BuildRequest(folder, Path(scratch), model, example, method, skip, observed)
         for number, runtime in enumerate(runtimes):
             progress(number, len(runtimes), f"for {runtime}")
             try:

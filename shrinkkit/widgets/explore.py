@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shrinkkit.core import stages
 from shrinkkit.core.measurement import change_cell
-from shrinkkit.core.recipe import METHODS, PruneChannels, PruneWeights
+from shrinkkit.core.recipe import METHODS
+from shrinkkit.core.stages import SCOPES, Choice, Stage
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
 from shrinkkit.runtimes.spec import HALF
-from shrinkkit.transforms.prune import SCOPES
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live, ProgressBar
 from shrinkkit.widgets.preview import Histogram, Pruner, Pruning, Quantization, Quantizer
@@ -34,32 +35,42 @@ REST, NONE = "as the rest", "no layer"
 _GONE: dict[str, Any] = {"facecolor": "none", "edgecolor": COLOURS[1], "hatch": "/////", "linewidth": 0.6}
 
 
-def pruning(task: "Task", *, seed: int = 0, **section: Any) -> None:
-    """Show what a `prune` section does before any fine-tuning, with controls for its ratios and scope.
+UNATTENDED = Statement("The preview is computed when a person runs this cell.")
+"""Shown in place of a preview that nobody looks at."""
 
-    Below stands a button that scores the pruned model on the validation split. The task is left unchanged.
+
+def pruning(task: "Task", model: "nn.Module", stage: Stage, *, seed: int = 0) -> None:
+    """Show what a pruning stage does before any fine-tuning, with controls for its ratios and scope.
+
+    Below stands a button that scores the pruned model on the validation split. The model is left unchanged. Where no
+    person runs the cell, nothing is computed.
 
     Args:
-        task: Whose model is pruned.
+        task: Whose validation split is used.
+        model: Float model to prune, in eval mode.
+        stage: `prune-channels` or `prune-weights`, with the settings that the controls begin with.
         seed: Of pruning.
-        section: All keys of a recipe's `prune` section: what the controls begin with.
 
     Raises:
         InvalidInput: A value of the section is out of its range, or a pattern matches no layer.
         NothingToPrune: No layer could lose anything.
         Unsupported: A layer with a ratio of its own cannot be pruned, or the model cannot be copied or traced.
     """
+    if not live.attended():
+        Live(UNATTENDED)
+        return
     from ipywidgets import Dropdown, FloatSlider
 
-    pruner = Pruner(task, seed=seed)
+    pruner = Pruner(task, model, seed=seed)
+    start = stage.settings.model_dump()
     # Of the last values only: a model is kept with each.
     known: dict[str, Any] = {"values": None}
 
-    def asked(ratio: float, scope: str, layer: str, own: float) -> dict[str, Any]:
-        others = {pattern: share for pattern, share in section["layers"].items() if pattern != layer}
+    def asked(ratio: float, scope: str, layer: str, own: float) -> Stage:
+        others = {pattern: share for pattern, share in start["layers"].items() if pattern != layer}
         # A slider's steps add up to 0.6999999999999998.
         alone = {} if layer == REST else {layer: round(own, 10)}
-        return {**section, "ratio": round(ratio, 10), "scope": scope, "layers": others | alone}
+        return stages.stage(stage.name, {**start, "ratio": round(ratio, 10), "scope": scope, "layers": others | alone})
 
     def found(**values: Any) -> Pruning:
         if known["values"] != values:
@@ -72,15 +83,15 @@ def pruning(task: "Task", *, seed: int = 0, **section: Any) -> None:
         layer = "" if values["layer"] == REST else values["layer"]
         return pruned(found(**values), asked(**values), layer=layer)
 
-    largest = max(LARGEST_RATIO, section["ratio"])
+    largest = max(LARGEST_RATIO, start["ratio"])
     wide: dict[str, Any] = {"style": {"description_width": "14em"}, "layout": {"width": "40em"}}
     sliding: dict[str, Any] = {"min": 0, "max": largest, "step": 0.01, "continuous_update": False, **wide}
-    layers = [REST, *pruner.prunable(section["method"])]
+    layers = [REST, *pruner.prunable(stage.name)]
     controls = {
-        "ratio": FloatSlider(section["ratio"], description="share to remove", **sliding),
-        "scope": Dropdown(options=SCOPES, value=section["scope"], description="layers are ranked", **wide),
+        "ratio": FloatSlider(start["ratio"], description="share to remove", **sliding),
+        "scope": Dropdown(options=SCOPES, value=start["scope"], description="layers are ranked", **wide),
         "layer": Dropdown(options=layers, description="layer with its own ratio", **wide),
-        "own": FloatSlider(section["ratio"], description="share to remove of it", disabled=True, **sliding),
+        "own": FloatSlider(start["ratio"], description="share to remove of it", disabled=True, **sliding),
     }
     controls["layer"].observe(lambda now: setattr(controls["own"], "disabled", now["new"] == REST), names="value")
     found(**live.values(controls))
@@ -100,21 +111,25 @@ def pruning(task: "Task", *, seed: int = 0, **section: Any) -> None:
     live.on_request(f"Judge it by {task.metric}", judge, before=before)
 
 
-def quantization(task: "Task", model: "nn.Module", *, method: str, skip: Sequence[str], **section: Any) -> None:
+def quantization(task: "Task", model: "nn.Module", precision: Choice) -> None:
     """Show how far each layer of a model quantized in torch is from the float one, with controls for the method.
 
-    A method is computed when it is first chosen. The model is left unchanged.
+    A method is computed when it is first chosen. The model is left unchanged. Where no person runs the cell, nothing is
+    computed.
 
     Args:
         task: Whose validation and calibration examples are used.
         model: Float model in eval mode: the task's own, or a pruned copy of it.
-        method: What the controls begin with.
-        skip: Patterns of layers to leave in float, besides the one that is chosen.
-        section: The other keys of a recipe's `quantize` section: `calibration_examples`.
+        precision: What the controls begin with, and the layers to leave in float besides the one that is chosen.
     """
+    if not live.attended() or precision.name == "float32":
+        Live(UNATTENDED)
+        return
     from ipywidgets import Dropdown
 
-    quantizer = Quantizer(task, model, **section)
+    method, settings = precision.name, precision.settings.model_dump()
+    skip = settings.pop("skip")
+    quantizer = Quantizer(task, model, **settings)
     status = Live(_working(method))
 
     def draw(method: str, left: str) -> Shown:
@@ -140,15 +155,15 @@ def quantization(task: "Task", model: "nn.Module", *, method: str, skip: Sequenc
     live.explore(draw, **controls)
 
 
-def pruned(found: Pruning, section: Mapping[str, Any], *, layer: str = "") -> Several:
+def pruned(found: Pruning, stage: Stage, *, layer: str = "") -> Several:
     """Return what a preview of pruning found: a picture, what it saves, each layer, and the settings to copy.
 
     Args:
         found: From `Pruner.pruned`.
-        section: The `prune` section that it was asked for.
+        stage: What it was asked for.
         layer: Whose weights are drawn; '' draws those of all layers.
     """
-    return Several((_pruned_picture(found, section, layer), _saved(found), _layers(found, section), *_to_copy(section)))
+    return Several((_pruned_picture(found, stage, layer), _saved(found), _layers(found, stage), *_to_copy(stage)))
 
 
 def accuracies(pruner: Pruner, tried: "Mapping[str, Accuracy]") -> Table:
@@ -188,12 +203,12 @@ def _settings(ratio: float, scope: str, layer: str, own: float) -> str:
     return f"{formats.percent(ratio)} by {scope} ranking{alone}"
 
 
-def _noun(section: Mapping[str, Any]) -> str:
-    return "channels" if section["method"] == "channels" else "weights"
+def _noun(stage: Stage) -> str:
+    return stage.name.removeprefix("prune-")
 
 
-def _pruned_picture(found: Pruning, section: Mapping[str, Any], layer: str) -> Picture:
-    noun, histogram = _noun(section), found.histogram(layer)
+def _pruned_picture(found: Pruning, stage: Stage, layer: str) -> Picture:
+    noun, histogram = _noun(stage), found.histogram(layer)
     with canvas(9.2, 4.8) as figure:
         top, bottom = figure.subplots(2, 1, height_ratios=(1.2, 1))
         shares = [one.after / one.before if one.before else 1.0 for one in found.layers]
@@ -262,11 +277,10 @@ def _saved(found: Pruning) -> Table:
     zeros = (formats.percent(before.sparsity), formats.percent(after.sparsity))
     rows.append((Cell("weights that are zero"), Cell(zeros[0]), Cell(zeros[1]), Cell("")))
     columns = (Column(""), Column("before", True), Column("after", True), Column("left", True))
-    reached = f"{formats.percent(found.ratio_asked)} asked for, {formats.percent(found.ratio_reached)} reached"
-    return Table(f"What it saves: {reached}", columns, tuple(rows), folded=False)
+    return Table(f"What it saves: {found.note}", columns, tuple(rows), folded=False)
 
 
-def _layers(found: Pruning, section: Mapping[str, Any]) -> Table:
+def _layers(found: Pruning, stage: Stage) -> Table:
     rows = tuple(
         (
             Cell(one.layer),
@@ -279,23 +293,17 @@ def _layers(found: Pruning, section: Mapping[str, Any]) -> Table:
     )
     columns = (Column("layer"), Column("before", True), Column("after", True), Column("left", True), Column("why all"))
     less = sum(one.after < one.before for one in found.layers)
-    said = f"{_noun(section).capitalize()} by layer: {less} of {formats.counted(len(rows), 'layer')} lose some"
+    said = f"{_noun(stage).capitalize()} by layer: {less} of {formats.counted(len(rows), 'layer')} lose some"
     return Table(said, columns, rows, folded=True)
 
 
-def _to_copy(section: Mapping[str, Any]) -> tuple[Command, ...]:
-    lines = [f"{key}: {kind} = {json.dumps(section[key])}" for key, kind in _PARAMETERS.items()]
-    kind = PruneChannels if section["method"] == "channels" else PruneWeights
-    known = kind(**{key: value for key, value in section.items() if key in kind.model_fields})
-    plain = {"method": section["method"], **known.model_dump(mode="json", exclude_defaults=True)}
-    recipe = ", ".join(f"{key}: {json.dumps(value)}" for key, value in plain.items())
+def _to_copy(stage: Stage) -> tuple[Command, ...]:
+    values = stage.settings.model_dump(mode="json", exclude_defaults=True)
+    settings = json.dumps(values)
     return (
-        Command("\n".join(lines), "To prune like this, put these lines in place of those in the parameters cell:"),
-        Command(f"prune: {{{recipe}}}", "The same for a recipe:"),
+        Command(f"settings: dict = {values}", "Copy this line into the parameters cell to prune like this:"),
+        Command(f"stages: [{{{stage.name}: {settings}}}]", "The same in a recipe:"),
     )
-
-
-_PARAMETERS = {"ratio": "float", "scope": "str", "layers": "dict"}
 
 
 def _working(method: str, took_s: float | None = None) -> ProgressBar:

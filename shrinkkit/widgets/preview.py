@@ -1,6 +1,6 @@
 """What pruning or quantizing would do to a model: computed at once, and nothing written.
 
-Pruning is decided by `compress.prune_task` and quantized copies are made by `quantize`, as for a variant, so a preview
+Pruning is decided by the transforms and quantized copies are made by `quantize`, as for a variant, so a preview
 cannot disagree with what is made later. Both are drawn by `explore`.
 """
 
@@ -17,18 +17,21 @@ from torch.utils.data import Subset
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy
+from shrinkkit.core.stages import Stage
 from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import scoring
 from shrinkkit.measure.scoring import Scored
+from shrinkkit.progress import no_progress
 from shrinkkit.runtimes.spec import HALF
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import copies
-from shrinkkit.tasks.modules import Example, macs, parameters, plain_attention
+from shrinkkit.tasks.modules import Example, macs, parameters, plain_attention, sparsity
 from shrinkkit.tasks.task import Task, batches
-from shrinkkit.transforms import apply, prune, sensitivity, variants
+from shrinkkit.transforms import sensitivity, variants
 from shrinkkit.transforms.groups import counted, widths
 from shrinkkit.transforms.prune import PRUNABLE
 from shrinkkit.transforms.sensitivity import LayerError
+from shrinkkit.transforms.transform import Made
 
 BINS = 60
 """Of a histogram of weights."""
@@ -73,13 +76,13 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """What a `prune` section does to a task's model before any fine-tuning."""
+    """What a pruning stage does to a model before any fine-tuning."""
 
     layers: tuple[LayerShare, ...]
     before: Cost
     after: Cost
-    ratio_asked: float
-    ratio_reached: float
+    note: str
+    """What was asked for and what was reached."""
     model: nn.Module
     """The pruned model."""
     original: nn.Module
@@ -99,51 +102,41 @@ class Pruning:
 class Pruner:
     """A task whose pruning is tried out; what does not depend on the settings is computed once."""
 
-    def __init__(self, task: Task, *, seed: int = 0) -> None:
-        """Hold the task and the seed of pruning."""
-        self.task, self.seed = task, seed
+    def __init__(self, task: Task, model: nn.Module, *, seed: int = 0) -> None:
+        """Hold the task, the model to prune, and the seed of pruning."""
+        self.task, self.model, self.seed = task, model, seed
 
     @cached_property
     def cost(self) -> Cost:
         """Of the model as it is."""
-        return _cost(self.task.model, self.task.example)
+        return _cost(self.model, self.task.example)
 
     @cached_property
     def scored(self) -> Scored:
         """The model's answers on the validation split."""
-        return scoring.scores(self.task.model, self.task, self.task.validation)
+        return scoring.scores(self.model, self.task, self.task.validation)
 
-    def prunable(self, method: str) -> tuple[str, ...]:
-        """Return the names of the layers that may have a ratio of their own by a method."""
-        modules = counted(self.task.model) if method == "channels" else dict(self.task.model.named_modules())
+    def prunable(self, transform: str) -> tuple[str, ...]:
+        """Return the names of the layers that may have a ratio of their own by a transform."""
+        modules = counted(self.model) if transform == "prune-channels" else dict(self.model.named_modules())
         return tuple(name for name, module in modules.items() if name and isinstance(module, PRUNABLE))
 
-    def pruned(self, section: Mapping[str, Any]) -> Pruning:
-        """Return what a `prune` section does in one round without fine-tuning.
-
-        Args:
-            section: All keys of a recipe's `prune` section; `epochs` and `steps` are passed over.
+    def pruned(self, stage: Stage) -> Pruning:
+        """Return what a pruning stage does.
 
         Raises:
             InvalidInput: An argument is out of its range, or a pattern matches no layer.
             NothingToPrune: No layer could lose anything.
             Unsupported: A layer with a ratio of its own cannot be pruned, or the model cannot be copied or traced.
         """
-        task = self.task
-        made = apply.prune_task(task, **{**section, "epochs": 0, "steps": 1}, seed=self.seed)
-        method = section["method"]
-        zeros = prune.sparsity(made.model)
-        after = _cost(made.model, task.example) if method == "channels" else replace(self.cost, sparsity=zeros)
-        shares = _channels if method == "channels" else _zeros
-        return Pruning(
-            layers=shares(task.model, made.model, made.kept_because),
-            before=self.cost,
-            after=after,
-            ratio_asked=made.ratio_asked,
-            ratio_reached=made.ratio_reached,
-            model=made.model,
-            original=task.model,
+        made: Made = stage.transform.function()(
+            self.model, self.task, stage.settings, seed=self.seed, progress=no_progress
         )
+        channels = stage.name == "prune-channels"
+        after = _cost(made.model, self.task.example) if channels else replace(self.cost, sparsity=sparsity(made.model))
+        shares = _channels if channels else _zeros
+        layers = shares(self.model, made.model, made.left_alone)
+        return Pruning(layers, self.cost, after, "; ".join(made.notes), made.model, self.model)
 
     def baseline(self) -> Estimate:
         """Return the mean validation score of the model as it is."""
@@ -176,7 +169,7 @@ def _zeros(before: nn.Module, after: nn.Module, why: Mapping[str, str]) -> tuple
 
 def _cost(model: nn.Module, example: Example) -> Cost:
     count = parameters(model)
-    return Cost(count, 4 * count, macs(model, example), prune.sparsity(model))
+    return Cost(count, 4 * count, macs(model, example), sparsity(model))
 
 
 def _weights(model: nn.Module, layer: str, original: nn.Module) -> Tensor:

@@ -145,25 +145,18 @@ def test_a_budget_in_shares_is_for_scores_in_shares(low, high):
     ("section", "key"),
     [
         *(
-            (f"prune: {{method: channels, ratio: {v}}}", "ratio")
+            (f"stages: [prune-channels: {{ratio: {v}}}]", "ratio")
             for v in ("1", "-0.1", ".nan", ".inf", "1.5", "50", "x", "true")
         ),
+        *((f"stages: [fine-tune: {{epochs: {v}}}]", "epochs") for v in ("-1", "1.5", "10001", ".nan", "1e99")),
+        *((f"stages: [fine-tune: {{learning_rate: {v}}}]", "learning_rate") for v in ("0", "-1", ".nan", ".inf")),
         *(
-            (f"prune: {{method: channels, ratio: 0.5, epochs: {v}}}", "epochs")
-            for v in ("-1", "1.5", "10001", ".nan", "1e99")
-        ),
-        *(
-            (f"prune: {{method: channels, ratio: 0.5, learning_rate: {v}}}", "learning_rate")
-            for v in ("0", "-1", ".nan", ".inf")
-        ),
-        *(
-            (f"prune: {{method: channels, ratio: 0.5, round_to: {v}}}", "round_to")
+            (f"stages: [prune-channels: {{ratio: 0.5, round_to: {v}}}]", "round_to")
             for v in ("0", "-8", "65537", "1e30")
         ),
-        *((f"prune: {{method: channels, ratio: 0.5, steps: {v}}}", "steps") for v in ("0", "1001")),
-        *((f"prune: {{method: channels, ratio: 0.5, layers: {{a: {v}}}}}", "layers") for v in ("1", ".nan", "-1")),
+        *((f"stages: [prune-channels: {{ratio: 0.5, layers: {{a: {v}}}}}]", "layers") for v in ("1", ".nan", "-1")),
         *(
-            (f"quantize: {{method: static-int8, calibration_examples: {v}}}", "calibration_examples")
+            (f"precision: {{static-int8: {{calibration_examples: {v}}}}}", "calibration_examples")
             for v in ("0", "-1", "1.5", "1e99")
         ),
     ],

@@ -31,7 +31,7 @@ INF, NAN = float("inf"), float("nan")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder, task = tmp_path_factory.mktemp("run") / "baseline", tiny_task()
-    variants.write(folder, task, task.model, recipe={}, runtimes=["torch", "onnxruntime"])
+    variants.write(folder, task, task.model, runtimes=["torch", "onnxruntime"])
     return folder
 
 

@@ -207,7 +207,7 @@ class Augmented(Dataset):
 STUDY = """
 name: small
 task: {task}
-recipes: [{{name: half, prune: {{method: weights, ratio: 0.5, epochs: 0}}}}]
+recipes: [{{name: half, stages: [prune-weights: {{ratio: 0.5}}]}}]
 targets: [cpu/torch]
 """
 

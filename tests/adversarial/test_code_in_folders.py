@@ -85,7 +85,7 @@ def reported(tmp_path_factory, marks):
 def verified(tmp_path_factory, marks):
     """A variant's folder full of code, verified from inside it."""
     folder, task = tmp_path_factory.mktemp("variants") / "baseline", tiny_task()
-    made = variants.write(folder, task, task.model, recipe={}, runtimes=["torch"])
+    made = variants.write(folder, task, task.model, runtimes=["torch"])
     cards.write_unmeasured(folder, made)
     plant(folder)
     return shrinkkit("verify", ".", "--target", "cpu/torch", "--threads", "1", cwd=folder, marks=marks)

@@ -44,10 +44,10 @@ def task():
 def run(task, tmp_path_factory):
     """A run of float, int8 and 16-bit files on torch."""
     folder = tmp_path_factory.mktemp("run")
-    methods = {"baseline": {}} | {m: {"quantize": {"method": m}} for m in ("dynamic-int8", "static-int8", "bfloat16")}
-    methods["static-int8"]["quantize"]["calibration_examples"] = 32
-    for name, recipe in methods.items():
-        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=["torch"])
+    precisions = {"baseline": "float32", "dynamic-int8": "dynamic-int8", "bfloat16": "bfloat16"}
+    precisions["static-int8"] = {"static-int8": {"calibration_examples": 32}}
+    for name, precision in precisions.items():
+        variants.write(folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch"])
     return folder
 
 
@@ -112,7 +112,7 @@ class Padded(nn.Module):
 
 def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path):
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
-    variants.write(tmp_path / "variants/baseline", padded, padded.model, recipe={}, runtimes=["torch"])
+    variants.write(tmp_path / "variants/baseline", padded, padded.model, runtimes=["torch"])
     loaded = session.load(tmp_path, [], Settings(TORCH, padded, threads=1))
     found = session.compare_runtimes(loaded, Settings(TORCH, padded, threads=1))
     assert found.speedup.high < 0.5
@@ -136,8 +136,8 @@ class Slow(nn.Module):
 
 def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, tmp_path):
     slow = dataclasses.replace(task, model=Slow(task.model).eval())
-    for name, recipe in (("baseline", {}), ("half", {"quantize": {"method": "bfloat16"}})):
-        variants.write(tmp_path / "variants" / name, slow, slow.model, recipe=recipe, runtimes=["torch"])
+    for name, precision in (("baseline", "float32"), ("half", "bfloat16")):
+        variants.write(tmp_path / "variants" / name, slow, slow.model, precision=precision, runtimes=["torch"])
     loaded = session.load(tmp_path, [], Settings(TORCH, slow, threads=1))
     assert session.compare_runtimes(loaded, Settings(TORCH, slow, threads=1)).speedup.low > 2
     compared, _ = session.compare_latency(loaded, Settings(TORCH, slow, threads=1))

@@ -39,9 +39,9 @@ from shrinkkit.transforms import variants
 folder, name, method, *runtimes = sys.argv[1:]
 task = loader.load(name)
 zeros = dataclasses.replace(task, example=(torch.zeros_like(task.example[0]),))
-recipe = {"quantize": {"method": method, "calibration_examples": 64}}
+recipe = {method: {"calibration_examples": 64}}
 def scores(to, runtimes):
-    made = variants.write(Path(folder) / to, zeros, task.model, recipe=recipe, runtimes=runtimes)
+    made = variants.write(Path(folder) / to, zeros, task.model, precision=recipe, runtimes=runtimes)
     found = variants.fidelity(Path(folder) / to, task, task.test)
     return made, {runtime: sum(a.scores) / len(a.scores) for runtime, a in found.items()}
 made, chosen = scores("chosen", runtimes)

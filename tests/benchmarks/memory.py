@@ -111,7 +111,7 @@ def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]
             folder, the_task, model, source="baseline", section=section, runtimes=[runtime], seed=0
         )
     else:
-        made = variants.write(folder, the_task, the_task.model, recipe={}, runtimes=[runtime])
+        made = variants.write(folder, the_task, the_task.model, runtimes=[runtime])
     return sum(p.nbytes for p in the_task.model.parameters()), sum(file.size_bytes for file in made.files)
 
 

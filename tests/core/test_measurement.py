@@ -48,9 +48,9 @@ def objects(found, record):
 
 SAYS = {
     "task": "128 train, 32 calibration",
-    "recipe": "method static-int8",
+    "recipe": "calibration_examples 128",
     "study": "recipe channels-50",
-    "variant": "49.7 % of 50.0 % asked for",
+    "variant": "prune-channels ratio 0.5",
     "audit": "32 \N{RIGHTWARDS ARROW} 16",
     "record": "Measured on cpu/torch",
     "measurement": "static-int8 on cpu/torch",

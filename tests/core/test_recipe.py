@@ -5,46 +5,63 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkkit.core import studies
-from shrinkkit.core.recipe import BUILT_IN, RULES, SECTIONS, Recipe, Study, conflicts, impossible
+from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, Budget, Recipe, Study, conflicts, impossible
+from shrinkkit.core.stages import TRANSFORMS, FineTune, PruneChannels, Section, Stage, Transform
 from shrinkkit.core.target import TARGETS
 from shrinkkit.errors import InvalidInput
 
 
 def test_every_setting_has_a_rule_that_an_error_can_quote():
-    literals = {"prune.criterion", "prune.scope", "budget.want", "budget.target"}
-    parents = {"budget": "budget", "channels": "prune", "weights": "prune"}
-    nested = {f"{parents.get(s, 'quantize')}.{key}" for s, model in SECTIONS.items() for key in model.model_fields}
-    known = nested | {*Recipe.model_fields, *Study.model_fields}
-    assert known - literals - {"where"} <= {*RULES}
+    sections = [Recipe, Study, Budget, *PRECISIONS.values(), *(one.section for one in TRANSFORMS.values())]
+    fields = {(s.__name__, n): f for s in sections for n, f in s.model_fields.items() if n != "where"}
+    assert [name for name, f in fields.items() if not f.description and "Literal" not in str(f.annotation)] == []
 
 
 def test_what_is_impossible_is_said_and_what_is_possible_is_not():
-    refused = {
-        (name, target) for name in BUILT_IN for target in TARGETS if impossible(studies.read_recipe(name), target)
-    }
+    precisions = {name: studies.read_recipe(name).precision.name for name in BUILT_IN}
+    refused = {(name, target) for name, p in precisions.items() for target in TARGETS if impossible(p, target)}
     elsewhere = ("cuda/torch", "cuda/inductor", "cuda/onnxruntime", "mps/torch")
     int8 = {(n, t) for n in ("dynamic-int8", "static-int8", "channels-50-static-int8") for t in elsewhere}
     assert refused == int8 | {
         (name, target) for name in ("float16", "bfloat16") for target in ("cpu/onnxruntime", "cuda/onnxruntime")
     }
     with pytest.raises(InvalidInput, match=r"Did you mean `cpu/torch`\?"):
-        impossible(studies.read_recipe("float16"), "cpu/torhc")
+        impossible("float16", "cpu/torhc")
 
 
 @settings(deadline=None, max_examples=40)
 @given(ratio=st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.booleans())
 def test_only_a_ratio_in_the_unit_interval_is_taken(ratio):
-    section = {"method": "channels", "ratio": ratio}
+    stages = [{"prune-channels": {"ratio": ratio}}]
     if not isinstance(ratio, bool) and 0 <= ratio < 1:
-        assert Recipe(name="x", prune=section).prune.ratio == ratio
+        assert Recipe(name="x", stages=stages).stages[0].settings.ratio == ratio
     else:
         with pytest.raises(ValueError, match="ratio"):
-            Recipe(name="x", prune=section)
+            Recipe(name="x", stages=stages)
 
 
 def test_lists_from_python_are_as_good_as_tuples():
-    recipe = Recipe(name="x", quantize={"method": "float16", "skip": ["head"]})
-    assert recipe.quantize.skip == ("head",)
+    recipe = Recipe(name="x", precision={"float16": {"skip": ["head"]}})
+    assert recipe.precision.settings.skip == ("head",)
+
+
+def test_stages_are_given_by_name_with_settings_or_as_objects():
+    named = Recipe(name="x", stages=[{"prune-channels": {"ratio": 0.5}}, "fine-tune"])
+    typed = Recipe(name="x", stages=[PruneChannels(ratio=0.5), FineTune()])
+    assert named == typed
+    assert [stage.name for stage in typed.stages] == ["prune-channels", "fine-tune"]
+    assert Recipe.model_validate(typed.to_dict()) == typed
+
+
+def test_a_transform_from_outside_is_passed_as_an_object():
+    class Rank(Section):
+        rank: int = 2
+
+    outside = Transform("factorize", Rank, lambda *_: None)
+    recipe = Recipe(name="x", stages=[Stage("factorize", Rank(rank=3), outside)])
+    assert recipe.settings()["stages"] == [{"factorize": {"rank": 3}}]
+    with pytest.raises(ValueError, match="choice_form"):
+        Recipe(name="x", stages=[Rank()])
 
 
 def test_a_recipe_cannot_be_changed():

@@ -12,7 +12,7 @@ from shrinkkit.core import studies
 from shrinkkit.core.recipe import BUILT_IN, TASKS, Study
 from shrinkkit.errors import InvalidInput
 
-HALF = "prune:\n  method: channels\n  ratio: 0.5\n"
+HALF = "stages:\n- prune-channels:\n    ratio: 0.5\n"
 ALL_TARGETS = (
     "cpu/torch, cpu/inductor, cpu/onnxruntime, cpu/openvino, cuda/torch, cuda/inductor, cuda/onnxruntime or mps/torch"
 )
@@ -53,134 +53,87 @@ def test_the_study_of_digits_cnn_tries_every_built_in_recipe():
     assert {recipe.name for recipe in studies.read_study("digits-cnn").recipes} == set(BUILT_IN)
 
 
-def test_channels_50_and_its_quantized_sibling_prune_alike():
-    assert studies.read_recipe("channels-50").prune == studies.read_recipe("channels-50-static-int8").prune
+def test_channels_50_and_its_quantized_sibling_have_the_same_stages():
+    assert studies.read_recipe("channels-50").stages == studies.read_recipe("channels-50-static-int8").stages
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
-    recipe = studies.read_recipe(recipe_file(tmp_path, HALF + "  learning_rate: 1e-3\n"))
-    assert recipe.prune is not None
-    assert recipe.prune.learning_rate == 0.001
+    recipe = studies.read_recipe(recipe_file(tmp_path, "stages: [fine-tune: {learning_rate: 1e-3}]"))
+    assert recipe.stages[0].settings.learning_rate == 0.001
+
+
+def test_a_stage_and_a_precision_need_no_settings(tmp_path):
+    recipe = studies.read_recipe(recipe_file(tmp_path, "stages: [fine-tune, fine-tune: ]\nprecision: static-int8"))
+    assert [stage.settings.epochs for stage in recipe.stages] == [3, 3]
+    assert recipe.precision.settings.calibration_examples == 128
 
 
 def test_settings_hold_what_a_recipe_does_with_defaults_and_nothing_about_its_file(tmp_path):
-    recipe = studies.read_recipe(recipe_file(tmp_path, HALF + "  skip: [head]\n"))
-    assert recipe.settings() == {
-        "prune": {
-            **{"method": "channels", "ratio": 0.5, "scope": "global", "skip": ["head"], "layers": {}, "epochs": 3},
-            **{"learning_rate": 0.001, "criterion": "magnitude", "round_to": 8, "steps": 1},
-        }
-    }
+    recipe = studies.read_recipe(recipe_file(tmp_path, HALF + "    skip: [head]\n"))
+    pruning = {"ratio": 0.5, "scope": "global", "skip": ["head"], "layers": {}, "criterion": "magnitude", "round_to": 8}
+    assert recipe.settings() == {"stages": [{"prune-channels": pruning}], "precision": {"float32": {}}}
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "words"),
     [
+        ("stages: [prune-channels: {ratio: 50}]", ("`stages.0.prune-channels.ratio`", "[0, 1)", "50", ":1)", "0.5")),
+        ("stages:\n- prune-weights:\n    ratio: 80", ("stages.0.prune-weights.ratio", "my.yaml:3", "80 %, pass 0.8")),
+        ("stages: [prune-channels: {ratio: true}]", ("ratio", "got true")),
+        ("stages: [prune-channels: {ratio: .nan}]", ("ratio", "got nan")),
+        ("stages: [prune-channels: {ratio: }]", ("ratio", "got nothing")),
+        ("stages: [prune-channels]", ("`stages.0.prune-channels.ratio` is missing", "[0, 1)")),
+        ("stages: [prune-channels: 0.5]", ("`stages.0`", "{...}", "got 0.5")),
+        ("stages: [prune-channels: {ratio: 0.5}, x: 1]", ("`stages.1`", "prune-weights or fine-tune", "got 'x'")),
+        ("stages: [{prune-channels: {ratio: 0.5}, fine-tune: {}}]", ("`stages.0`", "{...}")),
+        ("stages: [fine-tuning]", ("`stages.0`", "'fine-tuning'", "Did you mean `fine-tune`?")),
+        ("stages: fine-tune", ("`stages`", "list", "'fine-tune'")),
+        ("stages:\n- fine-tune\n- fine-tune:\n    epochs: 1.5", ("`stages.1.fine-tune.epochs`", "10000", "1.5", ":4)")),
+        ("stages: [fine-tune: {epochs: true}]", ("`stages.0.fine-tune.epochs`", "got true")),
+        ("stages: [fine-tune: {epochs: 0}]", (">= 1", "got 0")),
+        ("stages: [fine-tune: {learning_rate: .inf}]", ("learning_rate", "> 0", "got inf")),
+        ("stages: [fine-tune: {device: gpu}]", ("device", "auto, cpu, cuda or mps", "'gpu'")),
+        (HALF + "    round_to: 0", ("round_to", "65536", "got 0", "my.yaml:4")),
+        (HALF + "    skip: head", ("`stages.0.prune-channels.skip`", "list", "'head'")),
+        (HALF + "    skip:\n    - head\n    - 3", ("`stages.0.prune-channels.skip.1`", "quotes", "got 3", "my.yaml:6")),
+        (HALF + "    layers:\n      stem.0: 70", ("`stages.0.prune-channels.layers.stem.0`", "70", "0.7", "my.yaml:5")),
+        (HALF + "    criterion: taylr", ("criterion", "lamp", "`package.module:function`", "Did you mean `taylor`?")),
+        ("stages: [prune-weights: {ratio: 0.5, criterion: lamp}]", ("magnitude, random", "'lamp'")),
+        (HALF + "    ration: 3", ("`stages.0.prune-channels.ration`", "Did you mean `ratio`?", "round_to", ":4)")),
+        (HALF + "    biases: true", ("biases", "no key of prune-channels, but of prune-weights")),
         (
-            "prune:\n  method: channels\n  ratio: 50",
-            "`prune.ratio` must be in [0, 1), got 50 (my.yaml:3). To remove half, pass 0.5.",
+            "precision: {float16: {calibration_examples: 64}}",
+            ("no key of float16, but of static-int8", "Allowed: skip."),
         ),
-        (
-            "prune:\n  method: channels\n  ratio: 80",
-            "`prune.ratio` must be in [0, 1), got 80 (my.yaml:3). To remove 80 %, pass 0.8.",
-        ),
-        (
-            "prune:\n  method: channels\n  ratio: true",
-            "`prune.ratio` must be a number in [0, 1), got true (my.yaml:3).",
-        ),
-        ("prune:\n  method: channels\n  ratio: .nan", "`prune.ratio` must be a number in [0, 1), got nan (my.yaml:3)."),
-        ("prune:\n  method: channels\n  ratio:", "`prune.ratio` must be a number in [0, 1), got nothing (my.yaml:3)."),
-        ("prune:\n  method: channels", "`prune.ratio` is missing (my.yaml:1). It must be a number in [0, 1)."),
-        ("prune:\n  ratio: 0.5", "`prune.method` is missing (my.yaml:1). It must be channels or weights."),
-        ("prune: 0.5", "`prune` must be a section with at least `method` and `ratio`, got 0.5 (my.yaml:1)."),
-        (
-            "prune:\nquantize: {method: float16}",
-            "`prune` must be a section with at least `method` and `ratio`, got nothing (my.yaml:1). "
-            "Fill it, or leave it out.",
-        ),
-        (HALF + "  epochs: 1.5", "`prune.epochs` must be a whole number >= 0 and at most 10000, got 1.5 (my.yaml:4)."),
-        (
-            HALF + "  epochs: true",
-            "`prune.epochs` must be a whole number >= 0 and at most 10000, got true (my.yaml:4).",
-        ),
-        (HALF + "  round_to: 0", "`prune.round_to` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4)."),
-        (HALF + "  learning_rate: .inf", "`prune.learning_rate` must be a number > 0, got inf (my.yaml:4)."),
-        (HALF + "  skip: head", "`prune.skip` must be a list of layer patterns, got 'head' (my.yaml:4)."),
-        (HALF + "  skip:\n  - head\n  - 3", "`prune.skip.1` must be a layer pattern in quotes, got 3 (my.yaml:6)."),
-        (
-            HALF + "  layers:\n    stem.0: 70",
-            "`prune.layers.stem.0` must be in [0, 1), got 70 (my.yaml:5). To remove 70 %, pass 0.7.",
-        ),
-        (
-            HALF + "  criterion: taylr",
-            "`prune.criterion` with method channels must be magnitude, batchnorm, geometric-median, lamp, taylor or "
-            "random, got 'taylr' (my.yaml:4). Did you mean `taylor`?",
-        ),
-        (
-            "prune: {method: weights, ratio: 0.5, criterion: lamp}",
-            "`prune.criterion` with method weights must be magnitude or random, got 'lamp' (my.yaml:1).",
-        ),
-        (
-            HALF + "  ration: 3",
-            "`prune.ration` is no key of channels (my.yaml:4). Did you mean `ratio`? Allowed: method, ratio, scope, "
-            "skip, layers, epochs, learning_rate, criterion, round_to, steps.",
-        ),
-        (
-            HALF + "  biases: true",
-            "`prune.biases` is no key of channels, but of weights (my.yaml:4). Allowed: method, ratio, scope, "
-            "skip, layers, epochs, learning_rate, criterion, round_to, steps.",
-        ),
-        (
-            "quantize:\n  method: float16\n  calibration_examples: 64",
-            "`quantize.calibration_examples` is no key of float16, but of static-int8 (my.yaml:3). "
-            "Allowed: method, skip.",
-        ),
-        (
-            "quantize:\n  method: static-int3",
-            "`quantize.method` must be dynamic-int8, static-int8, float16 or bfloat16, got 'static-int3' (my.yaml:2). "
-            "Did you mean `static-int8`? There are 8-bit integers and 16-bit floats, and no other widths.",
-        ),
-        (
-            HALF + "quantise: {method: float16}",
-            "`quantise` is no key of a recipe (my.yaml:4). Did you mean `quantize`? Allowed: name, prune, quantize.",
-        ),
-        (HALF + "where: {}", "`where` is no key of a recipe (my.yaml:4). Allowed: name, prune, quantize."),
-        ("name: half", "A recipe must have a section `prune` or `quantize`, or both (my.yaml:1)."),
-        (
-            HALF + "name: Baseline",
-            "`name` must not be `baseline`, which names the unchanged model (my.yaml:4).",
-        ),
-        (
-            HALF + "name: half.pruned",
-            "`name` must not end in `.pruned`, which names what is pruned and not yet quantized (my.yaml:4).",
-        ),
-        (
-            HALF + "name: ../half",
-            "`name` must be a name fit for a folder (letters, digits, `.`, `_` and `-`, at most 64, the first a letter "
-            "or digit), got '../half' (my.yaml:4). Set `name`, which else is the file's.",
-        ),
-        (
-            HALF + "  ratio: 0.6",
-            "`prune.ratio` stands here twice, first on line 3 (my.yaml:4). Keep one of them.",
-        ),
-        ("", "my.yaml is empty. Copy a built-in one, and change that."),
-        ("# nothing yet", "my.yaml is empty. Copy a built-in one, and change that."),
-        ("- prune", "A file must be a mapping of keys to values (my.yaml:1). Copy a built-in one."),
-        (
-            "prune:\n  ratio: [1",
-            "This is not YAML: expected ',' or ']', but got '<stream end>' (my.yaml:2). "
-            "Indent with spaces, and quote text that holds : or #.",
-        ),
+        ("precision: static-int3", ("`precision`", "Did you mean `static-int8`?", "no other widths")),
+        ("precision: [float16]", ("`precision`", "{...}")),
+        ("precision:", ("`precision`", "got nothing")),
+        (HALF + "precison: float16", ("`precison`", "Did you mean `precision`?", "Allowed: name, stages, precision.")),
+        (HALF + "where: {}", ("`where` is no key", "Allowed: name, stages, precision.")),
+        ("name: half", ("`stages`", "`precision`", "my.yaml:1")),
+        ("precision: float32", ("`stages`", "`precision`")),
+        (HALF + "name: Baseline", ("`name`", "`baseline`", "my.yaml:4")),
+        (HALF + "name: half.stage-2", ("`name`", "`.stage-`", "my.yaml:4")),
+        (HALF + "name: ../half", ("`name`", "got '../half' (my.yaml:4)", "Set `name`")),
+        (HALF + "    ratio: 0.6", ("`stages.0.prune-channels.ratio`", "twice", "line 3", "my.yaml:4")),
+        ("", ("my.yaml is empty",)),
+        ("# nothing yet", ("my.yaml is empty",)),
+        ("- stages", ("mapping", "my.yaml:1")),
+        ("stages:\n  ratio: [1", ("expected ',' or ']'", "my.yaml:2", "Indent")),
     ],
 )
-def test_a_mistake_in_a_recipe_is_told_with_its_place_and_remedy(tmp_path, monkeypatch, text, expected):
-    assert complaint_about(studies.read_recipe, recipe_file(tmp_path, text), monkeypatch) == expected
+def test_a_mistake_in_a_recipe_is_told_with_its_place_and_remedy(tmp_path, monkeypatch, text, words):
+    complaint = complaint_about(studies.read_recipe, recipe_file(tmp_path, text), monkeypatch)
+    assert [word for word in words if word not in complaint] == [], complaint
+    assert "\n" not in complaint
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_one_a_line(tmp_path, monkeypatch):
-    path = recipe_file(tmp_path, "prune: {method: weights, ratio: 2, epochs: -1}\nquantize: {method: int4}\nextra: 1")
-    lines = complaint_about(studies.read_recipe, path, monkeypatch).splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["`prune.ratio`", "`prune.epochs`", "`quantize.method`", "`extra`"]
+    text = "stages: [prune-weights: {ratio: 2}, fine-tune: {epochs: -1}]\nprecision: int4\nextra: 1"
+    lines = complaint_about(studies.read_recipe, recipe_file(tmp_path, text), monkeypatch).splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        *("`stages.0.prune-weights.ratio`", "`stages.1.fine-tune.epochs`", "`precision`", "`extra`")
+    ]
 
 
 @pytest.mark.parametrize("name", ["channels50", "chanels-50"])
@@ -202,7 +155,7 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
     [
         (
             STUDY + "budget: {accuracy_drop: 5}",
-            "`budget.accuracy_drop` must be a share in [0, 1], got 5 (my.yaml:4). For 5 points, pass 0.05.",
+            "`budget.accuracy_drop` must be a share in [0, 1], got 5 (my.yaml:4). For 5 %, pass 0.05.",
         ),
         (
             STUDY + "budget: {target: cuda/torch}",
@@ -222,15 +175,16 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         (STUDY + "seed: -1", "`seed` must be a whole number in [0, 4294967296), got -1 (my.yaml:4)."),
         (
             STUDY + "batch_sizes: 8",
-            "`batch_sizes` must be a list of whole numbers >= 1, at most 16 of them, got 8 (my.yaml:4).",
+            "`batch_sizes` must be a list of at most 16 whole numbers >= 1 and at most 65536, got 8 (my.yaml:4).",
         ),
         (
             STUDY + "batch_sizes: [1, 0]",
-            "`batch_sizes.1` must be a whole number >= 1 and at most 65536, got 0 (my.yaml:4).",
+            "`batch_sizes.1` must be a list of at most 16 whole numbers >= 1 and at most 65536, got 0 (my.yaml:4).",
         ),
         (
             STUDY + "thread_counts: [two]",
-            "`thread_counts.0` must be a whole number >= 1 and at most 1024, got 'two' (my.yaml:4).",
+            "`thread_counts.0` must be a list of at most 16 whole numbers >= 1 and at most 1024, "
+            "got 'two' (my.yaml:4).",
         ),
         (
             STUDY + "timeout_s: .inf",
@@ -258,7 +212,7 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             "with a `name`, got [] (my.yaml:2).",
         ),
         (
-            STUDY.replace("[channels-50]", "\n- float16\n- name: Float16\n  quantize: {method: bfloat16}"),
+            STUDY.replace("[channels-50]", "\n- float16\n- name: Float16\n  precision: bfloat16"),
             "`recipes` holds two named 'Float16' (my.yaml:4). Give one of them another `name`.",
         ),
         (
@@ -267,8 +221,8 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             "Paths in a study are relative to its file.",
         ),
         (
-            STUDY.replace("[channels-50]", "\n- quantize: {method: float16}"),
-            "`name` is missing (my.yaml:3). It must be a name fit for a folder (letters, digits, `.`, `_` and `-`, "
+            STUDY.replace("[channels-50]", "\n- precision: float16"),
+            "`name` is missing (my.yaml:3). It must be a folder name (letters, digits, `.`, `_` and `-`, "
             "at most 64, the first a letter or digit).",
         ),
         (
@@ -280,7 +234,7 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             STUDY.replace("channels-50", "float16").replace("cpu/torch", "cpu/onnxruntime"),
             "`float16` of recipe 'float16' can run on no target of the study: cpu/onnxruntime: ONNX Runtime has no "
             "float16 kernels for CPUs and casts each layer back to float32 (my.yaml:2). "
-            "Possible there: static-int8, dynamic-int8. `float16` can run on cpu/torch, cpu/inductor, cpu/openvino, "
+            "Possible there: dynamic-int8, static-int8. `float16` can run on cpu/torch, cpu/inductor, cpu/openvino, "
             "cuda/torch, cuda/inductor or mps/torch.",
         ),
     ],
@@ -290,7 +244,7 @@ def test_a_mistake_in_a_study_is_told_with_its_place_and_remedy(tmp_path, monkey
 
 
 def test_a_study_tells_mistakes_of_its_recipe_files_and_its_own_together(tmp_path, monkeypatch):
-    recipe_file(tmp_path, "prune: {method: weights, ratio: 2}", "bad.yaml")
+    recipe_file(tmp_path, "stages: [prune-weights: {ratio: 2}]", "bad.yaml")
     path = recipe_file(tmp_path, "task: digits-cnn\nrecipes: [bad.yaml]\ntargets: [cpu/torch, cpu/torch]\nsead: 1")
     lines = complaint_about(studies.read_study, path, monkeypatch).splitlines()
     assert [word in line for word, line in zip(("bad.yaml:1", "`sead`", "twice"), lines, strict=True)] == [True] * 3
@@ -309,7 +263,7 @@ def test_paths_in_a_study_are_relative_to_its_file(tmp_path, monkeypatch):
 
 
 def test_a_study_survives_the_way_to_json_and_back(tmp_path):
-    path = recipe_file(tmp_path, HALF + "  skip: [head]\n  layers: {stem.*: 0}\nquantize: {method: static-int8}")
+    path = recipe_file(tmp_path, HALF + "    skip: [head]\n    layers: {stem.*: 0}\nprecision: static-int8")
     study = studies.study("digits-cnn", recipes=["float16", str(path)], targets=["cpu/torch"], threads=2)
     assert Study.model_validate_json(study.model_dump_json()) == study
 
@@ -344,24 +298,23 @@ def test_a_pattern_matches_a_layer_or_the_module_that_holds_it(pattern, layer, e
 
 def test_a_pattern_that_matches_no_layer_is_told_with_its_line_and_the_nearest_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe_file(tmp_path, HALF + "  skip: [stem, stage.0]\n  layers:\n    headd: 0.1\n    stages.0: 0.2\n")
-    recipe = studies.read_recipe("my.yaml")
-    assert studies.layer_patterns(recipe)[1] == ("prune.skip.1", "stage.0", "my.yaml:4")
+    recipe_file(tmp_path, HALF + "    skip: [stem, stage.0]\n    layers:\n      headd: 0.1\n      stages.0: 0.2\n")
+    study = studies.study("digits-cnn", recipes=["my.yaml"], targets=["cpu/torch"])
     layers = ["stem", "stages.0.conv1", "head"]
     with pytest.raises(InvalidInput) as caught:
-        studies.check_patterns(recipe, layers)
+        studies.check_patterns(study, layers)
     assert str(caught.value).splitlines() == [
-        "`prune.skip.1` of recipe `my` names 'stage.0', which matches no layer (my.yaml:4). "
+        "`stages.0.prune-channels.skip` of recipe `my` names 'stage.0', which matches no layer (my.yaml:4). "
         "Did you mean `stages.0`? The layers are stem, stages.0.conv1, head.",
-        "`prune.layers` of recipe `my` names 'headd', which matches no layer (my.yaml:6). "
+        "`stages.0.prune-channels.layers` of recipe `my` names 'headd', which matches no layer (my.yaml:6). "
         "Did you mean `head`? The layers are stem, stages.0.conv1, head.",
     ]
-    studies.check_patterns(recipe, [*layers, "stage.0", "headd"])
+    studies.check_patterns(study, [*layers, "stage.0", "headd"])
 
 
 def test_the_lines_of_patterns_written_out_in_a_study_survive_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = STUDY.replace("[channels-50]", "\n- name: x\n  quantize:\n    method: float16\n    skip: [gone]")
+    text = STUDY.replace("[channels-50]", "\n- name: x\n  precision:\n    float16:\n      skip: [gone]")
     study = studies.read_study(recipe_file(tmp_path, text).name)
     again = Study.model_validate_json(study.model_dump_json())
     with pytest.raises(InvalidInput, match=r"'gone', which matches no layer \(my\.yaml:6\)"):

@@ -26,12 +26,14 @@ def task():
 @pytest.fixture(scope="module")
 def run(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    for name, recipe in (
-        ("baseline", {}),
-        ("int8", {"quantize": {"method": "static-int8", "calibration_examples": 32}}),
-        ("half", {"quantize": {"method": "bfloat16"}}),
+    for name, precision in (
+        ("baseline", "float32"),
+        ("int8", {"static-int8": {"calibration_examples": 32}}),
+        ("half", "bfloat16"),
     ):
-        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=["torch", "onnxruntime"])
+        variants.write(
+            folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch", "onnxruntime"]
+        )
     return folder
 
 
@@ -60,7 +62,7 @@ def test_a_variant_that_was_never_made_is_said_to_be_missing(run, task):
 
 def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
     folder = tmp_path / "variants/baseline"
-    made = variants.write(folder, task, task.model, recipe={}, runtimes=["torch"])
+    made = variants.write(folder, task, task.model, runtimes=["torch"])
     with (folder / made.files[0].path).open("ab") as file:
         file.write(b"\0")
     trial = session.load(tmp_path, [], Settings(TORCH, task, threads=1))["baseline"]
@@ -69,7 +71,7 @@ def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
 
 def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_path):
     folder = tmp_path / "variants/baseline"
-    made = variants.write(folder, task, task.model, recipe={}, runtimes=["torch"])
+    made = variants.write(folder, task, task.model, runtimes=["torch"])
     from safetensors.torch import load_file, save_file
 
     stored = load_file(folder / REFERENCE)

@@ -22,11 +22,13 @@ def task():
 @pytest.fixture(scope="module")
 def run(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    for name, recipe in (
-        ("baseline", {}),
-        ("int8", {"quantize": {"method": "static-int8", "calibration_examples": 32}}),
+    for name, precision in (
+        ("baseline", "float32"),
+        ("int8", {"static-int8": {"calibration_examples": 32}}),
     ):
-        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=["torch", "onnxruntime"])
+        variants.write(
+            folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch", "onnxruntime"]
+        )
     return folder
 
 
@@ -76,7 +78,7 @@ def test_a_file_with_a_fixed_batch_says_so_and_the_others_go_on(task, tmp_path):
     fixed.load_state_dict(task.model.state_dict())
     for name, model in (("baseline", task.model), ("fixed", fixed), ("free", task.model)):
         folder = tmp_path / "variants" / name
-        variants.write(folder, task, model.eval(), recipe={}, runtimes=["torch"])
+        variants.write(folder, task, model.eval(), runtimes=["torch"])
     points = {p.variant: p for p in swept(tmp_path, task, TORCH, batch_sizes=[9], thread_counts=[])}
     assert points["fixed"].error.startswith("It does not take a batch of 9")
     assert points["fixed"].latency is None
@@ -92,7 +94,7 @@ def test_a_batch_that_the_model_itself_rejects_is_told_and_the_others_go_on(tmp_
 
     task = tiny_task(NotNine())
     for name in ("baseline", "again"):
-        variants.write(tmp_path / "variants" / name, task, task.model, recipe={}, runtimes=["torch", "onnxruntime"])
+        variants.write(tmp_path / "variants" / name, task, task.model, runtimes=["torch", "onnxruntime"])
     points = swept(tmp_path, task, ONNX, batch_sizes=[9], thread_counts=[2])
     found = {(p.variant, p.batch_size, p.threads): p.error for p in points}
     assert found["again", 9, 1].startswith("The model itself does not take a batch of 9")

@@ -21,18 +21,18 @@ from shrinkkit.results.cards import Figures
 from shrinkkit.runtimes import files
 from shrinkkit.transforms import variants
 
-INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
+INT8 = {"static-int8": {"calibration_examples": 32}}
 ON = ("cpu/torch", "cpu/onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder, task = tmp_path_factory.mktemp("run") / "variants", tiny_task()
-    for name, recipe, runtimes in (
-        ("baseline", {}, ["torch", "onnxruntime", "openvino"]),
+    for name, precision, runtimes in (
+        ("baseline", "float32", ["torch", "onnxruntime", "openvino"]),
         ("int8", INT8, ["torch", "onnxruntime"]),
     ):
-        one = variants.write(folder / name, task, task.model, recipe=recipe, runtimes=runtimes)
+        one = variants.write(folder / name, task, task.model, precision=precision, runtimes=runtimes)
         cards.write_unmeasured(folder / name, one)
     return folder
 

@@ -29,12 +29,14 @@ name: corner
 task: {task}
 recipes:
   - name: half
-    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
+    stages: &half
+      - prune-channels: {{ratio: 0.5, scope: layer}}
+      - fine-tune: {{epochs: 1}}
   - name: half-int8
-    prune: {{method: channels, ratio: 0.5, scope: layer, epochs: 1}}
-    quantize: {{method: static-int8, calibration_examples: 32}}
+    stages: *half
+    precision: {{static-int8: {{calibration_examples: 32}}}}
   - name: hopeless
-    quantize: {{method: dynamic-int8, skip: [head]}}
+    precision: {{dynamic-int8: {{skip: [head]}}}}
 targets: [cpu/onnxruntime]
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
@@ -75,20 +77,13 @@ def test_recipes_that_prune_alike_share_the_pruned_variant(study):
     names = [step.name for step in plan.plan(study, task="t.py", threads=1)]
     assert names == [
         "1-baseline",
-        "2-prune-half",
+        "2-prune-half.stage-1",
+        "2-train-half",
         "3-quantize-half-int8",
         "3-quantize-hopeless",
         "4-benchmark-cpu-onnxruntime",
         "5-report",
     ]
-
-
-def test_a_recipe_with_both_sections_leaves_its_pruned_variant_to_be_measured():
-    study = studies.study("digits-cnn", recipes=["channels-50-static-int8"], targets=["cpu/torch"])
-    steps = {step.name: step for step in plan.plan(study, task="digits-cnn", threads=1)}
-    pruned = "channels-50-static-int8.pruned"
-    assert steps["3-quantize-channels-50-static-int8"].parameters["source"] == pruned
-    assert steps["4-benchmark-cpu-torch"].parameters["variants"] == ["baseline", pruned, "channels-50-static-int8"]
 
 
 def test_the_parameters_of_every_built_in_recipe_fit_their_notebooks():
@@ -164,7 +159,7 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
     found = states(tmp_path / "hasty")
     assert "longer than 1 s" in (tmp_path / "hasty/report.md").read_text()
     assert found["1-baseline"] == "failed"
-    assert found["2-prune-half"] == "skipped"
+    assert found["2-prune-half.stage-1"] == "skipped"
 
 
 def test_a_run_folder_in_use_is_refused(study, tmp_path):
@@ -287,7 +282,7 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
     with pytest.raises(KeyboardInterrupt):
         execute(study, travelled.parent, Stopping())
     found = states(travelled)
-    assert found["1-baseline"] == found["2-prune-half"] == "cached"
+    assert found["1-baseline"] == found["2-prune-half.stage-1"] == "cached"
     assert found["4-benchmark-cpu-onnxruntime"] in ("done", "cached")
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
 

@@ -10,11 +10,11 @@ from shrinkkit.display.tables import Statement, Table
 from shrinkkit.report import layer_profile
 
 VARIANTS = {name: examples.variant(name, recipe) for name, recipe in {
-    "baseline": {},
-    "channels-50": {"prune": {"method": "channels", "ratio": 0.5}},
-    "weights-80": {"prune": {"method": "weights", "ratio": 0.8}},
-    "static-int8": {"quantize": {"method": "static-int8"}},
-    "float16": {"quantize": {"method": "float16"}},
+    "baseline": examples.recipe_of(),
+    "channels-50": examples.recipe_of({"prune-channels": {"ratio": 0.5}}),
+    "weights-80": examples.recipe_of({"prune-weights": {"ratio": 0.8}}),
+    "static-int8": examples.recipe_of(precision="static-int8"),
+    "float16": examples.recipe_of(precision="float16"),
 }.items()}  # fmt: skip
 
 

@@ -360,7 +360,7 @@ def test_throughput_is_drawn_over_the_batch_sizes_and_told_in_words(on_torch):
     shown, table = show.throughput(on_torch).parts
     assert "static-int8: 315 at 1, 488 at 8, 559 at 32" in shown.alt
     assert len(shown.svg) < 20_000
-    assert "narrow-int8.pruned" not in shown.alt
+    assert "narrow-int8.stage-1" not in shown.alt
     text = repr(table)
     assert "The batch is fixed at 8" in text
     assert "reference" in text

@@ -16,19 +16,19 @@ from shrinkkit.errors import InvalidInput
 from shrinkkit.results import cards, results
 from shrinkkit.transforms import variants
 
-INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32, "skip": ["head"]}}
+INT8 = {"static-int8": {"calibration_examples": 32, "skip": ["head"]}}
 MACHINE = "synthetic-2-cores"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder, task = tmp_path_factory.mktemp("run"), tiny_task()
-    for name, recipe, runtimes in (
-        ("baseline", {}, ["torch", "onnxruntime"]),
+    for name, precision, runtimes in (
+        ("baseline", "float32", ["torch", "onnxruntime"]),
         ("int8", INT8, ["torch", "onnxruntime"]),
-        ("half", {"quantize": {"method": "bfloat16"}}, ["torch", "onnxruntime"]),
+        ("half", "bfloat16", ["torch", "onnxruntime"]),
     ):
-        made = variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=runtimes)
+        made = variants.write(folder / "variants" / name, task, task.model, precision=precision, runtimes=runtimes)
         cards.write_unmeasured(folder / "variants" / name, made)
     return folder
 
@@ -73,7 +73,7 @@ def test_a_card_is_written_right_after_its_variant_was_made(made):
 
 def test_before_it_was_measured_a_card_has_no_figures(tmp_path):
     task = tiny_task()
-    made = variants.write(tmp_path / "v", task, task.model, recipe={}, runtimes=["torch"])
+    made = variants.write(tmp_path / "v", task, task.model, runtimes=["torch"])
     card, page = cards.write_unmeasured(tmp_path / "v", made)
     assert (card, page) == (tmp_path / "v/model-card.json", tmp_path / "v/README.md")
     assert cards.read(tmp_path / "v").figures == ()

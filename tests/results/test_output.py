@@ -32,7 +32,7 @@ def test_results_json_holds_every_row_and_no_raw_sample(found, tmp_path):
     assert data["schema_version"] == SCHEMA_VERSION
     assert len(data["rows"]) == len(found.rows)
     assert data["verdict"]["variant"] == "channels-50-static-int8"
-    assert data["rows"][2]["recipe"]["prune"]["ratio"] == 0.5
+    assert data["rows"][2]["recipe"]["stages"][0]["prune-channels"]["ratio"] == 0.5
     assert "samples_ms" not in text
     assert '"scores"' not in text
 

@@ -44,15 +44,15 @@ def test_a_refusal_is_no_failure(run):
 
 
 def test_a_pruned_intermediate_is_marked(run):
-    assert {row.variant for row in results.load(run).rows if row.intermediate} == {"narrow-int8.pruned"}
+    assert {row.variant for row in results.load(run).rows if row.intermediate} == {"narrow-int8.stage-1"}
 
 
 def test_a_step_skipped_for_another_names_the_cause_of_that_one(run):
     steps = list(examples.status().steps)
     at = {step.name: i for i, step in enumerate(steps)}
-    broken, skipped = at["2-prune-narrow-int8.pruned"], at["3-quantize-narrow-int8"]
-    steps[broken] = Step("2-prune-narrow-int8.pruned", "2-prune", "narrow-int8.pruned", "failed", error="no room")
-    why = "It needs 2-prune-narrow-int8.pruned, which failed."
+    broken, skipped = at["2-prune-narrow-int8.stage-1"], at["3-quantize-narrow-int8"]
+    steps[broken] = Step("2-prune-narrow-int8.stage-1", "2-prune", "narrow-int8.stage-1", "failed", error="no room")
+    why = "It needs 2-prune-narrow-int8.stage-1, which failed."
     steps[skipped] = Step("3-quantize-narrow-int8", "3-quantize", "narrow-int8", "skipped", error=why)
     store.write(run / "status.json", Status("", "", tuple(steps)))
     assert results.load(run).row("narrow-int8", "cpu/torch").reason.endswith("failed: no room")
@@ -98,7 +98,7 @@ def test_an_interrupted_run_says_that_it_can_go_on(run):
 
 
 def test_a_variant_that_the_study_does_not_name_is_noted(run):
-    store.write(run / "variants" / "old" / "variant.json", examples.variant("weights-80", {}))
+    store.write(run / "variants" / "old" / "variant.json", examples.variant("weights-80", examples.recipe_of()))
     found = results.load(run)
     assert "old" not in found.names
     assert any("old" in note for note in found.notes)

@@ -10,6 +10,7 @@ from shrinkkit.runtimes.layers import ROOT
 from shrinkkit.runtimes.onnxruntime import profile as ort_profile
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
+from shrinkkit.tasks import modules
 
 EXAMPLE = (torch.rand(4, 1, 8, 8),)
 
@@ -26,12 +27,25 @@ def test_removed_channels_are_read_off_the_shapes():
     assert found.parameters < found.parameters_before
 
 
+def test_layers_that_are_new_gone_or_of_another_type_are_rows_too():
+    before, after = Corner().eval(), Corner().eval()
+    after.head = nn.Sequential(nn.Linear(64, 2, bias=False), nn.Linear(2, 4))
+    after.bn1 = nn.GroupNorm(4, 16)
+    rows = layers.compare(before, after, {"torch": {}})
+    changes = {row.layer: row.change for row in rows}
+    assert changes["head"] == "removed"
+    assert changes["head.0"] == changes["head.1"] == "added"
+    assert changes["bn1"] == "was BatchNorm2d"
+    assert list(changes) == ["conv1", "bn1", "conv2", "head", "head.0", "head.1"]
+    assert row(rows, "head").parameters == row(rows, "head.0").parameters_before == 0
+
+
 def test_zeroed_weights_are_counted_in_the_tensors():
     model = Corner().eval()
     with torch.no_grad():
         model.conv2.weight[:4] = 0
     assert row(layers.compare(Corner(), model, {}), "conv2").zeroed == 0.25
-    assert 0 < layers.sparsity(model) < 0.25
+    assert 0 < modules.sparsity(model) < 0.25
 
 
 def test_every_layer_with_parameters_has_a_row_and_the_model_itself_too():

@@ -19,11 +19,11 @@ from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.tasks import outputs
 from shrinkkit.transforms import variants
 
-INT8 = {"quantize": {"method": "static-int8", "calibration_examples": 32}}
+INT8 = {"static-int8": {"calibration_examples": 32}}
 MADE = {
-    "baseline": ({}, ["torch", "inductor", "onnxruntime", "openvino"]),
+    "baseline": ("float32", ["torch", "inductor", "onnxruntime", "openvino"]),
     "int8": (INT8, ["torch", "inductor", "onnxruntime", "openvino"]),
-    "half": ({"quantize": {"method": "bfloat16"}}, ["torch", "openvino"]),
+    "half": ("bfloat16", ["torch", "openvino"]),
 }
 RUN = [(name, one) for name, (_, runtimes) in MADE.items() for one in runtimes if (name, one) != ("half", "torch")]
 BEFORE = """
@@ -69,8 +69,8 @@ def run_alone(code, folder, runtime):
 def run(tmp_path_factory):
     """A run folder with a variant of each kind of file, and its cards."""
     folder, task = tmp_path_factory.mktemp("run"), tiny_task()
-    for name, (recipe, runtimes) in MADE.items():
-        variants.write(folder / "variants" / name, task, task.model, recipe=recipe, runtimes=runtimes)
+    for name, (precision, runtimes) in MADE.items():
+        variants.write(folder / "variants" / name, task, task.model, precision=precision, runtimes=runtimes)
     cards.write(folder)
     return folder
 

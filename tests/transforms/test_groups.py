@@ -8,13 +8,14 @@ from tiny import corners
 from tiny import task as tiny_task
 from torch import nn
 
+from shrinkkit.core.stages import CHANNEL_CRITERIA, PruneChannels
+from shrinkkit.core.variant import History
 from shrinkkit.errors import Unsupported
 from shrinkkit.runtimes.onnx import export as onnx_export
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.tasks import loader
 from shrinkkit.transforms import checkpoint, finetune, groups, prune, surgery
 from shrinkkit.transforms.groups import Edit, Group, Pruner
-from shrinkkit.transforms.prune import CHANNEL_CRITERIA
 
 GONE = [1, 4, 5, 11]
 """Hidden units whose weights are so small that they go first."""
@@ -136,13 +137,13 @@ def test_a_size_kept_for_layers_that_would_shrink_differently_is_refused():
 
 def test_a_layer_that_only_feeds_states_of_another_size_says_so():
     model = made(REFUSED["one layer for the states of two directions"][0])
-    why = {p.layer: p.why for p in prune.plan(model, (X,), ratio=0.5)}
+    why = prune.prune_channels(model, (X,), PruneChannels(ratio=0.5)).why
     assert why["start"] == "meets layers that have another number of channels"
 
 
 def test_a_layer_of_a_single_channel_says_so():
-    why = {p.layer: p.why for p in prune.plan(made(MODELS["attention over steps"]), (X,), ratio=0.5)}
-    assert "has a single channel" in why["score"]
+    result = prune.prune_channels(made(MODELS["attention over steps"]), (X,), PruneChannels(ratio=0.5))
+    assert "has a single channel" in result.why["score"]
 
 
 @pytest.mark.parametrize("criterion", [c for c in CHANNEL_CRITERIA if c != "batchnorm"])
@@ -272,8 +273,8 @@ def test_a_pruned_recurrent_model_is_trained_on(task, tuned):
 
 
 def test_a_pruned_recurrent_model_is_rebuilt_exactly(task, tuned, tmp_path):
-    checkpoint.save(tmp_path, task.model, tuned)
-    rebuilt = checkpoint.rebuild(task, tmp_path)
+    checkpoint.save(tmp_path, task, tuned, History())
+    rebuilt, _ = checkpoint.load(task, tmp_path)
     assert rebuilt.hidden_size == 8
     assert_whole(rebuilt.lstm)
     with torch.inference_mode():

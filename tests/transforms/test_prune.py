@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import logging
 
@@ -11,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from shrinkkit.errors import InvalidInput, NothingToPrune, ShrinkkitError, Unsupported
+from shrinkkit.core.stages import CHANNEL_CRITERIA, SCOPES, WEIGHT_CRITERIA, PruneChannels
+from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
+from shrinkkit.tasks import modules
 from shrinkkit.transforms import groups, prune, surgery
-from shrinkkit.transforms.prune import CHANNEL_CRITERIA, SCOPES, WEIGHT_CRITERIA, LayerPlan
 
 
 def made(name):
@@ -23,6 +23,11 @@ def made(name):
     model.train()
     model(*inputs)
     return model.eval(), inputs
+
+
+def plan(model, example, **settings):
+    """Return what pruning would do, which may be nothing."""
+    return prune.prune_channels(model, example, PruneChannels(**settings))
 
 
 def parameters(model):
@@ -55,7 +60,7 @@ def test_channels_halves_every_layer_but_the_output(name):
     model, example = made(name)
     before = state(model)
     pruned = prune.channels(model, example, ratio=0.5, scope="layer", round_to=1)
-    assert prune.channel_ratio(model, pruned, example) == 0.5
+    assert plan(model, example, ratio=0.5, scope="layer", round_to=1).fraction == 0.5
     assert parameters(pruned) < 0.6 * parameters(model)
     assert same(before, state(model))
     assert not model.training
@@ -68,10 +73,10 @@ def test_channels_halves_every_layer_but_the_output(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_reaches_the_ratio_over_all_layers_together(name):
     model, example = made(name)
-    pruned = prune.channels(model, example, ratio=0.4, round_to=1)
-    assert prune.channel_ratio(model, pruned, example) == pytest.approx(0.4, abs=0.06)
+    result = plan(model, example, ratio=0.4, round_to=1)
+    assert result.fraction == pytest.approx(0.4, abs=0.06)
     with torch.no_grad():
-        assert pruned(*example).shape == model(*example).shape
+        assert result.model(*example).shape == model(*example).shape
 
 
 @pytest.mark.parametrize("name", ["convolutions", "dense", "grouped", "bidirectional", "attention, unbound"])
@@ -112,10 +117,9 @@ def test_channels_is_exact_or_refuses_for_any_ratio(ratio, scope, round_to, crit
     except NothingToPrune:
         assert round(ratio * 16) <= round_to / 2
         return
-    plan = prune.plan(model, example, **kwargs)
-    assert {p.layer: p.channels for p in plan} == groups.widths(pruned)
-    assert all(p.channels % round_to == 0 and p.channels >= 1 for p in plan if p.layer != "fc2")
-    assert abs(prune.channel_ratio(model, pruned, example) - ratio) <= 0.1 + (round_to - 1) / 16
+    widths = groups.widths(pruned)
+    assert all(width % round_to == 0 and width >= 1 for layer, width in widths.items() if layer != "fc2")
+    assert abs(plan(model, example, **kwargs).fraction - ratio) <= 0.1 + (round_to - 1) / 16
 
 
 def test_channels_of_a_layer_rounds_to_the_nearest_multiple(convolutions):
@@ -130,11 +134,10 @@ def test_channels_over_all_layers_never_removes_a_layer(convolutions):
     with torch.no_grad():
         model.c1.weight.mul_(1e-6)
         model.b1.weight.mul_(1e-6)
-    pruned = prune.channels(
-        model, example, ratio=0.5, criterion="taylor", round_to=1, gradients=lambda m: m(*example).sum()
-    )
-    assert pruned.c1.out_channels >= 2
-    assert prune.channel_ratio(model, pruned, example) == pytest.approx(0.5, abs=0.02)
+    settings = PruneChannels(ratio=0.5, criterion="taylor", round_to=1)
+    result = prune.prune_channels(model, example, settings, gradients=lambda m: m(*example).sum())
+    assert result.model.c1.out_channels >= 2
+    assert result.fraction == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("criterion", CHANNEL_CRITERIA)
@@ -148,9 +151,9 @@ def test_channels_prunes_by_every_criterion(criterion, convolutions):
 
 def test_channels_by_batchnorm_says_what_it_cannot_rank(convolutions):
     model, example = convolutions
-    plan = {p.layer: p for p in prune.plan(model, example, ratio=0.5, criterion="batchnorm", round_to=1)}
-    assert plan["c1"].channels == 8
-    assert "nothing that `criterion='batchnorm'` can rank" in plan["fc1"].why
+    result = plan(model, example, ratio=0.5, criterion="batchnorm", round_to=1)
+    assert result.model.c1.out_channels == 8
+    assert "nothing that `criterion='batchnorm'` can rank" in result.why["fc1"]
 
 
 def test_channels_by_chance_depends_on_the_seed_alone(convolutions):
@@ -162,29 +165,32 @@ def test_channels_by_chance_depends_on_the_seed_alone(convolutions):
     assert groups.widths(first) != groups.widths(other) or not same(state(first), state(other))
 
 
-def test_channels_in_steps_calls_back_after_each_and_ends_at_the_ratio(convolutions):
+def last_first(weights):
+    """A criterion of the tests' own: the later a channel or weight, the less important it is."""
+    return -torch.arange(len(weights)).float().reshape(-1, *[1] * (weights.dim() - 1)).expand(weights.shape)
+
+
+def last_channels_first(rows):
+    return last_first(rows).amax(1)
+
+
+def test_a_criterion_can_be_a_function_by_its_name(convolutions):
     model, example = convolutions
-    seen = []
-
-    def after_step(pruned):
-        seen.append(prune.channel_ratio(model, pruned, example))
-        return copy.deepcopy(pruned)
-
-    prune.channels(model, example, ratio=0.6, round_to=1, steps=3, after_step=after_step)
-    assert seen == pytest.approx([0.2, 0.4, 0.6], abs=0.02)
-
-
-def test_channels_refuses_a_callback_that_returns_nothing(convolutions):
-    model, example = convolutions
-    with pytest.raises(InvalidInput, match="`after_step` must return the model"):
-        prune.channels(model, example, ratio=0.5, after_step=lambda pruned: None)
+    settings = {"ratio": 0.5, "scope": "layer", "criterion": f"{__name__}:last_channels_first"}
+    pruned = prune.channels(model, example, **settings)
+    assert torch.equal(pruned.c1.weight, model.c1.weight[:8])
+    zeroed = prune.weights(model, ratio=0.5, scope="layer", criterion=f"{__name__}:last_first")
+    assert zeroed.fc1.weight[:16].all()
+    assert not zeroed.fc1.weight[16:].any()
+    with pytest.raises(InvalidInput, match="cannot be imported"):
+        prune.channels(model, example, **settings | {"criterion": "not.there:score"})
 
 
 def test_channels_leaves_skipped_layers_and_gives_layers_their_own_ratio(convolutions):
     model, example = convolutions
-    pruned = prune.channels(model, example, ratio=0.5, skip=["c2"], layers={"fc*1": 0.75}, scope="layer", round_to=1)
-    assert groups.widths(pruned) == {"c1": 8, "c2": 16, "fc1": 8, "fc2": 10}
-    assert prune.channel_ratio(model, pruned, example, skip=["c2"]) == pytest.approx(32 / 48)
+    result = plan(model, example, ratio=0.5, skip=["c2"], layers={"fc*1": 0.75}, scope="layer", round_to=1)
+    assert groups.widths(result.model) == {"c1": 8, "c2": 16, "fc1": 8, "fc2": 10}
+    assert result.fraction == pytest.approx(32 / 48)
 
 
 def test_channels_leaves_hooks_flags_and_gradients_of_the_model_alone(convolutions):
@@ -233,7 +239,7 @@ def test_channels_handles_several_inputs_and_nested_outputs():
     example = (torch.randn(2, 8), torch.randn(2, 4))
     pruned = prune.channels(model, example, ratio=0.5)
     assert groups.widths(pruned) == {"a": 16, "b": 16, "body": 16, "head": 3}
-    why = {p.layer: p.why for p in prune.plan(model, example, ratio=0.5)}
+    why = plan(model, example, ratio=0.5).why
     assert "makes the model's outputs" in why["a"]
 
 
@@ -243,8 +249,8 @@ def test_channels_leaves_alone_and_names_what_the_graph_gets_wrong(caplog):
         pruned = prune.channels(model, example, ratio=0.5, scope="layer")
     assert groups.widths(pruned) == {"c1": 8, "c2": 16, "head": 3}
     assert "Left alone: `c2`" in caplog.text
-    assert "does not compute what it computes" in {p.layer: p.why for p in prune.plan(model, example, ratio=0.5)}["c2"]
-    assert prune.channel_ratio(model, pruned, example) == 0.25
+    assert "does not compute what it computes" in plan(model, example, ratio=0.5).why["c2"]
+    assert plan(model, example, ratio=0.5, scope="layer").fraction == 0.25
 
 
 def test_plan_says_why_each_layer_that_keeps_its_channels_does():
@@ -260,11 +266,12 @@ def test_plan_says_why_each_layer_that_keeps_its_channels_does():
                 hidden = self.cell(x[:, step], hidden)
             return self.head(functional.relu(self.body(hidden)))
 
-    plan = {p.layer: p for p in prune.plan(Stepped().eval(), (torch.randn(2, 5, 8),), ratio=0.5)}
-    assert plan["body"] == LayerPlan("body", "Linear", 16, 8, "")
-    assert "is a recurrent cell" in plan["cell"].why
-    assert "makes the model's outputs" in plan["head"].why
-    assert "is not reached" in plan["unused"].why
+    result = plan(Stepped().eval(), (torch.randn(2, 5, 8),), ratio=0.5)
+    assert result.model.body.out_features == 8
+    assert "body" not in result.why
+    assert "is a recurrent cell" in result.why["cell"]
+    assert "makes the model's outputs" in result.why["head"]
+    assert "is not reached" in result.why["unused"]
 
 
 def test_channels_refuses_a_ratio_of_a_layer_that_cannot_be_cut():
@@ -278,7 +285,7 @@ def test_channels_leaves_parametrized_layers_alone():
     example = (torch.randn(2, 8),)
     pruned = prune.channels(model, example, ratio=0.5, scope="layer")
     assert pruned[1].out_features == 8
-    assert "is parametrized" in {p.layer: p.why for p in prune.plan(model, example, ratio=0.5)}["0"]
+    assert "is parametrized" in plan(model, example, ratio=0.5).why["0"]
 
 
 def test_channels_refuses_a_model_without_anything_to_prune():
@@ -308,16 +315,15 @@ def test_channels_refuses_a_model_that_cannot_be_traced():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ratio": 50}, r"`ratio` must be in \[0, 1\), got 50\. To remove half, pass 0\.5"),
+        ({"ratio": 50}, r"`ratio` must be a number in \[0, 1\), got 50\. For 50 %, pass 0\.5"),
         ({"ratio": 0}, "removes nothing"),
         ({"ratio": float("nan")}, "`ratio` must be"),
         ({"ratio": 0.5, "criterion": "magnitud"}, "Did you mean `magnitude`"),
         ({"ratio": 0.5, "scope": "globl"}, "Did you mean `global`"),
         ({"ratio": 0.5, "round_to": 0}, "`round_to` must be"),
-        ({"ratio": 0.5, "steps": 0}, "`steps` must be"),
         ({"ratio": 0.5, "skip": ["nothing*"]}, "nothing"),
         ({"ratio": 0.5, "layers": {"nothing": 0.5}}, "nothing"),
-        ({"ratio": 0.5, "layers": {"c1": 5}}, r"`layers\['c1'\]` must be"),
+        ({"ratio": 0.5, "layers": {"c1": 5}}, r"`layers\.c1` must be"),
         ({"ratio": 0.5, "criterion": "taylor"}, "`gradients` goes with"),
         ({"ratio": 0.5, "criterion": "taylor", "gradients": lambda m: 0.0}, "must return a loss"),
     ],
@@ -349,7 +355,7 @@ def test_weights_zeroes_exactly_the_share_over_all_layers(convolutions):
     before = state(model)
     pruned = prune.weights(model, ratio=0.8)
     total = sum(p.numel() for name, p in model.named_parameters() if "weight" in name and "b1" not in name)
-    assert prune.sparsity(pruned) == pytest.approx(0.8, abs=1 / total)
+    assert modules.sparsity(pruned) == pytest.approx(0.8, abs=1 / total)
     assert same(before, state(model))
     assert {n: (v.shape, v.dtype) for n, v in state(pruned).items()} == {
         n: (v.shape, v.dtype) for n, v in before.items()
@@ -368,7 +374,7 @@ def test_weights_reaches_any_ratio_even_where_weights_are_equal(ratio, criterion
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     pruned = prune.weights(model, ratio=ratio, criterion=criterion, scope=scope)
-    assert prune.sparsity(pruned) == pytest.approx(ratio, abs=0.5 / 48 if scope == "layer" else 0.5 / 816)
+    assert modules.sparsity(pruned) == pytest.approx(ratio, abs=0.5 / 48 if scope == "layer" else 0.5 / 816)
 
 
 def test_weights_zeroes_the_smallest_weights_first():
@@ -398,7 +404,7 @@ def test_weights_counts_shared_weights_once_and_keeps_them_shared():
     model, _ = made("language model")
     pruned = prune.weights(model, ratio=0.5)
     assert pruned.head.weight is pruned.embedding.weight
-    assert prune.sparsity(pruned) == pytest.approx(0.5, abs=1 / 1000)
+    assert modules.sparsity(pruned) == pytest.approx(0.5, abs=1 / 1000)
 
 
 def test_weights_leaves_skipped_layers_and_gives_layers_their_own_ratio(convolutions):
@@ -424,9 +430,3 @@ def test_weights_refuses_what_would_zero_nothing():
         prune.weights(nn.Linear(4, 1), ratio=0.5, criterion="magnitute")
     with pytest.raises(InvalidInput, match="must be finite"):
         prune.weights(nn.Linear(4, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(float("nan"))), ratio=0.5)
-
-
-def test_channel_ratio_refuses_models_with_different_layers(convolutions):
-    model, example = convolutions
-    with pytest.raises(ShrinkkitError, match="must have the layers"):
-        prune.channel_ratio(model, perceptron(), example)

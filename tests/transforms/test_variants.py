@@ -10,15 +10,16 @@ from tiny import task as tiny_task
 from torch import nn
 
 from shrinkkit.core import store
-from shrinkkit.core.run_folder import RECORD
-from shrinkkit.errors import InvalidTask, NothingChanged, Unsupported
+from shrinkkit.core.run_folder import RECORD, STRUCTURE
+from shrinkkit.core.stages import stage
+from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
 from shrinkkit.runtimes import files
 from shrinkkit.runtimes.base import BuildRequest
-from shrinkkit.tasks import copies
-from shrinkkit.transforms import prune, variants
-from shrinkkit.transforms.apply import Pruned
+from shrinkkit.tasks import copies, modules
+from shrinkkit.transforms import checkpoint, prune, variants
+from shrinkkit.transforms.transform import apply_stage
 
 RUNTIMES = ("torch", "onnxruntime")
 PEAKS = [("torch", "dynamic-int8"), ("onnxruntime", "dynamic-int8")]
@@ -33,11 +34,14 @@ def task():
 def run(task, tmp_path_factory):
     """A run folder with a baseline and a pruned variant."""
     folder = tmp_path_factory.mktemp("run")
-    variants.write(folder / "variants/baseline", task, task.model, recipe={}, runtimes=RUNTIMES)
-    model = prune.channels(task.model, task.example, ratio=0.5, scope="layer", round_to=1)
-    pruned = Pruned(model, 0.5, prune.channel_ratio(task.model, model, task.example), {}, (0.9,))
-    section = {"method": "channels", "ratio": 0.5}
-    variants.write_pruned(folder / "variants/half", task, pruned, section=section, runtimes=RUNTIMES, seed=0)
+    variants.write(folder / "variants/baseline", task, task.model, runtimes=RUNTIMES)
+    model, history = variants.source(folder, "baseline", task)
+    half = stage("prune-channels", {"ratio": 0.5, "scope": "layer", "round_to": 1})
+    model, history = apply_stage(model, task, half, history=history)
+    variants.write_stage(folder, "half", task, model, runtimes=RUNTIMES, history=history)
+    zeros = stage("prune-weights", {"ratio": 0.5})
+    model, history = apply_stage(model, task, zeros, history=history)
+    variants.write_stage(folder, "x.stage-2", task, model, runtimes=[], history=history)
     return folder
 
 
@@ -54,10 +58,8 @@ def test_the_baseline_has_a_proved_file_for_each_runtime(run):
 
 def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
-    half = {"quantize": {"method": "float16"}}
-    variants.write(
-        tmp_path / "half", task, task.model, recipe=half, runtimes=RUNTIMES, progress=lambda *event: seen.append(event)
-    )
+    options = {"precision": "float16", "progress": lambda *event: seen.append(event)}
+    variants.write(tmp_path / "half", task, task.model, runtimes=RUNTIMES, **options)
     assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
 
 
@@ -65,28 +67,32 @@ def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
     before, after = variants.read(run / "variants/baseline"), variants.read(run / "variants/half")
     assert after.parameters < before.parameters
     assert after.macs < before.macs
-    assert after.ratio_reached == pytest.approx(0.5)
+    assert "50.0 %" in after.notes[0]
     assert {r.layer: (r.channels_before, r.channels) for r in after.audit}["conv1"] == (16, 8)
 
 
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8", "float16", "bfloat16"])
-def test_a_pruned_variant_can_be_quantized(run, task, tmp_path, method):
-    model = variants.source(run, "half", task)
-    section = {"method": method, "skip": [], "calibration_examples": 32}
-    made = variants.write_quantized(
-        run / "variants" / method, task, model, source="half", section=section, runtimes=RUNTIMES, seed=0
-    )
-    assert made.recipe["prune"]["ratio"] == 0.5
-    assert made.recipe["quantize"]["method"] == method
+def test_a_pruned_variant_can_be_quantized(run, task, method):
+    model, history = variants.source(run, "half", task)
+    made = variants.write(run / "variants" / method, task, model, runtimes=RUNTIMES, precision=method, history=history)
+    assert made.recipe["stages"][0]["prune-channels"]["ratio"] == 0.5
+    assert made.precision == method
     assert made.source == "half"
     assert any(p.runs_as != "float32" for r in made.audit for p in r.precision.values())
 
 
+def test_what_is_not_measured_is_kept_without_model_files(run, task):
+    assert not (run / "variants/x.stage-2").exists()
+    assert {path.name for path in (run / "checkpoints/x.stage-2").iterdir()} == {STRUCTURE, checkpoint.WEIGHTS}
+    model, history = variants.source(run, "x.stage-2", task)
+    assert modules.sparsity(model) == pytest.approx(0.5, abs=0.01)
+    assert [*map(list, history.stages)] == [["prune-channels"], ["prune-weights"]]
+    # What it is compared with is the last variant that was measured on the way.
+    assert history.source == "baseline"
+
+
 def test_half_precision_is_refused_for_onnx_runtime_and_kept_for_torch(run, task):
-    section = {"method": "float16", "skip": [], "calibration_examples": 32}
-    made = variants.write_quantized(
-        run / "variants/f16", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
-    )
+    made = variants.write(run / "variants/f16", task, task.model, precision="float16", runtimes=RUNTIMES)
     assert [f.runtime for f in made.files] == ["torch"]
     assert "no float16 kernels" in made.refusals["onnxruntime"]
 
@@ -95,23 +101,13 @@ def test_a_variant_that_no_runtime_can_have_is_an_error_with_every_reason(task, 
     with pytest.raises(
         Unsupported, match=r"No runtime can have this variant.*onnxruntime: ONNX Runtime has no bfloat16"
     ):
-        variants.write(
-            tmp_path / "v", task, task.model, recipe={"quantize": {"method": "bfloat16"}}, runtimes=["onnxruntime"]
-        )
+        variants.write(tmp_path / "v", task, task.model, precision="bfloat16", runtimes=["onnxruntime"])
     assert not (tmp_path / "v" / RECORD).exists()
-
-
-def test_pruning_that_removed_nothing_is_an_error(task, tmp_path):
-    with pytest.raises(NothingChanged, match=r"0\.0 %"):
-        variants.write(
-            tmp_path / "v", task, task.model, recipe={"prune": {"ratio": 0.5}}, runtimes=["torch"], ratio_reached=0.0
-        )
 
 
 def test_zeros_do_not_make_a_dense_file_smaller_but_it_compresses_better(task, run, tmp_path):
     masked = prune.weights(task.model, ratio=0.8)
-    pruned = Pruned(masked, 0.8, prune.sparsity(masked), {}, ())
-    made = variants.write_pruned(tmp_path / "v", task, pruned, section={"ratio": 0.8}, runtimes=["onnxruntime"], seed=0)
+    made = variants.write(tmp_path / "v", task, masked, runtimes=["onnxruntime"])
     before = next(f for f in variants.read(run / "variants/baseline").files if f.runtime == "onnxruntime")
     assert made.files[0].size_bytes == pytest.approx(before.size_bytes, rel=0.02)
     assert made.files[0].compressed_bytes < 0.7 * before.compressed_bytes
@@ -126,7 +122,7 @@ def test_fidelity_pairs_each_file_with_the_task_s_own_model(run, task):
 
 def test_the_user_s_model_is_neither_changed_nor_moved(task, tmp_path):
     before = {k: v.clone() for k, v in task.model.state_dict().items()}
-    variants.write(tmp_path / "v", task, task.model, recipe={"quantize": {"method": "dynamic-int8"}}, runtimes=RUNTIMES)
+    variants.write(tmp_path / "v", task, task.model, precision="dynamic-int8", runtimes=RUNTIMES)
     assert all(torch.equal(before[k], v) for k, v in task.model.state_dict().items())
 
 
@@ -135,26 +131,22 @@ def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
     with torch.no_grad():
         other.model.head.bias += 1
     with pytest.raises(InvalidTask, match=r"must be the same each time it is loaded"):
-        variants.write(run / "variants/other", other, other.model, recipe={}, runtimes=["torch"])
+        variants.write(run / "variants/other", other, other.model, runtimes=["torch"])
 
 
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
 def test_skip_is_honoured_by_every_runtime(task, tmp_path, method):
-    section = {"method": method, "skip": ["conv1" if method == "static-int8" else "conv2"], "calibration_examples": 32}
-    made = variants.write_quantized(
-        tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
-    )
-    found = {row.layer: row.precision for row in made.audit}[section["skip"][0]]
+    skip = "conv1" if method == "static-int8" else "conv2"
+    made = variants.write(tmp_path / "v", task, task.model, precision={method: {"skip": [skip]}}, runtimes=RUNTIMES)
+    found = {row.layer: row.precision for row in made.audit}[skip]
     assert [p.why for p in found.values()] == ["in `skip`", "in `skip`"]
     assert any(p.runs_as == "int8" for row in made.audit for p in row.precision.values())
 
 
 def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task, tmp_path):
-    section = {"method": "dynamic-int8", "skip": ["head"], "calibration_examples": 32}
+    precision = {"dynamic-int8": {"skip": ["head"]}}
     with pytest.raises(Unsupported, match=r"torch: .*has none outside `skip`.*onnxruntime: .*in float"):
-        variants.write_quantized(
-            tmp_path / "v", task, task.model, source="baseline", section=section, runtimes=RUNTIMES, seed=0
-        )
+        variants.write(tmp_path / "v", task, task.model, precision=precision, runtimes=RUNTIMES)
 
 
 def measure_peaks(folder):

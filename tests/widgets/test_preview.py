@@ -7,17 +7,23 @@ from tiny import Corner
 from tiny import task as tiny_task
 from torch import nn
 
+from shrinkkit.core.stages import stage
 from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import modules
 from shrinkkit.transforms import groups, prune
 from shrinkkit.widgets.preview import BINS, Pruner, Quantizer
 
-SECTION = {
-    "method": "channels", "ratio": 0.5, "criterion": "magnitude", "scope": "global", "skip": [], "layers": {},
-    "round_to": 4, "steps": 1, "biases": False, "epochs": 3, "learning_rate": 1e-3,
-}  # fmt: skip
-WEIGHTS = SECTION | {"method": "weights", "round_to": 8}
+CHANNELS = {"ratio": 0.5, "round_to": 4}
+WEIGHTS = {"ratio": 0.5}
+
+
+def channels(**settings):
+    return stage("prune-channels", CHANNELS | settings)
+
+
+def weights(**settings):
+    return stage("prune-weights", WEIGHTS | settings)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def pruner(task):
-    return Pruner(task)
+    return Pruner(task, task.model)
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +45,28 @@ def quantizer(task):
     "asked", [{"ratio": 0.25}, {"scope": "layer"}, {"layers": {"conv1": 0.75}}, {"criterion": "random"}]
 )
 def test_channels_are_those_that_pruning_then_leaves(task, pruner, asked):
-    section = SECTION | asked
-    found = pruner.pruned(section)
-    keys = ("ratio", "criterion", "scope", "skip", "layers", "round_to")
-    made = prune.channels(task.model, task.example, **{key: section[key] for key in keys})
+    found = pruner.pruned(channels(**asked))
+    made = prune.channels(task.model, task.example, **CHANNELS | asked)
     assert {one.layer: one.after for one in found.layers} == groups.widths(made)
     assert {one.layer: one.before for one in found.layers} == groups.widths(task.model)
     assert found.after.parameters == modules.parameters(made) < found.before.parameters
     assert found.after.macs == modules.macs(made, task.example) < found.before.macs
     assert found.after.size_bytes == 4 * found.after.parameters
-    assert found.ratio_reached == prune.channel_ratio(task.model, made, task.example)
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), made.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("asked", [{"ratio": 0.8}, {"scope": "layer"}, {"layers": {"head": 0.9}}])
 def test_zeros_are_those_that_pruning_then_makes(task, pruner, asked):
-    section = WEIGHTS | asked
-    found = pruner.pruned(section)
-    made = prune.weights(task.model, **{key: section[key] for key in ("ratio", "scope", "layers")})
+    found = pruner.pruned(weights(**asked))
+    made = prune.weights(task.model, **WEIGHTS | asked)
     zeros = {name: int((made.get_submodule(name).weight == 0).sum()) for name in ("conv1", "conv2", "head")}
     assert {one.layer: one.before - one.after for one in found.layers} == zeros
-    assert found.ratio_reached == found.after.sparsity == prune.sparsity(made)
+    assert found.after.sparsity == modules.sparsity(made)
     assert (found.after.parameters, found.after.macs) == (found.before.parameters, found.before.macs)
 
 
 def test_a_layer_that_keeps_all_its_channels_says_why(pruner):
-    why = {one.layer: one.why for one in pruner.pruned(SECTION).layers}
+    why = {one.layer: one.why for one in pruner.pruned(channels()).layers}
     assert "makes the model's outputs" in why["head"]
     assert why["conv1"] == why["conv2"] == ""
 
@@ -80,11 +82,11 @@ def test_a_layer_that_keeps_all_its_channels_says_why(pruner):
 )
 def test_what_pruning_refuses_is_refused_here(pruner, asked, error):
     with pytest.raises(error):
-        pruner.pruned(SECTION | asked)
+        pruner.pruned(channels(**asked))
 
 
 def test_the_histogram_holds_every_weight_and_what_goes(task, pruner):
-    found = pruner.pruned(SECTION)
+    found = pruner.pruned(channels())
     every, one = found.histogram(), found.histogram("conv2")
     layers = (task.model.conv1, task.model.conv2, task.model.head)
     assert sum(every.before) == sum(layer.weight.numel() for layer in layers)
@@ -94,7 +96,7 @@ def test_the_histogram_holds_every_weight_and_what_goes(task, pruner):
 
 
 def test_the_weights_nearest_to_zero_go_from_the_middle_of_the_histogram(pruner):
-    found = pruner.pruned(WEIGHTS | {"scope": "layer"}).histogram("conv2")
+    found = pruner.pruned(weights(scope="layer")).histogram("conv2")
     middle = BINS // 2
     assert found.after[middle - 1 : middle + 1] == (0, 0)
     assert found.before[middle] > 0
@@ -107,7 +109,7 @@ def test_weights_of_attention_are_counted_by_their_values_before_it_was_scaled()
     make, example = architectures.MODELS["torch's transformer"]
     model, name = make().eval(), "encoder.layers.0.self_attn"
     model.get_submodule(name).in_proj_weight.data[:16] = 1.0
-    found = Pruner(tiny_task_of(model, example())).pruned(SECTION | {"round_to": 1})
+    found = Pruner(tiny_task_of(model, example()), model).pruned(channels(round_to=1))
     attention = found.model.get_submodule(name)
     assert attention.embed_dim < 16
     assert attention.in_proj_weight[0, 0].item() < 0.9
@@ -122,7 +124,7 @@ def tiny_task_of(model, example):
 
 
 def test_accuracy_is_paired_with_the_model_as_it_is(task, pruner):
-    found = pruner.accuracy(pruner.pruned(WEIGHTS | {"ratio": 0.98}))
+    found = pruner.accuracy(pruner.pruned(weights(ratio=0.98)))
     assert len(found.scores) == len(task.validation)
     assert found.difference.value == pytest.approx(found.mean.value - pruner.baseline().value)
     assert found.difference.value < 0
@@ -130,8 +132,8 @@ def test_accuracy_is_paired_with_the_model_as_it_is(task, pruner):
 
 def test_layers_that_may_have_a_ratio_of_their_own_depend_on_the_method():
     model = nn.Sequential(nn.LSTMCell(4, 4), nn.Linear(4, 4))
-    pruner = Pruner(tiny_task_of(model, (torch.randn(2, 4),)))
-    assert pruner.prunable("channels") == pruner.prunable("weights") == ("1",)
+    pruner = Pruner(tiny_task_of(model, (torch.randn(2, 4),)), model)
+    assert pruner.prunable("prune-channels") == pruner.prunable("prune-weights") == ("1",)
 
 
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8", "float16", "bfloat16"])

@@ -1,0 +1,92 @@
+"""One stage of a recipe applied to a model, and checked: no transform is taken at its word."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from shrinkkit.core.stages import Stage
+from shrinkkit.core.variant import History
+from shrinkkit.errors import NothingChanged, Unsupported
+from shrinkkit.progress import Progress, no_progress
+from shrinkkit.tasks import outputs
+from shrinkkit.tasks.modules import FORWARD_ERRORS
+from shrinkkit.tasks.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a transform returns: the new model, and what a reader of the report should know."""
+
+    model: nn.Module
+    """In eval mode, on the CPU."""
+    notes: tuple[str, ...] = ()
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    """Why a layer that could have been changed was left as it was, by layer."""
+    validation_scores: tuple[float, ...] = ()
+    """Mean score on the validation split after each epoch of training."""
+
+
+@torch.inference_mode(False)
+def apply_stage(
+    model: nn.Module,
+    task: Task,
+    stage: Stage,
+    *,
+    history: History = History(),  # noqa: B008
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[nn.Module, History]:
+    """Return what a stage makes of `model`, and its history, which `history` becomes with this stage.
+
+    Args:
+        model: Float model in eval mode, on the CPU; left unchanged.
+        task: Whose data, loss and score the transform may use.
+        stage: The transform and its settings.
+        history: How `model` was made.
+        seed: Of everything random.
+        progress: Called by long work.
+
+    Raises:
+        NothingChanged: The transform returned the model as it was.
+        Unsupported: What it returned does not run on the task's example, or gives outputs of another shape.
+    """
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made: Made = stage.transform.function()(model, task, stage.settings, seed=seed, progress=progress)
+    result = made.model.eval().cpu()
+    if any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()):
+        raise Unsupported(
+            f"The transform `{stage.name}` must leave the model that it is given unchanged. Copy it first."
+        )
+    if unchanged(model, result):
+        raise NothingChanged(f"The stage `{stage.name}` left the model as it was. Change its settings, or drop it.")
+    _check_outputs(model, result, task, stage.name)
+    names = {name for name, _ in result.named_modules()}
+    return result, replace(
+        history,
+        stages=(*history.stages, stage.to_dict()),
+        notes=(*history.notes, *(f"{stage.name}: {note}" for note in made.notes)),
+        left_alone={name: why for name, why in {**history.left_alone, **made.left_alone}.items() if name in names},
+        validation_scores=(*history.validation_scores, *made.validation_scores),
+    )
+
+
+def unchanged(before: nn.Module, after: nn.Module) -> bool:
+    """Return whether two models have the same layers with the same weights."""
+    kinds = [{name: type(module) for name, module in model.named_modules()} for model in (before, after)]
+    old, new = before.state_dict(), after.state_dict()
+    return kinds[0] == kinds[1] and old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
+def _check_outputs(before: nn.Module, after: nn.Module, task: Task, name: str) -> None:
+    example = pytree.tree_map(lambda x: x.cpu(), task.example)
+    try:
+        with torch.inference_mode():
+            shapes: list[Any] = [[t.shape for t in outputs.tensors(model(*example))] for model in (before, after)]
+    except FORWARD_ERRORS as error:
+        raise Unsupported(f"After `{name}` the model no longer runs: {type(error).__name__}: {error}") from error
+    if shapes[0] != shapes[1]:
+        raise Unsupported(f"After `{name}` the outputs have the shapes {shapes[1]}; they must have {shapes[0]}.")
