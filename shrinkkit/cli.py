@@ -436,7 +436,7 @@ def _notebooks(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where
 def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, emoji=False)
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def _monitor(*, as_json: bool, quiet: bool) -> "LineMonitor":

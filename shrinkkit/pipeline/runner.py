@@ -1,6 +1,6 @@
 """The execution of a study, from its first notebook to its report.
 
-Each step is a notebook in a process of its own. A step whose inputs have not changed is cached, a step that fails stops
+Each step is a notebook in a separate process. A step whose inputs have not changed is cached, a step that fails stops
 only those that need it, and every run ends in a report.
 """
 
@@ -282,7 +282,7 @@ def _read_run(run: RunFolder) -> tuple[Study, Variant]:
 
 
 def _trusted_task(run: RunFolder, named: str, given: str | None) -> str:
-    """Return the task to run: what the user passed, or a bundled one that the study names, but no file of its."""
+    """Return the task to run: the one passed, or a bundled one that the study names; a file must be passed."""
     if given is None and named not in TASKS:
         raise InvalidInput(
             f"The task of this run is the file {named} (relative to {run.path}). A folder that was copied here may "

@@ -363,9 +363,9 @@ def _names(
     if study is None:
         return tuple(sorted({BASELINE, *recorded}, key=lambda name: (name != BASELINE, name)))
     names = [BASELINE, *(recipe.name for recipe in study.recipes)]
-    made = [s.subject for s in status.steps if s.notebook.startswith(("2-", "3-")) and s.subject] if status else []
+    steps = [s.subject for s in status.steps if s.notebook.startswith(("2-", "3-")) and s.subject] if status else []
     sources = [variants[name].source for name in names if name in variants]
-    return tuple(dict.fromkeys([*names, *made, *(source for source in sources if source)]))
+    return tuple(dict.fromkeys([*names, *steps, *(source for source in sources if source)]))
 
 
 def results_table(of: "Results") -> Table:
