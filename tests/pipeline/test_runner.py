@@ -287,6 +287,16 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
 
 
+@pytest.mark.parametrize("package", ["onnxruntime-gpu", "openvino", "torchao", "numpy"])
+def test_another_version_of_a_package_that_matters_is_not_cached(tmp_path, monkeypatch, package):
+    before = runner._software()
+    info = tmp_path / f"{package.replace('-', '_')}-99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert runner._software() != before
+
+
 def test_what_one_machine_measured_is_not_cached_for_another(run, study):
     prepared = prepare(study, run.parent)
     step = next(s for s in prepared.steps if s.notebook == "4-benchmark")
