@@ -22,6 +22,14 @@ REWRITTEN = (
     "shrinkkit/errors.py",
     "shrinkkit/quiet.py",
     "ARCHITECTURE.md",
+    "docs/measuring.md",
+    "shrinkkit/progress.py",
+    "shrinkkit/measure/verif",
+    "shrinkkit/measure/session",
+    "shrinkkit/measure/scoring",
+    "shrinkkit/measure/benchmark",
+    "shrinkkit/measure/in_memory",
+    "shrinkkit/measure/contention",
 )
 """What is held to it."""
 UNWANTED = re.compile(
