@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from shrinkkit.core import estimate
-from shrinkkit.core.samples import PairedSamples, log_ratios
+from shrinkkit.core.evidence import PairedSamples, log_ratios
 from shrinkkit.errors import InvalidInput
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import outputs
