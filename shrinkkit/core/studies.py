@@ -13,7 +13,6 @@ from pydantic.fields import FieldInfo
 
 from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
 from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
-from shrinkkit.core.target import TARGETS
 from shrinkkit.core.yaml_source import Source, load
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
@@ -217,7 +216,7 @@ def _study(source: Source, folder: Path) -> Study:
     targets = data.get("targets")
     for key, text, remedy in conflicts(
         recipes,
-        [target for target in targets if target in TARGETS] if isinstance(targets, tuple) else [],
+        [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else [],
         budget.get("target") if isinstance(budget, dict) else None,
     ):
         wrong.append(message(text, source.where(key), remedy))
