@@ -130,7 +130,7 @@ def _relabel_calls(module: torch.fx.GraphModule, model: nn.Module) -> None:
     """Relabel each node's innermost module so that the quantizer treats every call of a layer separately, in place.
 
     A product belongs to the layer whose weight it uses, which may lie inside the module that computes it, as in
-    nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, are distinguished as `a` and `a@1`.
+    nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, become `a` and `a@1`.
     """
     calls = Counter[str]()
     for node in module.graph.nodes:
