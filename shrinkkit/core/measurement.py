@@ -193,7 +193,7 @@ class Accuracy(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Memory(Rich):
-    """Peak memory of a process of its own that loads one model file and calls it, in bytes."""
+    """Peak memory of a separate process that loads one model file and calls it, in bytes."""
 
     runtime_bytes: int
     """What the process held once the runtime was imported and before the file was opened."""
@@ -221,7 +221,7 @@ class LayerTime(Rich):
 
 @dataclass(frozen=True, repr=False)
 class IntegerCheck(Rich):
-    """What integer kernels computed here beside the same integers computed in float: saturation shows."""
+    """Int8 kernels compared with FP32 emulation of the same integers, which shows saturation."""
 
     max_relative_error: float
     """Largest absolute difference of the outputs, as a share of the largest absolute output."""

@@ -31,7 +31,7 @@ class LayerPrecision(Rich):
 
 @dataclass(frozen=True, repr=False)
 class LayerAudit(Rich):
-    """What happened to one layer, found by looking at the result and not at the request.
+    """Layer report of one layer, read from the result and not from the recipe.
 
     `channels` counts output channels or features; `zeroed` is the share of weights that are
     exactly zero; `precision` is keyed by runtime.
@@ -57,7 +57,7 @@ class LayerAudit(Rich):
 
 
 class Audit(tuple[LayerAudit, ...]):
-    """What happened to each layer of a variant: a tuple that shows itself as a table."""
+    """Layer report of a variant: a tuple that displays as a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return each layer's audit as a plain dict, by the layer's name."""
@@ -99,7 +99,7 @@ class ModelFile(Rich):
     path: str
     """Relative to the variant's folder."""
     beside: tuple[str, ...]
-    """Files that have to lie beside it, such as the weights of an OpenVINO model; relative to the folder too."""
+    """Files needed in the same folder, such as the weights of an OpenVINO model; relative to the folder too."""
     format: str
     """`pt2`, `torchscript`, `onnx`, or `openvino`."""
     size_bytes: int
@@ -144,7 +144,7 @@ class History(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Variant(Rich):
-    """One recipe applied to one task: model files and what truly happened, layer by layer."""
+    """One recipe applied to one task: model files and the layer report."""
 
     name: str
     task: str
@@ -234,7 +234,7 @@ def files_table(of: "Variant") -> Table:
 
 
 def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float | None = None) -> Table:
-    """Return what happened to each layer; the caption sums it up.
+    """Return the layer report; the caption sums it up.
 
     Args:
         layers: One row each.

@@ -1,4 +1,4 @@
-"""Peak memory of model files, each loaded and called in a process of its own.
+"""Peak memory of model files, each loaded and called in a separate process.
 
 `python -m shrinkkit.memory FOLDER` imports the runtime once, then forks such a process for each file. For the size of a
 file on disk see `artifacts`.
@@ -38,7 +38,7 @@ def measure(
     """Return the peak memory of each model file, or in a sentence why there is none.
 
     On the CPU it is the system's count of resident pages above what the process held before it opened the file:
-    weights, activations, what the runtime packs anew, its scratch space, and thread stacks. On a GPU it is what CUDA's
+    weights, activations, what the runtime repacks, its scratch space, and thread stacks. On a GPU it is what CUDA's
     allocator handed out. The inputs are in neither.
 
     The runtime's own code comes into memory page by page as it is first used, which is no property of the file: it is
@@ -129,7 +129,7 @@ def _in_child(work: Callable[[], Any]) -> Any:
             signal.alarm(TIMEOUT_S)
             try:
                 answer = work()
-            except Exception as error:  # runtimes raise errors of their own types
+            except Exception as error:  # runtimes raise various error types
                 answer = brief(error)
             os.write(writing, json.dumps(answer).encode())
         finally:
@@ -176,7 +176,7 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
 
 def _resident(before: int, code: int) -> Callable[[], int]:
     """Return a count of the bytes that this process held at most from now on, above `before` and without its code."""
-    # Where that is forbidden: a forked process begins with a peak of its own, which is what it holds.
+    # Where that is forbidden: the peak of a forked process begins at what it holds.
     with contextlib.suppress(OSError):
         RESET.write_text("5", encoding="ascii")
     return lambda: _status("VmHWM") - before - (_code() - code)
