@@ -140,9 +140,9 @@ def _complete_recipe() -> list[str]:
 
 
 def _complete_target() -> list[str]:
-    from shrinkkit.core.target import TARGETS
+    from shrinkkit.runtimes import registry
 
-    return list(TARGETS)
+    return list(registry.targets())
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and progress on standard error.")]

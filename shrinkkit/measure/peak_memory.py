@@ -125,7 +125,7 @@ def _in_child(work: Callable[[], Any]) -> Any:
             signal.alarm(TIMEOUT_S)
             try:
                 answer = work()
-            except Exception as error:  # runtimes raise errors of their own types
+            except Exception as error:  # runtimes raise various error types
                 answer = brief(error)
             os.write(writing, json.dumps(answer).encode())
         finally:

@@ -151,6 +151,7 @@ def prepare(
     study: Study, *, reports: Path, command: str, threads: int, monitor: Monitor, force: bool = False
 ) -> PreparedRun:
     """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
+    registry.check_targets(study)
     export.templates()
     run = RunFolder(reports / study.name)
     run.check_kinds()
@@ -375,6 +376,7 @@ def _software() -> str:
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    # Of two distributions of a name, the first on the path is imported.
+    installed = {distribution.name: distribution.version for distribution in reversed(list(metadata.distributions()))}
     versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
     return digest.hexdigest() + ",".join([sys.version, *versions])
