@@ -34,7 +34,7 @@ def test_no_verdict_is_given_under_contention():
     assert evidence.conclude(examples.blocks_of(speedup=2.0), withheld=True).verdict == "too noisy"
 
 
-def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_speed():
+def test_a_slow_call_in_every_slot_changes_the_median_speedup_and_not_the_code_speed():
     taken = examples.blocks_of()
     taken.candidate = [(slot[0], *(2 * ms for ms in slot[1:])) for slot in taken.candidate]
     found = evidence.conclude(taken)
@@ -83,6 +83,7 @@ def test_a_verdict_is_given_only_where_the_whole_interval_allows_it(speedup, noi
     assert (found.verdict != "same") or inside
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_stopping_when_the_result_looks_favourable_gives_no_verdict():
     # Forty peeks at models that are the same: a sceptic stops as soon as the interval says what he likes.
