@@ -196,7 +196,7 @@ class Budget(Section):
     """The largest accuracy drop that is accepted, and what for."""
 
     unit: Annotated[Literal["share", "score"], Field(description="share or score")] = "share"
-    """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, which have a unit of their own."""
+    """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, in their unit."""
     accuracy_drop: Annotated[float, Field(ge=0, description="a share in [0, 1]")] = 0.01
     """Of shares, 0.01 is one percentage point, and 1 is the most."""
     want: Literal["fastest", "smallest"] = "fastest"

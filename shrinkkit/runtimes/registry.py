@@ -122,7 +122,7 @@ def check_targets(study: Study) -> None:
     """Check that the targets of a study exist, and that each of its recipes can run on one of them.
 
     Raises:
-        InvalidInput: A target does not exist, or a recipe can run on none of them; each on a line of its own.
+        InvalidInput: A target does not exist, or a recipe can run on none of them; one line for each.
     """
     known = targets()
     problems = [

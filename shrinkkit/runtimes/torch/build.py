@@ -352,7 +352,7 @@ def _make_reproducible(path: Path) -> None:
     numbers: dict[bytes, bytes] = {}
 
     def numbered(content: bytes) -> bytes:
-        # Types of one name are told apart by a count over the process.
+        # Types of one name are distinguished by a count over the process.
         return _MANGLED.sub(lambda m: numbers.setdefault(m[0], b"___torch_mangle_%d" % len(numbers)), content)
 
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
