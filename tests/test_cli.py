@@ -101,6 +101,12 @@ def test_list_targets_says_why_one_cannot_run_here(capsys):
     assert lines["cuda/torch"] == "available" or lines["cuda/torch"].startswith("unavailable: ")
 
 
+def test_brackets_are_shown_as_they_are(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli._print_rows([("cpu/onnxruntime", 'unavailable: pip install "shrinkkit[onnxruntime]"')])
+    assert "shrinkkit[onnxruntime]" in plain(capsys.readouterr().out)
+
+
 def test_list_tasks_names_the_bundled_ones_and_how_to_make_one(capsys):
     assert cli.main(["list", "tasks"]) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One step of a run: papermill executes its notebook in a process of its own, which is stopped in time.
+"""One step of a run: papermill executes its notebook in a separate process with a time limit.
 
 `python -m shrinkkit.pipeline.steps REQUEST.json` is that process. The request names the notebook and its parameters;
 the answer is a file next to it, because after a dead kernel the notebook itself states nothing.

@@ -48,7 +48,7 @@ def pages(path: Path) -> int:
 def _print(browser: str, page: Path, out_path: Path, profile: Path) -> str:
     """Run the browser, and return the last line of its output."""
     command = [browser, "--headless", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    # A profile of its own: an open browser would take over the printing, and an existing profile would be changed.
+    # A new profile: an open browser would take over the printing, and an existing profile would be changed.
     command += [f"--user-data-dir={profile}", "--no-pdf-header-footer", f"--print-to-pdf={out_path.resolve()}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         # Chromium refuses its sandbox to root. The page is our own file and loads nothing.

@@ -141,7 +141,7 @@ def verify(
         output, first_call_ms = _timed(partial(loaded, *inputs))
     except ShrinkkitError:
         raise
-    except Exception as error:  # runtimes raise errors of their own types
+    except Exception as error:  # runtimes raise various error types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
         difference = max_relative_error(expected, output)
