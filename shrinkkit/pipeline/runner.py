@@ -32,7 +32,7 @@ from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatu
 from shrinkkit.report import export, index_page
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
-from shrinkkit.tasks.sources import Look
+from shrinkkit.tasks.sources import Inspection
 
 REPORT_TIMEOUT_S, CHECK_TIMEOUT_S = 600.0, 300.0
 _UNFINISHED = (".attempt-*", ".making-*", f".*{PART}")
@@ -336,13 +336,13 @@ def _exclusive(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
+def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:
     """Return what a study needs to know of its task, from a process that may import torch; raises InvalidInput.
 
     It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
     """
     if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
-        return Look()
+        return Inspection()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
         ended = processes.run(
@@ -367,7 +367,7 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
         ) from error
     if "error" in answer:
         raise InvalidInput(answer["error"])
-    return Look(**answer)
+    return Inspection(**answer)
 
 
 def _software() -> str:
