@@ -41,6 +41,7 @@ _PUBLIC = {
     "dynamic_int8": "runtimes.torch.quantize:dynamic_int8",
     "static_int8": "runtimes.torch.quantize:static_int8",
     "half": "runtimes.torch.quantize:half",
+    "compress": "transforms.compress:compress",
     "macs": "tasks.modules:macs",
     "parameters": "tasks.modules:parameters",
     "score": "measure.in_memory:score",

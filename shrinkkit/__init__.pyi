@@ -22,6 +22,7 @@ from shrinkkit.tasks.checks import check as check_task
 from shrinkkit.tasks.loader import load as load_task
 from shrinkkit.tasks.modules import macs, parameters
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms.compress import compress
 from shrinkkit.transforms.finetune import run as fine_tune
 from shrinkkit.transforms.prune import channels as prune_channels
 from shrinkkit.transforms.prune import weights as prune_weights
@@ -45,6 +46,7 @@ __all__ = [
     "Unsupported",
     "check_task",
     "compare",
+    "compress",
     "create_study",
     "dynamic_int8",
     "fine_tune",

@@ -140,9 +140,9 @@ def _complete_recipe() -> list[str]:
 
 
 def _complete_target() -> list[str]:
-    from shrinkkit.core.target import TARGETS
+    from shrinkkit.runtimes import registry
 
-    return list(TARGETS)
+    return list(registry.targets())
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and progress on standard error.")]
@@ -436,7 +436,7 @@ def _notebooks(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where
 def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, emoji=False)
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def _monitor(*, as_json: bool, quiet: bool) -> "LineMonitor":

@@ -72,17 +72,14 @@ def brief(error: BaseException) -> str:
     return (lines[-1] if "failed in the TorchScript interpreter" in lines[0] else lines[0]).rstrip(".")
 
 
-def not_installed(package: str, extra: str) -> str:
-    """Return that an optional package is missing, and the command that installs it, without the full stop."""
-    return f'{package} is not installed. Install it: pip install "shrinkkit[{extra}]"'
-
-
 def require(package: str, *, extra: str, purpose: str) -> ModuleType:
     """Import and return a package of an optional dependency; raises Unsupported with the remedy if it is missing."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        raise Unsupported(f"{purpose} needs {package}, but {not_installed(package, extra)}.") from error
+        raise Unsupported(
+            f'{purpose} needs {package}, which is not installed. Install it: pip install "shrinkkit[{extra}]".'
+        ) from error
 
 
 def message(text: str, where: str = "", remedy: str = "") -> str:

@@ -8,6 +8,7 @@ import random
 
 from shrinkkit.core import evidence, machines, store
 from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.evidence import PairedSamples
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.measurement import (
     Accuracy,
@@ -23,7 +24,6 @@ from shrinkkit.core.measurement import (
     TargetRecord,
 )
 from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.samples import PairedSamples
 from shrinkkit.core.status import Status, Step
 from shrinkkit.core.studies import study
 from shrinkkit.core.target import Target

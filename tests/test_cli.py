@@ -101,6 +101,12 @@ def test_list_targets_says_why_one_cannot_run_here(capsys):
     assert lines["cuda/torch"] == "available" or lines["cuda/torch"].startswith("unavailable: ")
 
 
+def test_brackets_are_shown_as_they_are(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli._print_rows([("cpu/onnxruntime", 'unavailable: pip install "shrinkkit[onnxruntime]"')])
+    assert "shrinkkit[onnxruntime]" in plain(capsys.readouterr().out)
+
+
 def test_list_tasks_names_the_bundled_ones_and_how_to_make_one(capsys):
     assert cli.main(["list", "tasks"]) == 0
     out = capsys.readouterr().out
@@ -204,7 +210,7 @@ def test_a_run_in_a_terminal_has_one_table_and_fits_its_width(tmp_path):
     shown, status = in_terminal("run", "study.yaml", cwd=tmp_path, columns=80)
     assert status == 0
     assert max(len(line.rstrip()) for line in plain(shown).replace("\r", "\n").splitlines()) <= 80
-    assert re.search(r"1-baseline +running · \w+", plain(shown))
+    assert re.search(r"1-baseline +running +\d+ s +\w+", plain(shown))
     assert "4 of 4 steps" in plain(shown)
     again, _ = in_terminal("run", "study.yaml", cwd=tmp_path, columns=200)
     assert re.search(r"1-baseline +cached", plain(again))

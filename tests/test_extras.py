@@ -25,6 +25,10 @@ def without(code, *hidden, cwd=None):
         ("from shrinkkit.tasks import loader; loader.load('digits-cnn')", "sklearn", "bundled"),
         ("from tiny import task; task().to_frame()", "pandas", "frames"),
         ("from shrinkkit.core.variant import Audit; Audit().to_frame()", "pandas", "frames"),
+        ("from shrinkkit.runtimes import registry; registry.resolve('cpu/onnxruntime')", "onnxruntime", "onnxruntime"),
+        ("from shrinkkit.runtimes import registry; registry.resolve('cpu/onnxruntime')", "onnx", "onnxruntime"),
+        ("from shrinkkit.runtimes import registry; registry.resolve('cpu/openvino')", "nncf", "openvino"),
+        ("from shrinkkit.runtimes import registry; registry.resolve('cpu/inductor')", "torchao", "inductor"),
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(code, package, extra):
@@ -32,3 +36,23 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(code, packag
     assert "Unsupported" in ended.stderr
     assert f"{package}" in ended.stderr
     assert f'pip install "shrinkkit[{extra}]"' in ended.stderr
+
+
+OPTIONAL = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "torchao", "pandas", "sklearn")
+WHOLE = """
+from pathlib import Path
+from tiny import task
+from shrinkkit.runtimes import registry
+from shrinkkit.transforms import variants
+available = [name for name, reason in registry.available().items() if not reason and name.startswith("cpu/")]
+small = task()
+made = variants.write(Path("variants/baseline"), small, small.model, recipe={}, runtimes=["torch", "onnxruntime"])
+print(available, [file.runtime for file in made.files], made.refusals)
+"""
+
+
+def test_torch_alone_works_without_any_of_them(tmp_path):
+    ended = without(WHOLE, *OPTIONAL, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("['cpu/torch'] ['torch'] {'onnxruntime': ")
+    assert "shrinkkit[onnxruntime]" in ended.stdout

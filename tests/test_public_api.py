@@ -13,9 +13,10 @@ import torch
 import shrinkkit
 
 NAMES = """
-Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError StepFailed
-Study Task UnfairComparison Unsupported check_task compare create_study dynamic_int8 fine_tune half load_results
-load_task macs parameters prune_channels prune_weights read_recipe read_study run score static_int8 verify
+Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError
+StepFailed Study Task UnfairComparison Unsupported check_task compare compress create_study dynamic_int8 fine_tune
+half load_results load_task macs parameters prune_channels prune_weights read_recipe read_study run score static_int8
+verify
 """.split()
 FUNCTIONS = [name for name in NAMES if name[0].islower()]
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
@@ -36,7 +37,7 @@ def test_each_public_name_can_be_imported(name):
     assert getattr(shrinkkit, name).__doc__
 
 
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - {"create_study", "fine_tune", "read_recipe", "read_study"}))
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_function_documents_its_arguments_result_and_errors(name):
     function = getattr(shrinkkit, name)
     text = inspect.getdoc(function)
@@ -89,6 +90,15 @@ def test_an_int8_model_is_scored_with_the_engine_that_it_was_made_for(task):
     integer = shrinkkit.static_int8(task.model, task.example, calibration)
     scored = shrinkkit.score(integer, task, split="test", baseline=task.model)
     assert abs(scored.difference.value) < 0.2
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("channels-50-static-int8", "int8"), ("bfloat16", "bfloat16")])
+def test_a_recipe_is_applied_in_memory_and_its_layers_are_reported(task, recipe, precision):
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    compressed = shrinkkit.compress(task, recipe)
+    assert {row.precision["torch"].runs_as for row in compressed.audit} >= {precision}
+    assert shrinkkit.score(compressed.model, task, split="test").mean.value > 0.9
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
 
 
 def test_scores_of_an_unknown_split_are_refused(task):

@@ -1,7 +1,7 @@
 """Values with 95 % intervals: means, paired differences, ratios of times, and verdicts on them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from shrinkkit.errors import InvalidInput
 
 @dataclass(frozen=True, repr=False)
 class Estimate(Rich):
-    """A value with its 95 % interval, in the unit of the field that holds it."""
+    """A value with its 95 % confidence interval, in the unit of the field that holds it."""
 
     value: float
     low: float
@@ -34,10 +34,10 @@ def estimate_statement(of: "Estimate") -> Statement:
 Z = 1.959964
 """The 97.5 % quantile of the normal distribution."""
 ONE_SIDED = 0.025
-"""Chance of each error that a 95 % interval leaves."""
+"""Error probability on each side of a 95 % interval."""
 RESAMPLES = 1000
 MARGIN = 0.01
-"""Ratios of times within this share of 1 count as no difference."""
+"""Ratios of times within this fraction of 1 count as no difference."""
 
 
 def mean(scores: Sequence[float]) -> Estimate:
@@ -64,10 +64,10 @@ def mean(scores: Sequence[float]) -> Estimate:
 def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
     """Return the mean of variant minus baseline over the same examples, with an interval that uses the pairing.
 
-    Scores that are all 0 or 1 get Tango's score interval, which stays honest when no example changed. Others get
-    Student's of the differences and of as many pseudo-examples at each end of the scale as Wilson's interval adds: a
-    variant that ruins a few examples may ruin none of those seen, or one. The scale is the range of the scores, or
-    their largest magnitude if that is more; what costs more than that per example is not covered.
+    Scores that are all 0 or 1 get Tango's score interval, which has its coverage even if no example changed. Others
+    get Student's interval of the differences, augmented at each end of the scale with as many pseudo-examples as
+    Wilson's interval adds: a variant that ruins a few examples may ruin none or one of the sample. The scale is the
+    range of the scores, or their largest magnitude if that is more; larger losses per example are not covered.
 
     Args:
         baseline: One score per example.
@@ -84,7 +84,7 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
     difference = after - before
     centre = float(difference.mean())
     if _binary(before) and _binary(after):
-        low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
+        low, high = _tango(*_discordant(difference), len(before))
         return Estimate(centre, low, high)
     middle, error = _augmented(difference, np.concatenate([before, after]))
     half = _quantile(len(before)) * error
@@ -92,43 +92,42 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
 
 
 def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop: float) -> tuple[bool, ...]:
-    """Return which variants surely lose less than `drop`, at most one study in 40 calling any of them so wrongly.
+    """Return which variants lose less than `drop`, with a family-wise error rate of at most 2.5 %.
 
-    With one variant this says whether its interval lies above -`drop`. With several, Holm's step-down procedure keeps
-    the chance that any of them is wrongly called within the budget at 2.5 %, however many there are.
+    For one variant this is whether its interval lies above -`drop`. For several, Holm's step-down procedure limits the
+    probability that any of them is wrongly called within the budget.
 
     Args:
         baseline: One score per example.
         variants: The scores of the same examples, in the same order, of each variant.
-        drop: The most that may be lost, >= 0.
+        drop: Maximum drop, >= 0.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
     """
     from scipy.special import ndtr, stdtr
 
-    chances = []
+    p_values = []
     for scores in variants:
         before, after = _paired_scores(baseline, scores)
         difference = after - before
         if _binary(before) and _binary(after):
-            gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-            chances.append(float(ndtr(-_tango_score(-drop, gained, lost, len(before)))))
+            p_values.append(float(ndtr(-_tango_score(-drop, *_discordant(difference), len(before)))))
         else:
             middle, error = _augmented(difference, np.concatenate([before, after]))
-            chances.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
-    sure = [False] * len(chances)
-    for rank, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        if not chances[index] <= ONE_SIDED / (len(chances) - rank):
+            p_values.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
+    is_within = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if not p_values[index] <= ONE_SIDED / (len(p_values) - rank):
             break
-        sure[index] = True
-    return tuple(sure)
+        is_within[index] = True
+    return tuple(is_within)
 
 
 def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
-    """Return the typical ratio over blocks, with the union of a bootstrap interval and one over clusters in time.
+    """Return the midmean of the ratios of blocks, with the union of a bootstrap interval and one over clusters in time.
 
-    Typical is the mean of the middle half, which disturbed blocks cannot move and which wastes less than the median.
-    The bootstrap alone is too narrow where neighbouring blocks resemble each other; the clusters alone are too few.
+    The midmean (the mean of the middle half) ignores disturbed blocks and varies less than the median. The bootstrap
+    alone is too narrow if neighbouring blocks are correlated; the clusters alone are too few.
 
     Args:
         log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2.
@@ -142,7 +141,7 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
     """
     values = _checked(log_ratios)
     if len(values) < 2:
-        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Measure longer.")
+        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Meais_within longer.")
     centre = float(_middle_half(values))
     picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(_middle_half(values[picks]), [0.025, 0.975])
@@ -153,11 +152,10 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
 
 
 def verdict(ratio: Estimate) -> str:
-    """Return what a ratio of times allows to say, differences within the margin counting as none.
+    """Return the verdict that a ratio of times supports; differences within the margin count as none.
 
     Returns:
-        `faster` or `slower` if the whole interval lies beyond the margin, `same` if it lies wholly within, else
-        `undecided`.
+        `faster` or `slower` if the whole interval is beyond the margin, `same` if it is within, else `undecided`.
     """
     upper = 1 + MARGIN
     if ratio.low > upper:
@@ -168,18 +166,15 @@ def verdict(ratio: Estimate) -> str:
 
 
 def inverse(ratio: Estimate) -> Estimate:
-    """Return 1 / `ratio`, which must lie above 0 with its whole interval."""
+    """Return 1 / `ratio`, whose interval must be above 0."""
     return Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
 
 
 def product(*ratios: Estimate) -> Estimate:
-    """Return the product of independent positive ratios; their half-widths add in quadrature in logarithms.
-
-    Args:
-        ratios: At least one, each above 0 with its whole interval.
+    """Return the product of at least one independent ratio; half-widths of logarithms add in quadrature.
 
     Raises:
-        InvalidInput: There are none, or an interval does not lie above 0 around its value.
+        InvalidInput: There are none, or an interval is not above 0 and around its value.
     """
     if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):
         raise InvalidInput(
@@ -193,10 +188,10 @@ def product(*ratios: Estimate) -> Estimate:
 
 
 def _checked(values: Sequence[float]) -> NDArray[np.float64]:
-    found = np.asarray(values, dtype=np.float64)
-    if found.size == 0 or not np.isfinite(found).all():
-        raise InvalidInput(f"An interval needs finite numbers, at least one; got {found.size}, not all of them finite.")
-    return found
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise InvalidInput(f"An interval needs finite numbers, at least one; got {array.size}, not all of them finite.")
+    return array
 
 
 def _middle_half(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -215,7 +210,7 @@ def _score_half_width(values: NDArray[np.float64], scores: NDArray[np.float64]) 
     scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
     if np.ptp(values) > 1e-12 * scale:
         return _student_half_width(values)
-    # Equal values say nothing of the examples not seen: widen as the score interval would.
+    # Equal values do not show how unseen examples vary: widen as the score interval would.
     return scale * Z**2 / (len(values) + Z**2)
 
 
@@ -253,27 +248,30 @@ def _student_half_width(values: NDArray[np.float64]) -> float:
     return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def _discordant(difference: NDArray[np.float64]) -> tuple[int, int]:
+    """Return how many scores rose and how many fell."""
+    return int((difference > 0).sum()), int((difference < 0).sum())
+
+
 def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Return the interval of the difference in proportions when `gained` and `lost` of `n` pairs are discordant."""
+    """Return the interval of the difference in proportions if `gained` and `lost` of `n` pairs are discordant."""
+    from scipy.optimize import bisect
+
     centre = (gained - lost) / n
-    return _root(lambda d: _tango_score(d, gained, lost, n) - Z, -1.0, centre), _root(
-        lambda d: _tango_score(d, gained, lost, n) + Z, centre, 1.0
-    )
+
+    def root(outside: float, score: float) -> float:
+        if outside == centre:
+            return centre
+        return float(bisect(lambda d: _tango_score(d, gained, lost, n) - score, outside, centre, xtol=1e-15))
+
+    return root(-1.0, Z), root(1.0, -Z)
 
 
 def _tango_score(d: float, gained: int, lost: int, n: int) -> float:
-    """Return by how many standard errors the data lie above a true difference of `d`."""
+    """Return the distance of the data from a true difference of `d`, in standard errors."""
     b = -(gained + lost) + (2 * n - gained + lost) * d
     c = -lost * d * (1 - d)
     q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
     variance = n * (2 * q + d * (1 - d))
     distance = gained - lost - n * d
     return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
-
-
-def _root(f: Callable[[float], float], low: float, high: float) -> float:
-    """Return where the decreasing `f` crosses zero between `low` and `high`."""
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if f(middle) > 0 else (low, middle)
-    return (low + high) / 2

@@ -1,11 +1,13 @@
-"""Every figure of a benchmark that its raw samples decide, derived from them: as it is recorded, and as it is read.
+"""The figures of a benchmark, derived from its raw samples: when a record is written, and again when it is read.
 
-So a record cannot state a speed-up, an accuracy or a latency that its own samples contradict, and a row's latency, its
-baseline's latency and its speed-up agree: one baseline is pooled over all comparisons of a target.
+A record therefore cannot state figures that its samples contradict, and the latency, the baseline's latency and the
+speed-up of a row agree: one baseline is pooled over all comparisons of a target.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,107 @@ import numpy as np
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, TargetRecord
-from shrinkkit.core.samples import PairedSamples, conclude, reference_logs
 from shrinkkit.errors import InvalidInput
 
 BASELINE = "baseline"
 ROUNDING = 1e-6
-"""Relative tolerance below which two scores are equal: another order of sums moves them as far."""
+"""Relative tolerance below which two scores are equal: floating-point summation order."""
 _AGREE = 1e-3
 
 
+Samples = list[tuple[float, ...]]
+"""Call times in ms, one tuple per slot, in the order in which they ran."""
+Statistic = Callable[[Sequence[float]], float]
+"""Reduces the calls of a slot to one time: `min` for the speed of the code, `statistics.median` for a typical call."""
+
+
+@dataclass
+class PairedSamples:
+    """Call times in ms of reference, candidate and A/A control, two slots a block for each, in order of time."""
+
+    reference: Samples = field(default_factory=list)
+    candidate: Samples = field(default_factory=list)
+    control: Samples = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of whole blocks."""
+        return min(len(self.reference), len(self.candidate), len(self.control)) // 2
+
+    def cut(self) -> None:
+        """Drop the slots of an interrupted block."""
+        whole = 2 * len(self)
+        for arm in (self.reference, self.candidate, self.control):
+            del arm[whole:]
+
+    def rounded(self) -> "PairedSamples":
+        """Return the samples with six significant digits, which is more than a clock gives."""
+
+        def arm(samples: Samples) -> Samples:
+            return [tuple(float(f"{ms:.6g}") for ms in slot) for slot in samples]
+
+        return PairedSamples(arm(self.reference), arm(self.candidate), arm(self.control))
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Ratios of reference time to candidate time, latencies, and the verdict."""
+
+    speedup: Estimate
+    median_speedup: Estimate
+    control_ratio: Estimate
+    reference_ms: Estimate
+    candidate_ms: Estimate
+    verdict: str
+
+
+def conclude(samples: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
+    """Return the ratios and the verdict that the samples support.
+
+    Args:
+        samples: At least 2 blocks.
+        withheld: Whether contention forbids a verdict.
+        stopped: Whether a person stopped the timing. Stopping when the result looks favourable biases it (optional
+            stopping), so an interrupted comparison gets no verdict.
+        seed: Of the bootstrap.
+    """
+    speedup = estimate.block_ratio(log_ratios(samples, min), seed=seed)
+    median_speedup = estimate.block_ratio(log_ratios(samples, statistics.median), seed=seed)
+    control = estimate.block_ratio(_blocks(_slots(samples.reference, min), _slots(samples.control, min)), seed=seed)
+    reference_ms = estimate.block_ratio(reference_logs(samples), seed=seed)
+    candidate_ms = estimate.product(reference_ms, estimate.inverse(speedup))
+    verdict = "undecided" if stopped else estimate.verdict(speedup)
+    if withheld or estimate.verdict(control) in ("faster", "slower"):
+        verdict = "too noisy"
+    return Conclusion(speedup, median_speedup, control, reference_ms, candidate_ms, verdict)
+
+
+def log_ratios(samples: PairedSamples, statistic: Statistic) -> list[float]:
+    """Return log(reference / candidate) of each block; the reference is the mean of both of its copies."""
+    return _blocks(_reference(samples, statistic), _slots(samples.candidate, statistic))
+
+
+def reference_logs(samples: PairedSamples) -> list[float]:
+    """Return the logarithm of the reference's latency in ms in each block, from the fastest call of each slot."""
+    return _blocks(_reference(samples, min))
+
+
+def _reference(samples: PairedSamples, statistic: Statistic) -> list[float]:
+    pairs = zip(_slots(samples.reference, statistic), _slots(samples.control, statistic), strict=True)
+    return [(a + b) / 2 for a, b in pairs]
+
+
+def _slots(samples: Samples, statistic: Statistic) -> list[float]:
+    return [math.log(statistic(slot)) for slot in samples]
+
+
+def _blocks(logs: Sequence[float], minus: Sequence[float] = ()) -> list[float]:
+    """Return the mean of the two slots of each block, of the difference to `minus` if given."""
+    slots = [a - b for a, b in zip(logs, minus, strict=True)] if minus else logs
+    return [(slots[i] + slots[i + 1]) / 2 for i in range(0, len(slots), 2)]
+
+
 def derive(record: TargetRecord) -> TargetRecord:
-    """Return `record` with everything that its samples and scores decide computed from them.
+    """Return `record` with every figure computed from its samples and scores.
 
     Raises:
         InvalidInput: Samples are missing, not positive, or of unequal number; or scores are of unequal number.
@@ -56,10 +148,10 @@ def comparison(stated: Comparison) -> Comparison:
             f"The comparison of {stated.candidate} with {stated.reference} must hold at least 2 blocks of times above "
             f"0 for each model, got slots of {', '.join(str(len(arm)) for arm in arms)}. Measure it again."
         )
-    found = conclude(
+    conclusion = conclude(
         PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
     )
-    return replace(stated, **vars(found))
+    return replace(stated, **vars(conclusion))
 
 
 def today_ms(record: TargetRecord) -> Estimate | None:
@@ -75,9 +167,9 @@ def changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
 
 
 def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ...]:
-    """Return the variants for which a record states other figures than its samples give."""
-    own = {m.variant: _figures(m) for m in derived.measurements}
-    wrong = [m.variant for m in stated.measurements if not _agree(_figures(m), own[m.variant])]
+    """Return the names of variants whose stated figures differ from those of the samples."""
+    derived_figures = {m.variant: _figures(m) for m in derived.measurements}
+    wrong = [m.variant for m in stated.measurements if not _agree(_figures(m), derived_figures[m.variant])]
     runtimes = [[r.runtime.speedup, r.runtime.verdict] if r.runtime else [] for r in (stated, derived)]
     points = [[f for p in r.sweep for f in (p.latency_ms, p.latency and p.latency.verdict)] for r in (stated, derived)]
     wrong += ["PyTorch today"] if not _agree(*runtimes) else []
@@ -103,12 +195,12 @@ def _agree(stated: Sequence[Any], derived: Sequence[Any]) -> bool:
 
 
 def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estimate | None:
-    """Return the baseline's latency over all of its comparisons: the typical fastest call of a turn."""
-    logs = [log for one in compared for log in reference_logs(_blocks(one))]
+    """Return the baseline's latency, from the fastest call of each slot, pooled over all comparisons."""
+    logs = [log for one in compared for log in reference_logs(_paired_samples(one))]
     return estimate.block_ratio(logs) if logs else runtime.candidate_ms if runtime else None
 
 
-def _blocks(of: Comparison) -> PairedSamples:
+def _paired_samples(of: Comparison) -> PairedSamples:
     return PairedSamples(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.control_samples_ms))
 
 
@@ -125,21 +217,21 @@ def _measurement(of: Measurement, base_ms: Estimate | None, scores: Sequence[flo
 
 def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
     assert of.accuracy is not None
-    own = of.accuracy.scores
-    found = replace(of.accuracy, mean=estimate.mean(own), difference=None, regressions=0, improvements=0)
+    after = of.accuracy.scores
+    accuracy = replace(of.accuracy, mean=estimate.mean(after), difference=None, regressions=0, improvements=0)
     if of.variant == BASELINE or scores is None:
-        return found
-    moved = changes(scores, own) if len(scores) == len(own) else []
+        return accuracy
+    moved = changes(scores, after) if len(scores) == len(after) else []
     return replace(
-        found,
-        difference=estimate.paired_difference(scores, own),
+        accuracy,
+        difference=estimate.paired_difference(scores, after),
         regressions=sum(change < 0 for change in moved),
         improvements=sum(change > 0 for change in moved),
     )
 
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:
-    """Yield the points with latencies that agree with their speed-ups, one baseline for each batch and threads."""
+    """Yield the points with latencies derived from one baseline for each batch size and thread count."""
     settings = {(p.batch_size, p.threads) for p in timed}
     base_ms = {
         key: _pooled([p.latency for p in timed if p.latency and (p.batch_size, p.threads) == key], None)

@@ -17,7 +17,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from shrinkkit.core.stages import Choice, Key, Patterns, Section, StageField, choice, settings_of
-from shrinkkit.core.target import TARGETS, TargetName
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
@@ -45,20 +44,13 @@ MOST_STAGES = 100
 """Of a recipe."""
 RECIPES = "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`"
 
+_TARGET = r"(cpu|cuda|mps)/[A-Za-z0-9_]+"
+TargetName = Annotated[str, Field(pattern=f"^{_TARGET}$", description="device/runtime, such as cpu/torch")]
+"""Which ones exist, the runtimes say; see `registry.check_targets`."""
 _INT8 = ("dynamic-int8", "static-int8")
 _HALF = ("float16", "bfloat16")
 METHODS = (*_INT8, *_HALF)
 """The precisions below float32."""
-_CUDA, _ONLY_FLOAT = "cuda/onnxruntime", "only float32 files are made for ONNX Runtime; cuda/torch has 16-bit ones"
-_IMPOSSIBLE = {
-    **{(method, "cuda/torch"): "torch has no CUDA kernels for its int8 layers" for method in _INT8},
-    **{(method, "mps/torch"): "torch has no int8 layers on Apple GPUs" for method in _INT8},
-    **{(method, "cuda/inductor"): "inductor has no CUDA kernels for int8 models of torch.export" for method in _INT8},
-    **{(method, _CUDA): "ONNX Runtime computes int8 models in float on CUDA, between casts" for method in _INT8},
-    ("float16", "cpu/onnxruntime"): "ONNX Runtime has no float16 kernels for CPUs and casts each layer back to float32",
-    ("bfloat16", "cpu/onnxruntime"): "ONNX Runtime has no bfloat16 kernels for CPUs and refuses to load the model",
-    **{(method, _CUDA): _ONLY_FLOAT for method in _HALF},
-}
 
 
 def _fit_for_a_folder(name: str) -> str:
@@ -204,12 +196,12 @@ class Budget(Section):
     """The largest accuracy drop that is accepted, and what for."""
 
     unit: Annotated[Literal["share", "score"], Field(description="share or score")] = "share"
-    """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, which have a unit of their own."""
+    """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, in their unit."""
     accuracy_drop: Annotated[float, Field(ge=0, description="a share in [0, 1]")] = 0.01
     """Of shares, 0.01 is one percentage point, and 1 is the most."""
     want: Literal["fastest", "smallest"] = "fastest"
     """What to pick among the variants within the budget."""
-    target: TargetName | None = None
+    target: Annotated[TargetName | None, Field(description="device/runtime, such as cpu/torch")] = None
     """Where it is to be fastest; None leaves it to the report."""
 
     @field_validator("accuracy_drop")
@@ -230,7 +222,7 @@ class Study(Rich, Section):
     recipes: Annotated[tuple[Recipe, ...], Field(strict=False, min_length=1, description=RECIPES)]
     targets: Annotated[
         tuple[TargetName, ...],
-        Field(strict=False, min_length=1, description=f"a list of at least one of {options(TARGETS)}"),
+        Field(strict=False, min_length=1, description="a list of at least one target, such as cpu/torch"),
     ]
     budget: Annotated[Budget, Field(description="a section with `accuracy_drop`, `unit`, `want` or `target`")] = (
         Budget()
@@ -287,17 +279,6 @@ class Study(Rich, Section):
         return self
 
 
-def impossible(precision: str, target: str) -> str:
-    """Return why no model can be had in `precision` on `target`, or '' when it can.
-
-    Raises:
-        InvalidInput: `target` is not one of `TARGETS`.
-    """
-    if target not in TARGETS:
-        raise InvalidInput(f"`target` must be {options(TARGETS)}, got {target!r}.{nearest(target, TARGETS)}")
-    return _IMPOSSIBLE.get((precision, target), "")
-
-
 def conflicts(
     recipes: Sequence[tuple[Key, Recipe]], targets: Sequence[str], budget_target: str | None
 ) -> Iterator[tuple[Key, str, str]]:
@@ -305,7 +286,7 @@ def conflicts(
 
     Args:
         recipes: Each with its key in the study.
-        targets: Of `TARGETS`.
+        targets: Of the study.
         budget_target: The budget's target, if it names one.
     """
     names: set[str] = set()
@@ -321,12 +302,3 @@ def conflicts(
     if budget_target is not None and targets and budget_target not in targets:
         text = f"`budget.target` must be one of the study's targets ({', '.join(targets)}), got {budget_target!r}"
         yield ("budget", "target"), text, nearest(str(budget_target), targets)
-    for key, recipe in recipes:
-        precision = recipe.precision.name
-        reasons = {target: impossible(precision, target) for target in targets}
-        if reasons and all(reasons.values()):
-            why = "; ".join(f"{target}: {reason}" for target, reason in reasons.items())
-            text = f"`{precision}` of recipe {recipe.name!r} can run on no target of the study: {why}"
-            possible = [name for name in METHODS if any((name, t) not in _IMPOSSIBLE for t in targets)]
-            elsewhere = options([t for t in TARGETS if (precision, t) not in _IMPOSSIBLE])
-            yield key, text, f"Possible there: {', '.join(possible)}. `{precision}` can run on {elsewhere}."

@@ -33,19 +33,19 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} must be a JSON record, but cannot be read: {error}. Run its step again.") from error
-    found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
-    if found != SCHEMA_VERSION:
-        newer = isinstance(found, int) and found > SCHEMA_VERSION
+    version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise InvalidInput(
-            f"{path} has schema version {found!r:.40}, this shrinkkit reads {SCHEMA_VERSION}. "
+            f"{path} has schema version {version!r:.40}, this shrinkkit reads {SCHEMA_VERSION}. "
             + ("Update shrinkkit." if newer else "Run the study again.")
         )
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InvalidInput(f"{path} is not a {kind.__name__} record: {why}. Run its step again.") from error
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InvalidInput(f"{path} is not a {kind.__name__} record: {reason}. Run its step again.") from error
 
 
 def _check_inside(*paths: str) -> None:

@@ -13,7 +13,6 @@ from pydantic.fields import FieldInfo
 
 from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
 from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
-from shrinkkit.core.target import TARGETS
 from shrinkkit.core.yaml_source import Source, load
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
@@ -27,13 +26,16 @@ def builtin_studies() -> tuple[str, ...]:
 
 
 def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
-    """Return the recipe in a YAML file, or the built-in one of that name.
+    """Read a recipe from a YAML file, or a built-in one by its name.
 
     Args:
-        path_or_name: A path that ends in `.yaml` or `.yml`, or one of `BUILT_IN`.
+        path_or_name: A path that ends in `.yaml` or `.yml`, or the name of a built-in recipe, such as `static-int8`.
+
+    Returns:
+        The recipe, with defaults filled in.
 
     Raises:
-        InvalidInput: There is no such recipe, or it breaks rules: each on a line of its own.
+        InvalidInput: There is no such recipe, or it breaks rules; one line for each.
     """
     wrong: list[str] = []
     recipe = _named_recipe(os.fspath(path_or_name), Path(), "", wrong)
@@ -41,13 +43,17 @@ def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
 
 
 def read_study(path_or_name: str | os.PathLike[str]) -> Study:
-    """Return the study in a YAML file, or the built-in one of that name, with its recipes read.
+    """Read a study and its recipes from a YAML file, or a built-in one by its name.
 
     Args:
-        path_or_name: A path, or one of `builtin_studies`. Paths in the file are relative to the file.
+        path_or_name: A path that ends in `.yaml` or `.yml`, or the name of a bundled task. Paths in the file are
+            relative to the file.
+
+    Returns:
+        The study, with its recipes read and defaults filled in.
 
     Raises:
-        InvalidInput: There is no such study, or it breaks rules: each on a line of its own.
+        InvalidInput: There is no such study, or it breaks rules; one line for each.
     """
     path = os.fspath(path_or_name)
     if path in builtin_studies():
@@ -77,23 +83,26 @@ def study(
     threads: int | None = None,
     timeout_s: float = 1800.0,
 ) -> Study:
-    """Return the study of `task` that was spelled out, on the command line or in Python, and not in a file.
+    """Create a study from arguments instead of a file.
 
     Args:
-        task: One of `TASKS`, or the path of a Python file with one function `task()`.
+        task: Name of a bundled task, or the path of a Python file with a function `task()`.
         recipes: Built-in names, paths of YAML files, or recipes; at least one.
-        targets: Of `TARGETS`; at least one.
-        accuracy_drop: The most accuracy that may be given up, a share in [0, 1], or >= 0 in units of the score.
-        unit: Of `accuracy_drop`, `share` or `score`.
+        targets: `device/runtime`, such as `cpu/onnxruntime`; at least one.
+        accuracy_drop: Maximum accuracy drop: a fraction in [0, 1], or >= 0 in units of the score.
+        unit: Of `accuracy_drop`: `share` for scores in [0, 1], else `score`.
         want: `fastest` or `smallest`.
-        budget_target: Where it is to be fastest, one of `targets`.
-        name: Of the run folder; default the task's name.
+        budget_target: Target on which the variant must be fastest, one of `targets`; None for any.
+        name: Name of the run folder; None takes the task's.
         seed: In [0, 2**32).
-        threads: >= 1; None takes every core that this process may use.
+        threads: Intra-op threads, >= 1; None takes every core that this process may use.
         timeout_s: Seconds that one step may take, > 0.
 
+    Returns:
+        The study, with its recipes read.
+
     Raises:
-        InvalidInput: Arguments break rules: each on a line of its own.
+        InvalidInput: Arguments break rules; one line for each.
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s}
@@ -112,7 +121,7 @@ def changed(study: Study, *, threads: int | None = None, **budget: Any) -> Study
         budget: Keys of the section `budget`; None leaves one as it is.
 
     Raises:
-        InvalidInput: A value breaks its rule: each on a line of its own.
+        InvalidInput: A value breaks its rule: one line for each.
     """
     data = study.model_dump(exclude_unset=True)
     section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
@@ -126,7 +135,7 @@ def matches(pattern: str, layer: str) -> bool:
     Patterns are case-sensitive globs, in which `*` spans dots: `stages.0`, `stages.*.conv1` and `stages.?`
     all match the layer `stages.0.conv1`.
     """
-    return any(fnmatchcase(module, pattern) for module in _with_parents(layer))
+    return any(fnmatchcase(module, pattern) for module in with_parents(layer))
 
 
 def check_patterns(study: Study, layers: Sequence[str]) -> None:
@@ -139,9 +148,9 @@ def check_patterns(study: Study, layers: Sequence[str]) -> None:
         layers: Names of the model's layers, as `named_modules` spells them.
 
     Raises:
-        InvalidInput: Patterns match no layer: each on a line of its own.
+        InvalidInput: Patterns match no layer: one line for each.
     """
-    modules = list(dict.fromkeys(module for layer in layers for module in _with_parents(layer)))
+    modules = list(dict.fromkeys(module for layer in layers for module in with_parents(layer)))
     listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
     wrong = [
         message(
@@ -207,7 +216,7 @@ def _study(source: Source, folder: Path) -> Study:
     targets = data.get("targets")
     for key, text, remedy in conflicts(
         recipes,
-        [target for target in targets if target in TARGETS] if isinstance(targets, tuple) else [],
+        [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else [],
         budget.get("target") if isinstance(budget, dict) else None,
     ):
         wrong.append(message(text, source.where(key), remedy))
@@ -344,7 +353,8 @@ def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
     return str(path.resolve())
 
 
-def _with_parents(layer: str) -> list[str]:
+def with_parents(layer: str) -> list[str]:
+    """Return the name of a layer and those of all modules that hold it, outermost first."""
     parts = layer.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 

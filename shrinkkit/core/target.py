@@ -1,20 +1,6 @@
 """Targets: a device and a runtime, and the machine that they were measured on."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-TargetName = Literal[
-    "cpu/torch",
-    "cpu/inductor",
-    "cpu/onnxruntime",
-    "cpu/openvino",
-    "cuda/torch",
-    "cuda/inductor",
-    "cuda/onnxruntime",
-    "mps/torch",
-]
-TARGETS: tuple[str, ...] = get_args(TargetName)
-"""Names of all targets, whether or not they can run on this machine."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +10,7 @@ class Target:
     device: str
     """`cpu`, `cuda` or `mps`."""
     runtime: str
-    """`torch`, `inductor`, `onnxruntime` or `openvino`."""
+    """Name of a runtime, such as `torch`; see `runtimes.registry`."""
 
     @classmethod
     def parse(cls, text: str) -> "Target":

@@ -31,7 +31,7 @@ class LayerPrecision(Rich):
 
 @dataclass(frozen=True, repr=False)
 class LayerAudit(Rich):
-    """What happened to one layer, found by looking at the result and not at the request.
+    """What changed in one layer, read from the result and not from the request.
 
     `channels` counts output channels or features; `zeroed` is the share of weights that are
     exactly zero; `precision` is keyed by runtime.
@@ -57,7 +57,7 @@ class LayerAudit(Rich):
 
 
 class Audit(tuple[LayerAudit, ...]):
-    """What happened to each layer of a variant: a tuple that shows itself as a table."""
+    """The layer report of a variant: a tuple that is displayed as a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return each layer's audit as a plain dict, by the layer's name."""
@@ -99,7 +99,7 @@ class ModelFile(Rich):
     path: str
     """Relative to the variant's folder."""
     beside: tuple[str, ...]
-    """Files that have to lie beside it, such as the weights of an OpenVINO model; relative to the folder too."""
+    """Files that it needs next to it, such as the weights of an OpenVINO model; relative to the folder too."""
     format: str
     """`pt2`, `torchscript`, `onnx`, or `openvino`."""
     size_bytes: int
@@ -144,7 +144,7 @@ class History(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Variant(Rich):
-    """One recipe applied to one task: model files and what truly happened, layer by layer."""
+    """One recipe applied to one task: model files and the layer report."""
 
     name: str
     task: str
@@ -234,7 +234,7 @@ def files_table(of: "Variant") -> Table:
 
 
 def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float | None = None) -> Table:
-    """Return what happened to each layer; the caption sums it up.
+    """Return the layer report; the caption sums it up.
 
     Args:
         layers: One row each.
@@ -251,8 +251,8 @@ def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float
         *(Column(f"in {runtime}") for runtime in runtimes),
         Column("why left alone"),
     )
-    said = _summary(layers, runtimes, sparsity)
-    return Table(f"{of}: {said}" if of else said, columns, tuple(_audited(layer, runtimes) for layer in layers))
+    summary = _summary(layers, runtimes, sparsity)
+    return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, runtimes) for layer in layers))
 
 
 def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
@@ -282,16 +282,16 @@ def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
 
 def _summary(layers: "Sequence[LayerAudit]", runtimes: Sequence[str], sparsity: float | None) -> str:
     total = sum(layer.change != "removed" for layer in layers)
-    said = []
+    parts = []
     if lost := sum(layer.lost_channels for layer in layers):
-        said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
+        parts.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
     for change in ("added", "removed"):
         if count := sum(layer.change == change for layer in layers):
-            said.append(f"{formats.counted(count, 'layer')} {change}")
+            parts.append(f"{formats.counted(count, 'layer')} {change}")
     if sparsity is not None and sparsity >= 0.001:
-        said.append(f"{formats.percent(sparsity)} of the weights are zero")
+        parts.append(f"{formats.percent(sparsity)} of the weights are zero")
     for name in runtimes:
         kinds = [layer.precision[name].runs_as for layer in layers if name in layer.precision]
         for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
-            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
-    return "; ".join(said) or f"{formats.counted(total, 'layer')}, none changed"
+            parts.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
+    return "; ".join(parts) or f"{formats.counted(total, 'layer')}, none changed"

@@ -1,4 +1,4 @@
-"""YAML files whose every key knows its line, and the words in which a mistake in one is told."""
+"""YAML loading with the line of every key."""
 
 import os
 from dataclasses import dataclass, field

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from shrinkkit.core import machines
+from shrinkkit.core.evidence import conclude
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import conclude
 from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import contention, timing

@@ -120,7 +120,7 @@ def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
     size = example[0].shape[0]
     try:
         tensors = outputs.tensors(loaded(*example))
-    except Exception as error:  # runtimes raise errors of their own types
+    except Exception as error:  # runtimes raise various error types
         raise Unsupported(f"It does not take a batch of {size}: {brief(error)}") from error
     if not tensors or tensors[0].shape[:1] != (size,):
         raise Unsupported(f"It does not take a batch of {size}: its batch is fixed")

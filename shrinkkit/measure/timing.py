@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from shrinkkit.core import estimate
-from shrinkkit.core.samples import PairedSamples, log_ratios
+from shrinkkit.core.evidence import PairedSamples, log_ratios
 from shrinkkit.errors import InvalidInput
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import outputs
@@ -220,7 +220,7 @@ def timer(device: str, runtimes: Set[str]) -> Timer:
         return wall_times
     if device == "cuda" and all(registry.get(name).in_torch for name in runtimes):
         return cuda_times
-    # Other runtimes compute in streams of their own, which torch's events do not see.
+    # Other runtimes compute in other streams, which torch's events do not see.
     wait: Call = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}[device]
     return partial(_synchronized_times, wait)
 

@@ -40,7 +40,7 @@ _REPORT = Planned("5-report", REPORT, "", {"run": ".."}, (), "")
 
 
 def notebooks() -> Path:
-    """Return the folder of the step notebooks: in the installed package, or beside it in a checkout."""
+    """Return the folder of the step notebooks: in the installed package, or next to it in a checkout."""
     inside = PACKAGE / "notebooks"
     return inside if inside.is_dir() else PACKAGE.parent / "notebooks"
 

@@ -47,7 +47,7 @@ def run(
     chosen = study if isinstance(study, Study) else read_study(study)
     count = threads or chosen.threads or machines.cores()
     machines.check_threads(count, *chosen.thread_counts)
-    monitor = Monitor() if quiet else LineMonitor(Console(highlight=False, emoji=False))
+    monitor = Monitor() if quiet else LineMonitor(Console(markup=False, highlight=False, emoji=False))
     prepared = runner.prepare(
         chosen,
         reports=Path(reports),

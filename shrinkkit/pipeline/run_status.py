@@ -18,7 +18,7 @@ SUCCEEDED = ("done", "cached")
 
 @dataclass(frozen=True)
 class Progress:
-    """The steps of a run at the moment when one of them starts, ends, or is under way."""
+    """The steps of a run at the moment when one of them starts, ends, or is running."""
 
     steps: tuple[Step, ...]
     current: Step
@@ -51,7 +51,7 @@ class Monitor:
         """Show what is being done now, until the next call."""
 
     def step(self, progress: Progress) -> None:
-        """Show the steps: one has started or ended, or is under way."""
+        """Show the steps: one has started or ended, or is running."""
 
 
 def read(run: RunFolder) -> Status | None:

@@ -1,6 +1,6 @@
 """The execution of a study, from its first notebook to its report.
 
-Each step is a notebook in a process of its own. A step whose inputs have not changed is cached, a step that fails stops
+Each step is a notebook in a separate process. A step whose inputs have not changed is cached, a step that fails stops
 only those that need it, and every run ends in a report.
 """
 
@@ -32,7 +32,7 @@ from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatu
 from shrinkkit.report import export, index_page
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
-from shrinkkit.tasks.sources import Look
+from shrinkkit.tasks.sources import Inspection
 
 REPORT_TIMEOUT_S, CHECK_TIMEOUT_S = 600.0, 300.0
 _UNFINISHED = (".attempt-*", ".making-*", f".*{PART}")
@@ -151,6 +151,7 @@ def prepare(
     study: Study, *, reports: Path, command: str, threads: int, monitor: Monitor, force: bool = False
 ) -> PreparedRun:
     """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
+    registry.check_targets(study)
     export.templates()
     run = RunFolder(reports / study.name)
     run.check_kinds()
@@ -282,7 +283,7 @@ def _read_run(run: RunFolder) -> tuple[Study, Variant]:
 
 
 def _trusted_task(run: RunFolder, named: str, given: str | None) -> str:
-    """Return the task to run: what the user passed, or a bundled one that the study names, but no file of its."""
+    """Return the task to run: the one passed, or a bundled one that the study names; a file must be passed."""
     if given is None and named not in TASKS:
         raise InvalidInput(
             f"The task of this run is the file {named} (relative to {run.path}). A folder that was copied here may "
@@ -335,13 +336,13 @@ def _exclusive(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
+def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:
     """Return what a study needs to know of its task, from a process that may import torch; raises InvalidInput.
 
     It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
     """
     if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
-        return Look()
+        return Inspection()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
         ended = processes.run(
@@ -366,7 +367,7 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
         ) from error
     if "error" in answer:
         raise InvalidInput(answer["error"])
-    return Look(**answer)
+    return Inspection(**answer)
 
 
 def _software() -> str:
@@ -375,6 +376,7 @@ def _software() -> str:
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".safetensors"):
             digest.update(path.read_bytes())
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    # Of two distributions of a name, the first on the path is imported.
+    installed = {distribution.name: distribution.version for distribution in reversed(list(metadata.distributions()))}
     versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
     return digest.hexdigest() + ",".join([sys.version, *versions])

@@ -1,4 +1,4 @@
-"""One step of a run: papermill executes its notebook in a process of its own, which is stopped in time.
+"""One step of a run: papermill executes its notebook in a separate process with a time limit.
 
 `python -m shrinkkit.pipeline.steps REQUEST.json` is that process. The request names the notebook and its parameters;
 the answer is a file next to it, because after a dead kernel the notebook itself states nothing.
@@ -126,7 +126,7 @@ def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]
             "IPYTHONDIR": str(sockets / "ipython"),
             "MPLBACKEND": "Agg",
             # A cache of compiled code would shorten the start that is measured.
-            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "inductor"),
+            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
             # torch's own deprecation notices would appear in the middle of a page.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }

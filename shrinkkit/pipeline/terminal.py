@@ -73,20 +73,20 @@ def steps_table(progress: Progress, *, height: int | None) -> Table:
     """Return the table of a run's steps, with phase and time left, of at most `height` lines."""
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left", caption_style="dim")
     table.add_column("step", overflow="fold")
-    table.add_column("state", overflow="fold")
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("left", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=len("interrupted"))
+    table.add_column("time", justify="right", no_wrap=True, min_width=len("10:00 min"))
+    table.add_column("left", justify="right", no_wrap=True, min_width=len("~10:00 min"))
+    table.add_column("section or error", overflow="fold")
     steps, current = progress.steps, progress.steps.index(progress.current)
     room = max(3, height - 4) if height else len(steps)
     first = max(0, min(current - room // 2, len(steps) - room))
     for step in steps[first : first + room]:
         left_s = progress.left_s(step)
-        phase = f" · {progress.phase}" if step is progress.current and progress.phase else ""
-        problem = step.error or step.note
-        state = Text(f"{step.state}{phase}{f': {problem}' if problem else ''}", style=STYLES.get(step.state, "dim"))
+        text = step.error or step.note or (progress.phase if step is progress.current else "")
         # A cached step has the duration that it once took.
         time = "" if step.state in ("pending", "cached", "skipped") else duration(step.duration_s)
-        table.add_row(step.name, state, time, f"~{duration(left_s)}" if left_s else "")
+        cells = (step.name, step.state, time, f"~{duration(left_s)}" if left_s else "", text)
+        table.add_row(*map(Text, cells), style=STYLES.get(step.state, "dim"))
     left = [progress.left_s(step) for step in steps]
     known = sum(seconds for seconds in left if seconds is not None)
     ended = sum(step.state not in ("pending", "running") for step in steps)

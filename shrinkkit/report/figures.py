@@ -208,39 +208,24 @@ def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     return f"Speed-up over PyTorch, change of {results.metric} and file size. " + " ".join(texts)
 
 
-def pareto(panels: Mapping[str, tuple[Sequence["Row"], Sequence["Row"]]], *, metric: str, is_fraction: bool) -> Picture:
-    """Return a small chart for each panel, with the Pareto-optimal rows numbered.
-
-    Args:
-        panels: By title, the Pareto-optimal rows and the other ones.
-        metric: Name of the score.
-        is_fraction: Whether scores are in [0, 1].
-    """
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    with canvas(9.2, 2.9 * lines + 0.2) as figure:
-        grid = figure.subplots(lines, columns, squeeze=False)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (title, (best, others)) in zip(grid.flat, panels.items(), strict=False):
-            for row in others:
-                axes.scatter(*position(row, is_fraction=is_fraction), s=14, color=INK, alpha=0.35, linewidth=0)
-            for i, row in enumerate(best, 1):
-                x, y = position(row, is_fraction=is_fraction)
-                axes.scatter([x], [y], s=42, color=COLOURS[0], marker="s")
-                axes.annotate(str(i), (x, y), xytext=(5, 4), textcoords="offset points")
-            tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction, title=title)
-            axes.margins(y=0.15)
-            axes.tick_params(axis="x", labelsize=7)
-        texts = [
-            f"{title}: " + ", ".join(f"{i} {row.variant}, {_figures(row)}" for i, row in enumerate(best, 1)) + "."
-            for title, (best, _) in panels.items()
-        ]
+def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric: str, is_fraction: bool) -> Picture:
+    """Return change of accuracy against speed-up, with the Pareto-optimal rows `best` numbered."""
+    with canvas(6.2, 2.7) as figure:
+        axes = figure.subplots()
+        for row in others:
+            axes.scatter(*position(row, is_fraction=is_fraction), s=14, color=INK, alpha=0.35, linewidth=0)
+        for i, row in enumerate(best, 1):
+            point = position(row, is_fraction=is_fraction)
+            axes.scatter(*point, s=42, color=COLOURS[0], marker="s")
+            axes.annotate(str(i), point, xytext=(5, 4), textcoords="offset points")
+        tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction)
+        axes.margins(y=0.15)
+        numbered = ", ".join(f"{i} {row.variant}, {_figures(row)}" for i, row in enumerate(best, 1))
         return picture(
             figure,
-            f"Speed-up over PyTorch and change of {metric} of the Pareto-optimal variants. {' '.join(texts)}",
-            "Right is faster, up is more accurate. Numbered squares are the Pareto-optimal variants, listed below. "
-            "Small dots are the other measured variants, including those over budget.",
+            f"{title}: speed-up over PyTorch and change of {metric} of the Pareto-optimal variants: {numbered}.",
+            "Numbered squares: the Pareto-optimal variants, listed below. Dots: other measured variants, including "
+            "those over budget.",
         )
 
 
@@ -370,7 +355,7 @@ def _quantiles(samples: Sequence[Sequence[float]]) -> str:
 def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     """Make the horizontal axis one of speed-ups, logarithmic and labelled, wide enough for `values` (> 0) and 1."""
     low, high = min([1.0, *values]), max([1.0, *values])
-    # Wider ranges need more room for labels beside the outermost marks.
+    # Wider ranges need more room for labels next to the outermost marks.
     margin = max(1.5, (high / low) ** 0.12)
     low, high = low / margin, high * margin
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))

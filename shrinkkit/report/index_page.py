@@ -221,31 +221,22 @@ def fronts(runs: Sequence[Run]) -> Fronts:
 
 
 def _fronts(runs: Sequence[Run]) -> list[Shown]:
-    """Return the charts and tables of the Pareto-optimal variants."""
-    best = fronts(runs)
-    metrics: dict[tuple[str, bool], dict[str, tuple[Sequence[Row], Sequence[Row]]]] = {}
-    for (task, metric, machine), pairs in best.items():
-        fractions = all(run.results.is_fraction for run, _ in pairs if run.results)
-        panels = metrics.setdefault((metric, fractions), {})
-        panels[f"{task}\n{machine}"] = [row for _, row in pairs], _others(runs, task, metric, machine)
-    parts: list[Shown] = [
-        replace(figures.pareto(panels, metric=metric, is_fraction=fraction), png="")
-        for (metric, fraction), panels in metrics.items()
-    ]
-    for (task, metric, machine), pairs in best.items():
-        parts += [Heading(f"{task} on {machine}"), _front(pairs, metric)]
+    """Return a chart and a table of the Pareto-optimal variants of each task and machine."""
+    parts: list[Shown] = []
+    for (task, metric, machine), pairs in fronts(runs).items():
+        others = [
+            row
+            for loaded in (run.results for run in runs)
+            if loaded and (loaded.task, loaded.metric) == (task, metric)
+            for row in loaded.rows
+            if loaded.machine(row.target) == machine and row.speedup_today and row.difference
+            if row.timing_today in CONCLUSIVE and not row.intermediate
+        ]
+        title, best = f"{task} on {machine}", [row for _, row in pairs]
+        fraction = all(run.results.is_fraction for run, _ in pairs if run.results)
+        chart = figures.pareto(title, best, others, metric=metric, is_fraction=fraction)
+        parts += [Heading(title), replace(chart, png=""), _front(pairs, metric)]
     return parts
-
-
-def _others(runs: Sequence[Run], task: str, metric: str, machine: str) -> list[Row]:
-    return [
-        row
-        for loaded in (run.results for run in runs)
-        if loaded and (loaded.task, loaded.metric) == (task, metric)
-        for row in loaded.rows
-        if loaded.machine(row.target) == machine and row.speedup_today and row.difference
-        if row.timing_today in CONCLUSIVE and not row.intermediate
-    ]
 
 
 def _front(pairs: Sequence[tuple[Run, Row]], metric: str) -> Table:

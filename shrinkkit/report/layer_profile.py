@@ -17,7 +17,7 @@ from shrinkkit.results.diagnosis import LONGER, NOTABLE, total_ms
 NAMED = 4
 """Layers that a chart names; the others are summed."""
 SHOWN = 0.01
-"""Fraction of the latency, before or after, below which a layer has no row of its own."""
+"""Fraction of the latency, before or after, below which a layer has no separate row."""
 DISTURBED = 1.5
 """Layer times that add up to more than this many times the latency are not shown."""
 
@@ -172,7 +172,7 @@ def _table(measurement: Measurement, before: Sequence[LayerTime], variant: Varia
 
 
 def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
-    """Return the ms of each operator by layer; conversions, and operators in no layer, are rows of their own."""
+    """Return the ms of each operator by layer; conversions, and operators in no layer, are separate rows."""
     by_layer: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for time in times:
         by_layer[_CONVERSIONS if time.converts else time.layer or _NOWHERE][time.operator] += time.ms

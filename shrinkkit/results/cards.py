@@ -218,8 +218,8 @@ def _figures(row: Row, loaded: Results) -> Figures:
     notes: tuple[str, ...] = ()
     if measurement:
         saturated = measurement.integers.saturated if measurement.integers else ()
-        doubts = measurement.latency.warnings if measurement.latency else ()
-        warning = (f"Timing warning: {'; '.join(doubts)}.",) if doubts else ()
+        warnings = measurement.latency.warnings if measurement.latency else ()
+        warning = (f"Timing warning: {'; '.join(warnings)}.",) if warnings else ()
         notes = (*measurement.notes, *warning)
     return Figures(
         target=str(target),

@@ -73,23 +73,23 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     These are the study's targets, places whose figures belong to the present model files, and failed benchmarks. A
     target that the run's own machine cannot run is left out if another machine has figures of it.
     """
-    asked = list(folder.study.targets) if folder.study else [at for at in folder.measured if not _machine(at)]
-    others = [at for at in folder.measured if at not in asked and _is_current(folder, at)]
+    targets = list(folder.study.targets) if folder.study else [at for at in folder.measured if not _machine(at)]
+    others = [at for at in folder.measured if at not in targets and _is_current(folder, at)]
     steps = folder.status.steps if folder.status else ()
     failed = [s.subject for s in steps if s.notebook == "4-benchmark" and s.state not in ("done", "cached", "pending")]
     notes = [
         f"The figures of {at} are of model files that have changed since; not reported. {how_to_remeasure(at)}"
         for at in folder.measured
-        if at not in (*asked, *others, *failed)
+        if at not in (*targets, *others, *failed)
     ]
     elsewhere = {str(Place.parse(at).target) for at in others if _machine(at)}
-    absent = {at: reason for at in asked if at in elsewhere and (reason := _cannot_run(folder, at))}
+    absent = {at: reason for at in targets if at in elsewhere and (reason := _cannot_run(folder, at))}
     notes += [
         f"{at} was measured on another machine, but not on {folder.machine_names[0]}, which made the run: {reason}"
         for at, reason in absent.items()
     ]
-    order = [*asked, *registry.targets()]
-    reported = map(Place.parse, {*asked, *others, *failed} - absent.keys())
+    order = [*targets, *registry.targets()]
+    reported = map(Place.parse, {*targets, *others, *failed} - absent.keys())
     ordered = sorted(reported, key=lambda at: (at.machine, order.index(str(at.target))))
     return tuple(map(str, ordered)), tuple(notes)
 

@@ -49,7 +49,7 @@ def decide(results: Results) -> Verdict:
     """Return the best variant under the study's budget, or that there is none.
 
     Only rows with a conclusive timing are considered, and only a variant whose entire confidence interval of the
-    change in accuracy keeps the budget is within it. Each machine has a verdict of its own; the headline is that of
+    change in accuracy keeps the budget is within it. Each machine has its verdict; the headline is that of
     the run's own machine, unless only others measured the budget's target.
     """
     everywhere = {machine: results.of(machine) for machine in results.machines}

@@ -255,7 +255,7 @@ def _takes_any_batch(loaded: Loaded, example: Example) -> bool:
     try:
         with torch.inference_mode():
             tensors = outputs.tensors(call(*larger))
-    except Exception:  # runtimes raise errors of their own types
+    except Exception:  # runtimes raise various error types
         return False
     return bool(tensors) and tensors[0].shape[:1] == larger[0].shape[:1]
 

@@ -49,7 +49,8 @@ def build(runtime: str, request: BuildRequest) -> BuiltFile:
         raise Unsupported(
             f"{start} from float32, and this model is in {dtype} already. Call `.float()` on it in the task."
         )
-    if reason := registry.get(runtime).refuses(request.precision, "cpu") if request.precision else "":
+    described = registry.get(runtime)
+    if reason := described.missing("cpu") or (described.refuses(request.precision, "cpu") if request.precision else ""):
         raise Unsupported(f"{reason}.")
     try:
         return _backend(runtime).build(request)
@@ -140,7 +141,7 @@ def verify(
         output, first_call_ms = _timed(partial(loaded, *inputs))
     except ShrinkkitError:
         raise
-    except Exception as error:  # runtimes raise errors of their own types
+    except Exception as error:  # runtimes raise various error types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
         difference = max_relative_error(expected, output)

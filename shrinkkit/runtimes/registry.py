@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from shrinkkit.core import machines
+from shrinkkit.core.recipe import METHODS, Study
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, Unsupported, nearest, options
 from shrinkkit.runtimes.inductor.spec import Inductor
@@ -114,7 +115,34 @@ def refusal(precision: str, target: Target) -> str:
         precision: Of a recipe.
         target: One of `targets`.
     """
-    return get(target.runtime).refuses(precision, target.device) if precision not in ("", "float32") else ""
+    return "" if precision in ("", "float32") else get(target.runtime).refuses(precision, target.device)
+
+
+def check_targets(study: Study) -> None:
+    """Check that the targets of a study exist, and that each of its recipes can run on one of them.
+
+    Raises:
+        InvalidInput: A target does not exist, or a recipe can run on none of them; one line for each.
+    """
+    known = targets()
+    problems = [
+        f"`targets.{i}` must be {options(known)}, got {name!r}.{nearest(name, known)}"
+        for i, name in enumerate(study.targets)
+        if name not in known
+    ]
+    for recipe in study.recipes if not problems else ():
+        precision = recipe.precision.name
+        reasons = {name: refusal(precision, Target.parse(name)) for name in study.targets}
+        if all(reasons.values()):
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            possible = [m for m in METHODS if any(not refusal(m, Target.parse(name)) for name in study.targets)]
+            elsewhere = [name for name in known if not refusal(precision, Target.parse(name))]
+            problems.append(
+                f"`{precision}` of recipe {recipe.name!r} can run on no target of the study: {why}. "
+                f"Possible there: {', '.join(possible) or 'float32'}. `{precision}` can run on {options(elsewhere)}."
+            )
+    if problems:
+        raise InvalidInput("\n".join(problems))
 
 
 def packages() -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Runtime(Protocol):
 
 def not_installed(package: str, *, extra: str = "") -> str:
     """Return that a package is not installed and how to install it, '' if it is."""
-    distribution = f"'shrinkkit[{extra}]'" if extra else package
+    distribution = f'"shrinkkit[{extra}]"' if extra else package
     return "" if find_spec(package) else f"{package} is not installed. Install it: pip install {distribution}"
 
 

@@ -38,7 +38,7 @@ class Layer:
     children: tuple[str, ...] | None = None
     """Names of all modules in it, in order, where they differ; None where they do not."""
     same_as: str = ""
-    """The name of the module that is used here again; empty for one of its own."""
+    """The name of the module that is used here again; empty for a module used once."""
 
 
 @dataclass(frozen=True)

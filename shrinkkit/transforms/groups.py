@@ -197,7 +197,7 @@ def groups(model: nn.Module, example: _Drop) -> list[Group]:
                 traced,
                 example_inputs=example,
                 forward_fn=_forward,
-                # The extra multiplication makes a node of its own, which marks where outputs are made.
+                # The extra multiplication adds a node, which marks where outputs are made.
                 output_transform=lambda out: [t * 1 for t in outputs.tensors(out) if t.requires_grad],
                 customized_pruners=pruners,
                 verbose=False,

@@ -183,7 +183,7 @@ class _Selection:
 
         Raises:
             InvalidInput: Layers that must shrink together are asked for different ratios.
-            Unsupported: A layer with a ratio of its own cannot be cut.
+            Unsupported: A layer with a per-layer ratio cannot be cut.
         """
         for group in self.found:
             self._check_structure(group)

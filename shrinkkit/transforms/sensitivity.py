@@ -139,7 +139,7 @@ def _reference(
     if not wanted:
         return "is not called as a layer when the float model runs"
     if not found:
-        return "is no layer of its own once the model is quantized"
+        return "is no separate layer once the model is quantized"
     if len(wanted) != len(found):
         return f"is called {len(wanted)} times in float and {len(found)} times once quantized"
     tensors = [next((n.copied for n in norms if n.given is call.returned), call.copied) for call in wanted]

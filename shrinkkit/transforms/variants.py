@@ -32,7 +32,7 @@ from shrinkkit.transforms import checkpoint
 
 REFERENCE = "reference.safetensors"
 _JUDGED_EXAMPLES = 32
-"""Calibration examples on which forms of int8 are judged that need none to be made."""
+"""Calibration examples on which int8 forms that need none are compared."""
 
 
 def write(
@@ -89,7 +89,7 @@ def write(
 def _move(fresh: Path, folder: Path) -> None:
     """Put the files of `fresh` into `folder` in the place of those there, the record last."""
     lease.check()
-    # An old record beside new files would vouch for what it never saw.
+    # An old record would vouch for new files.
     for name in (RECORD, STRUCTURE, CARD, README, SUMS):
         (folder / name).unlink(missing_ok=True)
     for path in sorted(fresh.iterdir(), key=lambda path: path.name in (STRUCTURE, RECORD)):
@@ -178,7 +178,7 @@ def read(folder: Path) -> Variant:
 
 @dataclass
 class _Files:
-    """The model files of a variant, or why a runtime has none, and what belongs beside them."""
+    """The model files of a variant, or why a runtime has none, and what belongs to them."""
 
     reference: dict[str, torch.Tensor]
     files: list[ModelFile] = field(default_factory=list)
@@ -221,7 +221,7 @@ def _files(
 
 
 def _same_task(baseline: Path, task: Task) -> None:
-    """Raise if the task's model is not the one that the baseline beside a variant was made from."""
+    """Raise if the task's model is not the one of the baseline next to a variant."""
     if not (baseline / RECORD).is_file():
         return
     inputs, expected = reference(baseline, "torch")
@@ -251,7 +251,7 @@ def calibration(task: Task, examples: int) -> list[Example]:
 
 
 def reference(folder: Path, runtime: str) -> tuple[Example, list[torch.Tensor]]:
-    """Return the inputs stored beside a variant and the outputs that its file for `runtime` must give.
+    """Return the inputs stored with a variant and the outputs that its file for `runtime` must give.
 
     Raises:
         ModelFileError: The file is missing or damaged.

@@ -11,7 +11,7 @@ from html import escape
 
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import MARGIN, Estimate
-from shrinkkit.core.samples import PairedSamples, log_ratios
+from shrinkkit.core.evidence import PairedSamples, log_ratios
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, INK
 from shrinkkit.display.tables import Cell, Column, Table

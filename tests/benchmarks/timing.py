@@ -33,8 +33,8 @@ from torch.utils.benchmark import Timer
 
 from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import MARGIN
+from shrinkkit.core.evidence import PairedSamples, conclude
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.measure import benchmark, contention
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes import registry

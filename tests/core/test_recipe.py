@@ -5,28 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkkit.core import studies
-from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, Budget, Recipe, Study, conflicts, impossible
+from shrinkkit.core.recipe import PRECISIONS, Budget, Recipe, Study, conflicts
 from shrinkkit.core.stages import TRANSFORMS, FineTune, PruneChannels, Section, Stage, Transform
-from shrinkkit.core.target import TARGETS
-from shrinkkit.errors import InvalidInput
 
 
 def test_every_setting_has_a_rule_that_an_error_can_quote():
     sections = [Recipe, Study, Budget, *PRECISIONS.values(), *(one.section for one in TRANSFORMS.values())]
     fields = {(s.__name__, n): f for s in sections for n, f in s.model_fields.items() if n != "where"}
     assert [name for name, f in fields.items() if not f.description and "Literal" not in str(f.annotation)] == []
-
-
-def test_what_is_impossible_is_said_and_what_is_possible_is_not():
-    precisions = {name: studies.read_recipe(name).precision.name for name in BUILT_IN}
-    refused = {(name, target) for name, p in precisions.items() for target in TARGETS if impossible(p, target)}
-    elsewhere = ("cuda/torch", "cuda/inductor", "cuda/onnxruntime", "mps/torch")
-    int8 = {(n, t) for n in ("dynamic-int8", "static-int8", "channels-50-static-int8") for t in elsewhere}
-    assert refused == int8 | {
-        (name, target) for name in ("float16", "bfloat16") for target in ("cpu/onnxruntime", "cuda/onnxruntime")
-    }
-    with pytest.raises(InvalidInput, match=r"Did you mean `cpu/torch`\?"):
-        impossible("float16", "cpu/torhc")
 
 
 @settings(deadline=None, max_examples=40)
@@ -68,12 +54,6 @@ def test_a_recipe_cannot_be_changed():
     recipe = studies.read_recipe("float16")
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"
-
-
-def test_a_study_built_in_python_is_held_to_the_same_rules():
-    recipe = studies.read_recipe("float16")
-    with pytest.raises(ValueError, match="can run on no target"):
-        Study(name="x", task="digits-cnn", recipes=[recipe], targets=["cpu/onnxruntime"])
 
 
 def test_conflicts_yields_nothing_for_what_goes_together():

@@ -13,9 +13,6 @@ from shrinkkit.core.recipe import BUILT_IN, TASKS, Study
 from shrinkkit.errors import InvalidInput
 
 HALF = "stages:\n- prune-channels:\n    ratio: 0.5\n"
-ALL_TARGETS = (
-    "cpu/torch, cpu/inductor, cpu/onnxruntime, cpu/openvino, cuda/torch, cuda/inductor, cuda/onnxruntime or mps/torch"
-)
 STUDY = "task: digits-cnn\nrecipes: [channels-50]\ntargets: [cpu/torch]\n"
 
 
@@ -191,16 +188,13 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             "`timeout_s` must be a number of seconds > 0 and at most 2678400, got inf (my.yaml:4).",
         ),
         (
-            STUDY.replace("cpu/torch", "cpu/torhc"),
-            f"`targets.0` must be {ALL_TARGETS}, got 'cpu/torhc' (my.yaml:3). Did you mean `cpu/torch`?",
-        ),
-        (
             STUDY.replace("cpu/torch", "gpu"),
-            f"`targets.0` must be {ALL_TARGETS}, got 'gpu' (my.yaml:3). A target is written device/runtime.",
+            "`targets.0` must be a list of at least one target, such as cpu/torch, got 'gpu' (my.yaml:3). "
+            "A target is written device/runtime.",
         ),
         (
             STUDY.replace("[cpu/torch]", "[]"),
-            f"`targets` must be a list of at least one of {ALL_TARGETS}, got [] (my.yaml:3).",
+            "`targets` must be a list of at least one target, such as cpu/torch, got [] (my.yaml:3).",
         ),
         (
             STUDY.replace("[cpu/torch]", "[cpu/torch, cpu/torch]"),
@@ -229,13 +223,6 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
             STUDY.replace("digits-cnn", "digits-cn"),
             "`task` must be digits-cnn, digits-lstm or digits-transformer, or the path of a Python file, got "
             "'digits-cn', but it is neither (my.yaml:1). Did you mean `digits-cnn`?",
-        ),
-        (
-            STUDY.replace("channels-50", "float16").replace("cpu/torch", "cpu/onnxruntime"),
-            "`float16` of recipe 'float16' can run on no target of the study: cpu/onnxruntime: ONNX Runtime has no "
-            "float16 kernels for CPUs and casts each layer back to float32 (my.yaml:2). "
-            "Possible there: dynamic-int8, static-int8. `float16` can run on cpu/torch, cpu/inductor, cpu/openvino, "
-            "cuda/torch, cuda/inductor or mps/torch.",
         ),
     ],
 )

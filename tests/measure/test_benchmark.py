@@ -9,8 +9,8 @@ from clock import Clock
 from torch import nn
 
 from shrinkkit.core import store
+from shrinkkit.core.evidence import PairedSamples, conclude
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.core.samples import PairedSamples, conclude
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, in_memory, timing
 from shrinkkit.measure.timing import Protocol

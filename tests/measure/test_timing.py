@@ -7,7 +7,7 @@ import pytest
 import torch
 from clock import Clock
 
-from shrinkkit.core import samples
+from shrinkkit.core import evidence
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import timing
 from shrinkkit.measure.timing import (
@@ -90,7 +90,7 @@ def test_measuring_goes_on_to_the_cap_while_the_interval_is_wide_whatever_it_say
     found = take(clock.models(lambda: 3.0), clock.models(lambda: random.uniform(8.0, 24.0)), cap_s=8.0)
     assert blocks_in(found) > FEWEST_BLOCKS
     assert clock.perf_counter() - start > 8.0
-    assert samples.conclude(found.samples).speedup.high < 0.5
+    assert evidence.conclude(found.samples).speedup.high < 0.5
 
 
 def test_slow_models_get_fewer_blocks_and_never_too_few(clock):

@@ -96,9 +96,7 @@ def test_one_flipped_bit_is_found_and_the_other_files_go_on(folder):
     found = check(folder)
     assert states(found) == {"cpu/torch": "ok", "cpu/onnxruntime": "damaged"}
     assert not found.verified
-    assert found.findings[1].why.startswith(
-        "model.onnx is not the file that variant.json describes: it has another hash"
-    )
+    assert found.findings[1].why.startswith("model.onnx is not the file that its record describes: it has another hash")
 
 
 def test_a_truncated_file_is_named_with_its_size_also_where_nothing_can_run_it(folder):
@@ -174,7 +172,7 @@ def test_a_damaged_baseline_beside_it_is_told_and_costs_only_the_ratio(made, tmp
     assert found.verified
     assert found.findings[0].speedup is not None
     assert found.findings[1].speedup is None
-    assert any("the baseline beside it is of no use: model.onnx is not" in note for note in found.findings[1].notes)
+    assert any("the baseline could not be used: model.onnx is not" in note for note in found.findings[1].notes)
 
 
 @pytest.mark.parametrize("machine", ["", "epyc-7r13-8-cores"])

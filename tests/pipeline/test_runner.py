@@ -102,8 +102,7 @@ def test_a_failing_recipe_is_a_failed_step_and_the_others_end_well(run):
 
 def test_the_cause_of_a_failure_stands_in_the_status(run):
     step = next(s for s in store.read(run / "status.json", Status).steps if s.state == "failed")
-    assert "would run every layer of this model in float after dynamic-int8" in step.error
-    assert "in `skip`" in step.error
+    assert [text in step.error for text in ("onnxruntime", "dynamic-int8", "in `skip`", "(cell ")] == [True] * 4
 
 
 def test_the_report_and_every_executed_notebook_are_left(run):
@@ -282,9 +281,20 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
     with pytest.raises(KeyboardInterrupt):
         execute(study, travelled.parent, Stopping())
     found = states(travelled)
-    assert found["1-baseline"] == found["2-prune-half.stage-1"] == "cached"
+    # The fixture has changed the baseline's record, so pruning runs again, but it leaves the same weights to train.
+    assert found["1-baseline"] == found["2-train-half"] == "cached"
     assert found["4-benchmark-cpu-onnxruntime"] in ("done", "cached")
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
+
+
+@pytest.mark.parametrize("package", ["onnxruntime-gpu", "openvino", "torchao", "numpy"])
+def test_another_version_of_a_package_that_matters_is_not_cached(tmp_path, monkeypatch, package):
+    before = runner._software()
+    info = tmp_path / f"{package.replace('-', '_')}-99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert runner._software() != before
 
 
 def test_what_one_machine_measured_is_not_cached_for_another(run, study):

@@ -23,7 +23,7 @@ def test_a_browser_that_leaves_no_pdf_is_an_error(tmp_path, monkeypatch, left):
     fake.write_text(f"#!/bin/sh\n{copy}\necho no display >&2\nexit 3\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unsupported, match="status 3, saying: no display"):
+    with pytest.raises(Unsupported, match="status 3: no display"):
         pdf.write(tmp_path / "page.html", tmp_path / "page.pdf")
     assert not (tmp_path / "page.pdf").exists()
 

@@ -335,7 +335,7 @@ def test_onnx_whose_own_functions_are_made_of_onnx_is_accepted(folder, tmp_path)
     ("old", "new", "what"),
     [
         ('<?xml version="1.0"?>', '<?xml version="1.0"?><!DOCTYPE net [<!ENTITY a "b">]>', "a document type"),
-        ('version="opset1"', 'version="extension"', "needs a library of its own"),
+        ('version="opset1"', 'version="extension"', "needs another library"),
         ('offset="0"', 'offset="99999999"', "is shorter than it says"),
         ('offset="0"', 'offset="-8"', "is shorter than it says"),
     ],

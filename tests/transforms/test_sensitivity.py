@@ -98,7 +98,7 @@ def test_a_layer_that_does_not_run_or_runs_another_number_of_times_says_so():
     never, _ = found(model, Never().eval(), inputs)
     unused, _ = found(Never().eval(), model, inputs)
     assert once["body"].why == "is called 2 times in float and 1 times once quantized"
-    assert never["body"].why == "is no layer of its own once the model is quantized"
+    assert never["body"].why == "is no separate layer once the model is quantized"
     assert unused["body"].why == "is not called as a layer when the float model runs"
     assert once["body"].error is None
     assert once["stem"].error is not None

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from shrinkkit.core import samples
-from shrinkkit.core.samples import PairedSamples
+from shrinkkit.core import evidence
+from shrinkkit.core.evidence import PairedSamples
 from shrinkkit.widgets.monitor import TimingMonitor
 
 
@@ -35,7 +35,7 @@ def test_the_interval_shown_is_that_of_the_samples(monitor):
     assert watch(monitor) == [False, False, False]
     blocks, last = monitor.courses["int8"][-1]
     assert blocks == 40
-    assert last.value == pytest.approx(samples.conclude(blocks_of(40, 2.0)).speedup.value)
+    assert last.value == pytest.approx(evidence.conclude(blocks_of(40, 2.0)).speedup.value)
 
 
 def test_every_comparison_keeps_its_chart(monitor):

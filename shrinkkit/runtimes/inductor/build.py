@@ -130,7 +130,7 @@ def _relabel_calls(module: torch.fx.GraphModule, model: nn.Module) -> None:
     """Relabel each node's innermost module so that the quantizer treats every call of a layer separately, in place.
 
     A product belongs to the layer whose weight it uses, which may lie inside the module that computes it, as in
-    nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, are told apart as `a` and `a@1`.
+    nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, become `a` and `a@1`.
     """
     calls = Counter[str]()
     for node in module.graph.nodes:
@@ -190,7 +190,7 @@ def _quantized(module: torch.fx.GraphModule, request: BuildRequest, *, narrow: b
         observed(*batch)
     quantized: torch.fx.GraphModule = convert_pt2e(observed)
     _name_weights(quantized, layers)
-    # The float weights would stay in the file beside the integers.
+    # The float weights would stay in the file next to the integers.
     read = {str(node.target) for node in quantized.graph.nodes if node.op == "get_attr"}
     for name in [n for n, _ in (*quantized.named_parameters(), *quantized.named_buffers()) if n not in read]:
         parent, _, leaf = name.rpartition(".")

@@ -138,7 +138,7 @@ def name_outputs(graph: Any, names: Sequence[str]) -> None:
 def forget_source(graph: Any) -> None:
     """Drop what the exporter notes of where the model came from, in place: its code, with the paths of that machine.
 
-    The scopes of nodes stay, because profiles are told by layer.
+    The scopes of nodes stay, because profiles are reported by layer.
     """
     graph.metadata_props.clear()
     for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:

@@ -64,7 +64,7 @@ def scan(path: Path) -> None:
     covers(path.with_suffix(".bin"), 0, 0)
     for layer in layers:
         if not re.fullmatch(r"opset\d+", layer.get("version", "")):
-            refuse_content("a layer that needs a library of its own, of", layer.get("version"))
+            refuse_content("a layer that needs another library, of", layer.get("version"))
     for data in root.iter("data"):
         if {"offset", "size"} <= data.attrib.keys():
             covers(path.with_suffix(".bin"), int(data.attrib["offset"]), int(data.attrib["size"]))

@@ -35,22 +35,18 @@ _MANGLED = re.compile(rb"___torch_mangle_\d+")
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for torch; int8 runs on the fastest engine that is exact on this processor."""
+    model, precisions = lower(request)
     if request.precision in ("", *HALF):
-        model, precisions = in_float(request)
         path, format, note = write(model, request.example, request.folder)
         options: dict[str, Any] = {"expected": request.outputs_of(model), "layers": precisions, "notes": [note]}
         return prove(request, load.load, path, format=format, tolerance=TOLERANCE, **options)
-    if request.precision == "dynamic-int8":
-        model = quantize.dynamic_int8(request.model, request.example, skip=request.skip)
-    else:
-        model = quantize.static_int8(request.model, request.example, request.calibration, skip=request.skip)
     path, format, note = write(model, request.example, request.folder)
     engine = quantize.engine_of(model)
     times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(quantize.engine_times_ms(model).items()))
     notes = [f"the engine {engine} was chosen; the fastest call of each that was tried took {times}", note]
     inexact = [name for name in quantize.supported_engines() if not quantize.is_exact(name, request.precision)]
     notes += [f"int8 accumulators of {', '.join(inexact)} saturate on this processor"] if inexact else []
-    precisions, expected = int8_layers(request, model), request.outputs_of(model)
+    expected = request.outputs_of(model)
     # The file is loaded next, and one of the two in memory is enough.
     del model
     return prove(
@@ -65,6 +61,17 @@ def build(request: BuildRequest) -> BuiltFile:
         # qnnpack multiplies in 16 bits and adds in 32 on every processor.
         exact_anywhere=quantize.narrow(engine, request.precision) or engine == "qnnpack",
     )
+
+
+def lower(request: BuildRequest) -> tuple[nn.Module, dict[str, LayerPrecision]]:
+    """Return the model in the precision of `request`, in memory, and how its layers run if that differs."""
+    if request.precision in ("", *HALF):
+        return in_float(request)
+    if request.precision == "dynamic-int8":
+        model = quantize.dynamic_int8(request.model, request.example, skip=request.skip)
+    else:
+        model = quantize.static_int8(request.model, request.example, request.calibration, skip=request.skip)
+    return model, int8_layers(request, model)
 
 
 def in_float(request: BuildRequest) -> tuple[nn.Module, dict[str, LayerPrecision]]:
@@ -345,7 +352,7 @@ def _make_reproducible(path: Path) -> None:
     numbers: dict[bytes, bytes] = {}
 
     def numbered(content: bytes) -> bytes:
-        # Types of one name are told apart by a count over the process.
+        # Types of one name are distinguished by a count over the process.
         return _MANGLED.sub(lambda m: numbers.setdefault(m[0], b"___torch_mangle_%d" % len(numbers)), content)
 
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(slim, "w") as new:
