@@ -84,7 +84,6 @@ def test_a_verdict_is_given_only_where_the_whole_interval_allows_it(speedup, noi
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_stopping_when_the_result_looks_favourable_gives_no_verdict():
     # Forty peeks at models that are the same: a sceptic stops as soon as the interval says what he likes.
     lucky = []
