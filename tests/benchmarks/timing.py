@@ -8,8 +8,8 @@ machine that does nothing else:
     python tests/benchmarks/timing.py --comparisons 200
     python tests/benchmarks/timing.py --comparisons 200 --loaded --threads 1
 
-The second runs next to processes that keep every core busy. More threads than one would then wait for each other at every
-step: a call of 3 ms takes half a second.
+The second runs next to processes that keep every core busy. More threads than one would then wait for each other at
+every step: a call of 3 ms takes half a second.
 """
 
 import argparse
