@@ -25,11 +25,14 @@ def place(tmp_path_factory):
 
 
 SHORT = {
-    **{name: {"threads": 1} for name in ("1-baseline", "2-prune", "3-quantize")},
+    **{name: {"threads": 1} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
+    "2-train": {"threads": 1, "source": "pruned", "settings": {"epochs": 1}},
     "4-benchmark": {"threads": 1, "batch_sizes": [], "thread_counts": []},
     "5-report": {},
 }
 """What is not as the notebook has it, because tests share the cores and have no time."""
+MADE = ("pruned", "fine-tuned", "transformed", "static-int8")
+"""The variants that the notebooks make by hand."""
 
 
 def execute(place, name, **parameters):
@@ -60,7 +63,9 @@ def test_the_first_notebook_says_what_there_is_and_measures_it(place):
     ("name", "made"),
     [
         ("1-baseline", "variants/baseline/variant.json"),
-        ("2-prune", "variants/channels-50/variant.json"),
+        ("2-prune", "variants/pruned/variant.json"),
+        ("2-train", "variants/fine-tuned/variant.json"),
+        ("2-transform", "variants/transformed/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
         (
             "4-benchmark",
@@ -83,7 +88,7 @@ def test_a_notebook_runs_and_leaves_its_record(place, name, made):
 def test_what_was_made_by_hand_can_be_concluded_from(place):
     found = json.loads((place.parent / "reports/by-hand/results.json").read_text())
     assert found["schema_version"] == SCHEMA_VERSION
-    assert {row["variant"] for row in found["rows"]} == {"baseline", "channels-50", "static-int8"}
+    assert {row["variant"] for row in found["rows"]} == {"baseline", *MADE}
 
 
 def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
@@ -92,5 +97,5 @@ def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
 
 
 def test_pruning_that_is_asked_for_too_much_says_so(place):
-    error, _ = execute(place, "2-prune", ratio=50.0, variant="too-much")
-    assert "`ratio` must be in [0, 1), got 50.0. To remove half, pass 0.5." in error
+    error, _ = execute(place, "2-prune", settings={"ratio": 50.0}, variant="too-much")
+    assert "`ratio` must be a number in [0, 1), got 50.0. For 50 %, pass 0.5." in error
