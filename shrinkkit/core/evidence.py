@@ -1,7 +1,7 @@
 """The figures of a benchmark, derived from its raw samples: when a record is written, and again when it is read.
 
-So a record cannot state a speed-up, an accuracy or a latency that its own samples contradict, and a row's latency, its
-baseline's latency and its speed-up agree: one baseline is pooled over all comparisons of a target.
+A record therefore cannot state figures that its samples contradict, and the latency, the baseline's latency and the
+speed-up of a row agree: one baseline is pooled over all comparisons of a target.
 """
 
 import math
@@ -19,7 +19,7 @@ from shrinkkit.errors import InvalidInput
 
 BASELINE = "baseline"
 ROUNDING = 1e-6
-"""Relative tolerance below which two scores are equal: another order of sums moves them as far."""
+"""Relative tolerance below which two scores are equal: floating-point summation order."""
 _AGREE = 1e-3
 
 
@@ -115,7 +115,7 @@ def _blocks(logs: Sequence[float], minus: Sequence[float] = ()) -> list[float]:
 
 
 def derive(record: TargetRecord) -> TargetRecord:
-    """Return `record` with everything that its samples and scores decide computed from them.
+    """Return `record` with every figure computed from its samples and scores.
 
     Raises:
         InvalidInput: Samples are missing, not positive, or of unequal number; or scores are of unequal number.
@@ -148,10 +148,10 @@ def comparison(stated: Comparison) -> Comparison:
             f"The comparison of {stated.candidate} with {stated.reference} must hold at least 2 blocks of times above "
             f"0 for each model, got slots of {', '.join(str(len(arm)) for arm in arms)}. Measure it again."
         )
-    found = conclude(
+    conclusion = conclude(
         PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
     )
-    return replace(stated, **vars(found))
+    return replace(stated, **vars(conclusion))
 
 
 def today_ms(record: TargetRecord) -> Estimate | None:
@@ -167,9 +167,9 @@ def changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
 
 
 def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ...]:
-    """Return the variants for which a record states other figures than its samples give."""
-    own = {m.variant: _figures(m) for m in derived.measurements}
-    wrong = [m.variant for m in stated.measurements if not _agree(_figures(m), own[m.variant])]
+    """Return the names of variants whose stated figures differ from those of the samples."""
+    derived_figures = {m.variant: _figures(m) for m in derived.measurements}
+    wrong = [m.variant for m in stated.measurements if not _agree(_figures(m), derived_figures[m.variant])]
     runtimes = [[r.runtime.speedup, r.runtime.verdict] if r.runtime else [] for r in (stated, derived)]
     points = [[f for p in r.sweep for f in (p.latency_ms, p.latency and p.latency.verdict)] for r in (stated, derived)]
     wrong += ["PyTorch today"] if not _agree(*runtimes) else []
@@ -195,7 +195,7 @@ def _agree(stated: Sequence[Any], derived: Sequence[Any]) -> bool:
 
 
 def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estimate | None:
-    """Return the baseline's latency over all of its comparisons: the typical fastest call of a turn."""
+    """Return the baseline's latency, from the fastest call of each slot, pooled over all comparisons."""
     logs = [log for one in compared for log in reference_logs(_paired_samples(one))]
     return estimate.block_ratio(logs) if logs else runtime.candidate_ms if runtime else None
 
@@ -217,21 +217,21 @@ def _measurement(of: Measurement, base_ms: Estimate | None, scores: Sequence[flo
 
 def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
     assert of.accuracy is not None
-    own = of.accuracy.scores
-    found = replace(of.accuracy, mean=estimate.mean(own), difference=None, regressions=0, improvements=0)
+    after = of.accuracy.scores
+    accuracy = replace(of.accuracy, mean=estimate.mean(after), difference=None, regressions=0, improvements=0)
     if of.variant == BASELINE or scores is None:
-        return found
-    moved = changes(scores, own) if len(scores) == len(own) else []
+        return accuracy
+    moved = changes(scores, after) if len(scores) == len(after) else []
     return replace(
-        found,
-        difference=estimate.paired_difference(scores, own),
+        accuracy,
+        difference=estimate.paired_difference(scores, after),
         regressions=sum(change < 0 for change in moved),
         improvements=sum(change > 0 for change in moved),
     )
 
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:
-    """Yield the points with latencies that agree with their speed-ups, one baseline for each batch and threads."""
+    """Yield the points with latencies derived from one baseline for each batch size and thread count."""
     settings = {(p.batch_size, p.threads) for p in timed}
     base_ms = {
         key: _pooled([p.latency for p in timed if p.latency and (p.batch_size, p.threads) == key], None)

@@ -26,7 +26,7 @@ class Environment(Rich):
     cpu: str
     cores: int
     affinity: tuple[int, ...]
-    """The cores, by number, that the process may run on; empty where the system does not tell."""
+    """Numbers of the cores that the process may run on; empty if the system hides them."""
     cpu_flags: tuple[str, ...]
     memory_bytes: int
     gpu: str
@@ -37,7 +37,7 @@ class Environment(Rich):
     variables: dict[str, str]
     governor: str
     clock_mhz: float | None
-    """Of the first core at that moment; None where the system does not tell."""
+    """Of the first core at that moment; None if the system hides it."""
     load_average: float
 
     def shown(self) -> Shown:
@@ -49,20 +49,20 @@ def environment_table(of: "Environment") -> Table:
     """Return a machine and its software."""
     pairs = [
         ("processor", f"{of.cpu}, {formats.counted(of.cores, 'core')}"),
-        ("instructions", ", ".join(of.cpu_flags)),
+        ("instruction sets", ", ".join(of.cpu_flags)),
         ("accelerator", of.gpu),
         ("memory", formats.size(of.memory_bytes)),
-        ("threads of one call", str(of.threads)),
-        ("may run on cores", ", ".join(map(str, of.affinity))),
-        ("clock governor", of.governor),
-        ("clock when it ended", f"{of.clock_mhz:.0f} MHz" if of.clock_mhz else ""),
-        ("load when it ended", f"{of.load_average:g}"),
+        ("intra-op threads", str(of.threads)),
+        ("CPU affinity", ", ".join(map(str, of.affinity))),
+        ("CPU governor", of.governor),
+        ("clock at the end", f"{of.clock_mhz:.0f} MHz" if of.clock_mhz else ""),
+        ("load average at the end", f"{of.load_average:g}"),
         ("system", of.platform),
         ("Python", of.python),
         ("versions", ", ".join(f"{name} {version}" for name, version in of.versions.items())),
         ("variables", ", ".join(f"{name}={value}" for name, value in of.variables.items())),
     ]
-    return facts("Machine and software", pairs)
+    return facts("Environment", pairs)
 
 
 _FLAGS = re.compile(
@@ -123,11 +123,7 @@ def cores() -> int:
 
 
 def check_threads(*threads: int) -> None:
-    """Return if this machine can compute with each number of `threads`; 0 stands for every core.
-
-    Raises:
-        InvalidInput: One is below 0, or above four for each core that this process may use.
-    """
+    """Check that each thread count is in [0, 4 x `cores()`], 0 meaning all cores; raises InvalidInput otherwise."""
     most = OVERSUBSCRIPTION * cores()
     for count in threads:
         if not 0 <= count <= most:
@@ -138,7 +134,7 @@ def check_threads(*threads: int) -> None:
 
 
 def _affinity() -> set[int]:
-    """Return the cores that the process may run on; empty where the system does not tell."""
+    """Return the cores that the process may run on; empty if the system hides them."""
     if not hasattr(os, "sched_getaffinity"):
         return set()
     # OMP_PROC_BIND binds each thread to one core, the main one too.
@@ -179,8 +175,8 @@ def _text(path: Path) -> str:
 def _cpuinfo(*fields: str) -> str:
     """Return the value of the first of `fields` in the kernel's description of the processor, or ''."""
     lines = [line.partition(":") for line in _text(Path("/proc/cpuinfo")).splitlines()]
-    found = {name.strip(): value.strip() for name, _, value in lines}
-    return next((found[name] for name in fields if found.get(name)), "")
+    values = {name.strip(): value.strip() for name, _, value in lines}
+    return next((values[name] for name in fields if values.get(name)), "")
 
 
 def _relevant(flags: Iterable[str]) -> tuple[str, ...]:
@@ -188,13 +184,13 @@ def _relevant(flags: Iterable[str]) -> tuple[str, ...]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {"shrinkkit": __version__}
+    versions = {"shrinkkit": __version__}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _variables(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
@@ -245,15 +241,18 @@ _NOISE = re.compile(
 
 
 def name(hardware: str, cores: int) -> str:
-    """Return the short name of a machine: `xeon-8488c-2-cores`. It tells nothing of whose machine it is.
+    """Return the short name of a machine: `xeon-8488c-2-cores`. It does not identify the owner.
 
     Args:
         hardware: The processor or GPU, as it calls itself.
         cores: How many cores a process may use there, >= 1.
     """
-    said = _NOISE.sub(" ", hardware.lower())
-    # A name of nothing but noise is still better than none.
-    words = re.findall(r"[a-z0-9]+", said) or re.findall(r"[a-z0-9]+", hardware.lower()) or ["unknown"]
+    # A name that consists of noise words only is kept.
+    words = (
+        re.findall(r"[a-z0-9]+", _NOISE.sub(" ", hardware.lower()))
+        or re.findall(r"[a-z0-9]+", hardware.lower())
+        or ["unknown"]
+    )
     short = words[0][:LONGEST]
     for word in words[1:]:
         if len(short) + 1 + len(word) > LONGEST:

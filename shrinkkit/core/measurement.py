@@ -15,12 +15,12 @@ from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, fact
 from shrinkkit.errors import UnfairComparison
 
 WIDE, SCATTERED = 0.05, 0.25
-"""Half-width of an interval, and spread of calls, as shares, beyond which a timing is not to be trusted by itself."""
+"""Half-width of the interval, and interquartile range of the calls, as fractions, beyond which a warning is given."""
 
 
 @dataclass(frozen=True, repr=False)
 class Conditions(Rich):
-    """What must be equal before two latencies may be compared. dtype is a treatment and not here."""
+    """What must be equal before two latencies may be compared. The dtype is a treatment and may differ."""
 
     device: str
     """`cpu` or `cuda`."""
@@ -36,7 +36,7 @@ class Conditions(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Disturbance(Rich):
-    """What else used the machine while models took turns; None where the system does not tell."""
+    """Contention during a timing; None if the system hides it."""
 
     own_cores: float
     """Processor time of the measuring process over the time on the wall."""
@@ -48,7 +48,7 @@ class Disturbance(Rich):
     load_average: float | None
     """Over the last minute, at the end."""
     signs: tuple[str, ...]
-    """What of this is worth a reader's attention, in words; empty on a quiet machine."""
+    """The noteworthy part of it, in words; empty on a quiet machine."""
     withheld: bool = False
     """Whether threads had to wait for a core, so that no verdict may be given."""
 
@@ -64,7 +64,7 @@ class Comparison(Rich):
     candidate: str
     conditions: Conditions
     candidate_runtime: str
-    """Differs from `conditions.runtime` only where runtimes themselves are compared."""
+    """Differs from `conditions.runtime` only if runtimes themselves are compared."""
     speedup: Estimate
     """Code speed: from the fastest call of each slot."""
     median_speedup: Estimate
@@ -72,13 +72,13 @@ class Comparison(Rich):
     verdict: str
     """`faster`, `slower`, `same`, `undecided`, or `too noisy`."""
     reference_ms: Estimate
-    """Latency: the typical fastest call of a turn, over both copies of the reference."""
+    """Latency: midmean of the fastest call of each slot, over both copies of the reference."""
     candidate_ms: Estimate
-    """The same of the candidate, which is `reference_ms` / `speedup`."""
+    """`reference_ms` / `speedup`."""
     control_ratio: Estimate
-    """A copy of the reference timed against the reference in the same blocks."""
+    """A/A control: the reference against its copy, in the same blocks."""
     reference_samples_ms: tuple[tuple[float, ...], ...]
-    """Raw call times, one tuple a slot, in the order in which they ran."""
+    """Raw call times, one tuple per slot, in the order in which they ran."""
     candidate_samples_ms: tuple[tuple[float, ...], ...]
     control_samples_ms: tuple[tuple[float, ...], ...]
     warmup_calls: int
@@ -91,29 +91,29 @@ class Comparison(Rich):
 
     @property
     def noise_floor(self) -> float:
-        """How far a copy of the reference may be from the reference itself by these data, as a share: the control."""
+        """The largest difference between the reference and its copy (A/A control) that data allow, as a fraction."""
         return max(self.control_ratio.high, 1 / self.control_ratio.low) - 1
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against trusting the figures, in words; empty if nothing does."""
+        """Reasons to doubt the figures."""
         wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
-        found = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
+        reasons = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
         for name, samples in (
             (self.reference, self.reference_samples_ms),
             (self.candidate, self.candidate_samples_ms),
         ):
             spread = _spread([ms for slot in samples for ms in slot])
             if spread > SCATTERED:
-                found.append(f"half of the calls of {name} scatter over {spread:.0%} of their median")
+                reasons.append(f"latency spread of {name}: IQR {spread:.0%} of the median")
         if not self.steady:
-            found.append("the warm-up ended before times were steady")
+            reasons.append("the warm-up ended before times were steady")
         if self.stopped:
-            found.append("it was stopped by hand")
-        return (*found, *self.disturbance.signs)
+            reasons.append("it was stopped by hand")
+        return (*reasons, *self.disturbance.signs)
 
     def shown(self) -> Shown:
-        """Return the verdict with its interval, the control, and a warning where the spread is too wide to trust."""
+        """Return the verdict with its interval, the control, and warnings."""
         return comparison_statement(self)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ class Memory(Rich):
 
 @dataclass(frozen=True, repr=False)
 class LayerTime(Rich):
-    """Time of one operator of a layer in one call, as the runtime's own profiler or a stepped run gives it."""
+    """Time of one operator of a layer in one call, from the runtime's profiler or a step-by-step run."""
 
     layer: str
     """Empty for what belongs to no layer."""
@@ -221,19 +221,19 @@ class LayerTime(Rich):
 
 @dataclass(frozen=True, repr=False)
 class IntegerCheck(Rich):
-    """Int8 kernels compared with FP32 emulation of the same integers, which shows saturation."""
+    """Integer kernels compared with the same integers computed in float, which shows saturation."""
 
     max_relative_error: float
-    """Largest absolute difference of the outputs, as a share of the largest absolute output."""
+    """Of the outputs: largest absolute difference, relative to the largest absolute output."""
     layers: dict[str, float]
-    """By layer, fed with the same integers: the largest difference, as a share of its largest absolute output."""
+    """The same of each layer, with the same integers as inputs."""
     saturated: tuple[str, ...]
-    """Layers whose kernels gave other numbers than rounding explains."""
+    """Layers whose kernels differ by more than rounding."""
 
 
 @dataclass(frozen=True, repr=False)
 class Point(Rich):
-    """One variant at another batch size or number of threads than the rest of the benchmark."""
+    """One variant at another batch size or thread count."""
 
     variant: str
     batch_size: int
@@ -266,12 +266,12 @@ class Measurement(Rich):
     denormals: int = 0
     """Numbers too small for full precision among weights and layers' outputs; some processors are slow at them."""
     integers: IntegerCheck | None = None
-    """None for files that compute in float, and where a runtime cannot tell."""
+    """None for files in float, and if the runtime does not tell."""
     notes: tuple[str, ...] = ()
     """Why one of these could not be measured."""
 
     def shown(self) -> Shown:
-        """Return the view of it that `show` gives too."""
+        """Return its table."""
         return measurement_table(self)
 
 
@@ -304,12 +304,12 @@ class TargetRecord(Rich):
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return a row for each variant, without raw samples and scores."""
-        whole = [row for one in self.measurements for row in one._rows()]
-        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in whole]
+        rows = [row for one in self.measurements for row in one._rows()]
+        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in rows]
 
 
 def _spread(values: list[float]) -> float:
-    """Return the range of the middle half of `values` as a share of their median; 0 for fewer than four."""
+    """Return the interquartile range of `values` relative to their median; 0 for fewer than four."""
     if len(values) < 4:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4)
@@ -370,7 +370,10 @@ def accuracy_table(of: "Accuracy") -> Table:
     shares = formats.is_fraction(of.scores)
     pairs = [
         (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
-        ("change", cells.change(of.difference, is_fraction=shares).plain() if of.difference else ""),
+        (
+            "\N{GREEK CAPITAL LETTER DELTA} accuracy",
+            cells.change(of.difference, is_fraction=shares).plain() if of.difference else "",
+        ),
         ("same predictions", formats.percent(of.agreement) if of.difference and of.agreement is not None else ""),
         ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
         ("regressions and improvements", f"{of.regressions} and {of.improvements}" if of.difference else ""),

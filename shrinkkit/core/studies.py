@@ -135,7 +135,7 @@ def matches(pattern: str, layer: str) -> bool:
     Patterns are case-sensitive globs, in which `*` spans dots: `stages.0`, `stages.*.conv1` and `stages.?`
     all match the layer `stages.0.conv1`.
     """
-    return any(fnmatchcase(module, pattern) for module in _with_parents(layer))
+    return any(fnmatchcase(module, pattern) for module in with_parents(layer))
 
 
 def check_patterns(study: Study, layers: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ def check_patterns(study: Study, layers: Sequence[str]) -> None:
     Raises:
         InvalidInput: Patterns match no layer: one line for each.
     """
-    modules = list(dict.fromkeys(module for layer in layers for module in _with_parents(layer)))
+    modules = list(dict.fromkeys(module for layer in layers for module in with_parents(layer)))
     listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
     wrong = [
         message(
@@ -353,7 +353,8 @@ def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
     return str(path.resolve())
 
 
-def _with_parents(layer: str) -> list[str]:
+def with_parents(layer: str) -> list[str]:
+    """Return the name of a layer and those of all modules that hold it, outermost first."""
     parts = layer.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 

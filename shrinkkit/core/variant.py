@@ -31,7 +31,7 @@ class LayerPrecision(Rich):
 
 @dataclass(frozen=True, repr=False)
 class LayerAudit(Rich):
-    """Layer report of one layer, read from the result and not from the recipe.
+    """What changed in one layer, read from the result and not from the request.
 
     `channels` counts output channels or features; `zeroed` is the share of weights that are
     exactly zero; `precision` is keyed by runtime.
@@ -57,7 +57,7 @@ class LayerAudit(Rich):
 
 
 class Audit(tuple[LayerAudit, ...]):
-    """Layer report of a variant: a tuple that displays as a table."""
+    """The layer report of a variant: a tuple that is displayed as a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return each layer's audit as a plain dict, by the layer's name."""
@@ -99,7 +99,7 @@ class ModelFile(Rich):
     path: str
     """Relative to the variant's folder."""
     beside: tuple[str, ...]
-    """Files needed in the same folder, such as the weights of an OpenVINO model; relative to the folder too."""
+    """Files that it needs next to it, such as the weights of an OpenVINO model; relative to the folder too."""
     format: str
     """`pt2`, `torchscript`, `onnx`, or `openvino`."""
     size_bytes: int
@@ -168,7 +168,7 @@ class Variant(Rich):
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Make the audit one that shows itself."""
+        """Make the audit displayable."""
         object.__setattr__(self, "audit", Audit(self.audit))
 
     @property
@@ -184,15 +184,15 @@ class Variant(Rich):
         return tuple(str(name) for stage in stages for name in stage) if isinstance(stages, (list, tuple)) else ()
 
     def shown(self) -> Shown:
-        """Return what was asked for and what was reached."""
+        """Return the recipe and its result."""
         return variant_table(self)
 
 
 def variant_table(of: "Variant") -> Table:
-    """Return what a variant's recipe asked for and what was reached."""
+    """Return a variant's recipe and its result."""
     steps = [f"{name} {settings}".strip() for name, settings in described(of.recipe)]
     pairs = [
-        ("recipe", "; ".join(steps) or "none: this is the model as it was"),
+        ("recipe", "; ".join(steps) or "none (original model)"),
         ("made from", of.source or ""),
         ("parameters", formats.count(of.parameters)),
         ("MACs of one example", formats.count(of.macs)),
@@ -222,14 +222,12 @@ def files_table(of: "Variant") -> Table:
     columns = (
         Column("runtime"),
         Column("file"),
-        Column("on disk", True),
+        Column("file size", True),
         Column("compressed", True),
-        Column("deviation", True),
+        Column("max. relative error", True),
         Column("SHA-256"),
     )
-    note = (
-        "Deviation: how far outputs of the file loaded back are from the model's in memory, as a share of the largest."
-    )
+    note = "Error of the outputs of the file, loaded back, against the model in memory, relative to the largest output."
     return Table(f"Model files of {of.name}", columns, tuple(rows), note)
 
 
@@ -249,10 +247,10 @@ def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float
         Column("parameters", True),
         Column("zeros", True),
         *(Column(f"in {runtime}") for runtime in runtimes),
-        Column("why left alone"),
+        Column("reason"),
     )
-    said = _summary(layers, runtimes, sparsity)
-    return Table(f"{of}: {said}" if of else said, columns, tuple(_audited(layer, runtimes) for layer in layers))
+    summary = _summary(layers, runtimes, sparsity)
+    return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, runtimes) for layer in layers))
 
 
 def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
@@ -282,16 +280,16 @@ def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
 
 def _summary(layers: "Sequence[LayerAudit]", runtimes: Sequence[str], sparsity: float | None) -> str:
     total = sum(layer.change != "removed" for layer in layers)
-    said = []
+    parts = []
     if lost := sum(layer.lost_channels for layer in layers):
-        said.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
+        parts.append(f"{lost} of {formats.counted(total, 'layer')} lost channels")
     for change in ("added", "removed"):
         if count := sum(layer.change == change for layer in layers):
-            said.append(f"{formats.counted(count, 'layer')} {change}")
+            parts.append(f"{formats.counted(count, 'layer')} {change}")
     if sparsity is not None and sparsity >= 0.001:
-        said.append(f"{formats.percent(sparsity)} of the weights are zero")
+        parts.append(f"{formats.percent(sparsity)} of the weights are zero")
     for name in runtimes:
         kinds = [layer.precision[name].runs_as for layer in layers if name in layer.precision]
         for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
-            said.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
-    return "; ".join(said) or f"{formats.counted(total, 'layer')}, none changed"
+            parts.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
+    return "; ".join(parts) or f"{formats.counted(total, 'layer')}, none changed"

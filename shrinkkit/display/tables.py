@@ -86,9 +86,10 @@ class Table(Shown):
 
     def __repr__(self) -> str:
         rows = [[column.title for column in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
-        widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(len(self.columns))]
-        # A wide cell would stretch one column of every row.
-        widths = [min(width, WIDEST) for width in widths]
+        count = len(self.columns)
+        # A wide cell, which ends a shorter row, stretches no column.
+        texts = [[row[i] for row in rows if i < len(row) - (len(row) < count)] for i in range(count)]
+        widths = [min(max(map(len, column)), WIDEST) for column in texts]
         lines = [
             "  ".join(
                 text.rjust(width) if column.number and len(row) == len(widths) else text.ljust(width)

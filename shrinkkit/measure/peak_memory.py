@@ -1,7 +1,6 @@
 """Peak memory of model files, each loaded and called in a separate process.
 
-`python -m shrinkkit.memory FOLDER` imports the runtime once, then forks such a process for each file. For the size of a
-file on disk see `artifacts`.
+`python -m shrinkkit.measure.peak_memory FOLDER` imports the runtime once, then forks a process for each file.
 """
 
 import contextlib
@@ -35,22 +34,19 @@ STATUS, SMAPS, RESET = (Path("/proc/self", name) for name in ("status", "smaps",
 def measure(
     paths: Mapping[str, Path], *, runtime: str, inputs: Example, threads: int, device: str = "cpu"
 ) -> dict[str, Memory | str]:
-    """Return the peak memory of each model file, or in a sentence why there is none.
+    """Return the peak memory of each model file, or the reason why there is none.
 
-    On the CPU it is the system's count of resident pages above what the process held before it opened the file:
-    weights, activations, what the runtime repacks, its scratch space, and thread stacks. On a GPU it is what CUDA's
-    allocator handed out. The inputs are in neither.
+    On the CPU it is the number of resident bytes above those before the file was opened: weights, packed weights,
+    activations, scratch space and thread stacks. On a GPU it is what CUDA's allocator handed out. Inputs do not count.
 
-    The runtime's own code comes into memory page by page as it is first used, which is no property of the file: it is
-    told in `runtime_bytes`. torch and ONNX Runtime read weights and do not map the file; if one did, the pages of it
-    that were used would count. ONNX Runtime holds the file and its weights at once while it loads, and its arena
-    reserves more than the activations need; both are what a deployment pays. Freed blocks of 128 KiB or more go back
-    to the system at once, which a deployment's allocator may put off. Where transparent huge pages are on for all
-    memory, a block counts in whole pages of 2 MiB.
+    The runtime's code, which is paged in on first use, is in `runtime_bytes`. ONNX Runtime holds the file and its
+    weights at once while it loads, and its arena reserves more than the activations need; a deployment pays for both.
+    Freed blocks of 128 KiB or more are returned to the system at once, which a deployment's allocator may delay. With
+    transparent huge pages for all memory, a block counts in whole pages of 2 MiB.
 
     Args:
         paths: Model files by name.
-        runtime: `torch` or `onnxruntime`, for all of them.
+        runtime: Of all files.
         inputs: Positional inputs of one call, batch first.
         threads: Intra-op threads.
         device: `cpu` or `cuda`.
@@ -68,7 +64,7 @@ def measure(
         files = {name: str(path.resolve()) for name, path in paths.items()}
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # Large blocks must go back to the system when they are freed, or the next one is not seen.
+        # Freed large blocks must be returned to the system, or the next one does not show.
         variables = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
         command = processes.command("shrinkkit.measure.peak_memory", str(folder))
         ended = processes.run(command, limit_s=math.inf, variables=variables)
@@ -80,14 +76,14 @@ def measure(
 
 
 def _serve(folder: Path) -> None:
-    """Write what each file of the request takes, every one from a child of this process."""
+    """Write the peak memory of each file of the request, measured in a child of this process."""
     import torch
 
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     inputs = load_file(folder / "inputs.safetensors")
-    # Copies, because pages of a mapped file are not handed on by a fork: a child would count them when it reads them.
+    # Copies, because a fork does not inherit resident pages of a mapped file: a child would count them on first use.
     example = tuple(inputs[str(i)].clone() for i in range(len(inputs)))
-    # A pool of threads does not survive a fork, so none may be there yet.
+    # A thread pool does not survive a fork, so none may exist yet.
     torch.set_num_threads(1)
     paths = {name: Path(path) for name, path in request["files"].items()}
     _import_all(paths, request["runtime"])
@@ -96,18 +92,18 @@ def _serve(folder: Path) -> None:
 
 
 def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
-    """Import what loading imports, which is the runtime's memory and not the file's, and keep nothing else of it."""
+    """Import what loading a file imports: it is memory of the runtime, not of the file."""
     from shrinkkit.runtimes import files
 
     for suffix in {path.suffix for path in paths.values()}:
         alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
         for path in sorted(alike, key=lambda path: path.stat().st_size):
             load = partial(files.load, path, runtime=runtime, threads=1)
-            # A file that cannot be loaded may end the process, and then it must be a child's.
+            # In a child, because a file that cannot be loaded may end the process.
             if not isinstance(_in_child(partial(_succeeds, load)), str):
                 load()
                 break
-    # What is left of the models is freed here, or a child would free it and seem to take less.
+    # Freed here, or a child would free it and seem to need less.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -118,7 +114,7 @@ def _succeeds(work: Callable[[], Any]) -> bool:
 
 
 def _in_child(work: Callable[[], Any]) -> Any:
-    """Return what `work` returned in a fork of this process, or in a sentence why it returned nothing."""
+    """Return the result of `work` in a fork of this process, or the reason why there is none."""
     reading, writing = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -133,14 +129,14 @@ def _in_child(work: Callable[[], Any]) -> Any:
                 answer = brief(error)
             os.write(writing, json.dumps(answer).encode())
         finally:
-            # Not `sys.exit`: what the parent set up is the parent's to tear down.
+            # Not `sys.exit`, which would run the parent's clean-up.
             os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
+        result = pipe.read()
     _, status = os.waitpid(child, 0)
-    if said:
-        return json.loads(said)
+    if result:
+        return json.loads(result)
     if not os.WIFSIGNALED(status):
         return "its process ended without an answer"
     ended = signal.Signals(os.WTERMSIG(status))
@@ -175,15 +171,15 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
 
 
 def _resident(before: int, code: int) -> Callable[[], int]:
-    """Return a count of the bytes that this process held at most from now on, above `before` and without its code."""
-    # Where that is forbidden: the peak of a forked process begins at what it holds.
+    """Return a function that gives the peak of resident bytes from now on, above `before` and without code."""
+    # If that is forbidden: the peak of a forked process starts at what it holds.
     with contextlib.suppress(OSError):
         RESET.write_text("5", encoding="ascii")
     return lambda: _status("VmHWM") - before - (_code() - code)
 
 
 def _allocated() -> Callable[[], int]:
-    """Return a count of the bytes that CUDA's allocator handed out at most from now on, above what it has already."""
+    """Return a function that gives the peak of bytes that CUDA's allocator handed out from now on."""
     import torch
 
     torch.cuda.reset_peak_memory_stats()
@@ -198,7 +194,7 @@ def _status(field: str) -> int:
 
 
 def _code() -> int:
-    """Return how much of the program and its libraries lies in memory as it does on disk, in bytes."""
+    """Return the resident bytes of the program and its libraries that are unchanged from disk."""
     kilobytes: Counter[str] = Counter()
     programs, name = set(), ""
     with SMAPS.open(encoding="utf-8", errors="replace") as lines:

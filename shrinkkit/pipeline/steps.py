@@ -126,7 +126,7 @@ def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]
             "IPYTHONDIR": str(sockets / "ipython"),
             "MPLBACKEND": "Agg",
             # A cache of compiled code would shorten the start that is measured.
-            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "inductor"),
+            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
             # torch's own deprecation notices would appear in the middle of a page.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }

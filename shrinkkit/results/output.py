@@ -8,16 +8,12 @@ import textwrap
 from typing import Any
 
 from shrinkkit.core import store
-from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.store import SCHEMA_VERSION
-from shrinkkit.display import formats
-from shrinkkit.display.formats import TIMES
 from shrinkkit.results.breakdown import breakdown
-from shrinkkit.results.results import Results, Row, missing
+from shrinkkit.results.results import Results, missing, target_table
 from shrinkkit.results.verdict import decide
 
 WIDTH = 100
-_MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}
 _SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
 
 
@@ -41,41 +37,16 @@ def _table(results: Results, target: str, width: int) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    table = target_table(results, target)
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    grid.add_column("variant", no_wrap=True, overflow="ellipsis")
-    for name in ("size", "score", "change", "latency", "vs FP32", "vs PyTorch"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for row in results.rows:
-        if row.target == target and row.state == "measured" and not row.intermediate:
-            grid.add_row(*_cells(row, results))
+    for column in table.columns:
+        grid.add_column(column.title, justify="right" if column.number else "left", no_wrap=True, overflow="ellipsis")
+    for row in table.rows:
+        if not row[-1].wide:
+            grid.add_row(*(cell.text for cell in row))
     output = io.StringIO()
     Console(file=output, width=width, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
-
-
-def _cells(row: Row, results: Results) -> tuple[str, ...]:
-    fraction, change = results.is_fraction, ""
-    if row.difference:
-        change = formats.change(row.difference.value, is_fraction=fraction, unit=False)
-        change += f" ({formats.interval(row.difference, is_fraction=fraction)}){_MARKS[row.accuracy_verdict]}"
-    return (
-        row.variant,
-        formats.size(row.size_bytes or 0),
-        formats.score(row.accuracy.value, is_fraction=fraction) if row.accuracy else "",
-        change,
-        formats.milliseconds(row.latency_ms.value) if row.latency_ms else "",
-        _speed(row, torch=False),
-        _speed(row, torch=True),
-    )
-
-
-def _speed(row: Row, *, torch: bool) -> str:
-    """Return a speed-up in few characters, as far as its verdict supports it."""
-    ratio, timing = (row.speedup_today, row.timing_today) if torch else (row.speedup, row.timing)
-    if ratio is None:
-        return f"1{TIMES}" if row.variant == BASELINE else ""
-    text = f"{formats.rounded(ratio)}{TIMES}"
-    return {"too noisy": "noisy", "same": "same", "undecided": f"{text}?"}.get(timing, text)
 
 
 def write_json(results: Results, path: str | os.PathLike[str]) -> None:

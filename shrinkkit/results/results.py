@@ -13,8 +13,9 @@ from shrinkkit.core.status import Status, Step
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
 from shrinkkit.display import cells, formats
+from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
-from shrinkkit.display.tables import Cell, Column, Shown, Table
+from shrinkkit.display.tables import Cell, Column, Several, Shown, Table
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import folders
 from shrinkkit.results.folders import Folder, how_to_remeasure
@@ -126,8 +127,8 @@ class Results(Rich):
         return formats.points(drop) if self.is_fraction else f"{drop:g}"
 
     def shown(self) -> Shown:
-        """Return a table of all rows; the report shows more of each."""
-        return results_table(self)
+        """Return a table for each place; the report shows more of each row."""
+        return Several(tuple(target_table(self, target) for target in self.targets))
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return a row for each variant at each place."""
@@ -368,31 +369,39 @@ def _names(
     return tuple(dict.fromkeys([*names, *steps, *(source for source in sources if source)]))
 
 
-def results_table(of: "Results") -> Table:
-    """Return every variant at every place: size, speed-ups and change of accuracy, or why there are none."""
-    columns = (
-        Column("variant"),
-        Column("target"),
-        Column("file size", True),
-        Column("vs FP32, same runtime", True),
-        Column("vs PyTorch", True),
-        Column("\N{GREEK CAPITAL LETTER DELTA} accuracy", True),
-    )
+def target_table(of: Results, target: str) -> Table:
+    """Return the rows of one place in few characters: size, score, latency and speed-ups, or why there are none."""
+    titles = ("size", "score", "change", "latency", "vs FP32", "vs PyTorch")
     rows = tuple(
-        (
-            Cell(row.variant),
-            Cell(row.target),
-            *(
-                (
-                    cells.size(row.size_bytes),
-                    cells.speedup(row.speedup, row.timing),
-                    cells.speedup(row.speedup_today, row.timing_today),
-                    cells.change(row.difference, is_fraction=of.is_fraction),
-                )
-                if row.state == "measured"
-                else (Cell(f"{row.state}: {row.reason}", tone="warning", wide=True),)
-            ),
-        )
+        (Cell(row.variant), *_figure_cells(row, of.is_fraction))
+        if row.state == "measured"
+        else (Cell(row.variant), Cell(f"{row.state}: {row.reason}", tone="warning", wide=True))
         for row in of.rows
+        if row.target == target and not row.intermediate
     )
-    return Table(f"Run {of.name} of {of.task}", columns, rows)
+    return Table(of.where(target), (Column("variant"), *(Column(title, True) for title in titles)), rows, folded=False)
+
+
+_MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}
+
+
+def _figure_cells(row: Row, fraction: bool) -> tuple[Cell, ...]:
+    change = ""
+    if row.difference:
+        change = formats.change(row.difference.value, is_fraction=fraction, unit=False)
+        change += f" ({formats.interval(row.difference, is_fraction=fraction)}){_MARKS[row.accuracy_verdict]}"
+    return (
+        cells.size(row.size_bytes),
+        Cell(formats.score(row.accuracy.value, is_fraction=fraction) if row.accuracy else ""),
+        Cell(change),
+        Cell(formats.milliseconds(row.latency_ms.value) if row.latency_ms else ""),
+        _speedup_cell(row, row.speedup, row.timing),
+        _speedup_cell(row, row.speedup_today, row.timing_today),
+    )
+
+
+def _speedup_cell(row: Row, ratio: Estimate | None, verdict: str) -> Cell:
+    if ratio is None:
+        return Cell(f"1{TIMES}" if row.variant == BASELINE else "")
+    text = f"{formats.rounded(ratio)}{TIMES}"
+    return Cell({"too noisy": "noisy", "same": "same", "undecided": f"{text}?"}.get(verdict, text))

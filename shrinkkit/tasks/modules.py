@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from shrinkkit import quiet
+from shrinkkit.core.studies import matches, with_parents
 from shrinkkit.display import formats
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import InvalidInput, Unsupported, nearest
@@ -72,20 +72,15 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in names if any(fnmatch.fnmatchcase(part, pattern) for part in _with_parents(name))}
+        hits = {name for name in names if matches(pattern, name)}
         if not hits:
-            parts = dict.fromkeys(part for name in names for part in _with_parents(name))
+            parts = dict.fromkeys(part for name in names for part in with_parents(name))
             raise InvalidInput(
                 f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, parts)} "
                 f"Layers: {_listed(names)}."
             )
         matched |= hits
     return tuple(name for name in names if name in matched)
-
-
-def _with_parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

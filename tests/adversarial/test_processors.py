@@ -31,7 +31,7 @@ CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
 EXACT = """
 import dataclasses, json, sys, torch
 from pathlib import Path
-from shrinkkit.runtimes import files
+from shrinkkit.measure import scoring
 from shrinkkit.runtimes.onnxruntime import integers
 from shrinkkit.runtimes.onnxruntime import quantize as ort_quantize
 from shrinkkit.tasks import loader
@@ -39,10 +39,10 @@ from shrinkkit.transforms import variants
 folder, name, method, *runtimes = sys.argv[1:]
 task = loader.load(name)
 zeros = dataclasses.replace(task, example=(torch.zeros_like(task.example[0]),))
-recipe = {method: {"calibration_examples": 64}}
+precision = {method: {"calibration_examples": 64}} if method == "static-int8" else method
 def scores(to, runtimes):
-    made = variants.write(Path(folder) / to, zeros, task.model, precision=recipe, runtimes=runtimes)
-    found = variants.fidelity(Path(folder) / to, task, task.test)
+    made = variants.write(Path(folder) / to, zeros, task.model, precision=precision, runtimes=runtimes)
+    found = scoring.accuracy_of_files(Path(folder) / to, task, task.test)
     return made, {runtime: sum(a.scores) / len(a.scores) for runtime, a in found.items()}
 made, chosen = scores("chosen", runtimes)
 ort_quantize.saturates = lambda: False

@@ -34,7 +34,7 @@ def test_no_verdict_is_given_under_contention():
     assert evidence.conclude(examples.blocks_of(speedup=2.0), withheld=True).verdict == "too noisy"
 
 
-def test_a_slow_call_in_every_slot_changes_what_is_experienced_and_not_the_code_speed():
+def test_a_slow_call_in_every_slot_changes_the_median_speedup_and_not_the_code_speed():
     taken = examples.blocks_of()
     taken.candidate = [(slot[0], *(2 * ms for ms in slot[1:])) for slot in taken.candidate]
     found = evidence.conclude(taken)

@@ -166,7 +166,7 @@ def test_a_damaged_file_is_refused_by_name(runtime, built, tmp_path, damage):
 
 def test_a_runtime_from_outside_is_measured_like_any_other(tmp_path):
     task = tiny.task(model=perceptron())
-    variants.write(tmp_path / "variants/baseline", task, task.model, recipe={}, runtimes=["torch", "numpy"])
+    variants.write(tmp_path / "variants/baseline", task, task.model, runtimes=["torch", "numpy"])
     settings = session.Settings(registry.resolve("cpu/numpy"), task, 1)
     loaded = session.load(tmp_path, ["baseline"], settings)
     assert loaded["baseline"].error == ""

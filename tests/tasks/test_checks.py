@@ -314,6 +314,7 @@ def test_the_fingerprint_changes_with_the_data_and_the_weights(tmp_path):
     assert loader._contents(task) != before
 
 
+@pytest.mark.slow
 def test_the_module_exits_with_2_and_the_reason():
     done = subprocess.run([sys.executable, "-m", "shrinkkit.tasks.loader", "digits-cn"], capture_output=True, text=True)
     assert done.returncode == 2

@@ -281,6 +281,7 @@ def test_a_pruned_recurrent_model_is_rebuilt_exactly(task, tuned, tmp_path):
         assert torch.equal(rebuilt(*task.example), tuned(*task.example))
 
 
+@pytest.mark.slow
 def test_a_pruned_recurrent_model_is_exported(task, tuned, tmp_path):
     (x,) = (corners(4, 9).tensors[0],)
     path, kind, _ = torch_build.write(tuned, task.example, tmp_path)
