@@ -32,7 +32,7 @@ from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatu
 from shrinkkit.report import export, index_page
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
-from shrinkkit.tasks.sources import Look
+from shrinkkit.tasks.sources import Inspection
 
 REPORT_TIMEOUT_S, CHECK_TIMEOUT_S = 600.0, 300.0
 _UNFINISHED = (".attempt-*", ".making-*", f".*{PART}")
@@ -158,10 +158,10 @@ def prepare(
     above = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
     if not above.is_dir():
         raise InvalidInput(f"`reports` must be a folder for run folders, but {above} is a file. Name another one.")
-    look = _check_task(study, study.task, monitor)
-    if look.layers:
-        check_patterns(study, look.layers)
-    check_unit(study, look.scores)
+    inspection = _check_task(study, study.task, monitor)
+    if inspection.layers:
+        check_patterns(study, inspection.layers)
+    check_unit(study, inspection.scores)
     task = _relative_task(run, study.task)
 
     def planned(**options: Sequence[str]) -> PreparedRun:
@@ -171,8 +171,8 @@ def prepare(
             command=command,
             threads=threads,
             timeout_s=study.timeout_s,
-            fingerprint=look.fingerprint + _software(),
-            task_files=look.files,
+            fingerprint=inspection.fingerprint + _software(),
+            task_files=inspection.files,
             force=force,
             # The run folder is passed on, so it must not tell where the study and the task lay.
             study=study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")}),
@@ -212,7 +212,7 @@ def prepare_benchmark(
     chosen = _measurable(study, baseline, targets, monitor)
     study = study.model_copy(update={"task": task, "targets": chosen})
     threads = threads or study.threads or machines.cores()
-    look = _check_task(study, task, monitor)
+    inspection = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)
     whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
     return PreparedRun(
@@ -221,8 +221,8 @@ def prepare_benchmark(
         command=command,
         threads=threads,
         timeout_s=study.timeout_s,
-        fingerprint=look.fingerprint + _software(),
-        task_files=look.files,
+        fingerprint=inspection.fingerprint + _software(),
+        task_files=inspection.files,
         force=force,
         study=None,
     )
@@ -336,13 +336,13 @@ def _exclusive(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
+def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:
     """Return what a study needs to know of its task, from a process that may import torch; raises InvalidInput.
 
     It works in an empty folder, and has the time of a step, but at most five minutes unless the study sets it.
     """
     if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
-        return Look()
+        return Inspection()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
     with tempfile.TemporaryDirectory() as empty:
         ended = processes.run(
@@ -367,7 +367,7 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Look:
         ) from error
     if "error" in answer:
         raise InvalidInput(answer["error"])
-    return Look(**answer)
+    return Inspection(**answer)
 
 
 def _software() -> str:

@@ -22,7 +22,7 @@ from shrinkkit.tasks import checks, modules, outputs, sources
 from shrinkkit.tasks.bundled import TASKS
 from shrinkkit.tasks.checks import blaming, type_and_message
 from shrinkkit.tasks.modules import raw_bytes
-from shrinkkit.tasks.sources import Look
+from shrinkkit.tasks.sources import Inspection
 from shrinkkit.tasks.task import SPLITS, Task, spaced
 
 BUNDLED = tuple(TASKS)
@@ -99,7 +99,7 @@ def _call(path: Path, function: str, *, shown: str) -> Any:
         sys.path.remove(str(path.parent))
 
 
-def look(name_or_path: str | os.PathLike[str]) -> Look:
+def inspect(name_or_path: str | os.PathLike[str]) -> Inspection:
     """Load a task, check it unless it is a bundled one, and return what a study needs to know of it.
 
     Any exception of the task's code, `SystemExit` and `KeyboardInterrupt` included, becomes InvalidTask.
@@ -118,7 +118,7 @@ def look(name_or_path: str | os.PathLike[str]) -> Look:
         ) from error
     imported = set() if is_bundled else sources.imported(Path(name_or_path).resolve())
     files = sources.hashes(opened | imported)
-    return Look(fingerprint(contents, files), modules.layers(task.model), files, scores)
+    return Inspection(fingerprint(contents, files), modules.layers(task.model), files, scores)
 
 
 def fingerprint(contents: str, files: Mapping[str, str]) -> str:
@@ -188,7 +188,7 @@ def _main(arguments: Sequence[str]) -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     try:
-        result = dataclasses.asdict(look(arguments[0]))
+        result = dataclasses.asdict(inspect(arguments[0]))
     except ShrinkkitError as error:
         result = {"error": str(error)}
     with os.fdopen(answer, "w", encoding="utf-8") as stream:

@@ -34,7 +34,7 @@ _hooked: list[bool] = []
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What a study needs to know of its task before it starts."""
 
     fingerprint: str = ""

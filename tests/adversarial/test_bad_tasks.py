@@ -559,7 +559,7 @@ FILES = {
 def test_a_file_without_a_task_is_rejected_in_one_sentence(tmp_path, text):
     (tmp_path / "small.py").write_text(text)
     with pytest.raises(InvalidTask) as caught:
-        loader.look(tmp_path / "small.py")
+        loader.inspect(tmp_path / "small.py")
     usertasks.forget(tmp_path)
     assert "small.py" in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -571,31 +571,34 @@ def test_a_file_without_a_task_is_rejected_in_one_sentence(tmp_path, text):
 def test_a_binary_file_is_rejected(tmp_path, content):
     (tmp_path / "small.py").write_bytes(content)
     with pytest.raises(InvalidTask, match="small"):
-        loader.look(tmp_path / "small.py")
+        loader.inspect(tmp_path / "small.py")
 
 
 @pytest.mark.parametrize(
     "name", ["x.py", "a b.py", "größe.py", "😀.py", "a.b.py", "-x.py", "class.py", "torch.py", "1.py", "é\n.py"]
 )
 def test_a_task_may_lie_in_a_file_of_any_name(tmp_path, name):
-    assert loader.look(usertasks.write(tmp_path, name=name)).layers == ("",) or loader.look(tmp_path / name).fingerprint
+    assert (
+        loader.inspect(usertasks.write(tmp_path, name=name)).layers == ("",)
+        or loader.inspect(tmp_path / name).fingerprint
+    )
 
 
 @pytest.mark.parametrize("name", ["folder.py", "none.py", "x" * 300 + ".py", "a\0.py", "", ".", "a.txt", "digits"])
 def test_a_missing_file_is_rejected(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     with pytest.raises(InvalidInput):
-        loader.look(f"{tmp_path}/{name}" if name else "")
+        loader.inspect(f"{tmp_path}/{name}" if name else "")
 
 
 def test_scores_are_reported_with_their_range(tmp_path):
     path = usertasks.write(
         tmp_path, body="of['score'] = lambda o, t: 100 * score(o, t) - 50\nof['test'].tensors[1][0] = 2"
     )
-    assert tuple(loader.look(path).scores) in ((-50, 50), (50, 50))
+    assert tuple(loader.inspect(path).scores) in ((-50, 50), (50, 50))
 
 
 def test_bundled_tasks_are_looked_at_without_a_check():
-    look = loader.look("digits-cnn")
+    look = loader.inspect("digits-cnn")
     assert len(look.layers) > 10
     assert (look.files, tuple(look.scores)) == ({}, (0, 1))

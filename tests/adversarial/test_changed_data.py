@@ -20,11 +20,11 @@ from shrinkkit.tasks import loader
 
 
 def look(path):
-    """Look at a task as a process of its own would."""
+    """Inspect a task as a separate process would."""
     usertasks.forget(path.parent.parent)
     before = list(sys.path)
     try:
-        return loader.look(path)
+        return loader.inspect(path)
     finally:
         sys.path[:] = before
         usertasks.forget(path.parent.parent)

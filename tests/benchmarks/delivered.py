@@ -21,6 +21,7 @@ import torch
 
 from shrinkkit.core import machines, studies
 from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.recipe import FLOAT32
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.measure import benchmark, scoring
@@ -28,7 +29,8 @@ from shrinkkit.runtimes import files as model_files
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.base import BuildRequest, Loaded
 from shrinkkit.tasks import loader
-from shrinkkit.transforms import apply, variants
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.transform import apply_stage
 
 GOALS = {"digits-cnn": (5.0, 12.0), "digits-transformer": (2.0, 3.5), "digits-lstm": (2.0, 3.5)}
 MOST_LOST = 0.01
@@ -41,19 +43,19 @@ def delivered(name: str, runtimes: list[str], folder: Path) -> tuple[dict[tuple[
     pruned: dict[str, torch.nn.Module] = {"": task.model}
     found, missing = {}, {}
     for recipe in [None, *studies.read_study(name).recipes]:
-        section = recipe.prune.model_dump() if recipe and recipe.prune else {}
-        key = str(section) if section else ""
-        if key not in pruned:
-            pruned[key] = apply.prune_task(task, **section, seed=0).model
-        quantize = recipe.quantize.model_dump() if recipe and recipe.quantize else {}
+        key = ""
+        for stage in recipe.stages if recipe else ():
+            before, key = key, f"{key} {stage.to_dict()}"
+            if key not in pruned:
+                pruned[key], _ = apply_stage(pruned[before], task, stage)
+        precision = recipe.precision if recipe else FLOAT32
+        method = precision.name.removeprefix("float32")
         label = recipe.name if recipe else "FP32"
         for runtime in runtimes:
             place = folder / label / runtime
             (place / "scratch").mkdir(parents=True)
-            observed = variants.calibration(task, quantize.get("calibration_examples", 128))
-            making = BuildRequest(
-                place, place / "scratch", pruned[key], task.example, quantize.get("method", ""), (), observed
-            )
+            observed = variants.calibration(task, getattr(precision.settings, "calibration_examples", 128))
+            making = BuildRequest(place, place / "scratch", pruned[key], task.example, method, (), observed)
             try:
                 made = model_files.build(runtime, making)
                 path = place / made.file.path

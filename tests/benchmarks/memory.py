@@ -31,22 +31,25 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from shrinkkit.core import store
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.stages import stage
+from shrinkkit.core.variant import History
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.measure import peak_memory
 from shrinkkit.measure.peak_memory import RESET
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks.task import Task
-from shrinkkit.transforms import apply, variants
+from shrinkkit.transforms import variants
+from shrinkkit.transforms.transform import apply_stage
 
 MB = 1_000_000
 ALLOWED = 300 * MB
 WIDTH = 2048
 """Of a layer: 17 MB of weights, a size that the system's allocator reuses badly."""
 ROW, BEFORE = "row.json", "before"
-EVERYWHERE = {"criterion": "magnitude", "scope": "global", "skip": [], "layers": {}, "epochs": 0, "learning_rate": 1e-3}
 PRUNE: dict[str, dict[str, Any]] = {
-    "channels-50": {"method": "channels", "ratio": 0.5, "round_to": 8, "steps": 1, **EVERYWHERE},
-    "weights-80": {"method": "weights", "ratio": 0.8, "biases": False, **EVERYWHERE},
+    "channels-50": {"prune-channels": {"ratio": 0.5}},
+    "weights-80": {"prune-weights": {"ratio": 0.8}},
 }
 QUANTIZE = ("dynamic-int8", "static-int8", "float16", "bfloat16")
 WAYS = ("baseline", *PRUNE, *QUANTIZE)
@@ -102,14 +105,13 @@ def make(way: str, runtime: str, megabytes: float, run: Path) -> tuple[int, int]
     the_task = task(megabytes)
     folder = run / "variants" / way
     if way in PRUNE:
-        pruned = apply.prune_task(the_task, **PRUNE[way], seed=0)
-        made = variants.write_pruned(folder, the_task, pruned, section=PRUNE[way], runtimes=[runtime], seed=0)
+        model, history = the_task.model, History(BASELINE)
+        for name, settings in PRUNE[way].items():
+            model, history = apply_stage(model, the_task, stage(name, settings), history=history)
+        made = variants.write(folder, the_task, model, runtimes=[runtime], history=history)
     elif way in QUANTIZE:
-        model = variants.source(run, "baseline", the_task)
-        section = {"method": way, "skip": [], "calibration_examples": 8}
-        made = variants.write_quantized(
-            folder, the_task, model, source="baseline", section=section, runtimes=[runtime], seed=0
-        )
+        precision = {way: {"calibration_examples": 8} if way == "static-int8" else {}}
+        made = variants.write(folder, the_task, the_task.model, precision=precision, runtimes=[runtime])
     else:
         made = variants.write(folder, the_task, the_task.model, runtimes=[runtime])
     return sum(p.nbytes for p in the_task.model.parameters()), sum(file.size_bytes for file in made.files)

@@ -281,7 +281,8 @@ def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_fir
     with pytest.raises(KeyboardInterrupt):
         execute(study, travelled.parent, Stopping())
     found = states(travelled)
-    assert found["1-baseline"] == found["2-prune-half.stage-1"] == "cached"
+    # The fixture has changed the baseline's record, so pruning runs again, but it leaves the same weights to train.
+    assert found["1-baseline"] == found["2-train-half"] == "cached"
     assert found["4-benchmark-cpu-onnxruntime"] in ("done", "cached")
     assert found[f"4-benchmark-cpu-onnxruntime-{machines.this_machine(Target('cpu', 'onnxruntime'))}"] == "interrupted"
 
