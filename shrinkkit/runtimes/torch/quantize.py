@@ -26,7 +26,7 @@ _PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
 _TIMES_MS: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
 """By model. An attribute would be scripted and saved, so that the same model gave another file each time."""
 _FAR_BEHIND, _CLEARLY_SLOWER = 2.0, 1.1
-"""Ratios of times from which an engine leaves the race, and up to which the order of preference decides."""
+"""Ratios of times from which an engine is no longer timed, and up to which the order of preference decides."""
 
 
 def dynamic_int8(
@@ -215,8 +215,8 @@ def engine_times_ms(model: nn.Module) -> dict[str, float]:
 
 def supported_engines() -> list[str]:
     """Return torch's quantized engines on this machine, in the order in which equally fast ones are preferred."""
-    found = set(torch.backends.quantized.supported_engines) - {"none"}
-    return sorted(found, key=lambda engine: (*_PREFERENCE, engine).index(engine))
+    engines = set(torch.backends.quantized.supported_engines) - {"none"}
+    return sorted(engines, key=lambda engine: (*_PREFERENCE, engine).index(engine))
 
 
 def narrow(engine: str, method: str) -> bool:
@@ -256,7 +256,7 @@ def saturates(engine: str) -> bool:
                 sums.append(torch.ops.quantized.conv2d(x, packed, unit, 0))
             else:
                 sums.append(torch.ops.quantized.linear(x, torch.ops.quantized.linear_prepack(weight, None), unit, 0))
-    return any(bool((found.int_repr().int() - 200).abs().max() > 1) for found in sums)
+    return any(bool((output.int_repr().int() - 200).abs().max() > 1) for output in sums)
 
 
 def is_exact(engine: str, method: str) -> bool:
@@ -311,18 +311,18 @@ class _Candidates:
         if engine not in self.kept and engine not in self.failures:
             with using_engine(engine):
                 try:
-                    made = self._convert(engine)
-                    made(*self._inputs)
-                    _unpack(made)
+                    model = self._convert(engine)
+                    model(*self._inputs)
+                    _unpack(model)
                 except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
                     self.failures[engine] = brief(error)
                 else:
-                    self.kept[engine] = made
+                    self.kept[engine] = model
         return engine in self.kept
 
     def forget(self, *, but: str) -> None:
         """Let go of all conversions but the one for an engine."""
-        self.kept = {name: made for name, made in self.kept.items() if name == but}
+        self.kept = {name: model for name, model in self.kept.items() if name == but}
         # Graphs of torch.fx refer to themselves.
         copies.trim_heap()
 

@@ -163,8 +163,8 @@ def _text(text: str) -> None:
 
 def _operator(target: str) -> None:
     known = bool(_SYMBOLIC.fullmatch(target) or _OF_GRAPHS.fullmatch(target))
-    if found := _OF_TENSORS.fullmatch(target):
-        namespace, name, overload = found.groups()
+    if match := _OF_TENSORS.fullmatch(target):
+        namespace, name, overload = match.groups()
         packet = getattr(getattr(torch.ops, namespace), name, None)
         known = name not in _FORBIDDEN and isinstance(getattr(packet, overload, None), torch._ops.OpOverload)
     if not known:
