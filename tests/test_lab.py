@@ -11,7 +11,8 @@ from shrinkkit.pipeline import plan
 pytestmark = pytest.mark.browser
 
 SHORT = {
-    **{name: {"threads": "1"} for name in ("1-baseline", "2-prune", "3-quantize")},
+    **{name: {"threads": "1"} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
+    "2-train": {"threads": "1", "source": '"pruned"'},
     "4-benchmark": {"threads": "1", "batch_sizes": "[]", "thread_counts": "[]"},
 }
 """Parameters that a person would change who is in a hurry and shares the machine."""
@@ -65,7 +66,9 @@ CHANGED = "before => [...document.querySelectorAll('.sk-live')].map(e => e.inner
 ACTS = {"2-prune": move_a_slider, "3-quantize": choose_another, "5-report": choose_another}
 
 
-@pytest.mark.parametrize("name", ["start", "1-baseline", "2-prune", "3-quantize", "4-benchmark", "5-report"])
+@pytest.mark.parametrize(
+    "name", ["start", "1-baseline", "2-prune", "2-train", "2-transform", "3-quantize", "4-benchmark", "5-report"]
+)
 def test_every_cell_runs_every_control_moves_and_what_was_shown_stays(place, address, opened, name):
     path = f"notebooks/{name}.ipynb"
     notebook = lab.Notebook(opened, address, path)
@@ -119,10 +122,10 @@ def test_the_stop_button_is_heard_while_the_kernel_is_timing(place, address, ope
 def test_a_wrong_parameter_is_told_in_one_line(place, address, opened):
     path = place / "notebooks" / "2-prune.ipynb"
     wrong = place / "notebooks" / "wrong.ipynb"
-    wrong.write_text(path.read_text().replace("ratio: float = 0.5", 'ratio: float = \\"half\\"'))
+    wrong.write_text(path.read_text().replace("seed: int = 0", 'seed: int = \\"half\\"'))
     notebook = lab.Notebook(opened, address, "notebooks/wrong.ipynb")
     notebook.run_all()
     notebook.save()
     notebook.close()
     (error,) = [o for o in lab.outputs(wrong) if o["output_type"] == "error"]
-    assert error["traceback"] == ["InvalidInput: `ratio` must be float, got 'half'."]
+    assert error["traceback"] == ["InvalidInput: `seed` must be int, got 'half'."]

@@ -25,7 +25,8 @@ def place(tmp_path_factory):
 
 
 SHORT = {
-    **{name: {"threads": 1} for name in ("1-baseline", "2-prune", "3-quantize")},
+    **{name: {"threads": 1} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
+    "2-train": {"threads": 1, "source": "pruned"},
     "4-benchmark": {"threads": 1, "batch_sizes": [], "thread_counts": []},
     "5-report": {},
 }
@@ -45,22 +46,25 @@ def shown(notebook):
     return [o.data.get("text/plain", "") for o in outputs if "data" in o]
 
 
-def test_the_first_notebook_says_what_there_is_and_measures_it(place):
+def test_the_quick_start_runs_and_compares_two_models(place):
     error, notebook = execute(place, "start")
     assert error == ""
-    texts = shown(notebook)
-    assert texts[0].startswith("Task digits-cnn")
-    assert "epoch 3 of 3" in texts[1]
-    assert "MACs of one example" in texts[2]
-    assert "regressions and improvements" in texts[4]
-    assert texts[-1].startswith("Speed-up: ")
+    task, training, size, latency, accuracy, conclusion = shown(notebook)
+    assert task.startswith("Task digits-cnn")
+    assert "epoch 3 of 3" in training
+    assert "MACs" in size
+    assert "A/A" in latency
+    assert "regressions and improvements" in accuracy
+    assert conclusion.startswith("Speed-up")
 
 
 @pytest.mark.parametrize(
     ("name", "made"),
     [
         ("1-baseline", "variants/baseline/variant.json"),
-        ("2-prune", "variants/channels-50/variant.json"),
+        ("2-prune", "variants/pruned/variant.json"),
+        ("2-train", "variants/fine-tuned/variant.json"),
+        ("2-transform", "variants/transformed/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
         (
             "4-benchmark",
@@ -83,7 +87,13 @@ def test_a_notebook_runs_and_leaves_its_record(place, name, made):
 def test_what_was_made_by_hand_can_be_concluded_from(place):
     found = json.loads((place.parent / "reports/by-hand/results.json").read_text())
     assert found["schema_version"] == SCHEMA_VERSION
-    assert {row["variant"] for row in found["rows"]} == {"baseline", "channels-50", "static-int8"}
+    assert {row["variant"] for row in found["rows"]} == {
+        "baseline",
+        "pruned",
+        "fine-tuned",
+        "transformed",
+        "static-int8",
+    }
 
 
 def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
@@ -91,6 +101,15 @@ def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
     assert "shrinkkit run" in error
 
 
-def test_pruning_that_is_asked_for_too_much_says_so(place):
-    error, _ = execute(place, "2-prune", ratio=50.0, variant="too-much")
-    assert "`ratio` must be in [0, 1), got 50.0. To remove half, pass 0.5." in error
+def test_a_pruning_ratio_out_of_range_names_the_rule_and_the_remedy(place):
+    error, _ = execute(place, "2-prune", settings={"ratio": 50.0}, variant="too-much")
+    assert "`ratio` must be a number in [0, 1), got 50.0. For 50 %, pass 0.5." in error
+
+
+def test_an_unattended_preview_computes_nothing_and_shows_the_settings(place):
+    for name, setting in (("2-prune", "prune-channels"), ("3-quantize", "static-int8")):
+        _, notebook = execute(place, name, **SHORT[name], variant=f"{name}-again")
+        (cell,) = [c for c in notebook.cells if c.id == "try"]
+        (output,) = cell.outputs
+        assert setting in output.data["text/plain"]
+        assert "application/vnd.jupyter.widget-view+json" not in output.data

@@ -224,16 +224,16 @@ class IntegerCheck(Rich):
     """Integer kernels compared with the same integers computed in float, which shows saturation."""
 
     max_relative_error: float
-    """Largest absolute difference of the outputs, as a share of the largest absolute output."""
+    """Of the outputs: largest absolute difference, relative to the largest absolute output."""
     layers: dict[str, float]
-    """By layer, fed with the same integers: the largest difference, as a share of its largest absolute output."""
+    """The same of each layer, with the same integers as inputs."""
     saturated: tuple[str, ...]
-    """Layers whose kernels gave other numbers than rounding explains."""
+    """Layers whose kernels differ by more than rounding."""
 
 
 @dataclass(frozen=True, repr=False)
 class Point(Rich):
-    """One variant at another batch size or number of threads than the rest of the benchmark."""
+    """One variant at another batch size or thread count."""
 
     variant: str
     batch_size: int
@@ -266,12 +266,12 @@ class Measurement(Rich):
     denormals: int = 0
     """Numbers too small for full precision among weights and layers' outputs; some processors are slow at them."""
     integers: IntegerCheck | None = None
-    """None for files that compute in float, and where a runtime cannot tell."""
+    """None for files in float, and if the runtime does not tell."""
     notes: tuple[str, ...] = ()
     """Why one of these could not be measured."""
 
     def shown(self) -> Shown:
-        """Return the view of it that `show` gives too."""
+        """Return its table."""
         return measurement_table(self)
 
 
@@ -304,12 +304,12 @@ class TargetRecord(Rich):
 
     def _rows(self) -> list[dict[str, Any]]:
         """Return a row for each variant, without raw samples and scores."""
-        whole = [row for one in self.measurements for row in one._rows()]
-        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in whole]
+        rows = [row for one in self.measurements for row in one._rows()]
+        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in rows]
 
 
 def _spread(values: list[float]) -> float:
-    """Return the range of the middle half of `values` as a share of their median; 0 for fewer than four."""
+    """Return the interquartile range of `values` relative to their median; 0 for fewer than four."""
     if len(values) < 4:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4)
@@ -370,7 +370,10 @@ def accuracy_table(of: "Accuracy") -> Table:
     shares = formats.is_fraction(of.scores)
     pairs = [
         (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
-        ("change", cells.change(of.difference, is_fraction=shares).plain() if of.difference else ""),
+        (
+            "\N{GREEK CAPITAL LETTER DELTA} accuracy",
+            cells.change(of.difference, is_fraction=shares).plain() if of.difference else "",
+        ),
         ("same predictions", formats.percent(of.agreement) if of.difference and of.agreement is not None else ""),
         ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
         ("regressions and improvements", f"{of.regressions} and {of.improvements}" if of.difference else ""),

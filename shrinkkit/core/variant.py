@@ -168,7 +168,7 @@ class Variant(Rich):
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Make the audit one that shows itself."""
+        """Make the audit displayable."""
         object.__setattr__(self, "audit", Audit(self.audit))
 
     @property
@@ -184,15 +184,15 @@ class Variant(Rich):
         return tuple(str(name) for stage in stages for name in stage) if isinstance(stages, (list, tuple)) else ()
 
     def shown(self) -> Shown:
-        """Return what was asked for and what was reached."""
+        """Return the recipe and its result."""
         return variant_table(self)
 
 
 def variant_table(of: "Variant") -> Table:
-    """Return what a variant's recipe asked for and what was reached."""
+    """Return a variant's recipe and its result."""
     steps = [f"{name} {settings}".strip() for name, settings in described(of.recipe)]
     pairs = [
-        ("recipe", "; ".join(steps) or "none: this is the model as it was"),
+        ("recipe", "; ".join(steps) or "none (original model)"),
         ("made from", of.source or ""),
         ("parameters", formats.count(of.parameters)),
         ("MACs of one example", formats.count(of.macs)),
@@ -222,14 +222,12 @@ def files_table(of: "Variant") -> Table:
     columns = (
         Column("runtime"),
         Column("file"),
-        Column("on disk", True),
+        Column("file size", True),
         Column("compressed", True),
-        Column("deviation", True),
+        Column("max. relative error", True),
         Column("SHA-256"),
     )
-    note = (
-        "Deviation: how far outputs of the file loaded back are from the model's in memory, as a share of the largest."
-    )
+    note = "Error of the outputs of the file, loaded back, against the model in memory, relative to the largest output."
     return Table(f"Model files of {of.name}", columns, tuple(rows), note)
 
 
@@ -249,7 +247,7 @@ def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float
         Column("parameters", True),
         Column("zeros", True),
         *(Column(f"in {runtime}") for runtime in runtimes),
-        Column("why left alone"),
+        Column("reason"),
     )
     summary = _summary(layers, runtimes, sparsity)
     return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, runtimes) for layer in layers))

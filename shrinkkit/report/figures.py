@@ -363,6 +363,6 @@ def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     steps = [2.0**power for power in range(first, last + 1) if power % stride == 0]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_xticks(steps, [f"{step:.2g}{TIMES}" for step in steps])
+    axes.set_xticks(steps, [f"{step:{'g' if step >= 1 else '.2g'}}{TIMES}" for step in steps])
     axes.minorticks_off()
     axes.set_xlabel("speed-up over PyTorch")

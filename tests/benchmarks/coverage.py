@@ -22,7 +22,7 @@ def ruined(random: np.random.Generator, count: int) -> tuple[Scores, Scores]:
 
 
 def covered(random: np.random.Generator, count: int, repeats: int) -> tuple[float, float]:
-    """Return the share of intervals that hold the true change of -0.015: Student's, and ours."""
+    """Return the coverage of the true change of -0.015 by 95 % intervals: Student's, and ours."""
     students = ours = 0
     for _ in range(repeats):
         before, after = ruined(random, count)
@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     repeats = parser.parse_args().repeats
     random = np.random.default_rng(0)
-    print("| test examples | 95 % intervals that hold the true change: Student's | shrinkkit's |\n|---|---|---|")
+    print("| test examples | coverage of the true change by 95 % intervals: Student's | shrinkkit's |\n|---|---|---|")
     for count in (20, 50, 100, 400):
         students, ours = covered(random, count, repeats)
         print(f"| {count} | {students:.0%} | {ours:.1%} |", flush=True)
-    print("\n| variants in the study | each judged by its own interval | shrinkkit |\n|---|---|---|")
+    print("\n| variants in the study | each variant by its interval | shrinkkit |\n|---|---|---|")
     for variants in (1, 7, 20):
         singly, together = approved(random, variants, repeats)
         print(f"| {variants} | {singly:.1%} | {together:.1%} |", flush=True)

@@ -1,6 +1,6 @@
 """How near is the peak memory that shrinkkit reads from the system to what torch's allocator handed out?
 
-Each model runs in a fresh process. Beside it stands what is usually done: resident memory after a call minus before it.
+Each model runs in a fresh process. For comparison, the common method: resident memory after a call minus before it.
 
     python tests/benchmarks/footprint.py
 """
@@ -81,7 +81,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print("| a call of | allocator's peak, MB | shrinkkit | differs by | resident after minus before |")
+    print("| model | allocator's peak, MB | shrinkkit | difference | resident memory after - before |")
     print("| --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         apart = row["system"] / row["allocator"] - 1

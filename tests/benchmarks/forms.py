@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     registry.use_threads(asked.threads)
-    print("| model | `ep.module()`, as a .pt2 file loads | file for torch (TorchScript) | the file written twice |")
+    print("| model | `ep.module()`, as a .pt2 file loads | file for torch (TorchScript) | two exports of the model |")
     print("|---|---|---|---|")
     for name, (model, example) in models().items():
         with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second, quiet.libraries():

@@ -66,7 +66,7 @@ def test_a_file_that_is_not_the_recorded_one_is_not_measured(task, tmp_path):
     with (folder / made.files[0].path).open("ab") as file:
         file.write(b"\0")
     trial = session.load(tmp_path, [], Settings(TORCH, task, threads=1))["baseline"]
-    assert "is not the file that the record describes" in trial.error
+    assert "is not the file that its record describes" in trial.error
 
 
 def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_path):
@@ -78,7 +78,7 @@ def test_a_file_with_other_outputs_than_its_reference_is_not_measured(task, tmp_
     save_file(stored | {"torch.0": stored["torch.0"] * 1.5}, folder / REFERENCE)
     assert made.files
     assert (
-        "must reproduce its reference outputs"
+        "must give its reference outputs"
         in session.load(tmp_path, [], Settings(TORCH, task, threads=1))["baseline"].error
     )
 
@@ -141,11 +141,11 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
     loaded = session.load(run, ["int8", "half"], Settings(TORCH, task, threads=1))
     calls = itertools.count()
 
-    def prepare(inputs):
+    def bind(inputs):
         return lambda: task.model(*inputs) * (1 + next(calls))
 
-    broken = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
-    broken = dataclasses.replace(broken, again=lambda: broken)
+    broken = dataclasses.replace(loaded["int8"].loaded, bind=bind)
+    broken = dataclasses.replace(broken, clone=lambda: broken)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
     found, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
     assert set(found) == {"half"}
@@ -182,12 +182,12 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
     loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1))
     own = dataclasses.replace(task, example=tuple(x.clone() for x in task.example))
 
-    def prepare(inputs):
+    def bind(inputs):
         output = task.model(*inputs)
         return lambda: (inputs[0].add_(1e-3), output)[1]
 
-    writing = dataclasses.replace(loaded["int8"].loaded, prepare=prepare)
-    writing = dataclasses.replace(writing, again=lambda: writing)
+    writing = dataclasses.replace(loaded["int8"].loaded, bind=bind)
+    writing = dataclasses.replace(writing, clone=lambda: writing)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=writing)
     found, errors = session.compare_latency(loaded, Settings(TORCH, own, threads=1))
     assert found == {}

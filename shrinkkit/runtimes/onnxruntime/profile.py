@@ -5,7 +5,6 @@ Source: ONNX Runtime, "Profiling Tools".
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from shrinkkit.core import processes
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
 from shrinkkit.runtimes.layers import CONVERSIONS, no_recurrent, precisions
@@ -55,8 +55,8 @@ def int8_weights(path: Path) -> frozenset[str]:
         "session.disable_prepacking": "1",
         "session.optimized_model_external_initializers_file_name": "weights",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = str(Path(folder) / "optimized.onnx")
+    with processes.short_folder() as folder:
+        optimized = str(folder / "optimized.onnx")
         options = load.configured({"session_config_entries": entries, "optimized_model_filepath": optimized})
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(optimized, load_external_data=False).graph
@@ -82,9 +82,9 @@ def layers(
     """Return layer, operator and ms of each node of each call on the CPU, by ONNX Runtime's profile."""
     options = load.options(path, threads)
     options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+    with processes.short_folder() as folder:
+        options.profile_file_prefix = str(folder / "profile")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feed = {i.name: x.contiguous().numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
         number = repeats(lambda: session.run(None, feed))

@@ -5,7 +5,6 @@ Source: torch.fx.Interpreter; torch.profiler.
 
 import json
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from shrinkkit import quiet
+from shrinkkit.core import processes
 from shrinkkit.errors import Unsupported
 from shrinkkit.runtimes.base import Calls, count_denormals
 from shrinkkit.runtimes.torch import build, load
@@ -165,8 +165,8 @@ def _owners(module: Any, call: Callable[[], Any], stated: Sequence[tuple[str, st
     """Return the layer of each operator of one call, in order."""
     with _profile(with_modules=True) as profile:
         call()
-    with tempfile.TemporaryDirectory() as folder:
-        profile.export_chrome_trace(trace := str(Path(folder) / "trace.json"))
+    with processes.short_folder() as folder:
+        profile.export_chrome_trace(trace := str(folder / "trace.json"))
         events = json.loads(Path(trace).read_text())["traceEvents"]
     # Operators have a namespace, calls of methods do not.
     operators = [e for e in events if e.get("cat") == "cpu_op" and "::" in e["name"]]
