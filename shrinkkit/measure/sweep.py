@@ -60,7 +60,8 @@ def run(
     pairs = [(size, settings.threads) for size in dict.fromkeys(batch_sizes) if size != batch_size]
     pairs += [(batch_size, count) for count in dict.fromkeys(thread_counts) if count != settings.threads]
     files = {name: variant.loaded for name, variant in loaded.items() if variant.loaded}
-    if BASELINE not in files or len(files) == 1:
+    if not pairs or BASELINE not in files or len(files) == 1:
+        progress(1, 1, "nothing to measure")
         return ()
     deadline, points = time.perf_counter() + budget_s, []
     for i, (size, count) in enumerate(pairs):

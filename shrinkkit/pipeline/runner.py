@@ -20,6 +20,7 @@ from pathlib import Path
 from shrinkkit.core import lease, machines, processes, run_folder, store
 from shrinkkit.core.recipe import BASELINE, TASKS, Study
 from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.stages import ENTRY_POINTS
 from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
 from shrinkkit.core.studies import check_patterns, check_unit
@@ -378,5 +379,6 @@ def _software() -> str:
             digest.update(path.read_bytes())
     # Of two distributions of a name, the first on the path is imported.
     installed = {distribution.name: distribution.version for distribution in reversed(list(metadata.distributions()))}
-    versions = [f"{name}={installed.get(name)}" for name in registry.packages()]
+    transforms = {entry.dist.name for entry in metadata.entry_points(group=ENTRY_POINTS) if entry.dist}
+    versions = [f"{name}={installed.get(name)}" for name in (*registry.packages(), *sorted(transforms))]
     return digest.hexdigest() + ",".join([sys.version, *versions])

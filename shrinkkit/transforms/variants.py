@@ -216,7 +216,7 @@ def _files(
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
             made.notes += [f"{runtime}: {one.note}."] if one.note else []
-    progress(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and proved")
+    progress(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and verified")
     return made
 
 

@@ -1,7 +1,7 @@
 """How much memory does compressing take, beyond the model that is compressed and the one that comes of it?
 
 Each way of compressing runs for each runtime in a fresh process, as the steps of a study do: the task is loaded, the
-model is compressed, its file is written and proved. What counts is the most that the process and its children ever
+model is compressed, its file is written and verified. What counts is the most that the process and its children ever
 held, by the system's own count, above what it held before the model was made. By then it has compressed a tiny model in
 the same way, so that libraries and their code are in memory already.
 

@@ -60,7 +60,7 @@ def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
     options = {"precision": "float16", "progress": lambda *event: seen.append(event)}
     variants.write(tmp_path / "half", task, task.model, runtimes=RUNTIMES, **options)
-    assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and proved")]
+    assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and verified")]
 
 
 def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):
