@@ -46,7 +46,7 @@ from shrinkkit.runtimes import registry
 from shrinkkit.transforms import variants
 available = [name for name, reason in registry.available().items() if not reason and name.startswith("cpu/")]
 small = task()
-made = variants.write(Path("variants/baseline"), small, small.model, recipe={}, runtimes=["torch", "onnxruntime"])
+made = variants.write(Path("variants/baseline"), small, small.model, runtimes=["torch", "onnxruntime"])
 print(available, [file.runtime for file in made.files], made.refusals)
 """
 

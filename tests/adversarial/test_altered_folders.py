@@ -361,7 +361,7 @@ def test_damaged_json_is_told_and_nothing_breaks(run, file, what):
     data = DAMAGE[what]
     (run / file).write_bytes(data if isinstance(data, bytes) else data.encode())
     (listed,) = index_page.read(run.parent)
-    assert listed.found.notes
+    assert listed.results.notes
     assert listed.status in ("with failures", "unreadable", "by hand")
 
 

@@ -226,7 +226,7 @@ def test_files_that_hang_or_are_whole_get_a_finding_each_in_time(folder):
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "-inf"])
 def test_a_time_limit_that_is_none_is_refused(made, capsys, value):
     assert cli.main(["verify", str(made), f"--timeout={value}"]) == 2
-    assert "`--timeout`" in capsys.readouterr().err
+    assert "timeout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["-1", "-3", "100000", "10000000", "99999999999999999999"])

@@ -97,6 +97,7 @@ def test_work_of_this_process_shows_as_its_own():
     while time.process_time() < end:
         pass
     after = contention.snapshot()
-    assert after.own_s - before.own_s >= 0.04
+    # The system counts in steps of 0.01 s.
+    assert after.own_s - before.own_s >= 0.03
     assert after.wall_s > before.wall_s
     assert after.cores >= 1

@@ -210,7 +210,7 @@ def test_conversions_around_every_layer_explain_a_slow_down(tmp_path):
     before, after = (sum(one.ms for one in times) for times in found)
     speedup = Estimate(before / after, before / after, before / after)
     said = diagnosis.slow_down(*found, (), runtime="torch", denormals=0, speedup=speedup, verdict="slower")
-    assert "Converting numbers" in said[0]
+    assert "Conversions of number formats" in said[0]
     assert "quantize_per_tensor" in said[0]
     assert "dequantize" in said[0]
 
