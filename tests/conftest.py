@@ -59,3 +59,20 @@ def opened():
         found = driver.chromium.launch(executable_path=lab.browser(), args=lab.ARGUMENTS)
         yield found
         found.close()
+
+
+@pytest.fixture
+def same_threads():
+    """Undo what a test changes of torch's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Compute with one thread: those that wait for each other on a busy machine take the time of everything."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,6 +8,7 @@ import examples
 import numpy as np
 import pytest
 import torch
+from builds import write_variants
 from tiny import task as tiny_task
 from torch import nn
 
@@ -24,15 +25,9 @@ from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.transforms import variants
 
+pytestmark = pytest.mark.usefixtures("one_thread", "same_threads")
+
 TORCH = Target("cpu", "torch")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +38,9 @@ def task():
 @pytest.fixture(scope="module")
 def run(task, tmp_path_factory):
     """A run of float, int8 and 16-bit files on torch."""
-    folder = tmp_path_factory.mktemp("run")
     precisions = {"baseline": "float32", "dynamic-int8": "dynamic-int8", "bfloat16": "bfloat16"}
     precisions["static-int8"] = {"static-int8": {"calibration_examples": 32}}
-    for name, precision in precisions.items():
-        variants.write(folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch"])
-    return folder
+    return write_variants(tmp_path_factory.mktemp("run"), task, precisions, ["torch"])
 
 
 def test_baseline_and_every_variant_on_torch_run_in_one_form(run, task):

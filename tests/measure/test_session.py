@@ -2,7 +2,7 @@ import dataclasses
 import itertools
 
 import pytest
-import torch
+from builds import write_variants
 from tiny import task as tiny_task
 
 from shrinkkit.core import machines, store
@@ -15,6 +15,8 @@ from shrinkkit.runtimes import files, registry
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
 
 
@@ -25,23 +27,8 @@ def task():
 
 @pytest.fixture(scope="module")
 def run(task, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    for name, precision in (
-        ("baseline", "float32"),
-        ("int8", {"static-int8": {"calibration_examples": 32}}),
-        ("half", "bfloat16"),
-    ):
-        variants.write(
-            folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch", "onnxruntime"]
-        )
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    precisions = {"baseline": "float32", "int8": {"static-int8": {"calibration_examples": 32}}, "half": "bfloat16"}
+    return write_variants(tmp_path_factory.mktemp("run"), task, precisions, ["torch", "onnxruntime"])
 
 
 def test_every_variant_of_the_folder_is_loaded_and_proved(run, task):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from builds import write_variants
 from tiny import Corner
 from tiny import task as tiny_task
 
@@ -11,6 +12,8 @@ from shrinkkit.measure import session, sweep
 from shrinkkit.measure.session import Settings
 from shrinkkit.transforms import variants
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
 
 
@@ -21,22 +24,8 @@ def task():
 
 @pytest.fixture(scope="module")
 def run(task, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    for name, precision in (
-        ("baseline", "float32"),
-        ("int8", {"static-int8": {"calibration_examples": 32}}),
-    ):
-        variants.write(
-            folder / "variants" / name, task, task.model, precision=precision, runtimes=["torch", "onnxruntime"]
-        )
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    precisions = {"baseline": "float32", "int8": {"static-int8": {"calibration_examples": 32}}}
+    return write_variants(tmp_path_factory.mktemp("run"), task, precisions, ["torch", "onnxruntime"])
 
 
 def swept(run, task, target, **options):

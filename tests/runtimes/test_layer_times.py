@@ -17,6 +17,8 @@ from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import profile as torch_profile
 from shrinkkit.runtimes.torch import quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread", "same_threads")
+
 KINDS = ("pt2", "torchscript", "static torchscript", "dynamic torchscript", "onnx", "static onnx")
 NAMED = (
     ("used twice", "pt2"),
@@ -32,15 +34,6 @@ NAMED = (
     ("torch's transformer", "static torchscript"),
     ("torch's transformer", "dynamic torchscript"),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine would take the time of everything."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Planted(nn.Module):

@@ -9,13 +9,7 @@ from shrinkkit.tasks import modules
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import finetune, prune
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dataset(count, seed):

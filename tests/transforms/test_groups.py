@@ -17,6 +17,8 @@ from shrinkkit.tasks import loader
 from shrinkkit.transforms import checkpoint, finetune, groups, prune, surgery
 from shrinkkit.transforms.groups import Edit, Group, Pruner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GONE = [1, 4, 5, 11]
 """Hidden units whose weights are so small that they go first."""
 
@@ -50,14 +52,6 @@ def assert_whole(layer):
     assert {n: p.shape for n, p in layer.named_parameters()} == {n: p.shape for n, p in new.named_parameters()}
     assert [id(p) for p in layer._flat_weights] == [id(p) for p in layer.parameters()]
     assert all(isinstance(p, nn.Parameter) and p.is_contiguous() for p in layer.parameters())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,6 +15,8 @@ from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
 from shrinkkit.tasks import modules
 from shrinkkit.transforms import groups, prune, surgery
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def made(name):
     make, example = MODELS[name]
@@ -40,14 +42,6 @@ def state(model):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

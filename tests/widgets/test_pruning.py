@@ -6,8 +6,6 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
-from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
 from ruamel.yaml import YAML
 from tiny import task as tiny_task
 from torch import nn
@@ -46,22 +44,6 @@ def applied(task, name, **settings):
 def preview(task, name, layer=pruning.NONE, **settings):
     stage, made = applied(task, name, **settings)
     return pruning.pruned(task, task.model, made, stage, layer=layer).parts
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    """Return a function that runs code in a kernel, attended or not, and returns the texts of its outputs."""
-    client = NotebookClient(new_notebook(), timeout=60)
-
-    def run(source, attended=True):
-        client.kc.allow_stdin = attended
-        client.nb.cells = [new_code_cell(source)]
-        client.execute_cell(client.nb.cells[0], 0)
-        return [output.data["text/plain"] for output in client.nb.cells[0].outputs if "data" in output]
-
-    with client.setup_kernel():
-        run(BEGIN)
-        yield run
 
 
 def test_channels_are_shown_with_the_size_of_the_pruned_model(task):

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
 from tiny import Corner
 from tiny import task as tiny_task
 
@@ -47,22 +45,6 @@ def compare(task, name, model=None, skip=()):
 @pytest.fixture(scope="module")
 def bfloat16(task):
     return compare(task, "bfloat16")
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    """Return a function that runs code in a kernel, attended or not, and returns the texts of its outputs."""
-    client = NotebookClient(new_notebook(), timeout=60)
-
-    def run(source, attended=True):
-        client.kc.allow_stdin = attended
-        client.nb.cells = [new_code_cell(source)]
-        client.execute_cell(client.nb.cells[0], 0)
-        return [output.data["text/plain"] for output in client.nb.cells[0].outputs if "data" in output]
-
-    with client.setup_kernel():
-        run(BEGIN)
-        yield run
 
 
 @pytest.mark.parametrize("name", ["dynamic-int8", "static-int8", "float16", "bfloat16"])
