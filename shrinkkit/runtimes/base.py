@@ -1,11 +1,10 @@
 """What a runtime does with model files, and what all of them share: requests, loaded files, and the proof of a file."""
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
+from shrinkkit.core import store
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import ANY_PROCESSOR, WITH_VNNI, LayerPrecision, ModelFile, Port
 from shrinkkit.errors import ModelFileError, Unsupported, brief
@@ -307,15 +307,11 @@ def describe(
 
 
 def sha256(*paths: Path) -> str:
-    """Return the SHA-256 of files one after the other, as 64 hexadecimal digits.
-
-    Raises:
-        ModelFileError: One of them is missing.
-    """
-    digest = hashlib.sha256()
-    for chunk in _chunks(paths):
-        digest.update(chunk)
-    return digest.hexdigest()
+    """Return the SHA-256 of files one after the other; raises ModelFileError if one is missing."""
+    try:
+        return store.sha256(*paths)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{Path(error.filename).name} is missing. {REMEDY}") from error
 
 
 def tolerance(file: ModelFile, device: str) -> float:
@@ -375,18 +371,11 @@ def _port(name: str, tensor: torch.Tensor, batch: int | None) -> Port:
     return Port(name, str(tensor.dtype).removeprefix("torch."), shape)
 
 
-def _chunks(paths: Iterable[Path]) -> Iterator[bytes]:
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    yield chunk
-        except FileNotFoundError as error:
-            raise ModelFileError(f"{path.name} is missing. {REMEDY}") from error
-
-
 def _compressed_bytes(paths: Iterable[Path]) -> int:
     """Return the size of the files after zlib at its fastest, which shows how much zeros save in transfer."""
     squeeze = zlib.compressobj(level=1)
-    total = sum(len(squeeze.compress(chunk)) for chunk in _chunks(paths))
+    total = 0
+    for path in paths:
+        with path.open("rb") as file:
+            total += sum(len(squeeze.compress(chunk)) for chunk in iter(partial(file.read, 1 << 20), b""))
     return total + len(squeeze.flush())

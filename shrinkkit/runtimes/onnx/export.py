@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes.base import BuildRequest, BuiltFile, Loaded, prove
 from shrinkkit.runtimes.onnx import store
 from shrinkkit.runtimes.torch.build import export
 from shrinkkit.tasks import outputs
@@ -33,6 +33,13 @@ def source(request: BuildRequest) -> tuple[Path, str]:
         request.shared["onnx"] = path, write(request.model, request.example, path, external=bool(request.precision))
     path, note = request.shared["onnx"]
     return path, note
+
+
+def build_float32(request: BuildRequest, load: Callable[..., Loaded]) -> BuiltFile:
+    """Return the float32 file of a request, verified by the runtime whose function `load` is."""
+    exported, note = source(request)
+    expected = request.outputs_of(request.model)
+    return prove(request, load, exported, format="onnx", tolerance=TOLERANCE, expected=expected, notes=[note])
 
 
 def write(model: nn.Module, example: Example, path: Path, *, external: bool = False) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from shrinkkit.errors import ModelFileError, Unsupported
 from shrinkkit.runtimes.base import BuildRequest, BuiltFile, prove, refuse_float
-from shrinkkit.runtimes.onnx.export import TOLERANCE, source
+from shrinkkit.runtimes.onnx.export import TOLERANCE, build_float32, source
 from shrinkkit.runtimes.onnxruntime import integers, load, profile, quantize
 from shrinkkit.runtimes.onnxruntime.quantize import FORMS, Form
 from shrinkkit.tasks import copies, outputs
@@ -23,10 +23,9 @@ _COMPARED_BATCHES = 8
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for ONNX Runtime, which has files in float32 and int8."""
-    exported, note = source(request)
     if not request.precision:
-        expected = request.outputs_of(request.model)
-        return prove(request, load.load, exported, format="onnx", tolerance=TOLERANCE, expected=expected, notes=[note])
+        return build_float32(request, load.load)
+    exported, note = source(request)
     path = request.folder / "model.onnx"
     form, reason = _exact_form(exported, path, request)
     layers = profile.int8_layers(path, request)

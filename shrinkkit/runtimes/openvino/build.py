@@ -19,7 +19,7 @@ from shrinkkit import quiet
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.runtimes.base import BuildRequest, BuiltFile, prove, refuse_float
-from shrinkkit.runtimes.onnx.export import TOLERANCE, source
+from shrinkkit.runtimes.onnx.export import TOLERANCE, build_float32, source
 from shrinkkit.runtimes.openvino import load, profile
 from shrinkkit.runtimes.openvino.spec import GROUP_SIZE, PRECISION, OpenVino
 from shrinkkit.tasks.modules import Example
@@ -60,10 +60,9 @@ def saturates() -> bool:
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for OpenVINO: ONNX in float32, else OpenVINO's format, by NNCF in int8."""
-    exported, note = source(request)
     if not request.precision:
-        expected = request.outputs_of(request.model)
-        return prove(request, load.load, exported, format="onnx", tolerance=TOLERANCE, expected=expected, notes=[note])
+        return build_float32(request, load.load)
+    exported, note = source(request)
     path = request.folder / "model.openvino.xml"
     weights = path.with_suffix(".bin")
     static = request.precision == "static-int8"
