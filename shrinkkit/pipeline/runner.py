@@ -165,25 +165,25 @@ def prepare(
     check_unit(study, inspection.scores)
     task = _relative_task(run, study.task)
 
-    def planned(**options: Sequence[str]) -> PreparedRun:
-        return PreparedRun(
-            run=run,
-            steps=_checked(plan.plan(study, task=task, threads=threads, **options)),
-            command=command,
-            threads=threads,
-            timeout_s=study.timeout_s,
-            fingerprint=inspection.fingerprint + _software(),
-            task_files=inspection.files,
-            force=force,
-            # The run folder is passed on, so it must not tell where the study and the task lay.
-            study=study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")}),
-        )
+    def steps_of(**options: Sequence[str]) -> tuple[Planned, ...]:
+        return _checked(plan.plan(study, task=task, threads=threads, **options))
 
-    prepared = planned()
+    prepared = PreparedRun(
+        run=run,
+        steps=steps_of(),
+        command=command,
+        threads=threads,
+        timeout_s=study.timeout_s,
+        fingerprint=inspection.fingerprint + _software(),
+        task_files=inspection.files,
+        force=force,
+        # The run folder is passed on, so it must not tell where the study and the task lay.
+        study=study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")}),
+    )
     if prepared.preview()[prepared.steps[0].name] == "cached":
         # The machine that made the cached baseline stays the run's own.
         baseline = store.read(run.variant_record(BASELINE), Variant)
-        return planned(own=machines.names(baseline.environment))
+        return replace(prepared, steps=steps_of(own=machines.names(baseline.environment)))
     return prepared
 
 
