@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,8 +25,6 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
     values = tensor.detach().cpu().contiguous().reshape(-1)
     return f"{tuple(tensor.shape)}{tensor.dtype}".encode() + values.view(torch.uint8).numpy().tobytes()
 
-
-_Drop = tuple[Tensor, ...]
 
 # What a model's own forward may raise when a tensor no longer has the shape it expects.
 FORWARD_ERRORS = (

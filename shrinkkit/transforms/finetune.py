@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.tasks.modules import _Drop, duplicate
+from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import prune
 from shrinkkit.transforms.transform import Made
@@ -133,7 +133,7 @@ def _check_trainable(model: nn.Module) -> None:
 
 def _shuffled(
     task: Task, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[_Drop, Any]]:
+) -> Iterator[tuple[Example, Any]]:
     order = torch.randperm(len(task.train), generator=generator).tolist()  # type: ignore[arg-type]
     if len(order) % batch_size == 1 and len(order) > 1:
         order.pop()

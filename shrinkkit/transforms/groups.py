@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.tasks import modules, outputs
-from shrinkkit.tasks.modules import FORWARD_ERRORS, _Drop
+from shrinkkit.tasks.modules import FORWARD_ERRORS, Example
 
 COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """The layer types whose output channels are pruned and counted."""
@@ -126,7 +126,7 @@ def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
     return args[at] if len(args) > at else kwargs.get(name, default)
 
 
-def _forward(model: nn.Module, example: _Drop) -> Any:
+def _forward(model: nn.Module, example: Example) -> Any:
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
     hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
@@ -175,7 +175,7 @@ def _as_one_node(layer: nn.Module) -> None:
     layer.forward = traced
 
 
-def groups(model: nn.Module, example: _Drop) -> list[Group]:
+def groups(model: nn.Module, example: Example) -> list[Group]:
     """Return the groups of layers of `model` that must lose channels together.
 
     `model` is left unchanged. Runs it once on `example`.

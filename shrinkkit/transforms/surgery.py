@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from shrinkkit.tasks import outputs
-from shrinkkit.tasks.modules import FORWARD_ERRORS, _Drop, duplicate
+from shrinkkit.tasks.modules import FORWARD_ERRORS, Example, duplicate
 from shrinkkit.transforms import groups
 from shrinkkit.transforms.groups import Edit, Group, attention_heads, width
 
@@ -147,14 +147,14 @@ def _without_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def run(model: nn.Module, example: _Drop) -> list[Tensor]:
+def run(model: nn.Module, example: Example) -> list[Tensor]:
     """Return the output tensors of one call, without gradients and with the generator's state put back."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         return outputs.tensors(model(*(t.clone() for t in example)))
 
 
-def disproof(model: nn.Module, cut: Cut, example: _Drop) -> str:
+def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
     """Return why `cut` may not be made, or an empty string once it is proven right.
 
     A cut is right when the model that was cut computes exactly what `model` computes with the same
@@ -182,7 +182,7 @@ def disproof(model: nn.Module, cut: Cut, example: _Drop) -> str:
     return ""
 
 
-def _same(masked: nn.Module, pruned: nn.Module, example: _Drop) -> bool:
+def _same(masked: nn.Module, pruned: nn.Module, example: Example) -> bool:
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3), (None, 5e-2)):
         a, b, x = duplicate(masked), duplicate(pruned), example
         if dtype is not None:
