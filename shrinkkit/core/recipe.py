@@ -4,32 +4,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from shrinkkit.core.stages import Choice, Key, Patterns, Section, StageField, choice, settings_of
+from shrinkkit.core.stages import FLOAT32, PRECISIONS, Key, PrecisionField, Section, StageField, whole
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
-from shrinkkit.errors import InvalidInput, message, nearest, options
+from shrinkkit.errors import message, nearest, options
 
 BUILT_IN: tuple[str, ...] = (
-    "channels-50",
-    "weights-80",
-    "dynamic-int8",
-    "static-int8",
-    "float16",
-    "bfloat16",
-    "channels-50-static-int8",
+    *("channels-50", "weights-80", "dynamic-int8", "static-int8"),
+    *("float16", "bfloat16", "channels-50-static-int8"),
 )
 """Names of the recipes that come with shrinkkit."""
 
@@ -44,13 +30,10 @@ MOST_STAGES = 100
 """Of a recipe."""
 RECIPES = "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`"
 
-_TARGET = r"(cpu|cuda|mps)/[A-Za-z0-9_]+"
-TargetName = Annotated[str, Field(pattern=f"^{_TARGET}$", description="device/runtime, such as cpu/torch")]
+TargetName = Annotated[
+    str, Field(pattern="^(cpu|cuda|mps)/[A-Za-z0-9_]+$", description="device/runtime, such as cpu/torch")
+]
 """Which ones exist, the runtimes say; see `registry.check_targets`."""
-_INT8 = ("dynamic-int8", "static-int8")
-_HALF = ("float16", "bfloat16")
-METHODS = (*_INT8, *_HALF)
-"""The precisions below float32."""
 
 
 def _fit_for_a_folder(name: str) -> str:
@@ -60,12 +43,13 @@ def _fit_for_a_folder(name: str) -> str:
 
 
 def _unreserved(name: str) -> str:
+    rule = ""
     if name.lower() == BASELINE:
-        raise PydanticCustomError("rule", "`name` must not be `baseline`, which names the unchanged model")
-    if re.search(rf"{re.escape(STAGE)}\d+$", name.lower()):
-        raise PydanticCustomError(
-            "rule", f"`name` must not end in `{STAGE}` and a number, which names a part of a recipe"
-        )
+        rule = "not be `baseline`, which names the unchanged model"
+    elif re.search(rf"{re.escape(STAGE)}\d+$", name.lower()):
+        rule = f"not end in `{STAGE}` and a number, which names a part of a recipe"
+    if rule:
+        raise PydanticCustomError("rule", f"`name` must {rule}")
     return name
 
 
@@ -74,59 +58,6 @@ _FolderName = Annotated[
     AfterValidator(_fit_for_a_folder),
     Field(description="a folder name (letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit)"),
 ]
-
-
-class Float32(Section):
-    """Compute in float32, as the model was trained."""
-
-
-class StaticInt8(Section):
-    """Compute in 8-bit integers, with ranges of activations fixed beforehand on calibration data."""
-
-    skip: Patterns = ()
-    """Layers to leave in float."""
-    calibration_examples: Annotated[int, Field(ge=1, description="a whole number >= 1")] = 128
-    """Examples of the calibration split that set the ranges."""
-
-
-class WithoutData(Section):
-    """Compute in 8-bit integers or 16-bit floats, without calibration data."""
-
-    skip: Patterns = ()
-    """Layers to leave in float32."""
-
-
-PRECISIONS: dict[str, type[Section]] = {
-    "float32": Float32,
-    "dynamic-int8": WithoutData,
-    "static-int8": StaticInt8,
-    "float16": WithoutData,
-    "bfloat16": WithoutData,
-}
-"""The settings of each precision, by its name in recipes."""
-
-
-def precision(value: Any) -> Choice:
-    """Return the precision that `value` stands for: `name`, or `name: {settings}`."""
-    if isinstance(value, Choice):
-        return value
-    name, settings = choice(value, tuple(PRECISIONS))
-    return Choice(name, PRECISIONS[name].model_validate(settings))
-
-
-def lowered(name: str, settings: Mapping[str, Any]) -> Choice:
-    """Return the precision called `name` with plain settings.
-
-    Raises:
-        InvalidInput: There is no such precision, or a setting breaks its rule.
-    """
-    if name not in PRECISIONS:
-        raise InvalidInput(f"`precision` must be {options(list(PRECISIONS))}, got {name!r}.{nearest(name, PRECISIONS)}")
-    return Choice(name, settings_of(PRECISIONS[name], **settings))
-
-
-PrecisionField = Annotated[Choice, PlainValidator(precision), PlainSerializer(Choice.to_dict)]
-FLOAT32 = Choice("float32", Float32())
 
 
 class Recipe(Rich, Section):
@@ -161,9 +92,8 @@ class Recipe(Rich, Section):
 
     def patterns(self) -> tuple[tuple[Key, str], ...]:
         """Return its layer patterns, each with its key."""
-        choices: list[tuple[Key, Choice]] = [(("stages", i), stage) for i, stage in enumerate(self.stages)]
-        choices.append((("precision",), self.precision))
-        return tuple(((*at, *key), pattern) for at, one in choices for key, pattern in one.patterns())
+        stages = ((("stages", i, *key), p) for i, stage in enumerate(self.stages) for key, p in stage.patterns())
+        return (*stages, *((("precision", *key), pattern) for key, pattern in self.precision.patterns()))
 
     def shown(self) -> Shown:
         """Return its stages and precision, a line each."""
@@ -180,16 +110,13 @@ def described(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 MOST_THREADS, MOST_BATCH, MOST_SIZES, MOST_SECONDS = 1024, 65536, 16, 2_678_400
 """Limits of a study: threads of a call, examples of a batch, entries of a sweep, and seconds of a step (31 days)."""
-_Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
-_Batch = Annotated[int, Field(ge=1, le=MOST_BATCH)]
+_Threads = Annotated[int, whole(1, MOST_THREADS)]
+_Batch = Annotated[int, whole(1, MOST_BATCH)]
 
 
 def _sizes(most: int) -> Any:
-    return Field(
-        strict=False,
-        max_length=MOST_SIZES,
-        description=f"a list of at most {MOST_SIZES} whole numbers >= 1 and at most {most}",
-    )
+    rule = f"a list of at most {MOST_SIZES} whole numbers >= 1 and at most {most}"
+    return Field(strict=False, max_length=MOST_SIZES, description=rule)
 
 
 class Budget(Section):
@@ -237,14 +164,13 @@ class Study(Rich, Section):
     today: Literal["eager", "compiled"] = "eager"
     """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""
     timeout_s: Annotated[
-        float,
-        Field(gt=0, le=MOST_SECONDS, description=f"a number of seconds > 0 and at most {MOST_SECONDS}"),
+        float, Field(gt=0, le=MOST_SECONDS, description=f"a number of seconds > 0 and at most {MOST_SECONDS}")
     ] = 1800.0
     """Seconds that one step may take."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return its fields, with defaults filled in."""
-        return {**self.model_dump(mode="json"), "recipes": [recipe.to_dict() for recipe in self.recipes]}
+        return self.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})
 
     def shown(self) -> Shown:
         """Return what is done to what, where, and within which budget."""
@@ -252,14 +178,11 @@ class Study(Rich, Section):
         drop = f"{formats.percent(budget.accuracy_drop)} of accuracy"
         drop = drop if budget.unit == "share" else f"{budget.accuracy_drop:g} of the score"
         where = f" on {budget.target}" if budget.target else ""
-        recipes = [
-            (f"recipe {recipe.name}", " | ".join(f"{name} {settings}".strip() for name, settings in steps))
-            for recipe in self.recipes
-            if (steps := described(recipe.settings()))
-        ]
-        pairs = [
-            ("task", self.task),
-            *recipes,
+        pairs = [("task", self.task)]
+        for recipe in self.recipes:
+            steps = [f"{name} {settings}".strip() for name, settings in described(recipe.settings())]
+            pairs.append((f"recipe {recipe.name}", " | ".join(steps)))
+        pairs += [
             ("targets", ", ".join(self.targets)),
             ("budget", f"at most {drop}, for the {budget.want}{where}"),
             ("seed", str(self.seed)),
@@ -267,28 +190,20 @@ class Study(Rich, Section):
         return facts(f"Study {self.name}", pairs)
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Return a row for each recipe."""
         return [row for recipe in self.recipes for row in recipe._rows()]
 
     @model_validator(mode="after")
     def _agrees(self) -> "Study":
-        recipes: list[tuple[Key, Recipe]] = [(("recipes", i), recipe) for i, recipe in enumerate(self.recipes)]
-        problems = conflicts(recipes, self.targets, self.budget.target)
-        if wrong := [message(text, "", remedy) for _, text, remedy in problems]:
-            raise ValueError("\n".join(wrong))
+        problems = conflicts([((), recipe) for recipe in self.recipes], self.targets, self.budget.target)
+        if wrong := "\n".join(message(text, "", remedy) for _, text, remedy in problems):
+            raise ValueError(wrong)
         return self
 
 
 def conflicts(
     recipes: Sequence[tuple[Key, Recipe]], targets: Sequence[str], budget_target: str | None
 ) -> Iterator[tuple[Key, str, str]]:
-    """Yield what does not go together in a study: the key, what is wrong, and the remedy.
-
-    Args:
-        recipes: Each with its key in the study.
-        targets: Of the study.
-        budget_target: The budget's target, if it names one.
-    """
+    """Yield what does not go together in a study: the key, what is wrong, and the remedy."""
     names: set[str] = set()
     for key, recipe in recipes:
         if recipe.name.lower() in names:

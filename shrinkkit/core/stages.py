@@ -1,4 +1,4 @@
-"""Transforms, from which the stages of a recipe are made: the settings of each, and the table of those that exist.
+"""What a recipe is made of: transforms and precisions, the settings of each, and what is wrong with settings.
 
 A transform is known here by name, settings and place of its function; nothing imports torch until it is applied.
 """
@@ -20,7 +20,6 @@ ENTRY_POINTS = "shrinkkit.transforms"
 """The entry point group in which an installed package offers transforms, each under its name in recipes."""
 MOST_EPOCHS, MOST_CHANNELS = 10_000, 65536
 """Limits: passes over the training data, and the multiple that channels are rounded to."""
-_FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 
 class Section(BaseModel):
@@ -46,7 +45,12 @@ SCOPES = ("global", "layer")
 
 def _criterion(names: tuple[str, ...]) -> Any:
     rule = f"{', '.join(names)}, or `package.module:function`"
-    return Field(pattern=rf"^({'|'.join(names)}|{_FUNCTION})$", description=rule)
+    return Field(pattern=rf"^({'|'.join(names)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", description=rule)
+
+
+def whole(least: int, most: int | None = None) -> Any:
+    """Return the rule of a field: a whole number of at least `least` and at most `most`."""
+    return Field(ge=least, le=most, description=f"a whole number >= {least}{f' and at most {most}' if most else ''}")
 
 
 class _Prune(Section):
@@ -65,9 +69,7 @@ class PruneChannels(_Prune):
 
     criterion: Annotated[str, _criterion(CHANNEL_CRITERIA)] = "magnitude"
     """How the importance of channels is measured; or `package.module:function`."""
-    round_to: Annotated[
-        int, Field(ge=1, le=MOST_CHANNELS, description=f"a whole number >= 1 and at most {MOST_CHANNELS}")
-    ] = 8
+    round_to: Annotated[int, whole(1, MOST_CHANNELS)] = 8
     """The channels kept are a multiple of this, which kernels like."""
 
 
@@ -83,13 +85,11 @@ class PruneWeights(_Prune):
 class FineTune(Section):
     """Train on with the task's own loss; weights that are exactly zero stay zero."""
 
-    epochs: Annotated[
-        int, Field(ge=1, le=MOST_EPOCHS, description=f"a whole number >= 1 and at most {MOST_EPOCHS}")
-    ] = 3
+    epochs: Annotated[int, whole(1, MOST_EPOCHS)] = 3
     """Passes over the training split."""
     learning_rate: Annotated[float, Field(gt=0, description="a number > 0")] = 1e-3
     """Of the first step; it falls to zero along a cosine."""
-    batch_size: Annotated[int, Field(ge=2, le=65536, description="a whole number >= 2 and at most 65536")] = 32
+    batch_size: Annotated[int, whole(2, 65536)] = 32
     """Examples a step."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes the best device there is."""
@@ -97,27 +97,124 @@ class FineTune(Section):
     """Whether weights that are exactly zero stay zero."""
 
 
-def settings_of(section: type[S], **values: Any) -> S:
-    """Return settings given as arguments in Python.
+class Float32(Section):
+    """Compute in float32, as the model was trained."""
 
-    Raises:
-        InvalidInput: A value breaks its rule; all that do are named.
-    """
+
+class StaticInt8(Section):
+    """Compute in 8-bit integers, with ranges of activations fixed beforehand on calibration data."""
+
+    skip: Patterns = ()
+    """Layers to leave in float."""
+    calibration_examples: Annotated[int, whole(1)] = 128
+    """Examples of the calibration split that set the ranges."""
+
+
+class WithoutData(Section):
+    """Compute in 8-bit integers or 16-bit floats, without calibration data."""
+
+    skip: Patterns = ()
+    """Layers to leave in float32."""
+
+
+PRECISIONS: dict[str, type[Section]] = {
+    "float32": Float32,
+    "dynamic-int8": WithoutData,
+    "static-int8": StaticInt8,
+    "float16": WithoutData,
+    "bfloat16": WithoutData,
+}
+"""The settings of each precision, by its name in recipes."""
+METHODS = tuple(PRECISIONS)[1:]
+"""The precisions below float32."""
+
+
+def settings_of(section: type[S], **values: Any) -> S:
+    """Return settings given as arguments in Python; raises InvalidInput with each value that breaks its rule."""
     try:
         return section(**values)
     except ValidationError as error:
-        lines = []
-        for detail in error.errors(include_url=False):
-            field = section.model_fields.get(str(detail["loc"][0]))
-            rule = expected(detail.get("ctx", {})) or (field.description if field else "") or detail["msg"]
-            lines.append(broken(detail["loc"], rule, detail["input"]))
-        raise InvalidInput("\n".join(lines)) from error
+        raise InvalidInput("\n".join(explain(error, section))) from error
 
 
-def expected(context: Mapping[str, Any]) -> str:
-    """Return the values that pydantic's account of an error allows, '' where it names none."""
-    allowed = context.get("allowed") or re.findall(r"'([^']+)'", context.get("expected", ""))
-    return options(list(allowed)) if allowed else ""
+def explain(
+    error: ValidationError,
+    model: type[Section],
+    *,
+    where: Callable[[Key], str] = lambda _: "",
+    chosen: Callable[[Key], tuple[str, type[Section]] | None] = lambda _: None,
+    seen: Key | None = None,
+) -> list[str]:
+    """Return each mistake in settings as one line.
+
+    Args:
+        error: From the validation of `model`.
+        model: Its fields have the rules.
+        where: Returns the `file:line` of a key.
+        chosen: Returns the name and section of the choice at a key, if one is there: its settings stand below its name.
+        seen: The key of mistakes that are left out.
+    """
+    lines = []
+    for detail in error.errors(include_url=False):
+        kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+        # Conflicts are reported with their lines elsewhere; a list of nothing but mistakes is not a short list.
+        if detail["loc"] == seen or (kind == "value_error" and not detail["loc"]) or (kind == "too_short" and value):
+            continue
+        key, section, rule = _located(detail["loc"], model, chosen)
+        if kind == "choice_form" or (len(key) == 2 and key[0] == "stages"):
+            rule = "a name with its settings, `name: {...}`"
+        if kind == "extra_forbidden":
+            lines.append(unknown(key, section, where(key)))
+        elif kind == "missing":
+            lines.append(message(f"`{dotted(key)}` is missing", where(key), f"It must be {rule}."))
+        elif kind == "rule":
+            lines.append(message(detail["msg"], where(key)))
+        elif kind == "value_error":
+            lines.append(message(str(context["error"]).rstrip("."), where(key)))
+        else:
+            value = context.get("name", value)
+            allowed = context.get("allowed") or re.findall(r"'([^']+)'", context.get("expected", ""))
+            rule = options(list(allowed)) if allowed else rule or detail["msg"]
+            lines.append(broken(key, rule, value, where(key), _remedy(key, kind, value)))
+    return lines
+
+
+def _located(
+    loc: Key, model: type[Section], chosen: Callable[[Key], tuple[str, type[Section]] | None]
+) -> tuple[Key, type[Section], str]:
+    """Return the key of a place in a model, the section that holds it, and the rule of its field."""
+    key: Key = ()
+    section, rule = model, ""
+    for part in loc:
+        if choice := chosen(key):
+            key, section = (*key, choice[0]), choice[1]
+        key = (*key, part)
+        if field := section.model_fields.get(str(part)):
+            rule = field.description or ""
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                section = field.annotation
+    return key, section, rule
+
+
+def unknown(key: Key, section: type[Section], where: str) -> str:
+    """Return that `section` has no such key, with the sections that have it."""
+    word, allowed = str(key[-1]), [name for name in section.model_fields if name != "where"]
+    of = str(key[-2]) if len(key) > 1 else f"a {section.__name__.lower()}"
+    within = {name: field.annotation for name, field in section.model_fields.items()}
+    others = {name: one.section for name, one in TRANSFORMS.items()} | PRECISIONS | within
+    owners = [name for name, other in others.items() if word in getattr(other, "model_fields", {})]
+    text = f"`{dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
+    return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed) or 'none'}.")
+
+
+def _remedy(key: Key, kind: str, value: Any) -> str:
+    if kind == "unfit_name":
+        return "Set `name`, which else is the file's."
+    if key[-1] == "precision" and re.search(r"\d", str(value)):
+        return " There are 8-bit integers and 16-bit floats, and no other widths."
+    if isinstance(value, str) and (key[0] == "targets" or key[-1] == "target") and "/" not in value:
+        return " A target is written device/runtime."
+    return ""
 
 
 def broken(key: Key, rule: str, value: Any, where: str = "", remedy: str = "") -> str:
@@ -176,11 +273,7 @@ def names() -> tuple[str, ...]:
 
 
 def transform(name: str) -> Transform:
-    """Return the transform called `name`.
-
-    Raises:
-        InvalidInput: There is none, or the entry point of that name gives none.
-    """
+    """Return the transform called `name`; raises InvalidInput if there is none, or its entry point gives none."""
     if name in TRANSFORMS:
         return TRANSFORMS[name]
     entries = [entry for entry in metadata.entry_points(group=ENTRY_POINTS) if entry.name == name]
@@ -189,9 +282,8 @@ def transform(name: str) -> Transform:
     try:
         loaded = entries[0].load()
     except Exception as error:
-        raise InvalidInput(
-            f"The transform {name!r} ({entries[0].value}) cannot be imported: {brief(error)}."
-        ) from error
+        text = f"The transform {name!r} ({entries[0].value}) cannot be imported: {brief(error)}."
+        raise InvalidInput(text) from error
     if not isinstance(loaded, Transform) or loaded.name != name:
         raise InvalidInput(
             f"The entry point {entries[0].value} must give a `Transform` called {name!r}, got {loaded!r:.100}."
@@ -200,11 +292,7 @@ def transform(name: str) -> Transform:
 
 
 def imported(path: str) -> Callable[..., Any]:
-    """Return the function that `path` names as `package.module:function`.
-
-    Raises:
-        InvalidInput: It cannot be imported, or is no function.
-    """
+    """Return the function that `path` names as `package.module:function`; raises InvalidInput if it is not one."""
     module, _, name = path.partition(":")
     try:
         function = getattr(import_module(module), name)
@@ -228,10 +316,9 @@ class Choice:
 
     def patterns(self) -> tuple[tuple[Key, str], ...]:
         """Return its layer patterns, which stand in the settings `skip` and `layers`, each with its key."""
-        skip: tuple[str, ...] = getattr(self.settings, "skip", ())
-        layers: dict[str, float] = getattr(self.settings, "layers", {})
-        skipped: list[tuple[Key, str]] = [((self.name, "skip", i), pattern) for i, pattern in enumerate(skip)]
-        return (*skipped, *(((self.name, "layers", pattern), pattern) for pattern in layers))
+        skip = (((self.name, "skip", i), pattern) for i, pattern in enumerate(getattr(self.settings, "skip", ())))
+        layers = getattr(self.settings, "layers", {})
+        return (*skip, *(((self.name, "layers", pattern), pattern) for pattern in layers))
 
 
 @dataclass(frozen=True)
@@ -267,13 +354,28 @@ def _stage(value: Any) -> Stage:
 
 
 def stage(name: str, settings: Mapping[str, Any]) -> Stage:
-    """Return the stage of the transform called `name` with plain settings.
-
-    Raises:
-        InvalidInput: There is no such transform, or a setting breaks its rule.
-    """
+    """Return the stage of the transform called `name` with plain settings; raises InvalidInput if either is wrong."""
     one = transform(name)
     return Stage(name, settings_of(one.section, **settings), one)
 
 
 StageField = Annotated[Stage, PlainValidator(_stage), PlainSerializer(Choice.to_dict)]
+
+
+def precision(value: Any) -> Choice:
+    """Return the precision that `value` stands for: `name`, or `name: {settings}`."""
+    if isinstance(value, Choice):
+        return value
+    name, settings = choice(value, tuple(PRECISIONS))
+    return Choice(name, PRECISIONS[name].model_validate(settings))
+
+
+def lowered(name: str, settings: Mapping[str, Any]) -> Choice:
+    """Return the precision called `name` with plain settings; raises InvalidInput if either is wrong."""
+    if name not in PRECISIONS:
+        raise InvalidInput(f"`precision` must be {options(list(PRECISIONS))}, got {name!r}.{nearest(name, PRECISIONS)}")
+    return Choice(name, settings_of(PRECISIONS[name], **settings))
+
+
+PrecisionField = Annotated[Choice, PlainValidator(precision), PlainSerializer(Choice.to_dict)]
+FLOAT32 = Choice("float32", Float32())

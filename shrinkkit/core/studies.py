@@ -1,23 +1,27 @@
 """Recipes and studies read from YAML, with every mistake, its line and its remedy."""
 
 import os
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from shrinkkit.core.recipe import BUILT_IN, PRECISIONS, RECIPES, TASKS, Budget, Recipe, Study, conflicts
-from shrinkkit.core.stages import TRANSFORMS, Key, broken, dotted, expected, transform
-from shrinkkit.core.yaml_source import Source, load
+from shrinkkit.core.recipe import BUILT_IN, RECIPES, TASKS, Recipe, Study, conflicts
+from shrinkkit.core.stages import PRECISIONS, TRANSFORMS, Key, Section, dotted, explain, transform, unknown
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
+MOST_BYTES, MOST_NODES, _DEEPEST = 1 << 20, 5000, 12
+"""Of a file, of what stands in it once its aliases are followed, and the levels of nesting."""
+_DEEPEST_READ = 64
 _R = TypeVar("_R")
-_RELATIVE = " Paths in a study are relative to its file."
 
 
 def builtin_studies() -> tuple[str, ...]:
@@ -38,8 +42,7 @@ def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
         InvalidInput: There is no such recipe, or it breaks rules; one line for each.
     """
     wrong: list[str] = []
-    recipe = _named_recipe(os.fspath(path_or_name), Path(), "", wrong)
-    return _whole(recipe, wrong)
+    return _whole(_named_recipe(os.fspath(path_or_name), Path(), "", wrong), wrong)
 
 
 def read_study(path_or_name: str | os.PathLike[str]) -> Study:
@@ -57,15 +60,10 @@ def read_study(path_or_name: str | os.PathLike[str]) -> Study:
     """
     path = os.fspath(path_or_name)
     if path in builtin_studies():
-        with as_file(files("shrinkkit").joinpath("tasks", "bundled", "studies", f"{path}.yaml")) as file:
-            return _study(load(file, shown=file.name), file.parent)
+        return _study(_bundled("studies", path), Path())
     if not path.endswith((".yaml", ".yml")):
-        raise InvalidInput(
-            message(
-                f"`study` must be {options(builtin_studies())}, or the path of a .yaml file, got {path!r}",
-                remedy=nearest(path, builtin_studies()),
-            )
-        )
+        rule = f"{options(builtin_studies())}, or the path of a .yaml file"
+        raise InvalidInput(message(f"`study` must be {rule}, got {path!r}", remedy=nearest(path, builtin_studies())))
     return _study(load(path), Path(path).parent)
 
 
@@ -105,24 +103,13 @@ def study(
         InvalidInput: Arguments break rules; one line for each.
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
-    settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s}
-    lists = {"recipes": tuple(recipes), "targets": tuple(targets)}
-    return _study(
-        Source({"name": name or Path(task).stem, "task": task, **lists, "budget": budget, **settings}), Path()
-    )
+    settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget}
+    names = {"name": name or Path(task).stem, "task": task, "recipes": tuple(recipes), "targets": tuple(targets)}
+    return _study(Source(names | settings), Path())
 
 
 def changed(study: Study, *, threads: int | None = None, **budget: Any) -> Study:
-    """Return `study` with other threads and another budget, held to the same rules as its file.
-
-    Args:
-        study: Left unchanged.
-        threads: None leaves them as they are.
-        budget: Keys of the section `budget`; None leaves one as it is.
-
-    Raises:
-        InvalidInput: A value breaks its rule: one line for each.
-    """
+    """Return `study` with other threads and keys of its budget, by the rules of its file; None leaves one as it is."""
     data = study.model_dump(exclude_unset=True)
     section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
     data |= {"budget": section} | ({} if threads is None else {"threads": threads})
@@ -138,48 +125,33 @@ def matches(pattern: str, layer: str) -> bool:
     return any(fnmatchcase(module, pattern) for module in with_parents(layer))
 
 
+def with_parents(layer: str) -> list[str]:
+    """Return the name of a layer and those of all modules that hold it, outermost first."""
+    parts = layer.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
 def check_patterns(study: Study, layers: Sequence[str]) -> None:
-    """Check that every layer pattern of the recipes matches a layer of the model.
+    """Check that every layer pattern of the recipes matches one of a model's `layers`; raises InvalidInput otherwise.
 
     Patterns behind a stage from outside this package are left to that which uses them, because it may rename layers.
-
-    Args:
-        study: Its recipes are checked.
-        layers: Names of the model's layers, as `named_modules` spells them.
-
-    Raises:
-        InvalidInput: Patterns match no layer: one line for each.
     """
     modules = list(dict.fromkeys(module for layer in layers for module in with_parents(layer)))
     listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
-    wrong = [
-        message(
-            f"`{dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer",
-            recipe.where.get(dotted(key), ""),
-            f"{nearest(pattern, modules)} {listed}",
-        )
-        for recipe in study.recipes
-        for key, pattern in _checkable(recipe)
-        if not any(matches(pattern, layer) for layer in layers)
-    ]
+    wrong = []
+    for recipe in study.recipes:
+        outside = next((i for i, stage in enumerate(recipe.stages) if stage.name not in TRANSFORMS), None)
+        for key, pattern in recipe.patterns():
+            is_behind = outside is not None and (key[0] == "precision" or int(key[1]) > outside)
+            if not (is_behind or any(matches(pattern, layer) for layer in layers)):
+                text = f"`{dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer"
+                remedy = f"{nearest(pattern, modules)} {listed}"
+                wrong.append(message(text, recipe.where.get(dotted(key), ""), remedy))
     _whole(study, wrong)
 
 
-def _checkable(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Return the patterns of `recipe` that stand before any stage from outside, each with its key."""
-    outside = next((i for i, stage in enumerate(recipe.stages) if stage.name not in TRANSFORMS), None)
-    stages = len(recipe.stages) if outside is None else outside + 1
-    in_stages = [(key, pattern) for key, pattern in recipe.patterns() if key[0] == "stages" and int(key[1]) < stages]
-    behind = [one for one in recipe.patterns() if one[0][0] == "precision" and outside is None]
-    return in_stages + behind
-
-
 def check_unit(study: Study, scores: Sequence[float]) -> None:
-    """Return if the budget of `study` is in the unit of the scores.
-
-    Args:
-        study: Its budget is in shares unless it says otherwise.
-        scores: The lowest and the highest score of the task's model.
+    """Check that a budget in shares goes with scores in [0, 1], of which `scores` are the lowest and the highest.
 
     Raises:
         InvalidInput: The budget is in shares, and a score lies outside [0, 1].
@@ -193,16 +165,127 @@ def check_unit(study: Study, scores: Sequence[float]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Source:
+    """The settings in a file (or given by other means, without `path`), and where each of them stands."""
+
+    data: Any
+    path: str = ""
+    """As messages name it."""
+    lines: dict[Key, int] = field(default_factory=dict)
+    """The line of each key, from 1."""
+    problems: list[str] = field(default_factory=list)
+    """Mistakes that leave the file readable, such as a key that stands there twice."""
+
+    def where(self, key: Key = ()) -> str:
+        """Return `file:line` of `key`, or of the closest section around it; '' when there is no file."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return f"{self.path}:{self.lines.get(key, 1)}" if self.path else ""
+
+
+def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
+    """Return what a YAML 1.2 file says, which messages call `shown`; its lists come as tuples, its keys as text.
+
+    Raises:
+        InvalidInput: There is no such file, it is empty, too large or too deep, not YAML, or its top level is not a
+            mapping.
+    """
+    shown = shown or os.fspath(path)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        text = _text(Path(path), shown)
+        _check_depth(text, shown)
+        root = yaml.compose(text)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"There is no file {shown}. Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{shown} cannot be read as text: {error}.") from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{shown}:{mark.line + 1}" if mark else shown
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        remedy = "Indent with spaces, and quote text that holds : or #."
+        raise InvalidInput(message(f"This is not YAML: {problem}", where, remedy)) from error
+    if root is None:
+        raise InvalidInput(f"{shown} is empty. Copy a built-in one, and change that.")
+    if not isinstance(root, MappingNode):
+        raise InvalidInput(message("A file must be a mapping of keys to values", f"{shown}:1", "Copy a built-in one."))
+    source = Source({}, shown)
+    source.data.update(_plain(root, (), yaml, source))
+    return source
+
+
+def _text(path: Path, shown: str) -> str:
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{shown} must be a file, and is {'a folder' if path.is_dir() else 'none'}. Check the path.")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise InvalidInput(f"{shown} must have at most {MOST_BYTES} characters. Leave out what is no setting.")
+    return text
+
+
+def _check_depth(text: str, shown: str) -> None:
+    """Raise if YAML is nested so deep that reading it would fail, or holds more than any file of settings."""
+    depth = 0
+    for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if not (depth <= _DEEPEST_READ and number <= 3 * MOST_NODES):
+            where = f"{shown}:{event.start_mark.line + 1}"
+            raise InvalidInput(message(f"A file holds at most {MOST_NODES} values, {_DEEPEST} levels deep", where))
+
+
+def _plain(node: Node, key: Key, yaml: YAML, source: Source) -> Any:
+    """Return the value of a node; its lines and its mistakes are added to `source`."""
+    source.lines.setdefault(key, node.start_mark.line + 1)
+    if len(source.lines) > MOST_NODES:
+        raise InvalidInput(message(f"A file holds at most {MOST_NODES} values, aliases followed", source.where(key)))
+    if len(key) > _DEEPEST:
+        source.problems.append(message(f"Nothing is nested deeper than {_DEEPEST} levels", source.where(key)))
+        return None
+    if isinstance(node, SequenceNode):
+        return tuple(_plain(entry, (*key, i), yaml, source) for i, entry in enumerate(node.value))
+    if isinstance(node, MappingNode):
+        return _mapping(node, key, yaml, source)
+    try:
+        return yaml.constructor.construct_object(node, deep=True)
+    except (YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        source.problems.append(message(f"{node.value[:40]!r} cannot be read: {problem[:100]}", source.where(key)))
+        return None
+
+
+def _mapping(node: MappingNode, key: Key, yaml: YAML, source: Source) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in node.value:
+        line = name.start_mark.line + 1
+        child = (*key, name.value)
+        if not isinstance(name, ScalarNode):
+            source.problems.append(message("A key must be a word", f"{source.path}:{line}"))
+        elif name.value in values:
+            text = f"`{dotted(child)}` stands here twice, first on line {source.lines[child]}"
+            source.problems.append(message(text, f"{source.path}:{line}", "Keep one of them."))
+        else:
+            source.lines[child] = line
+            values[name.value] = _plain(value, child, yaml, source)
+    return values
+
+
+def _bundled(kind: str, name: str) -> Source:
+    with as_file(files("shrinkkit").joinpath("tasks", "bundled", kind, f"{name}.yaml")) as file:
+        return load(file, shown=file.name)
+
+
 def _study(source: Source, folder: Path) -> Study:
     wrong = list(source.problems)
     data = {"name": Path(source.path).stem, **source.data}
-    listed = data.get("recipes")
+    listed, targets, budget = (data.get(name) for name in ("recipes", "targets", "budget"))
     recipes: list[tuple[Key, Recipe]] = []
     if isinstance(listed, tuple):
-        entries = [
-            (("recipes", i), _entry(entry, ("recipes", i), source, folder, wrong)) for i, entry in enumerate(listed)
-        ]
-        recipes = [(key, recipe) for key, recipe in entries if recipe]
+        for i, entry in enumerate(listed):
+            if recipe := _entry(entry, ("recipes", i), source, folder, wrong):
+                recipes.append((("recipes", i), recipe))
         data["recipes"] = tuple(recipe for _, recipe in recipes)
     if isinstance(data.get("task"), str):
         data["task"] = _task(data["task"], source, folder, wrong)
@@ -211,14 +294,10 @@ def _study(source: Source, folder: Path) -> Study:
         result = Study.model_validate(data)
     except ValidationError as error:
         # A list whose every recipe was refused above is not an empty list.
-        wrong += _explain(error, Study, source, (), seen=("recipes",) if listed else None)
-    budget = data.get("budget")
-    targets = data.get("targets")
-    for key, text, remedy in conflicts(
-        recipes,
-        [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else [],
-        budget.get("target") if isinstance(budget, dict) else None,
-    ):
+        wrong += explain(error, Study, where=source.where, seen=("recipes",) if listed else None)
+    named = [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else []
+    budget_target = budget.get("target") if isinstance(budget, dict) else None
+    for key, text, remedy in conflicts(recipes, named, budget_target):
         wrong.append(message(text, source.where(key), remedy))
     return _whole(result, wrong)
 
@@ -229,134 +308,67 @@ def _entry(entry: Any, key: Key, source: Source, folder: Path, wrong: list[str])
         return entry
     if isinstance(entry, dict):
         return _recipe(source, key, entry, wrong)
-    if not isinstance(entry, str):
-        wrong.append(message(f"`recipes` must be {RECIPES}, got {shown_value(entry)}", source.where(key)))
-        return None
-    return _named_recipe(entry, folder, source.where(key), wrong)
+    if isinstance(entry, str):
+        return _named_recipe(entry, folder, source.where(key), wrong)
+    wrong.append(message(f"`recipes` must be {RECIPES}, got {shown_value(entry)}", source.where(key)))
+    return None
 
 
 def _named_recipe(name: str, folder: Path, where: str, wrong: list[str]) -> Recipe | None:
     if name in BUILT_IN:
-        with as_file(files("shrinkkit").joinpath("tasks", "bundled", "recipes", f"{name}.yaml")) as file:
-            source = load(file, shown=file.name)
-    elif name.endswith((".yaml", ".yml")):
-        if not os.path.isfile(folder / name):
-            wrong.append(
-                message(f"There is no recipe file {name!r:.200}", where, "Check the path." + _RELATIVE * bool(where))
-            )
-            return None
+        source = _bundled("recipes", name)
+    elif not name.endswith((".yaml", ".yml")):
+        rule = f"a built-in one ({', '.join(BUILT_IN)}), or the path of a .yaml file"
+        wrong.append(message(f"A recipe must be {rule}, got {name!r}", where, nearest(name, BUILT_IN)))
+        return None
+    elif not os.path.isfile(folder / name):
+        remedy = "Check the path." + (" Paths in a study are relative to its file." if where else "")
+        wrong.append(message(f"There is no recipe file {name!r:.200}", where, remedy))
+        return None
+    else:
         try:
             source = load(folder / name)
         except InvalidInput as error:
             wrong.append(str(error))
             return None
-    else:
-        rule = f"a built-in one ({', '.join(BUILT_IN)}), or the path of a .yaml file"
-        wrong.append(message(f"A recipe must be {rule}, got {name!r}", where, nearest(name, BUILT_IN)))
-        return None
     wrong += source.problems
     return _recipe(source, (), {"name": Path(source.path).stem, **source.data}, wrong)
 
 
-def _recipe(source: Source, key: Key, data: dict[str, Any], wrong: list[str]) -> Recipe | None:
+def _recipe(source: Source, prefix: Key, data: dict[str, Any], wrong: list[str]) -> Recipe | None:
+    def where(key: Key) -> str:
+        return source.where((*prefix, *key))
+
+    def chosen(key: Key) -> tuple[str, type[Section]] | None:
+        is_stage = len(key) == 2 and key[0] == "stages"
+        if not (is_stage or key == ("precision",)):
+            return None
+        value = data["stages"][key[-1]] if is_stage else data["precision"]
+        name = next(iter(value)) if isinstance(value, dict) else value
+        return name, transform(name).section if is_stage else PRECISIONS[name]
+
     if "where" in data:  # a field that only reading may fill
-        wrong.append(_unknown(("where",), Recipe, source.where((*key, "where"))))
+        wrong.append(unknown(("where",), Recipe, where(("where",))))
     try:
         recipe = Recipe.model_validate({name: value for name, value in data.items() if name != "where"})
     except ValidationError as error:
-        wrong += _explain(error, Recipe, source, key)
+        wrong += explain(error, Recipe, where=where, chosen=chosen)
         return None
-    places = {dotted(pattern): source.where((*key, *pattern)) for pattern, _ in recipe.patterns()}
-    return recipe.model_copy(update={"where": places if source.path else {}})
-
-
-def _explain(
-    error: ValidationError, model: type[BaseModel], source: Source, prefix: Key, seen: Key | None = None
-) -> list[str]:
-    """Return each mistake in the part of `source` at `prefix` as one line; those of the key `seen` are left out."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-        # Conflicts are reported with their lines elsewhere; a list of nothing but mistakes is not a short list.
-        if detail["loc"] == seen or (kind == "value_error" and not detail["loc"]) or (kind == "too_short" and value):
-            continue
-        key, section, field = _located(detail["loc"], model, source, prefix)
-        where = source.where((*prefix, *key))
-        rule = field.description if field and field.description else ""
-        if kind == "choice_form" or (len(key) == 2 and key[0] == "stages"):
-            rule = "a name with its settings, `name: {...}`"
-        if kind == "extra_forbidden":
-            lines.append(_unknown(key, section, where))
-        elif kind == "missing":
-            lines.append(message(f"`{dotted(key)}` is missing", where, f"It must be {rule}."))
-        elif kind == "rule":
-            lines.append(message(detail["msg"], where))
-        elif kind == "value_error":
-            lines.append(message(str(context["error"]).rstrip("."), where))
-        else:
-            value = context.get("name", value)
-            lines.append(broken(key, expected(context) or rule, value, where, _remedy(key, kind, value)))
-    return lines
-
-
-def _located(
-    loc: tuple[int | str, ...], model: type[BaseModel], source: Source, prefix: Key
-) -> tuple[Key, type[BaseModel], FieldInfo | None]:
-    """Return the key in the file of a place in a model, the section that holds it, and its field."""
-    key: list[int | str] = []
-    section, field = model, None
-    for part in loc:
-        if len(key) == (2 if key[:1] == ["stages"] else 1) and key[0] in ("stages", "precision"):
-            # The settings of a choice stand below its name, which the place in the model leaves out.
-            chosen = source.at((*prefix, *key))
-            name = next(iter(chosen)) if isinstance(chosen, dict) else chosen
-            section = transform(name).section if key[0] == "stages" else PRECISIONS[name]
-            key.append(name)
-        key.append(part)
-        if part in section.model_fields:
-            field = section.model_fields[str(part)]
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                section = field.annotation
-    return tuple(key), section, field
-
-
-def _unknown(key: Key, section: type[BaseModel], where: str) -> str:
-    word = str(key[-1])
-    allowed = [name for name in section.model_fields if name != "where"]
-    of = str(key[-2]) if len(key) > 1 else f"a {section.__name__.lower()}"
-    others = {name: one.section for name, one in TRANSFORMS.items()} | PRECISIONS | {"budget": Budget}
-    owners = [name for name, other in others.items() if word in other.model_fields]
-    text = f"`{dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
-    return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed) or 'none'}.")
-
-
-def _remedy(key: Key, kind: str, value: Any) -> str:
-    if kind == "unfit_name":
-        return "Set `name`, which else is the file's."
-    if key[-1] == "precision" and re.search(r"\d", str(value)):
-        return " There are 8-bit integers and 16-bit floats, and no other widths."
-    if isinstance(value, str) and (key[0] == "targets" or key[-1] == "target") and "/" not in value:
-        return " A target is written device/runtime."
-    return ""
+    places = {dotted(key): where(key) for key, _ in recipe.patterns()} if source.path else {}
+    return recipe.model_copy(update={"where": places})
 
 
 def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
+    path = Path(os.path.abspath(folder / task))
     if task in TASKS or not task:
         return task
-    path = Path(os.path.abspath(folder / task))
-    if not (task.endswith(".py") and os.path.isfile(path)):
-        problem = "it is neither" if not task.endswith(".py") else "there is no such file"
-        problem = "that is a folder" if os.path.isdir(path) else problem
-        text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
-        wrong.append(message(text, source.where(("task",)), nearest(task, TASKS)))
-        return task
-    return str(path.resolve())
-
-
-def with_parents(layer: str) -> list[str]:
-    """Return the name of a layer and those of all modules that hold it, outermost first."""
-    parts = layer.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if task.endswith(".py") and os.path.isfile(path):
+        return str(path.resolve())
+    problem = "it is neither" if not task.endswith(".py") else "there is no such file"
+    problem = "that is a folder" if os.path.isdir(path) else problem
+    text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
+    wrong.append(message(text, source.where(("task",)), nearest(task, TASKS)))
+    return task
 
 
 def _whole(result: _R | None, wrong: Sequence[str]) -> _R:

@@ -7,7 +7,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from shrinkkit.core import machines
-from shrinkkit.core.recipe import METHODS, Study
+from shrinkkit.core.recipe import Study
+from shrinkkit.core.stages import METHODS
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, Unsupported, nearest, options
 from shrinkkit.runtimes.inductor.spec import Inductor

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.core import lease, machines, recipe, store
-from shrinkkit.core.recipe import BASELINE, FLOAT32
+from shrinkkit.core import lease, machines, stages, store
+from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
-from shrinkkit.core.stages import Choice
+from shrinkkit.core.stages import FLOAT32, Choice
 from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
 from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
 from shrinkkit.progress import Progress, no_progress
@@ -65,7 +65,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
-    chosen = recipe.precision(precision)
+    chosen = stages.precision(precision)
     model = copies.shallow_copy(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
     example = tuple(x.cpu().clone() for x in task.example)

@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.core import recipe
+from shrinkkit.core import stages
 from shrinkkit.core.measurement import Accuracy
-from shrinkkit.core.recipe import METHODS
-from shrinkkit.core.stages import Choice
+from shrinkkit.core.stages import METHODS, Choice
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
@@ -70,9 +69,9 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
         status.show(live.ProgressBar(f"Quantizing to {name}", 0, 1))
         begin = time.monotonic()
         settings = {**start, "skip": start["skip"] if layer == NONE else (*start["skip"], layer)}
-        known = recipe.PRECISIONS[name].model_fields
+        known = stages.PRECISIONS[name].model_fields
         try:
-            return compare(task, model, recipe.lowered(name, {key: settings[key] for key in settings.keys() & known}))
+            return compare(task, model, stages.lowered(name, {key: settings[key] for key in settings.keys() & known}))
         finally:
             status.show(live.ProgressBar(f"Quantizing to {name}", 1, 1, elapsed_s=time.monotonic() - begin))
 

@@ -21,7 +21,7 @@ import torch
 
 from shrinkkit.core import machines, studies
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.recipe import FLOAT32
+from shrinkkit.core.stages import FLOAT32
 from shrinkkit.core.target import Target
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.measure import benchmark, scoring

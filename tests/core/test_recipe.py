@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkkit.core import studies
-from shrinkkit.core.recipe import PRECISIONS, Budget, Recipe, Study, conflicts
-from shrinkkit.core.stages import TRANSFORMS, FineTune, PruneChannels, Section, Stage, Transform
+from shrinkkit.core.recipe import Budget, Recipe, Study, conflicts
+from shrinkkit.core.stages import PRECISIONS, TRANSFORMS, FineTune, PruneChannels, Section, Stage, Transform
 
 
 def test_every_setting_has_a_rule_that_an_error_can_quote():

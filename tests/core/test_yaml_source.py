@@ -2,14 +2,14 @@
 
 import pytest
 
-from shrinkkit.core import yaml_source
-from shrinkkit.core.yaml_source import Source
+from shrinkkit.core import studies
+from shrinkkit.core.studies import Source
 from shrinkkit.errors import InvalidInput, nearest, options, shown_value
 
 
 def load(folder, text):
     (folder / "my.yaml").write_text(text, encoding="utf-8")
-    return yaml_source.load(folder / "my.yaml", shown="my.yaml")
+    return studies.load(folder / "my.yaml", shown="my.yaml")
 
 
 def test_every_key_and_entry_knows_its_line_and_a_missing_one_that_of_its_section(tmp_path):
@@ -22,7 +22,7 @@ def test_every_key_and_entry_knows_its_line_and_a_missing_one_that_of_its_sectio
 def test_scalars_are_those_of_yaml_1_2(tmp_path):
     source = load(tmp_path, "[a, b, c, d, e]: 1\nf: [1e-3, yes, true, null, 0x10, 012]\n1: one\n")
     assert source.data == {"f": (0.001, "yes", True, None, 16, 12), "1": "one"}
-    assert source.problems == ("A key must be a word (my.yaml:1).",)
+    assert source.problems == ["A key must be a word (my.yaml:1)."]
 
 
 def test_settings_without_a_file_have_no_place():

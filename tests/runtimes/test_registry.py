@@ -3,7 +3,7 @@
 import pytest
 
 from shrinkkit.core import studies
-from shrinkkit.core.recipe import METHODS
+from shrinkkit.core.stages import METHODS
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
 from shrinkkit.runtimes import registry

@@ -10,7 +10,7 @@ import torch
 from tiny import Corner
 from tiny import task as tiny_task
 
-from shrinkkit.core import recipe
+from shrinkkit.core import stages
 from shrinkkit.errors import Unsupported
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.transforms.sensitivity import LayerError
@@ -23,13 +23,13 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from ipywidgets import Dropdown
 from ipywidgets.widgets.widget import _instances
 from tiny import task as tiny_task
-from shrinkkit.core import recipe
+from shrinkkit.core import stages
 from shrinkkit.widgets import quantization
 task = tiny_task()
 def control(kind, at=0):
     return [widget for widget in _instances.values() if type(widget) is kind][at]
 """
-PREVIEW = "quantization.preview(task, task.model, recipe.lowered('bfloat16', {}))\n"
+PREVIEW = "quantization.preview(task, task.model, stages.lowered('bfloat16', {}))\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def task():
 
 def compare(task, name, model=None, skip=()):
     settings = {"skip": skip} | ({"calibration_examples": 16} if name == "static-int8" else {})
-    return quantization.compare(task, model or task.model, recipe.lowered(name, settings))
+    return quantization.compare(task, model or task.model, stages.lowered(name, settings))
 
 
 @pytest.fixture(scope="module")
