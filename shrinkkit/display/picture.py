@@ -1,9 +1,11 @@
-"""Pictures: matplotlib's SVG with alternative text and a caption, in colours that follow the page's dark mode."""
+"""Pictures: matplotlib's SVG with alternative text and a caption, in colours that follow the page's dark mode; images."""
 
 import base64
 import hashlib
 import io
+import math
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ INK, FAINT = "#1b2126", "#dfe3e6"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
 """Okabe and Ito's colour-blind safe palette; brown replaces their yellow, which does not show on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SIDE, WIDEST = 64, 192
+"""Pixels that the shorter side of an image is enlarged to at least, and that the longer one then keeps to."""
 
 _VARIABLES = {
     INK: "var(--sk-ink, currentColor)",
@@ -41,17 +45,32 @@ class Picture(Shown):
     def __repr__(self) -> str:
         return f"[picture: {self.alt}]"
 
-    def markdown(self) -> str:
-        return f"*Chart, in words:* {self.alt}\n\n{self.caption}\n"
 
-    def html(self) -> str:
-        # Viewers that remove the SVG do not know `hidden` either, so that they show the image.
-        still = f'<img hidden alt="{escape(self.alt)}" src="data:image/png;base64,{self.png}">' if self.png else ""
-        return (
-            f'<figure class="sk-figure" role="group"><div class="sk-scroll" tabindex="0" role="region" '
-            f'aria-label="{escape(self.caption)}">{self.svg}{still}</div>'
-            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
-        )
+@dataclass(frozen=True)
+class Image:
+    """A small PNG in base64, with alternative text and a short caption."""
+
+    png: str
+    alt: str
+    caption: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels at which it is shown: enlarged by a whole number."""
+        width, height = struct.unpack(">II", base64.b64decode(self.png[:32])[16:24])
+        factor = max(1, min(math.ceil(SIDE / min(width, height)), WIDEST // max(width, height)))
+        return factor * width, factor * height
+
+
+@dataclass(frozen=True, repr=False)
+class Strip(Shown):
+    """Images side by side."""
+
+    caption: str
+    images: tuple[Image, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.caption, *(f"  {image.alt}" for image in self.images)])
 
 
 def style(index: int) -> dict[str, str]:

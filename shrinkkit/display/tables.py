@@ -1,11 +1,18 @@
-"""Tables and statements that show themselves as HTML in a notebook, as Markdown, and as plain text."""
+"""Tables and statements that show themselves as HTML in a notebook, as Markdown, and as plain text.
+
+Their HTML and Markdown are the macros in shown.html.j2 and shown.md.j2.
+"""
 
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
+from typing import Any
+
+from shrinkkit.display import formats
 
 FOLD = 12
 """Longer tables are folded under their caption."""
@@ -20,11 +27,11 @@ class Shown:
 
     def html(self) -> str:
         """Return it as a part of a page that has the report's style."""
-        raise NotImplementedError
+        return str(getattr(_macros("html"), type(self).__name__)(self))
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        raise NotImplementedError
+        return str(getattr(_macros("md"), type(self).__name__)(self))
 
     def _repr_html_(self) -> str:
         # Each output has its own style: a notebook has no page to keep it in, and may remove other cells.
@@ -32,6 +39,27 @@ class Shown:
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
+
+
+@cache
+def _macros(form: str) -> Any:
+    """Return the macros that show each class as `html` or `md`, by its name."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=form == "html",
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["typeset"] = _typeset
+    return environment.get_template(f"shown.{form}.j2").module
+
+
+def _typeset(text: str) -> str:
+    """Return a sentence as HTML, with intervals in their own style and numbers that stay with their units."""
+    text = re.sub(r"\(95 % CI [^)]*\)", r'<span class="sk-interval">\g<0></span>', escape(text))
+    return re.sub(r"(?<=\d) (?=(?:[GMk]B|bytes|ms|pts|points?|%)(?!\w))", "&nbsp;", text)
 
 
 @dataclass(frozen=True)
@@ -47,20 +75,11 @@ class Cell:
     href: str = ""
     key: str = ""
     """Sorts the rows of a page with a script, where the text does not."""
+    svg: str = ""
+    """Shown in place of the text, which describes it."""
 
     def plain(self) -> str:
         return f"{self.text} ({', '.join(self.aside.splitlines())})" if self.aside else self.text
-
-    def markdown(self) -> str:
-        text = self.plain().replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-        return f"[{text}]({self.href})" if self.href else text
-
-    def html(self, tag: str, attributes: str, classes: str) -> str:
-        names = " ".join(filter(None, [classes, f"sk-{self.tone}" if self.tone else "", "sk-wide" * self.wide]))
-        attributes += f' class="{names}"' if names else ""
-        attributes += f' data-key="{escape(self.key)}"' if self.key else ""
-        text = f'<a href="{escape(self.href)}">{escape(self.text)}</a>' if self.href else escape(self.text)
-        return f"<{tag}{attributes}>{text}{f' <small>{escape(self.aside)}</small>' if self.aside else ''}</{tag}>"
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,10 @@ class Table(Shown):
     shaded: bool = False
     """Whether cells with a tone have its colour as background."""
 
+    @property
+    def is_folded(self) -> bool:
+        return len(self.rows) > FOLD if self.folded is None else self.folded
+
     def __repr__(self) -> str:
         rows = [[column.title for column in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
         count = len(self.columns)
@@ -99,39 +122,6 @@ class Table(Shown):
         ]
         return "\n".join([self.caption, *lines, *textwrap.wrap(self.note, 100)])
 
-    def markdown(self) -> str:
-        lines = ["| " + " | ".join(column.title or " " for column in self.columns) + " |"]
-        lines.append("|" + "|".join(" ---: " if column.number else " --- " for column in self.columns) + "|")
-        for row in self.rows:
-            texts = [cell.markdown() for cell in row]
-            lines.append("| " + " | ".join(texts + [""] * (len(self.columns) - len(texts))) + " |")
-        return "\n".join([f"**{self.caption}**", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
-
-    def html(self) -> str:
-        numbers = ["sk-number" * column.number for column in self.columns]
-        head = "".join(
-            Cell(column.title).html("th", ' scope="col"', number)
-            for column, number in zip(self.columns, numbers, strict=True)
-        )
-        body = "".join(f"<tr>{self._row(row, numbers)}</tr>" for row in self.rows)
-        caption = escape(self.caption)
-        table = (
-            f'<div class="sk-scroll" role="region" tabindex="0" aria-label="{caption}"><table class="sk-table">'
-            f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
-        table += f'<p class="sk-note">{escape(self.note)}</p>' if self.note else ""
-        if len(self.rows) > FOLD if self.folded is None else self.folded:
-            table = f'<details class="sk-fold"><summary>{caption}</summary>{table}</details>'
-        return f'<div class="sk-marked">{table}</div>' if self.shaded else table
-
-    def _row(self, cells: Sequence[Cell], numbers: Sequence[str]) -> str:
-        head, *others = cells
-        parts = [head.html("th", ' scope="row"', numbers[0])]
-        for i, cell in enumerate(others, 1):
-            span = f' colspan="{len(self.columns) - i}"' if cell.wide else ""
-            parts.append(cell.html("td", span, "" if cell.wide else numbers[i]))
-        return "".join(parts)
-
 
 @dataclass(frozen=True, repr=False)
 class Statement(Shown):
@@ -146,18 +136,6 @@ class Statement(Shown):
     def __repr__(self) -> str:
         return "\n".join([f"{self.label}: {self.text}" if self.label else self.text, *self.remarks])
 
-    def markdown(self) -> str:
-        label = f"**{self.label}.** " if self.label else ""
-        return "\n\n".join([f"> {label}{self.text}", *self.remarks]) + "\n"
-
-    def html(self) -> str:
-        label = f'<p class="sk-label">{escape(self.label)}</p>' if self.label else ""
-        remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self.remarks)
-        text = re.sub(r"\(95 % CI [^)]*\)", r'<span class="sk-interval">\g<0></span>', escape(self.text))
-        text = re.sub(r"(?<=\d) (?=(?:[GMk]B|bytes|ms|pts|points?|%)(?!\w))", "&nbsp;", text)
-        tone = f" sk-{self.tone}" if self.tone else ""
-        return f'<div class="sk-statement{tone}">{label}<p class="sk-headline">{text}</p>{remarks}</div>'
-
 
 @dataclass(frozen=True, repr=False)
 class Heading(Shown):
@@ -170,13 +148,6 @@ class Heading(Shown):
     def __repr__(self) -> str:
         return f"{self.text}\n{self.line}".rstrip()
 
-    def markdown(self) -> str:
-        return f"{'#' * self.level} {self.text}\n" + (f"\n{self.line}\n" if self.line else "")
-
-    def html(self) -> str:
-        line = f'<p class="sk-line">{escape(self.line)}</p>' if self.line else ""
-        return f"<h{self.level}>{escape(self.text)}</h{self.level}>{line}"
-
 
 @dataclass(frozen=True, repr=False)
 class Command(Shown):
@@ -188,12 +159,6 @@ class Command(Shown):
     def __repr__(self) -> str:
         return f"{self.line}\n{textwrap.indent(self.text, '  ')}"
 
-    def markdown(self) -> str:
-        return f"{self.line}\n\n{textwrap.indent(self.text, '    ')}\n"
-
-    def html(self) -> str:
-        return f'<p>{escape(self.line)}</p><pre class="sk-command"><code>{escape(self.text)}</code></pre>'
-
 
 @dataclass(frozen=True, repr=False)
 class Several(Shown):
@@ -204,11 +169,21 @@ class Several(Shown):
     def __repr__(self) -> str:
         return "\n\n".join(repr(part) for part in self.parts)
 
-    def markdown(self) -> str:
-        return "\n\n".join(part.markdown() for part in self.parts)
 
-    def html(self) -> str:
-        return "\n".join(part.html() for part in self.parts)
+@dataclass(frozen=True, repr=False)
+class ProgressBar(Shown):
+    """The progress of long work."""
+
+    work: str
+    done: float
+    total: float
+    note: str = ""
+    elapsed_s: float = 0.0
+
+    def __repr__(self) -> str:
+        share = formats.percent(self.done / self.total) if self.done < self.total else "done"
+        state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
+        return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}"
 
 
 def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:

@@ -1,15 +1,12 @@
 """Accuracy of compressed models: scores, per-class accuracy, changed predictions, and int8 saturation."""
 
-import base64
 import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord, change_cell
 from shrinkkit.display import cells, formats
+from shrinkkit.display.picture import Image, Strip
 from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
 
 ARROW, DELTA = "\N{RIGHTWARDS ARROW}", "\N{GREEK CAPITAL LETTER DELTA}"
@@ -17,8 +14,6 @@ CLASSES, WORST = 30, 10
 """Of more classes than the first, only as many as the second are shown."""
 PICTURES, CHARACTERS = 6, 20_000
 """Pictures of one variant at most, and their length in base64: a report shows those of many variants."""
-SIDE, WIDEST = 64, 192
-"""Pixels that the shorter side of a picture is enlarged to at least, and that the longer one then keeps to."""
 _CLASSES_NOTE = (
     "Marked: the 95 % CI, then given below, excludes 0. About one cell in twenty may be marked by chance alone."
 )
@@ -172,7 +167,7 @@ def _regressions(name: str, accuracy: Accuracy) -> Shown:
     if len(shown) < accuracy.regressions:
         caption += f"; {'first' if is_binary else 'worst'} {len(shown)} shown"
     if pictured:
-        return Strip(caption, name, tuple(shown))
+        return Strip(caption, tuple(image(example, name) for example in shown))
     named = any(example.label or example.before or example.after for example in shown)
     columns = [Column("example")]
     columns += [Column("label"), Column("baseline"), Column(name)] if named else []
@@ -202,52 +197,15 @@ def _fitting(examples: Sequence[Regression]) -> list[Regression]:
     return chosen
 
 
-@dataclass(frozen=True, repr=False)
-class Strip(Shown):
-    """Inputs side by side, each with its predictions."""
-
-    caption: str
-    variant: str
-    examples: tuple[Regression, ...]
-    """Each with its PNG."""
-
-    def __repr__(self) -> str:
-        """Return it as plain text."""
-        return "\n".join([self.caption, *(f"  {_in_words(example, self.variant)}" for example in self.examples)])
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = (_in_words(example, self.variant).replace("<", "&lt;") for example in self.examples)
-        return "\n".join([f"**{self.caption}**", "", *(f"- {line}" for line in lines)]) + "\n"
-
-    def html(self) -> str:
-        """Return it as a part of a page."""
-        shots = "".join(_shot(example, self.variant) for example in self.examples)
-        return f'<figure class="sk-strip"><figcaption>{escape(self.caption)}</figcaption>{shots}</figure>'
-
-
-def _shot(example: Regression, variant: str) -> str:
-    """Return a picture with its caption; inline styles keep its shape in a notebook, which has no style sheet."""
-    width, height = struct.unpack(">II", base64.b64decode(example.png[:32])[16:24])
-    factor = max(1, min(math.ceil(SIDE / min(width, height)), WIDEST // max(width, height)))
-    short = (example.before, example.after)
-    if example.before == example.after:
-        short = (f"{example.score_before:.3g}", f"{example.score_after:.3g}")
-    return (
-        '<figure class="sk-shot" style="display:inline-block;vertical-align:top;margin:0 .75rem .75rem 0">'
-        f'<img src="data:image/png;base64,{example.png}" alt="{escape(_in_words(example, variant))}" '
-        f'width="{factor * width}" height="{factor * height}" style="display:block;image-rendering:pixelated">'
-        f'<figcaption style="max-width:{max(96, factor * width)}px">{escape(f" {ARROW} ".join(short))}</figcaption>'
-        "</figure>"
-    )
-
-
-def _in_words(example: Regression, variant: str) -> str:
+def image(example: Regression, variant: str) -> Image:
+    """Return an example's input with its predictions, or its scores where both predictions are equal."""
     label = f"label {example.label}, " if example.label else ""
-    if example.before != example.after:
-        return f"example {example.index}: {label}baseline predicts {example.before}, {variant} {example.after}"
-    scores = f"score of the baseline {example.score_before:.3g}, of {variant} {example.score_after:.3g}"
-    return f"example {example.index}: {label}{scores}"
+    before, after = example.before, example.after
+    text = f"baseline predicts {before}, {variant} {after}"
+    if before == after:
+        before, after = f"{example.score_before:.3g}", f"{example.score_after:.3g}"
+        text = f"score of the baseline {before}, of {variant} {after}"
+    return Image(example.png, f"example {example.index}: {label}{text}", f"{before} {ARROW} {after}")
 
 
 def saturation(record: TargetRecord) -> Shown:

@@ -8,12 +8,11 @@ from typing import Any
 from shrinkkit.core.measurement import Accuracy, Regression
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.display import cells, formats
-from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, canvas, picture
+from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, Strip, canvas, picture
 from shrinkkit.display.showable import plain
 from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
 from shrinkkit.errors import InvalidInput
-from shrinkkit.report import figures
-from shrinkkit.report.accuracy import Strip
+from shrinkkit.report import accuracy, figures
 from shrinkkit.results.results import Results, Row, pareto_front
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
@@ -190,5 +189,5 @@ def _example(examples: Sequence[Regression], variant: str, number: int) -> Shown
         (f"prediction of {variant}", one.after),
         ("score before and after", f"{one.score_before:.3g} and {one.score_after:.3g}"),
     ]
-    parts: list[Shown] = [Strip(caption, variant, (one,))] if one.png else []
+    parts: list[Shown] = [Strip(caption, (accuracy.image(one, variant),))] if one.png else []
     return Several((*parts, facts(f"Example {one.index}" if one.png else caption, pairs)))

@@ -7,12 +7,10 @@ shows it in JupyterLab, nbconvert and GitHub. Only the controls need a kernel.
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from shrinkkit.display import formats
-from shrinkkit.display.tables import Shown, Statement
+from shrinkkit.display.tables import ProgressBar, Shown, Statement
 from shrinkkit.errors import ShrinkkitError
 from shrinkkit.progress import Progress
 
@@ -35,14 +33,20 @@ class Live:
         """Display `shown`."""
         from IPython.display import display
 
-        self._handle = display(_InPlace(shown), display_id=True)  # type: ignore[no-untyped-call]
+        self._handle = display(_bundle(shown), display_id=True, raw=True)  # type: ignore[no-untyped-call]
         self.shown = shown
 
     def show(self, shown: Shown) -> None:
         """Replace the output."""
         self.shown = shown
         if self._handle:  # None outside of IPython
-            self._handle.update(_InPlace(shown))
+            self._handle.update(_bundle(shown), raw=True)
+
+
+def _bundle(shown: Shown) -> dict[str, str]:
+    """Return an output by MIME type, marked so that the style sheet hides dead controls next to it."""
+    html = f'<div class="sk-live">{shown._repr_html_()}</div>'
+    return {"text/plain": repr(shown), "text/markdown": shown.markdown(), "text/html": html}
 
 
 def explore(draw: Callable[..., Shown], **controls: Any) -> Live:
@@ -111,31 +115,6 @@ def attempt(act: Callable[..., Shown], **values: Any) -> Shown:
         return Statement(f"{type(error).__name__}: {error}", tone="bad", label="Unexpected error")
 
 
-@dataclass(frozen=True, repr=False)
-class ProgressBar(Shown):
-    """The progress of long work."""
-
-    work: str
-    done: float
-    total: float
-    note: str = ""
-    elapsed_s: float = 0.0
-
-    def __repr__(self) -> str:
-        share = formats.percent(self.done / self.total) if self.done < self.total else "done"
-        state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
-        return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}"
-
-    def markdown(self) -> str:
-        """Return it as one line."""
-        return f"{self!r}\n"
-
-    def html(self) -> str:
-        """Return it as a bar with its text."""
-        bar = f'<progress aria-label="{escape(self.work)}" value="{self.done:g}" max="{self.total:g}"></progress> '
-        return f'<p class="sk-note">{bar if self.done < self.total else ""}{escape(repr(self))}</p>'
-
-
 def progress(work: str) -> Progress:
     """Show a progress bar for `work`, such as `Fine-tuning`, and return the callback that moves it."""
     start = shown_s = time.monotonic()
@@ -149,19 +128,3 @@ def progress(work: str) -> Progress:
             live.show(ProgressBar(work, done, total, note, now - start))
 
     return update
-
-
-@dataclass(frozen=True, repr=False)
-class _InPlace(Shown):
-    """Mark a live output, so that the style sheet hides dead controls next to it."""
-
-    shown: Shown
-
-    def __repr__(self) -> str:
-        return repr(self.shown)
-
-    def markdown(self) -> str:
-        return self.shown.markdown()
-
-    def html(self) -> str:
-        return f'<div class="sk-live">{self.shown.html()}</div>'

@@ -6,7 +6,6 @@ Updated between blocks as text that takes a millisecond to make, so that it does
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from html import escape
 
 from shrinkkit.core import estimate
@@ -72,23 +71,13 @@ def table(courses: Mapping[str, Course], *, stopped: bool = False) -> Table:
     rows = tuple(
         (
             Cell(name),
-            _Chart(_summary(course), svg=_chart(name, course)),
+            Cell(_summary(course), svg=_chart(name, course)),
             Cell(_last(course)),
             Cell(str(course[-1][0])),
         )
         for name, course in courses.items()
     )
     return Table(caption, columns, rows, _NOTE, folded=False)
-
-
-@dataclass(frozen=True)
-class _Chart(Cell):
-    """A cell with a chart; its text is the summary."""
-
-    svg: str = ""
-
-    def html(self, tag: str, attributes: str, classes: str) -> str:
-        return f"<{tag}{attributes}>{self.svg}</{tag}>"
 
 
 def _summary(course: Course) -> str:

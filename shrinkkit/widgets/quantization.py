@@ -15,7 +15,7 @@ from shrinkkit.core.measurement import Accuracy
 from shrinkkit.core.stages import METHODS, Choice
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
-from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table
+from shrinkkit.display.tables import Cell, Column, Command, ProgressBar, Several, Shown, Statement, Table
 from shrinkkit.errors import InvalidTask
 from shrinkkit.measure import scoring
 from shrinkkit.runtimes.spec import HALF
@@ -62,18 +62,18 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
     from ipywidgets import Dropdown
 
     start = precision.settings.model_dump()
-    status = live.Live(live.ProgressBar(f"Quantizing to {precision.name}", 0, 1))
+    status = live.Live(ProgressBar(f"Quantizing to {precision.name}", 0, 1))
 
     @lru_cache
     def run(name: str, layer: str) -> Comparison:
-        status.show(live.ProgressBar(f"Quantizing to {name}", 0, 1))
+        status.show(ProgressBar(f"Quantizing to {name}", 0, 1))
         begin = time.monotonic()
         settings = {**start, "skip": start["skip"] if layer == NONE else (*start["skip"], layer)}
         known = stages.PRECISIONS[name].model_fields
         try:
             return compare(task, model, stages.lowered(name, {key: settings[key] for key in settings.keys() & known}))
         finally:
-            status.show(live.ProgressBar(f"Quantizing to {name}", 1, 1, elapsed_s=time.monotonic() - begin))
+            status.show(ProgressBar(f"Quantizing to {name}", 1, 1, elapsed_s=time.monotonic() - begin))
 
     def draw(name: str, layer: str) -> Shown:
         return quantized(run(name, NONE if name in HALF else layer))

@@ -4,10 +4,10 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from shrinkkit.display.tables import Statement
+from shrinkkit.display.tables import ProgressBar, Statement
 from shrinkkit.errors import InvalidInput
 from shrinkkit.widgets import live
-from shrinkkit.widgets.live import Live, ProgressBar
+from shrinkkit.widgets.live import Live
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPLORE = """
