@@ -1,4 +1,4 @@
-"""Pictures: matplotlib's SVG with alternative text and a caption, in colours that follow the page's dark mode; images."""
+"""Pictures and images: matplotlib's SVG with alternative text, in colours that follow the page's dark mode."""
 
 import base64
 import hashlib
