@@ -13,7 +13,7 @@ from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
-from shrinkkit.transforms import prune
+from shrinkkit.transforms import batchnorm, prune
 from shrinkkit.transforms.transform import Made
 
 LARGEST_GRADIENT = 1.0
@@ -36,7 +36,8 @@ def run(
 
     `model` is left unchanged, and so is the state of the random generators. AdamW, the learning rate falling
     to zero along a cosine, gradients clipped to norm 1; the same seed on the same machine gives the same
-    model. Parameters that require no gradients stay as they are.
+    model. Parameters that require no gradients stay as they are. The statistics of BatchNorm layers are measured again
+    before the first epoch and after each, whatever their momentum; see `batchnorm.reestimate`.
 
     Args:
         model: Model in float32 or float64, on any device.
@@ -70,6 +71,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
     _check_trainable(model)
     device = training_device(settings.device)
     result = duplicate(model).to(device).eval()
+    batchnorm.reestimate(result, task, batch_size=settings.batch_size, seed=seed)
     zeros = prune.masks(result) if settings.keep_zeros else {}
     epochs, batch_size = settings.epochs, settings.batch_size
     optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=settings.learning_rate)
@@ -90,6 +92,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
                 # The validation at the end of an epoch counts as one more batch.
                 progress(epoch - 1 + number / (per_epoch + 1), epochs, f"epoch {epoch} of {epochs}")
             result.eval()
+            batchnorm.reestimate(result, task, batch_size=batch_size, seed=seed)
             scores.append(_validated(result, task, batch_size, device))
             progress(epoch, epochs, f"epoch {epoch} of {epochs}, validation {task.metric} {scores[-1]:.4g}")
     result.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS
 from shrinkkit.tasks.task import Task
+from shrinkkit.transforms import batchnorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ def apply_stage(
 ) -> tuple[nn.Module, History]:
     """Return what a stage makes of `model`, and its history, which `history` becomes with this stage.
 
+    Statistics of BatchNorm layers are those of the new model; see `batchnorm.reestimate`.
+
     Args:
         model: Float model in eval mode, on the CPU; left unchanged.
         task: Whose data, loss and score the transform may use.
@@ -64,11 +67,12 @@ def apply_stage(
     if unchanged(model, result):
         raise NothingChanged(f"The stage `{stage.name}` left the model as it was. Change its settings, or drop it.")
     _check_outputs(model, result, task, stage.name)
+    notes = [*made.notes, batchnorm.reestimate(result, task, seed=seed)]
     names = {name for name, _ in result.named_modules()}
     return result, replace(
         history,
         stages=(*history.stages, stage.to_dict()),
-        notes=(*history.notes, *(f"{stage.name}: {note}" for note in made.notes)),
+        notes=(*history.notes, *(f"{stage.name}: {note}" for note in notes if note)),
         left_alone={name: why for name, why in {**history.left_alone, **made.left_alone}.items() if name in names},
         validation_scores=(*history.validation_scores, *made.validation_scores),
     )
