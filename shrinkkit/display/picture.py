@@ -107,8 +107,9 @@ def picture(figure: "Figure", alt: str, caption: str) -> Picture:
         caption: A sentence or two below it.
     """
     still, buffer = io.BytesIO(), io.StringIO()
-    figure.savefig(still, format="png", dpi=90, facecolor="white", metadata={"Software": None})
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # keeps the layout, which costs as much as a drawing
+    figure.savefig(still, format="png", dpi=90, facecolor="white", metadata={"Software": None})
     svg = _minified(buffer.getvalue())
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
