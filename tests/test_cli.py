@@ -1,49 +1,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import examples
 import pytest
+import terminals
 
 from shrinkkit import cli
 
 COMMANDS = ["run", "list", "new", "report", "index", "verify", "notebooks"]
-QUICK = (
-    "task: digits-lstm\nrecipes: [dynamic-int8]\ntargets: [cpu/torch]\nthreads: 1\nbatch_sizes: []\nthread_counts: []\n"
-)
-
-
-def in_terminal(*arguments, cwd, columns, timeout_s=300):
-    """Return what the command line writes to a terminal of so many columns, and its exit status."""
-    pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
-    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
-    leader, follower = pty.openpty()
-    fcntl.ioctl(
-        follower, termios.TIOCSWINSZ, (40).to_bytes(2, sys.byteorder) + columns.to_bytes(2, sys.byteorder) + bytes(4)
-    )
-    variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm"}
-    command = [sys.executable, "-m", "shrinkkit.cli", *arguments]
-    child = subprocess.Popen(command, cwd=cwd, stdin=follower, stdout=follower, stderr=follower, env=variables)
-    os.close(follower)
-    parts = []
-    # Reading fails once no process has the terminal open.
-    while part := read(leader):
-        parts.append(part)
-    os.close(leader)
-    return b"".join(parts).decode(), child.wait(timeout=timeout_s)
-
-
-def read(leader):
-    try:
-        return os.read(leader, 1 << 16)
-    except OSError:
-        return b""
-
-
-def plain(text):
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -104,7 +72,7 @@ def test_list_targets_says_why_one_cannot_run_here(capsys):
 def test_brackets_are_shown_as_they_are(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     cli._print_rows([("cpu/onnxruntime", 'unavailable: pip install "shrinkkit[onnxruntime]"')])
-    assert "shrinkkit[onnxruntime]" in plain(capsys.readouterr().out)
+    assert "shrinkkit[onnxruntime]" in terminals.plain(capsys.readouterr().out)
 
 
 def test_list_tasks_names_the_bundled_ones_and_how_to_make_one(capsys):
@@ -187,7 +155,8 @@ def test_a_dry_run_prints_the_steps_and_writes_nothing(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_the_report_command_prints_lines_in_a_log_and_a_table_in_a_terminal(tmp_path):
-    examples.write_run(tmp_path / "run")
+    # Without measurements: nothing but the report's own pictures would take time.
+    shutil.rmtree(examples.write_run(tmp_path / "run") / "measurements")
     command = [sys.executable, "-m", "shrinkkit.cli", "report", "run"]
     log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert log.stdout.splitlines()[:2] == ["[1/1] 5-report · running", log.stdout.splitlines()[1]]
@@ -197,28 +166,8 @@ def test_the_report_command_prints_lines_in_a_log_and_a_table_in_a_terminal(tmp_
     assert quiet.stdout + quiet.stderr == ""
     as_json = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(as_json.stdout) == {"report": "run/report.html"}
-    shown, status = in_terminal("report", "run", cwd=tmp_path, columns=100)
+    shown, status = terminals.run(command, cwd=tmp_path, columns=100, env=os.environ)
     assert status == 0
     assert "\x1b[" in shown
-    assert re.search(r"5-report +running", plain(shown))
-    assert re.search(r"5-report +done", plain(shown))
-
-
-@pytest.mark.slow
-def test_a_run_in_a_terminal_has_one_table_and_fits_its_width(tmp_path):
-    (tmp_path / "study.yaml").write_text(QUICK)
-    shown, status = in_terminal("run", "study.yaml", cwd=tmp_path, columns=80)
-    assert status == 0
-    assert max(len(line.rstrip()) for line in plain(shown).replace("\r", "\n").splitlines()) <= 80
-    assert re.search(r"1-baseline +running +\d+ s +\w+", plain(shown))
-    assert "4 of 4 steps" in plain(shown)
-    again, _ = in_terminal("run", "study.yaml", cwd=tmp_path, columns=200)
-    assert re.search(r"1-baseline +cached", plain(again))
-    assert max(len(line.rstrip()) for line in plain(again).replace("\r", "\n").splitlines()) > 80
-    as_json = subprocess.run(
-        [sys.executable, "-m", "shrinkkit.cli", "run", "study.yaml", "--json"], cwd=tmp_path, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    data = json.loads(as_json.stdout)
-    assert (data["run"], data["failures"]) == ("reports/study", 0)
-    assert [step["state"] for step in data["steps"]] == ["cached", "cached", "cached", "done"]
+    assert re.search(r"5-report +running", terminals.plain(shown))
+    assert re.search(r"5-report +done", terminals.plain(shown))

@@ -1,7 +1,9 @@
 """The wheel: what it carries, and that it runs in an empty folder."""
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import terminals
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -54,9 +57,10 @@ def test_the_wheel_carries_everything_that_a_run_needs(wheel):
     assert {p.as_posix() for p in inside} - names == set()
 
 
-def test_the_wheel_runs_in_an_empty_folder(wheel, tmp_path):
-    place, folder = tmp_path / "venv", tmp_path / "empty"
-    folder.mkdir()
+@pytest.fixture
+def installed(wheel, tmp_path_factory):
+    """The command line of the installed wheel, and an environment in which it does not find the sources."""
+    place = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     python = place / "bin/python"
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
@@ -65,18 +69,31 @@ def test_the_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     where = subprocess.run(
-        [python, "-c", "import shrinkkit; print(shrinkkit.__file__)"], cwd=folder, env=environment, capture_output=True,
+        [python, "-c", "import shrinkkit; print(shrinkkit.__file__)"], cwd=place, env=environment, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()).is_relative_to(place)
-    (folder / "study.yaml").write_text(STUDY)
-    ran = subprocess.run(
-        [place / "bin/shrinkkit", "run", "study.yaml"], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "report: reports/study/report.html" in ran.stdout
-    assert (folder / "reports/study/report.html").is_file()
+    return place / "bin/shrinkkit", environment
+
+
+def test_the_wheel_runs_in_an_empty_folder_and_its_table_fits_the_terminal(installed, tmp_path):
+    program, environment = installed
+    (tmp_path / "study.yaml").write_text(STUDY)
+    command, options = [program, "run", "study.yaml"], {"cwd": tmp_path, "env": environment}
+    shown, status = terminals.run(command, columns=80, **options)
+    assert status == 0, shown
+    assert max(len(line.rstrip()) for line in terminals.plain(shown).replace("\r", "\n").splitlines()) <= 80
+    assert re.search(r"1-baseline +running +\d+ s +\w+", terminals.plain(shown))
+    assert "4 of 4 steps" in terminals.plain(shown)
+    assert "report: reports/study/report.html" in terminals.plain(shown)
+    assert (tmp_path / "reports/study/report.html").is_file()
+    again, _ = terminals.run(command, columns=200, **options)
+    assert re.search(r"1-baseline +cached", terminals.plain(again))
+    assert max(len(line.rstrip()) for line in terminals.plain(again).replace("\r", "\n").splitlines()) > 80
+    as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, **options)
+    data = json.loads(as_json.stdout)
+    assert (data["run"], data["failures"]) == ("reports/study", 0)
+    assert [step["state"] for step in data["steps"]] == ["cached", "cached", "cached", "done"]
 
 
 def test_conda_s_environment_and_pyproject_say_the_same(project):
