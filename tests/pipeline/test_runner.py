@@ -38,6 +38,8 @@ recipes:
   - name: hopeless
     precision: {{dynamic-int8: {{skip: [head]}}}}
 targets: [cpu/onnxruntime]
+batch_sizes: [2]
+thread_counts: []
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
 
@@ -53,7 +55,7 @@ def states(folder):
 
 def prepare(study, folder, monitor=SILENT, **options):
     command = "shrinkkit run corner.yaml"
-    return runner.prepare(study, reports=folder, command=command, threads=2, monitor=monitor, **options)
+    return runner.prepare(study, reports=folder, command=command, threads=1, monitor=monitor, **options)
 
 
 def execute(study, folder, monitor=SILENT):
@@ -130,8 +132,9 @@ def test_a_preview_of_a_run_states_what_is_cached_and_changes_nothing(run, study
     before = contents(run)
     # The recipe that failed is tried again, and were it to succeed, the benchmark would have another variant.
     runs = ("3-quantize-hopeless", "4-benchmark-cpu-onnxruntime", "5-report")
-    assert prepare(study, run.parent).preview() == {name: "run" if name in runs else "cached" for name in states(run)}
-    assert set(prepare(study, run.parent, force=True).preview().values()) == {"run"}
+    prepared = prepare(study, run.parent)
+    assert prepared.preview() == {name: "run" if name in runs else "cached" for name in states(run)}
+    assert set(dataclasses.replace(prepared, force=True).preview().values()) == {"run"}
     wider = study.model_copy(update={"seed": 1})
     assert set(prepare(wider, run.parent).preview().values()) == {"run"}
     assert contents(run) == before
@@ -307,7 +310,7 @@ def test_what_one_machine_measured_is_not_cached_for_another(run, study):
 
 def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run):
     before = (run / RECORD).read_bytes()
-    measure_here(run, threads=2)
+    measure_here(run)
     assert states(run)["4-benchmark-cpu-onnxruntime"] == "cached"
     assert (run / RECORD).read_bytes() == before
 

@@ -51,13 +51,15 @@ def study(tmp_path_factory):
     """The recipe of the page on the tests' task, and the same without its precision."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "low-rank-int8.yaml").write_text(block("yaml")[0])
-    return studies.study(str(TASK), recipes=[str(folder / "low-rank-int8.yaml")], targets=["cpu/torch"], name="outside")
+    recipe = str(folder / "low-rank-int8.yaml")
+    study = studies.study(str(TASK), recipes=[recipe], targets=["cpu/torch"], name="outside")
+    return study.model_copy(update={"batch_sizes": (), "thread_counts": ()})
 
 
 @pytest.fixture(scope="module")
 def run(study, tmp_path_factory):
     reports = tmp_path_factory.mktemp("reports")
-    prepared = runner.prepare(study, reports=reports, command="test", threads=2, monitor=Monitor())
+    prepared = runner.prepare(study, reports=reports, command="test", threads=1, monitor=Monitor())
     return prepared.execute(Monitor()).path
 
 
