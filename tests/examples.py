@@ -23,8 +23,7 @@ from shrinkkit.core.measurement import (
     Regression,
     TargetRecord,
 )
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.core.studies import study
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import LayerAudit, LayerPrecision, ModelFile, Port, Variant

@@ -63,10 +63,10 @@ assert (ended.status, lines) == (None, ["here"]), ended
 def test_a_run_folder_is_held_and_its_log_grows(tmp_path):
     code = """
 from pathlib import Path
-from shrinkkit.core import lease
+from shrinkkit.core import store
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.pipeline.run_status import log
-with lease.hold(Path()):
+with store.hold(Path()):
     log(RunFolder("."), "a line")
 from shrinkkit.core.processes import short_folder
 with short_folder() as folder:

@@ -22,13 +22,8 @@ class Estimate(Rich):
     high: float
 
     def shown(self) -> Shown:
-        """Return the view of it that `show` gives too."""
-        return estimate_statement(self)
-
-
-def estimate_statement(of: "Estimate") -> Statement:
-    """Return a value with its interval."""
-    return Statement(formats.estimate(of))
+        """Return the value with its interval."""
+        return Statement(formats.estimate(self))
 
 
 Z = 1.959964
@@ -43,9 +38,6 @@ MARGIN = 0.01
 def mean(scores: Sequence[float]) -> Estimate:
     """Return the mean of `scores`: with Wilson's interval if they are all 0 or 1, else with Student's.
 
-    Args:
-        scores: One number per example, at least one.
-
     Raises:
         InvalidInput: There are none, or one is not finite.
 
@@ -54,7 +46,9 @@ def mean(scores: Sequence[float]) -> Estimate:
     values = _checked(scores)
     n, centre = len(values), float(values.mean())
     if not _binary(values):
-        half = _score_half_width(values, values)
+        # Equal values do not show how unseen examples vary: widen as the score interval would.
+        varies = np.ptp(values) > 1e-12 * _scale(values)
+        half = _student_half_width(values) if varies else _scale(values) * Z**2 / (n + Z**2)
         return Estimate(centre, centre - half, centre + half)
     middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
@@ -62,16 +56,12 @@ def mean(scores: Sequence[float]) -> Estimate:
 
 
 def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
-    """Return the mean of variant minus baseline over the same examples, with an interval that uses the pairing.
+    """Return the mean of variant minus baseline over the same examples in order, with an interval by the pairing.
 
     Scores that are all 0 or 1 get Tango's score interval, which has its coverage even if no example changed. Others
     get Student's interval of the differences, augmented at each end of the scale with as many pseudo-examples as
     Wilson's interval adds: a variant that ruins a few examples may ruin none or one of the sample. The scale is the
     range of the scores, or their largest magnitude if that is more; larger losses per example are not covered.
-
-    Args:
-        baseline: One score per example.
-        variant: The scores of the same examples, in the same order.
 
     Raises:
         InvalidInput: The two differ in length, are empty, or hold a number that is not finite.
@@ -84,7 +74,7 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
     difference = after - before
     centre = float(difference.mean())
     if _binary(before) and _binary(after):
-        low, high = _tango(*_discordant(difference), len(before))
+        low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
         return Estimate(centre, low, high)
     middle, error = _augmented(difference, np.concatenate([before, after]))
     half = _quantile(len(before)) * error
@@ -95,12 +85,7 @@ def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop:
     """Return which variants lose less than `drop`, with a family-wise error rate of at most 2.5 %.
 
     For one variant this is whether its interval lies above -`drop`. For several, Holm's step-down procedure limits the
-    probability that any of them is wrongly called within the budget.
-
-    Args:
-        baseline: One score per example.
-        variants: The scores of the same examples, in the same order, of each variant.
-        drop: Maximum drop, >= 0.
+    probability that any of them is wrongly called within the budget. `drop` is >= 0.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
     """
@@ -111,7 +96,8 @@ def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop:
         before, after = _paired_scores(baseline, scores)
         difference = after - before
         if _binary(before) and _binary(after):
-            p_values.append(float(ndtr(-_tango_score(-drop, *_discordant(difference), len(before)))))
+            gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+            p_values.append(float(ndtr(-_tango_score(-drop, gained, lost, len(before)))))
         else:
             middle, error = _augmented(difference, np.concatenate([before, after]))
             p_values.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
@@ -141,7 +127,7 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
     """
     values = _checked(log_ratios)
     if len(values) < 2:
-        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Meais_within longer.")
+        raise InvalidInput(f"`log_ratios` must hold at least 2 blocks, got {len(values)}. Measure longer.")
     centre = float(_middle_half(values))
     picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(_middle_half(values[picks]), [0.025, 0.975])
@@ -152,10 +138,9 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
 
 
 def verdict(ratio: Estimate) -> str:
-    """Return the verdict that a ratio of times supports; differences within the margin count as none.
+    """Return `faster` or `slower` if a ratio of times is beyond the margin with its whole interval.
 
-    Returns:
-        `faster` or `slower` if the whole interval is beyond the margin, `same` if it is within, else `undecided`.
+    `same` if the whole interval is within the margin, else `undecided`.
     """
     upper = 1 + MARGIN
     if ratio.low > upper:
@@ -171,11 +156,7 @@ def inverse(ratio: Estimate) -> Estimate:
 
 
 def product(*ratios: Estimate) -> Estimate:
-    """Return the product of at least one independent ratio; half-widths of logarithms add in quadrature.
-
-    Raises:
-        InvalidInput: There are none, or an interval is not above 0 and around its value.
-    """
+    """Return the product of at least one independent ratio; half-widths of logarithms add in quadrature."""
     if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):
         raise InvalidInput(
             f"`ratios` must each satisfy 0 < low <= value <= high, at least one; got {list(ratios)}. "
@@ -205,13 +186,8 @@ def _binary(values: NDArray[np.float64]) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def _score_half_width(values: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    """Return Student's half-width of the mean of `values`; if they are all equal, one on the scale of `scores`."""
-    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
-    if np.ptp(values) > 1e-12 * scale:
-        return _student_half_width(values)
-    # Equal values do not show how unseen examples vary: widen as the score interval would.
-    return scale * Z**2 / (len(values) + Z**2)
+def _scale(scores: NDArray[np.float64]) -> float:
+    return max(float(np.ptp(scores)), float(np.abs(scores).max()))
 
 
 def _paired_scores(
@@ -228,10 +204,9 @@ def _paired_scores(
 
 def _augmented(values: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[float, float]:
     """Return mean and standard error of `values` with Z^2 / 2 pseudo-examples at each end of the scale of `scores`."""
-    scale = max(float(np.ptp(scores)), float(np.abs(scores).max()))
     total = len(values) + Z**2
     middle = float(values.sum()) / total
-    variance = (float((values**2).sum()) + Z**2 * scale**2) / total - middle**2
+    variance = (float((values**2).sum()) + Z**2 * _scale(scores) ** 2) / total - middle**2
     return middle, math.sqrt(max(0.0, variance) / total)
 
 
@@ -246,11 +221,6 @@ def _student_half_width(values: NDArray[np.float64]) -> float:
     if len(values) < 2:
         return 0.0
     return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def _discordant(difference: NDArray[np.float64]) -> tuple[int, int]:
-    """Return how many scores rose and how many fell."""
-    return int((difference > 0).sum()), int((difference < 0).sum())
 
 
 def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:

@@ -7,10 +7,11 @@ speed-up of a row agree: one baseline is pooled over all comparisons of a target
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
@@ -22,7 +23,8 @@ ROUNDING = 1e-6
 """Relative tolerance below which two scores are equal: floating-point summation order."""
 _AGREE = 1e-3
 
-
+Logs = NDArray[np.float64]
+"""Logarithms of times in ms, one for each slot."""
 Samples = list[tuple[float, ...]]
 """Call times in ms, one tuple per slot, in the order in which they ran."""
 Statistic = Callable[[Sequence[float]], float]
@@ -49,11 +51,8 @@ class PairedSamples:
 
     def rounded(self) -> "PairedSamples":
         """Return the samples with six significant digits, which is more than a clock gives."""
-
-        def arm(samples: Samples) -> Samples:
-            return [tuple(float(f"{ms:.6g}") for ms in slot) for slot in samples]
-
-        return PairedSamples(arm(self.reference), arm(self.candidate), arm(self.control))
+        arms = (self.reference, self.candidate, self.control)
+        return PairedSamples(*([tuple(float(f"{ms:.6g}") for ms in slot) for slot in arm] for arm in arms))
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,15 @@ class Conclusion:
 
 
 def conclude(samples: PairedSamples, *, withheld: bool = False, stopped: bool = False, seed: int = 0) -> Conclusion:
-    """Return the ratios and the verdict that the samples support.
+    """Return the ratios and the verdict that at least 2 blocks of samples support.
 
-    Args:
-        samples: At least 2 blocks.
-        withheld: Whether contention forbids a verdict.
-        stopped: Whether a person stopped the timing. Stopping when the result looks favourable biases it (optional
-            stopping), so an interrupted comparison gets no verdict.
-        seed: Of the bootstrap.
+    Contention may have `withheld` the verdict. Stopping when the result looks favourable biases it (optional stopping),
+    so a comparison that was `stopped` by a person gets no verdict.
     """
     speedup = estimate.block_ratio(log_ratios(samples, min), seed=seed)
     median_speedup = estimate.block_ratio(log_ratios(samples, statistics.median), seed=seed)
-    control = estimate.block_ratio(_blocks(_slots(samples.reference, min), _slots(samples.control, min)), seed=seed)
-    reference_ms = estimate.block_ratio(reference_logs(samples), seed=seed)
+    control = estimate.block_ratio(_blocks(_slots(samples.reference, min) - _slots(samples.control, min)), seed=seed)
+    reference_ms = estimate.block_ratio(_blocks(_reference(samples, min)), seed=seed)
     candidate_ms = estimate.product(reference_ms, estimate.inverse(speedup))
     verdict = "undecided" if stopped else estimate.verdict(speedup)
     if withheld or estimate.verdict(control) in ("faster", "slower"):
@@ -91,27 +86,21 @@ def conclude(samples: PairedSamples, *, withheld: bool = False, stopped: bool = 
 
 def log_ratios(samples: PairedSamples, statistic: Statistic) -> list[float]:
     """Return log(reference / candidate) of each block; the reference is the mean of both of its copies."""
-    return _blocks(_reference(samples, statistic), _slots(samples.candidate, statistic))
+    return _blocks(_reference(samples, statistic) - _slots(samples.candidate, statistic))
 
 
-def reference_logs(samples: PairedSamples) -> list[float]:
-    """Return the logarithm of the reference's latency in ms in each block, from the fastest call of each slot."""
-    return _blocks(_reference(samples, min))
+def _slots(samples: Samples, statistic: Statistic) -> Logs:
+    return np.array([math.log(statistic(slot)) for slot in samples])
 
 
-def _reference(samples: PairedSamples, statistic: Statistic) -> list[float]:
-    pairs = zip(_slots(samples.reference, statistic), _slots(samples.control, statistic), strict=True)
-    return [(a + b) / 2 for a, b in pairs]
+def _reference(samples: PairedSamples, statistic: Statistic) -> Logs:
+    return (_slots(samples.reference, statistic) + _slots(samples.control, statistic)) / 2
 
 
-def _slots(samples: Samples, statistic: Statistic) -> list[float]:
-    return [math.log(statistic(slot)) for slot in samples]
-
-
-def _blocks(logs: Sequence[float], minus: Sequence[float] = ()) -> list[float]:
-    """Return the mean of the two slots of each block, of the difference to `minus` if given."""
-    slots = [a - b for a, b in zip(logs, minus, strict=True)] if minus else logs
-    return [(slots[i] + slots[i + 1]) / 2 for i in range(0, len(slots), 2)]
+def _blocks(slots: Logs) -> list[float]:
+    """Return the mean of the two slots of each block."""
+    means: list[float] = slots.reshape(-1, 2).mean(axis=1).tolist()
+    return means
 
 
 def derive(record: TargetRecord) -> TargetRecord:
@@ -140,7 +129,7 @@ def comparison(stated: Comparison) -> Comparison:
     Raises:
         InvalidInput: There are fewer than 2 blocks, or a time is not above 0 and finite.
     """
-    arms = (stated.reference_samples_ms, stated.candidate_samples_ms, stated.control_samples_ms)
+    arms = _arms(stated)
     times = np.array([ms for arm in arms for slot in arm for ms in slot], dtype=float)
     even = len({len(arm) for arm in arms}) == 1 and len(arms[0]) >= 4 and len(arms[0]) % 2 == 0
     if not even or not all(slot for arm in arms for slot in arm) or not (np.isfinite(times) & (times > 0)).all():
@@ -152,6 +141,10 @@ def comparison(stated: Comparison) -> Comparison:
         PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
     )
     return replace(stated, **vars(conclusion))
+
+
+def _arms(of: Comparison) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    return of.reference_samples_ms, of.candidate_samples_ms, of.control_samples_ms
 
 
 def today_ms(record: TargetRecord) -> Estimate | None:
@@ -168,8 +161,8 @@ def changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
 
 def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ...]:
     """Return the names of variants whose stated figures differ from those of the samples."""
-    derived_figures = {m.variant: _figures(m) for m in derived.measurements}
-    wrong = [m.variant for m in stated.measurements if not _agree(_figures(m), derived_figures[m.variant])]
+    pairs = zip(stated.measurements, derived.measurements, strict=True)
+    wrong = [one.variant for one, other in pairs if not _agree(_figures(one), _figures(other))]
     runtimes = [[r.runtime.speedup, r.runtime.verdict] if r.runtime else [] for r in (stated, derived)]
     points = [[f for p in r.sweep for f in (p.latency_ms, p.latency and p.latency.verdict)] for r in (stated, derived)]
     wrong += ["PyTorch today"] if not _agree(*runtimes) else []
@@ -182,26 +175,24 @@ def _figures(of: Measurement) -> list[Any]:
     return [of.latency_ms, *timed, *scored]
 
 
-def _agree(stated: Sequence[Any], derived: Sequence[Any]) -> bool:
-    def flat(figures: Sequence[Any]) -> Iterator[Any]:
-        for figure in figures:
-            yield from (figure.value, figure.low, figure.high) if isinstance(figure, Estimate) else (figure,)
-
-    pairs = list(zip(flat(stated), flat(derived), strict=False))
-    return len(list(flat(stated))) == len(list(flat(derived))) and all(
-        a == b or (isinstance(a, float) and isinstance(b, float) and abs(a - b) <= _AGREE * max(abs(a), abs(b), _AGREE))
-        for a, b in pairs
+def _agree(*figures: Sequence[Any]) -> bool:
+    stated, derived = (
+        [value for figure in part for value in (astuple(figure) if isinstance(figure, Estimate) else (figure,))]
+        for part in figures
     )
+    return len(stated) == len(derived) and all(map(_is_near, stated, derived))
+
+
+def _is_near(a: Any, b: Any) -> bool:
+    floats = isinstance(a, float) and isinstance(b, float)
+    return a == b or (floats and math.isclose(a, b, rel_tol=_AGREE, abs_tol=_AGREE**2))
 
 
 def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estimate | None:
     """Return the baseline's latency, from the fastest call of each slot, pooled over all comparisons."""
-    logs = [log for one in compared for log in reference_logs(_paired_samples(one))]
+    samples = [PairedSamples(*map(list, _arms(one))) for one in compared]
+    logs = [log for one in samples for log in _blocks(_reference(one, min))]
     return estimate.block_ratio(logs) if logs else runtime.candidate_ms if runtime else None
-
-
-def _paired_samples(of: Comparison) -> PairedSamples:
-    return PairedSamples(list(of.reference_samples_ms), list(of.candidate_samples_ms), list(of.control_samples_ms))
 
 
 def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate | None:
@@ -232,11 +223,10 @@ def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:
     """Yield the points with latencies derived from one baseline for each batch size and thread count."""
-    settings = {(p.batch_size, p.threads) for p in timed}
-    base_ms = {
-        key: _pooled([p.latency for p in timed if p.latency and (p.batch_size, p.threads) == key], None)
-        for key in settings
-    }
+    compared: dict[tuple[int, int], list[Comparison]] = {(p.batch_size, p.threads): [] for p in timed}
+    for point in timed:
+        compared[point.batch_size, point.threads] += [point.latency] if point.latency else []
+    base_ms = {key: _pooled(alike, None) for key, alike in compared.items()}
     for point in timed:
         base = base_ms[point.batch_size, point.threads]
         latency_ms = base if point.variant == BASELINE else _latency(base, point.latency)

@@ -1,7 +1,7 @@
 """Records of what was measured of model files, each with the raw samples that its figures follow from."""
 
-import dataclasses
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from shrinkkit.core.machines import Environment
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Place
 from shrinkkit.display import cells, formats
+from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
 from shrinkkit.errors import UnfairComparison
@@ -99,12 +100,11 @@ class Comparison(Rich):
         """Reasons to doubt the figures."""
         wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
         reasons = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
-        for name, samples in (
-            (self.reference, self.reference_samples_ms),
-            (self.candidate, self.candidate_samples_ms),
-        ):
-            spread = _spread([ms for slot in samples for ms in slot])
-            if spread > SCATTERED:
+        arms = ((self.reference, self.reference_samples_ms), (self.candidate, self.candidate_samples_ms))
+        for name, samples in arms:
+            calls = [ms for slot in samples for ms in slot]
+            low, middle, high = statistics.quantiles(calls, n=4) if len(calls) >= 4 else (1.0, 1.0, 1.0)
+            if (spread := (high - low) / middle) > SCATTERED:
                 reasons.append(f"latency spread of {name}: IQR {spread:.0%} of the median")
         if not self.steady:
             reasons.append("the warm-up ended before times were steady")
@@ -114,10 +114,21 @@ class Comparison(Rich):
 
     def shown(self) -> Shown:
         """Return the verdict with its interval, the control, and warnings."""
-        return comparison_statement(self)
+        here = self.conditions
+        others = f" and {self.candidate_runtime}" if self.candidate_runtime != here.runtime else ""
+        remarks = (
+            f"Latency per batch of {here.batch_size}: {formats.milliseconds(self.reference_ms.value)} and "
+            f"{formats.milliseconds(self.candidate_ms.value)} on {here.device} in {here.runtime}{others}, "
+            f"{formats.counted(here.threads, 'thread')}",
+            f"A/A noise floor {formats.percent(self.noise_floor)}, {len(self.control_samples_ms) // 2} blocks in "
+            f"{self.duration_s:.1f} s",
+            *([f"WARNING: {'; '.join(self.warnings)}"] if self.warnings else []),
+        )
+        verdict, speed = formats.UNSURE.get(self.verdict, self.verdict), formats.estimate(self.speedup, unit=TIMES)
+        text = f"{self.candidate} vs. {self.reference}: {verdict}, {speed}"
+        return Statement(text, remarks, cells.speedup(self.speedup, self.verdict).tone)
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Return a row for each timed call."""
         of = {
             self.reference: self.reference_samples_ms,
             self.candidate: self.candidate_samples_ms,
@@ -183,11 +194,23 @@ class Accuracy(Rich):
     """Examples that the variant answered better than the baseline."""
 
     def shown(self) -> Shown:
-        """Return the score, and how the answers moved."""
-        return accuracy_table(self)
+        """Return the score with its interval, and how the predictions changed against the baseline's."""
+        mean = cells.score(self.mean, is_fraction=formats.is_fraction(self.scores)).plain()
+        pairs = [(self.metric, mean)]
+        if self.difference:
+            pairs += [
+                ("\N{GREEK CAPITAL LETTER DELTA} accuracy", self.change_cell().plain()),
+                ("same predictions", "" if self.agreement is None else formats.percent(self.agreement)),
+                ("cosine similarity of outputs", f"{self.cosine:.4f}"),
+                ("regressions and improvements", f"{self.regressions} and {self.improvements}"),
+            ]
+        return facts(f"{self.metric.capitalize()} on {len(self.scores):,} examples", pairs)
+
+    def change_cell(self) -> Cell:
+        """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
+        return cells.change(self.difference, is_fraction=formats.is_fraction(self.scores))
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Return a row for each example of the test split."""
         return [{"example": i, "score": score} for i, score in enumerate(self.scores)]
 
 
@@ -271,8 +294,31 @@ class Measurement(Rich):
     """Why one of these could not be measured."""
 
     def shown(self) -> Shown:
-        """Return its table."""
-        return measurement_table(self)
+        """Return what was measured."""
+        values = [] if self.error else self.row()[1:]
+        names = ("latency", "vs FP32, same runtime", "accuracy")
+        pairs = [
+            ("error", self.error),
+            *((name, cell.plain()) for name, cell in zip(names, values, strict=False)),
+            ("load", cells.milliseconds(self.load_ms).text),
+            ("first call", cells.milliseconds(self.first_call_ms).text),
+            ("peak memory", formats.size(self.memory.peak_bytes) if self.memory else ""),
+            ("layers with int8 saturation", ", ".join(self.integers.saturated) if self.integers else ""),
+            ("notes", " ".join(self.notes)),
+        ]
+        return facts(f"{self.variant} on {self.target}", pairs)
+
+    def row(self) -> tuple[Cell, ...]:
+        """Return its row in a table: variant, latency, speed-up and change in accuracy; or why there are none."""
+        if self.error:
+            return Cell(self.variant), Cell(self.error, tone="bad", wide=True)
+        ratio, base = self.latency, cells.REFERENCE if self.latency_ms else Cell("")
+        return (
+            Cell(self.variant),
+            cells.latency(self.latency_ms),
+            cells.speedup(ratio.speedup, ratio.verdict) if ratio else base,
+            self.accuracy.change_cell() if self.accuracy else Cell(""),
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -300,20 +346,14 @@ class TargetRecord(Rich):
 
     def shown(self) -> Shown:
         """Return each variant's latency and accuracy."""
-        return measurements_table(self)
+        titles = ("latency / batch", "vs FP32, same runtime", "\N{GREEK CAPITAL LETTER DELTA} accuracy")
+        columns = (Column("variant"), *(Column(title, True) for title in titles))
+        rows = tuple(measurement.row() for measurement in self.measurements)
+        return Table(f"Measured on {self.target}", columns, rows, "; ".join(self.notes))
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Return a row for each variant, without raw samples and scores."""
         rows = [row for one in self.measurements for row in one._rows()]
         return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in rows]
-
-
-def _spread(values: list[float]) -> float:
-    """Return the interquartile range of `values` relative to their median; 0 for fewer than four."""
-    if len(values) < 4:
-        return 0.0
-    low, middle, high = statistics.quantiles(values, n=4)
-    return (high - low) / middle
 
 
 def speedup(reference: Comparison, candidate: Comparison) -> float:
@@ -324,106 +364,18 @@ def speedup(reference: Comparison, candidate: Comparison) -> float:
     Raises:
         UnfairComparison: The two were measured under different conditions or baselines.
     """
-    unequal = [
-        f"{name} ({before!r} and {after!r})"
-        for name, before, after in (
-            ("baseline", reference.reference, candidate.reference),
-            ("candidate runtime", reference.candidate_runtime, candidate.candidate_runtime),
-            *(
-                (f.name, getattr(reference.conditions, f.name), getattr(candidate.conditions, f.name))
-                for f in dataclasses.fields(Conditions)
-            ),
-        )
-        if before != after
-    ]
-    if unequal:
+    before, after = (
+        {"baseline": of.reference, "candidate runtime": of.candidate_runtime, **vars(of.conditions)}
+        for of in (reference, candidate)
+    )
+    if unequal := differences(before, after):
         raise UnfairComparison(
-            f"Only measurements under equal conditions may be compared; these differ in {', '.join(unequal)}. "
+            f"Only measurements under equal conditions may be compared; these differ in {unequal}. "
             "Measure both on the same target in one benchmark."
         )
     return candidate.speedup.value / reference.speedup.value
 
 
-def comparison_statement(of: "Comparison") -> Statement:
-    """Return a paired timing: speed-up with interval and verdict, the A/A control, and warnings."""
-    here = of.conditions
-    runtimes = here.runtime + (f" and {of.candidate_runtime}" if of.candidate_runtime != here.runtime else "")
-    remarks = [
-        f"Latency per batch of {here.batch_size}: {formats.milliseconds(of.reference_ms.value)} and "
-        f"{formats.milliseconds(of.candidate_ms.value)} on {here.device} in {runtimes}, "
-        f"{formats.counted(here.threads, 'thread')}",
-        f"A/A noise floor {formats.percent(of.noise_floor)}, {len(of.control_samples_ms) // 2} blocks in "
-        f"{of.duration_s:.1f} s",
-        *([f"WARNING: {'; '.join(of.warnings)}"] if of.warnings else []),
-    ]
-    tone = cells.speedup(of.speedup, of.verdict).tone
-    speed = formats.estimate(of.speedup, unit=formats.TIMES)
-    return Statement(
-        f"{of.candidate} vs. {of.reference}: {formats.UNSURE.get(of.verdict, of.verdict)}, {speed}",
-        tuple(remarks),
-        tone,
-    )
-
-
-def accuracy_table(of: "Accuracy") -> Table:
-    """Return a score with its interval, and how the predictions changed against the baseline's."""
-    shares = formats.is_fraction(of.scores)
-    pairs = [
-        (of.metric, cells.score(of.mean, is_fraction=shares).plain()),
-        (
-            "\N{GREEK CAPITAL LETTER DELTA} accuracy",
-            cells.change(of.difference, is_fraction=shares).plain() if of.difference else "",
-        ),
-        ("same predictions", formats.percent(of.agreement) if of.difference and of.agreement is not None else ""),
-        ("cosine similarity of outputs", f"{of.cosine:.4f}" if of.difference else ""),
-        ("regressions and improvements", f"{of.regressions} and {of.improvements}" if of.difference else ""),
-    ]
-    return facts(f"{of.metric.capitalize()} on {len(of.scores):,} examples", pairs)
-
-
-def measurement_table(of: "Measurement") -> Table:
-    """Return what was measured of one model file on one target."""
-    row = _measured(of)
-    pairs = [
-        ("error", of.error),
-        *(
-            [("latency", row[1].plain()), ("vs FP32, same runtime", row[2].plain()), ("accuracy", row[3].plain())]
-            if not of.error
-            else []
-        ),
-        ("load", cells.milliseconds(of.load_ms).text),
-        ("first call", cells.milliseconds(of.first_call_ms).text),
-        ("peak memory", formats.size(of.memory.peak_bytes) if of.memory else ""),
-        ("layers with int8 saturation", ", ".join(of.integers.saturated) if of.integers else ""),
-        ("notes", " ".join(of.notes)),
-    ]
-    return facts(f"{of.variant} on {of.target}", pairs)
-
-
-def measurements_table(of: "TargetRecord") -> Table:
-    """Return the conclusion of a benchmark: each variant's accuracy and latency on its target."""
-    columns = (
-        Column("variant"),
-        Column("latency / batch", True),
-        Column("vs FP32, same runtime", True),
-        Column("\N{GREEK CAPITAL LETTER DELTA} accuracy", True),
-    )
-    rows = tuple(_measured(one) for one in of.measurements)
-    return Table(f"Measured on {of.target}", columns, rows, "; ".join(of.notes))
-
-
-def change_cell(of: "Accuracy") -> Cell:
-    """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
-    return cells.change(of.difference, is_fraction=formats.is_fraction(of.scores))
-
-
-def _measured(one: "Measurement") -> tuple[Cell, ...]:
-    if one.error:
-        return Cell(one.variant), Cell(one.error, tone="bad", wide=True)
-    ratio = one.latency
-    return (
-        Cell(one.variant),
-        cells.latency(one.latency_ms),
-        cells.speedup(ratio.speedup, ratio.verdict) if ratio else cells.REFERENCE if one.latency_ms else Cell(""),
-        change_cell(one.accuracy) if one.accuracy else Cell(""),
-    )
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return the names of the values that differ, each with both values; '' if none does."""
+    return ", ".join(f"{name} ({before[name]!r} and {after[name]!r})" for name in before if before[name] != after[name])

@@ -1,13 +1,17 @@
-"""The layout of a run folder, and the SHA-256 of its files, kept in `status.json` and in each variant's SHA256SUMS."""
+"""A run folder: its layout, the status of its steps, and the SHA-256 of its files."""
 
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shrinkkit.core import store
-from shrinkkit.core.store import sha256
+from shrinkkit.core.store import SCHEMA_VERSION, sha256
 from shrinkkit.core.target import Target
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Cell, Column, Shown, Table
 from shrinkkit.errors import InvalidInput
 
 RECORD, CARD, README, SUMS = "variant.json", "model-card.json", "README.md", "SHA256SUMS"
@@ -107,6 +111,55 @@ class RunFolder:
     def _hashes(self, paths: Iterable[Path]) -> dict[str, str]:
         files = [path for path in paths if path.is_file() and not path.is_symlink()]
         return {self.relative(path): sha256(path) for path in sorted(files)}
+
+
+@dataclass(frozen=True, repr=False)
+class Step(Rich):
+    """One notebook of a run, as its parent process saw it end."""
+
+    name: str
+    notebook: str
+    subject: str
+    """The variant it makes, or the target it measures; empty for the report."""
+    state: str
+    """`pending`, `running`, `done`, `cached`, `failed`, `skipped`, or `interrupted`."""
+    duration_s: float = 0.0
+    error: str = ""
+    """The cause in one line; the executed notebook has the whole traceback."""
+    inputs_sha256: str = ""
+    """Hash of everything the step depends on; an unchanged step is not run again."""
+    note: str = ""
+    """A problem of a step that worked, such as that it has no page."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file that it left, by path relative to the run folder. See `RunFolder.step_files`."""
+
+    def __post_init__(self) -> None:
+        """Check that each path stays inside the run folder."""
+        store._check_inside(*self.files)
+
+
+@dataclass(frozen=True, repr=False)
+class Status(Rich):
+    """The steps of a run and their states."""
+
+    command: str
+    """The command line that reproduces the run."""
+    started: str
+    """ISO 8601, UTC."""
+    steps: tuple[Step, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def shown(self) -> Shown:
+        """Return a table of the steps."""
+        columns = (Column("step"), Column("state"), Column("time", True), Column("error or note"))
+        rows = []
+        for step in self.steps:
+            state = Cell(step.state, tone="bad" if step.state in ("failed", "skipped") else "quiet")
+            rows.append((Cell(step.name), state, Cell(f"{step.duration_s:.1f} s"), Cell(step.error or step.note)))
+        return Table(f"{self.command}, started {self.started}", columns, tuple(rows))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [step.to_dict() for step in self.steps]
 
 
 def altered(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:

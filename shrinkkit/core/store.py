@@ -1,21 +1,36 @@
-"""Reading and writing records as JSON, and files as a whole."""
+"""Reading and writing records as JSON and files as a whole, and the lease of the run folder that they are in.
+
+One run holds a run folder at a time, and only its processes write there: a run writes a token into the folder and gives
+it to its processes. A process whose token is no longer there belongs to a run that has ended, and must not write.
+"""
 
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-from shrinkkit.core import lease
-from shrinkkit.errors import InvalidInput
+from filelock import FileLock, Timeout
+
+from shrinkkit.errors import InvalidInput, LeaseLost
 
 SCHEMA_VERSION = 5
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 PART = ".part"
 """Suffix of a file that is being written; its name begins with a dot."""
+
+VARIABLE = "SHRINKKIT_LEASE"
+"""Environment variable of a run's processes: the token, a space, and the absolute path of the file that has it."""
+LOCK, TOKEN = ".lock", ".lease"
+_INHERITED = os.environ.get(VARIABLE, "")
+_held: ContextVar[str] = ContextVar("_held", default=_INHERITED)
 
 R = TypeVar("R")
 
@@ -63,7 +78,7 @@ def _finite(text: str) -> float:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part; raises LeaseLost."""
-    lease.check()
+    check_lease()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
@@ -71,7 +86,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).chmod(0o644)
-        lease.check()
+        check_lease()
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -85,3 +100,47 @@ def sha256(*paths: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process and its children; raises InvalidInput if another run holds it."""
+    try:
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
+    except Timeout as error:
+        raise InvalidInput(
+            f"{folder} is in use by another run. Wait for it, or give this study another `name`."
+        ) from error
+    with lock:
+        path, token = folder.resolve() / TOKEN, secrets.token_hex(16)
+        # A new file, because the old one may be a link to something else.
+        path.unlink(missing_ok=True)
+        path.write_text(token, encoding="ascii")
+        before = _held.set(f"{token} {path}")
+        try:
+            yield
+        finally:
+            _held.reset(before)
+            with suppress(OSError):
+                path.unlink()
+
+
+def lease_variable() -> dict[str, str]:
+    """Return what a child of this process needs to write into the run folder: its variable, or nothing."""
+    return {VARIABLE: _held.get()} if _held.get() else {}
+
+
+def check_lease() -> None:
+    """Check that this process belongs to no run, or to the one that holds the folder; raises LeaseLost otherwise."""
+    token, _, path = _held.get().partition(" ")
+    if not token:
+        return
+    try:
+        now = Path(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        now = ""
+    if now != token:
+        raise LeaseLost(
+            f"Nothing more is written to {Path(path).parent.name}: the folder was removed, or another run holds it "
+            "now. Run the study again."
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shrinkkit.core import store
 from shrinkkit.core.machines import Environment
@@ -11,11 +11,6 @@ from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Table, facts
-from shrinkkit.errors import require
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 ANY_PROCESSOR = "any processor"
 WITH_VNNI = "processors with VNNI or an equivalent (x86 VNNI or AMX, Arm dot product)"
@@ -56,28 +51,19 @@ class LayerAudit(Rich):
         return None not in (self.channels, self.channels_before) and self.channels != self.channels_before
 
 
-class Audit(tuple[LayerAudit, ...]):
+class Audit(Rich, tuple[LayerAudit, ...]):
     """The layer report of a variant: a tuple that is displayed as a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return each layer's audit as a plain dict, by the layer's name."""
         return {layer.layer: layer.to_dict() for layer in self}
 
-    def to_frame(self) -> "pd.DataFrame":
-        """Return a data frame with a row for each layer."""
-        return require("pandas", extra="frames", purpose="`to_frame`").DataFrame(
-            [row for layer in self for row in layer._rows()]
-        )
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for layer in self for row in layer._rows()]
 
-    def __repr__(self) -> str:
-        """Return it as plain text."""
-        return repr(audit_table(self))
-
-    def _repr_html_(self) -> str:
-        return audit_table(self)._repr_html_()
-
-    def _repr_markdown_(self) -> str:
-        return audit_table(self).markdown()
+    def shown(self) -> Shown:
+        """Return a row for each layer."""
+        return audit_table(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,100 +171,65 @@ class Variant(Rich):
 
     def shown(self) -> Shown:
         """Return the recipe and its result."""
-        return variant_table(self)
-
-
-def variant_table(of: "Variant") -> Table:
-    """Return a variant's recipe and its result."""
-    steps = [f"{name} {settings}".strip() for name, settings in described(of.recipe)]
-    pairs = [
-        ("recipe", "; ".join(steps) or "none (original model)"),
-        ("made from", of.source or ""),
-        ("parameters", formats.count(of.parameters)),
-        ("MACs of one example", formats.count(of.macs)),
-        ("weights that are zero", formats.percent(of.sparsity)),
-        *((f"file for {file.runtime}", formats.size(file.size_bytes)) for file in of.files),
-        *((f"no file for {name}", why) for name, why in of.refusals.items()),
-        ("seed", str(of.seed)),
-        ("notes", " ".join(f"{note.rstrip('.')}." for note in of.notes)),
-    ]
-    return facts(f"Variant {of.name}", pairs)
+        steps = [f"{name} {settings}".strip() for name, settings in described(self.recipe)]
+        pairs = [
+            ("recipe", "; ".join(steps) or "none (original model)"),
+            ("made from", self.source or ""),
+            ("parameters", formats.count(self.parameters)),
+            ("MACs of one example", formats.count(self.macs)),
+            ("weights that are zero", formats.percent(self.sparsity)),
+            *((f"file for {file.runtime}", formats.size(file.size_bytes)) for file in self.files),
+            *((f"no file for {name}", why) for name, why in self.refusals.items()),
+            ("seed", str(self.seed)),
+            ("notes", " ".join(f"{note.rstrip('.')}." for note in self.notes)),
+        ]
+        return facts(f"Variant {self.name}", pairs)
 
 
 def files_table(of: "Variant") -> Table:
     """Return a variant's model files, and why a runtime has none."""
-    rows: list[tuple[Cell, ...]] = [
-        (
-            Cell(file.runtime),
-            Cell(file.path),
-            Cell(formats.size(file.size_bytes)),
-            Cell(formats.size(file.compressed_bytes)),
-            Cell(f"{file.max_relative_error:.1e}" if file.max_relative_error else "0"),
-            Cell(file.sha256[:12]),
-        )
-        for file in of.files
-    ]
+    titles = {"runtime": False, "file": False, "file size": True, "compressed": True, "max. relative error": True}
+    columns = (*(Column(title, is_number) for title, is_number in titles.items()), Column("SHA-256"))
+    rows: list[tuple[Cell, ...]] = []
+    for file in of.files:
+        sizes = (formats.size(file.size_bytes), formats.size(file.compressed_bytes))
+        error = f"{file.max_relative_error:.1e}" if file.max_relative_error else "0"
+        rows.append(tuple(map(Cell, (file.runtime, file.path, *sizes, error, file.sha256[:12]))))
     rows += [(Cell(name), Cell("no file: " + why, tone="warning", wide=True)) for name, why in of.refusals.items()]
-    columns = (
-        Column("runtime"),
-        Column("file"),
-        Column("file size", True),
-        Column("compressed", True),
-        Column("max. relative error", True),
-        Column("SHA-256"),
-    )
     note = "Error of the outputs of the file, loaded back, against the model in memory, relative to the largest output."
     return Table(f"Model files of {of.name}", columns, tuple(rows), note)
 
 
-def audit_table(layers: "Sequence[LayerAudit]", *, of: str = "", sparsity: float | None = None) -> Table:
-    """Return the layer report; the caption sums it up.
-
-    Args:
-        layers: One row each.
-        of: The variant's name, for the caption.
-        sparsity: Share of its weights that are zero; None where only the layers are known.
-    """
+def audit_table(layers: Sequence[LayerAudit], *, of: str = "", sparsity: float | None = None) -> Table:
+    """Return the layer report of the variant `of`; the caption sums it up, with its `sparsity` if that is known."""
     runtimes = list(dict.fromkeys(name for layer in layers for name in layer.precision))
+    titles = {"layer": False, "kind": False, "channels": True, "parameters": True, "zeros": True}
     columns = (
-        Column("layer"),
-        Column("kind"),
-        Column("channels", True),
-        Column("parameters", True),
-        Column("zeros", True),
-        *(Column(f"in {runtime}") for runtime in runtimes),
-        Column("reason"),
+        *(Column(title, is_number) for title, is_number in titles.items()),
+        *(Column(title) for title in (*(f"in {runtime}" for runtime in runtimes), "reason")),
     )
     summary = _summary(layers, runtimes, sparsity)
     return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, runtimes) for layer in layers))
 
 
-def _audited(layer: "LayerAudit", runtimes: Sequence[str]) -> tuple[Cell, ...]:
+def _audited(layer: LayerAudit, runtimes: Sequence[str]) -> tuple[Cell, ...]:
     lost = layer.lost_channels
-    arrow = "\N{RIGHTWARDS ARROW}"
-    channels = (
-        ""
-        if layer.channels is None
-        else f"{layer.channels_before} {arrow} {layer.channels}"
-        if lost
-        else f"{layer.channels}"
-    )
-    why = dict.fromkeys(
-        filter(None, [layer.kept_because, *(layer.precision[r].why for r in runtimes if r in layer.precision)])
-    )
-    runs = (layer.precision[r].runs_as if r in layer.precision else "" for r in runtimes)
+    channels = "" if layer.channels is None else str(layer.channels)
+    channels = f"{layer.channels_before} \N{RIGHTWARDS ARROW} {channels}" if lost else channels
+    precisions = [layer.precision.get(runtime, LayerPrecision("")) for runtime in runtimes]
+    reasons = dict.fromkeys(filter(None, [layer.kept_because, *(precision.why for precision in precisions)]))
     return (
         Cell(layer.layer),
         Cell(f"{layer.kind}, {layer.change}" if layer.change else layer.kind, tone="" if layer.change else "quiet"),
         Cell(channels, tone="" if lost else "quiet"),
         Cell(formats.count(layer.parameters)),
         Cell(formats.percent(layer.zeroed), tone="" if layer.zeroed else "quiet"),
-        *(Cell(text, tone="quiet" if text == "float32" else "") for text in runs),
-        Cell("; ".join(why)),
+        *(Cell(p.runs_as, tone="quiet" if p.runs_as == "float32" else "") for p in precisions),
+        Cell("; ".join(reasons)),
     )
 
 
-def _summary(layers: "Sequence[LayerAudit]", runtimes: Sequence[str], sparsity: float | None) -> str:
+def _summary(layers: Sequence[LayerAudit], runtimes: Sequence[str], sparsity: float | None) -> str:
     total = sum(layer.change != "removed" for layer in layers)
     parts = []
     if lost := sum(layer.lost_channels for layer in layers):

@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from shrinkkit.core import lease, store
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core import store
+from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.errors import InvalidInput
 
 SUCCEEDED = ("done", "cached")
@@ -155,7 +154,7 @@ def describe(step: Step) -> str:
 def log(run: RunFolder, text: str) -> None:
     """Append `text` to the run's log, with the time; raises LeaseLost if this process's run has ended."""
     if text.strip():
-        lease.check()
+        store.check_lease()
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n"
         if run.log.is_file() and run.log.lstat().st_nlink > 1:
             # Another name of the same file is a copy somewhere else, which must not change.

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from shrinkkit.core import lease, machines, processes, run_folder, store
+from shrinkkit.core import machines, processes, run_folder, store
 from shrinkkit.core.recipe import BASELINE, TASKS, Study
-from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.stages import ENTRY_POINTS
-from shrinkkit.core.status import Step
 from shrinkkit.core.store import PART
 from shrinkkit.core.studies import check_patterns, check_unit
 from shrinkkit.core.target import Target
@@ -331,7 +330,7 @@ def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor
 @contextmanager
 def _exclusive(run: RunFolder) -> Iterator[None]:
     """Hold the run folder for this process, and remove what killed runs left unfinished."""
-    with lease.hold(run.path):
+    with store.hold(run.path):
         for path in [p for pattern in _UNFINISHED for p in run.path.rglob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shrinkkit.core import lease, processes
+from shrinkkit.core import processes, store
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
 from shrinkkit.pipeline.plan import REPORT
@@ -87,7 +87,7 @@ def execute(
             line for line in ended.output.splitlines() + ended.errors.splitlines() if not line.startswith(_PHASE)
         ]
         log(run, "\n".join(printed))
-        lease.check()
+        store.check_lease()
         _publish(attempt, run, name, is_report=is_report)
         if ended.status is None:
             return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
@@ -116,7 +116,7 @@ def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]
     # timed, an engine or a variant, they stay as users have them.
     patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
     return (
-        lease.environment()
+        store.lease_variable()
         | patience
         | {
             "OMP_NUM_THREADS": count,

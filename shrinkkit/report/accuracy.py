@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord, change_cell
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import Image, Strip
 from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
@@ -41,7 +41,7 @@ def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors
         (
             Cell(name),
             cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
-            change_cell(accuracy),
+            accuracy.change_cell(),
             *([_agreement(accuracy)] if agree else []),
             Cell(_cosine(accuracy.cosine) if accuracy.difference else ""),
             *([Cell(_divergence(accuracy.divergence) if accuracy.difference else "")] if diverge else []),

@@ -9,8 +9,7 @@ from typing import TypeVar
 from shrinkkit.core import evidence, machines, run_folder, store
 from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
-from shrinkkit.core.run_folder import RECORD, RunFolder
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core.run_folder import RECORD, RunFolder, Status, Step
 from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief

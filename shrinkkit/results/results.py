@@ -9,7 +9,7 @@ from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core.run_folder import Status, Step
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
 from shrinkkit.display import cells, formats

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shrinkkit.core import lease, machines, stages, store
+from shrinkkit.core import machines, stages, store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
 from shrinkkit.core.stages import FLOAT32, Choice
@@ -88,7 +88,7 @@ def write(
 
 def _move(fresh: Path, folder: Path) -> None:
     """Put the files of `fresh` into `folder` in the place of those there, the record last."""
-    lease.check()
+    store.check_lease()
     # An old record would vouch for new files.
     for name in (RECORD, STRUCTURE, CARD, README, SUMS):
         (folder / name).unlink(missing_ok=True)

@@ -14,8 +14,7 @@ from shrinkkit import cli
 from shrinkkit.core import run_folder, store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.run_folder import SUMS, RunFolder
-from shrinkkit.core.status import Status
+from shrinkkit.core.run_folder import SUMS, RunFolder, Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.measure import verify

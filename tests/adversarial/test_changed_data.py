@@ -12,7 +12,7 @@ import torch
 import usertasks
 
 from shrinkkit.core import store, studies
-from shrinkkit.core.status import Status
+from shrinkkit.core.run_folder import Status
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import runner
 from shrinkkit.pipeline.run_status import Monitor

@@ -9,11 +9,10 @@ import time
 import psutil
 import pytest
 
-from shrinkkit.core import lease, processes, store
-from shrinkkit.core.lease import LOCK, TOKEN
+from shrinkkit.core import processes, store
 from shrinkkit.core.processes import command, short_folder, stop
-from shrinkkit.core.status import Status
-from shrinkkit.core.store import PART
+from shrinkkit.core.run_folder import Status
+from shrinkkit.core.store import LOCK, PART, TOKEN
 from shrinkkit.errors import InvalidInput, LeaseLost
 
 RUN = [sys.executable, "-m", "shrinkkit.cli", "run", "digits-cnn", "--recipe", "static-int8", "--target", "cpu/torch"]
@@ -182,8 +181,8 @@ def test_a_survivor_of_an_old_run_cannot_write(tmp_path, code, after):
     run = tmp_path / "run"
     run.mkdir()
     path = run / ("run.log" if code == LOG else "variant.json")
-    with lease.hold(run):
-        own = os.environ | lease.environment()
+    with store.hold(run):
+        own = os.environ | store.lease_variable()
         survivor = subprocess.Popen(
             [sys.executable, "-c", code, str(path)], env=own, stdin=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -194,7 +193,7 @@ def test_a_survivor_of_an_old_run_cannot_write(tmp_path, code, after):
     if after != "removed":
         run.mkdir(exist_ok=True)
     if after in ("taken", "made again"):
-        with lease.hold(run):
+        with store.hold(run):
             path.write_text("new")
             _, said = survivor.communicate(b"\n")
             assert path.read_text() == "new"
@@ -206,8 +205,8 @@ def test_a_survivor_of_an_old_run_cannot_write(tmp_path, code, after):
 
 
 def test_a_process_of_the_run_that_holds_the_folder_can_write(tmp_path):
-    with lease.hold(tmp_path):
-        own = os.environ | lease.environment()
+    with store.hold(tmp_path):
+        own = os.environ | store.lease_variable()
         call = [sys.executable, "-c", WRITE, str(tmp_path / "variant.json")]
         subprocess.run(call, env=own, input=b"\n", check=True)
     assert (tmp_path / "variant.json").read_text() == "old"
@@ -216,7 +215,7 @@ def test_a_process_of_the_run_that_holds_the_folder_can_write(tmp_path):
 def test_the_runner_itself_stops_writing_when_its_folder_was_removed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    with lease.hold(run):
+    with store.hold(run):
         (run / TOKEN).unlink()
         (run / LOCK).unlink()
         run.rmdir()
@@ -227,8 +226,8 @@ def test_the_runner_itself_stops_writing_when_its_folder_was_removed(tmp_path):
 
 
 def test_a_folder_that_is_held_is_refused_and_its_holder_goes_on(tmp_path):
-    with lease.hold(tmp_path):
-        with pytest.raises(InvalidInput, match=r"in use by another run"), lease.hold(tmp_path):
+    with store.hold(tmp_path):
+        with pytest.raises(InvalidInput, match=r"in use by another run"), store.hold(tmp_path):
             pass
         store.write_text(tmp_path / "status.json", "{}")
     assert {path.name for path in tmp_path.iterdir()} == {LOCK, "status.json"}

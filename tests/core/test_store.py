@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shrinkkit.core import estimate, machines, measurement, status, store, variant
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, TargetRecord, speedup
-from shrinkkit.core.status import Status
+from shrinkkit.core.run_folder import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, UnfairComparison

@@ -3,8 +3,7 @@
 import pytest
 
 from shrinkkit.core import store
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.pipeline.run_status import Monitor, RunStatus, describe, log, read, succeeded
 
 OWN = Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", "pending")

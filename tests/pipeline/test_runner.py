@@ -12,10 +12,9 @@ import examples
 import psutil
 import pytest
 
-from shrinkkit.core import lease, machines, store, studies
+from shrinkkit.core import machines, store, studies
 from shrinkkit.core.recipe import BUILT_IN
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Status
+from shrinkkit.core.run_folder import RunFolder, Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
@@ -166,7 +165,7 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
 
 def test_a_run_folder_in_use_is_refused(study, tmp_path):
     (tmp_path / "corner").mkdir()
-    with lease.hold(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
+    with store.hold(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
         execute(study, tmp_path)
 
 

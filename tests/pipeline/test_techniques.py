@@ -10,7 +10,7 @@ import torch
 from tiny import task as tiny_task
 
 from shrinkkit.core import stages, store, studies
-from shrinkkit.core.status import Status
+from shrinkkit.core.run_folder import Status
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import plan, runner

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from shrinkkit.core.status import Step
+from shrinkkit.core.run_folder import Step
 from shrinkkit.pipeline.run_status import Progress
 from shrinkkit.pipeline.terminal import LineMonitor, LiveMonitor, duration, steps_table
 

@@ -6,8 +6,7 @@ import examples
 import pytest
 
 from shrinkkit.core import store
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Step
+from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.target import Place, Target
 from shrinkkit.results import folders
 

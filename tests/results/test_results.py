@@ -6,8 +6,7 @@ import examples
 import pytest
 
 from shrinkkit.core import store
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.core.status import Status, Step
+from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput
 from shrinkkit.results import results
