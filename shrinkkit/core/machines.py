@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from shrinkkit import __version__
 from shrinkkit.core.target import Target
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
-from shrinkkit.display.tables import Shown, Table, facts
+from shrinkkit.display.tables import Table, facts
 from shrinkkit.errors import InvalidInput
 
 
@@ -40,29 +41,24 @@ class Environment(Rich):
     """Of the first core at that moment; None if the system hides it."""
     load_average: float
 
-    def shown(self) -> Shown:
-        """Return the view of it that `show` gives too."""
-        return environment_table(self)
-
-
-def environment_table(of: "Environment") -> Table:
-    """Return a machine and its software."""
-    pairs = [
-        ("processor", f"{of.cpu}, {formats.counted(of.cores, 'core')}"),
-        ("instruction sets", ", ".join(of.cpu_flags)),
-        ("accelerator", of.gpu),
-        ("memory", formats.size(of.memory_bytes)),
-        ("intra-op threads", str(of.threads)),
-        ("CPU affinity", ", ".join(map(str, of.affinity))),
-        ("CPU governor", of.governor),
-        ("clock at the end", f"{of.clock_mhz:.0f} MHz" if of.clock_mhz else ""),
-        ("load average at the end", f"{of.load_average:g}"),
-        ("system", of.platform),
-        ("Python", of.python),
-        ("versions", ", ".join(f"{name} {version}" for name, version in of.versions.items())),
-        ("variables", ", ".join(f"{name}={value}" for name, value in of.variables.items())),
-    ]
-    return facts("Environment", pairs)
+    def shown(self) -> Table:
+        """Return the machine and its software."""
+        pairs = [
+            ("processor", f"{self.cpu}, {formats.counted(self.cores, 'core')}"),
+            ("instruction sets", ", ".join(self.cpu_flags)),
+            ("accelerator", self.gpu),
+            ("memory", formats.size(self.memory_bytes)),
+            ("intra-op threads", str(self.threads)),
+            ("CPU affinity", ", ".join(map(str, self.affinity))),
+            ("CPU governor", self.governor),
+            ("clock at the end", f"{self.clock_mhz:.0f} MHz" if self.clock_mhz else ""),
+            ("load average at the end", f"{self.load_average:g}"),
+            ("system", self.platform),
+            ("Python", self.python),
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+            ("variables", ", ".join(f"{name}={value}" for name, value in self.variables.items())),
+        ]
+        return facts("Environment", pairs)
 
 
 _FLAGS = re.compile(
@@ -86,17 +82,13 @@ def hardware(target: Target) -> str:
 def environment(threads: int, *, packages: Iterable[str]) -> Environment:
     """Return the machine and the software as they are now, without host names, user names or paths.
 
-    Args:
-        threads: How many threads the measured process uses, >= 1.
-        packages: Distributions whose versions are recorded, those that are installed; see `registry.packages`.
-
-    Raises:
-        InvalidInput: `threads` < 1.
+    Recorded are the `threads` that the measured process uses, >= 1, and the versions of `packages` that are installed.
     """
     if threads < 1:
         raise InvalidInput(f"`threads` must be >= 1, got {threads}. Pass `cores()` for all of them.")
     import psutil
 
+    steering = sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES))
     return Environment(
         cpu=hardware(Target("cpu", "torch")),
         cores=cores(),
@@ -108,7 +100,8 @@ def environment(threads: int, *, packages: Iterable[str]) -> Environment:
         python=platform.python_version(),
         versions=_versions(packages),
         threads=threads,
-        variables=_variables(os.environ),
+        # A path in one is withheld, because it may name a person.
+        variables={k: "(a path)" if "/" in v or "\\" in v else v for k, v in steering},
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
         clock_mhz=float(mhz) if (mhz := _cpuinfo("cpu MHz")) else None,
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
@@ -137,11 +130,13 @@ def _affinity() -> set[int]:
     """Return the cores that the process may run on; empty if the system hides them."""
     if not hasattr(os, "sched_getaffinity"):
         return set()
+    import psutil
+
     # OMP_PROC_BIND binds each thread to one core, the main one too.
     allowed = set(os.sched_getaffinity(0))
-    for path in Path("/proc/self/task").glob("*"):
+    for thread in psutil.Process().threads():
         with contextlib.suppress(ProcessLookupError):
-            allowed |= os.sched_getaffinity(int(path.name))
+            allowed |= os.sched_getaffinity(thread.id)
     return allowed
 
 
@@ -154,15 +149,11 @@ def _gpus() -> tuple[str, ...]:
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
-    return tuple(_gpu_name(driver, index) for index in range(count.value))
-
-
-def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
-    name = ctypes.create_string_buffer(256)
-    device = ctypes.c_int()
-    if driver.cuDeviceGet(ctypes.byref(device), index) != 0 or driver.cuDeviceGetName(name, len(name), device) != 0:
-        return "unknown"
-    return name.value.decode(errors="replace")
+    names, device, name = [], ctypes.c_int(), ctypes.create_string_buffer(256)
+    for index in range(count.value):
+        failed = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(name, len(name), device)
+        names.append("unknown" if failed else name.value.decode(errors="replace"))
+    return tuple(names)
 
 
 def _text(path: Path) -> str:
@@ -186,20 +177,9 @@ def _relevant(flags: Iterable[str]) -> tuple[str, ...]:
 def _versions(packages: Iterable[str]) -> dict[str, str]:
     versions = {"shrinkkit": __version__}
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
-
-
-def _variables(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """Return the variables that steer threads and kernels; a path in one is withheld, because it may name a person."""
-    return {
-        name: "(a path)" if "/" in value or "\\" in value else value
-        for name, value in sorted(environ.items())
-        if name.startswith(_VARIABLES)
-    }
 
 
 def _quota(root: Path, groups: str) -> float:
@@ -218,17 +198,12 @@ def _quota(root: Path, groups: str) -> float:
         inner = mount / group.strip("/")
         # Inside a container the mount itself is the process's own group, and its path is not to be seen.
         for folder in [inner, *inner.parents][: len(Path(group.strip("/")).parts) + 1]:
-            quotas.append(_folder_quota(folder))
+            quota, _, period = _text(folder / "cpu.max").partition(" ")
+            if not quota:
+                quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+            if quota.isdigit() and period.isdigit():  # `max` and -1 mean that there is none
+                quotas.append(int(quota) / int(period))
     return min(quotas)
-
-
-def _folder_quota(folder: Path) -> float:
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
-    if not quota:
-        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-    if not quota.isdigit() or not period.isdigit():  # `max` and -1 mean that there is none
-        return math.inf
-    return int(quota) / int(period)
 
 
 LONGEST = 28
@@ -241,24 +216,12 @@ _NOISE = re.compile(
 
 
 def name(hardware: str, cores: int) -> str:
-    """Return the short name of a machine: `xeon-8488c-2-cores`. It does not identify the owner.
-
-    Args:
-        hardware: The processor or GPU, as it calls itself.
-        cores: How many cores a process may use there, >= 1.
-    """
+    """Return the short name of a machine by its hardware: `xeon-8488c-2-cores`. It does not identify the owner."""
     # A name that consists of noise words only is kept.
-    words = (
-        re.findall(r"[a-z0-9]+", _NOISE.sub(" ", hardware.lower()))
-        or re.findall(r"[a-z0-9]+", hardware.lower())
-        or ["unknown"]
-    )
-    short = words[0][:LONGEST]
-    for word in words[1:]:
-        if len(short) + 1 + len(word) > LONGEST:
-            break
-        short += f"-{word}"
-    return f"{short}-{cores}-core{'' if cores == 1 else 's'}"
+    candidates = (_NOISE.sub(" ", hardware.lower()), hardware.lower(), "unknown")
+    words = next(words for text in candidates if (words := re.findall(r"[a-z0-9]+", text)))
+    short = textwrap.shorten(" ".join(word[:LONGEST] for word in words), LONGEST, placeholder="")
+    return f"{short.replace(' ', '-')}-{formats.counted(cores, 'core').replace(' ', '-')}"
 
 
 def this_machine(target: Target) -> str:

@@ -227,7 +227,7 @@ def _environments(results: Results, *, folded: bool = False) -> tuple[Table, ...
         own = record.environment
         key = repr((own.cpu, own.gpu, own.versions, own.variables))
         seen.setdefault(key, []).append(results.where(target))
-        tables.setdefault(key, machines.environment_table(own))
+        tables.setdefault(key, own.shown())
     return tuple(
         replace(tables[key], caption=f"Environment of {' and '.join(targets)}", folded=folded)
         for key, targets in seen.items()

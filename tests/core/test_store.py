@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shrinkkit.core import estimate, machines, measurement, status, store, variant
+from shrinkkit.core import estimate, machines, measurement, run_folder, store, variant
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, TargetRecord, speedup
 from shrinkkit.core.run_folder import Status
@@ -87,7 +87,7 @@ def test_every_stored_record_says_its_schema_version(kind):
 
 
 def test_records_are_frozen():
-    modules = (estimate, machines, measurement, status, variant)
+    modules = (estimate, machines, measurement, run_folder, variant)
     kinds = {kind for module in modules for kind in vars(module).values() if dataclasses.is_dataclass(kind)}
     assert len(kinds) >= 13
     assert all(kind.__dataclass_params__.frozen for kind in kinds)
@@ -153,9 +153,9 @@ def test_json_that_is_another_record_is_invalid(tmp_path, data):
 
 @pytest.mark.parametrize(("version", "remedy"), [(99, "Update shrinkkit"), (0, "Run the study again")])
 def test_a_record_of_another_schema_version_is_refused_with_the_remedy(tmp_path, version, remedy):
-    (tmp_path / "status.json").write_text(json.dumps({"schema_version": version}))
+    (tmp_path / "run_folder.json").write_text(json.dumps({"schema_version": version}))
     with pytest.raises(InvalidInput, match=f"has schema version {version}.*{remedy}"):
-        store.read(tmp_path / "status.json", Status)
+        store.read(tmp_path / "run_folder.json", Status)
 
 
 def test_write_text_makes_folders_replaces_whole_files_and_leaves_no_others(tmp_path):
