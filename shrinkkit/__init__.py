@@ -46,7 +46,7 @@ _PUBLIC = {
     "parameters": "tasks.modules:parameters",
     "score": "measure.in_memory:score",
     "compare": "measure.in_memory:compare",
-    "run": "pipeline.run:run",
+    "run": "pipeline.runner:run",
     "load_results": "results.results:load",
     "verify": "measure.verification:verify",
     **{name: f"errors:{name}" for name in _ERRORS},

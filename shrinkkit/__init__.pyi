@@ -15,7 +15,7 @@ from shrinkkit.errors import (
 )
 from shrinkkit.measure.in_memory import compare, score
 from shrinkkit.measure.verification import verify
-from shrinkkit.pipeline.run import run
+from shrinkkit.pipeline.runner import run
 from shrinkkit.results.results import load as load_results
 from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
 from shrinkkit.tasks.checks import check as check_task

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from shrinkkit.core.recipe import Recipe, Study
     from shrinkkit.core.run_folder import RunFolder
+    from shrinkkit.pipeline.run_status import LineMonitor
     from shrinkkit.pipeline.runner import PreparedRun
-    from shrinkkit.pipeline.terminal import LineMonitor
 
 
 TRACEBACK = "SHRINKKIT_TRACEBACK"
@@ -441,7 +441,7 @@ def _console(*, stderr: bool = False) -> "Console":
 
 def _monitor(*, as_json: bool, quiet: bool) -> "LineMonitor":
     """Return what shows the progress of a run: a live table in a terminal, lines elsewhere."""
-    from shrinkkit.pipeline.terminal import LineMonitor, LiveMonitor
+    from shrinkkit.pipeline.run_status import LineMonitor, LiveMonitor
 
     # With --json, standard output is for the result alone.
     console = _console(stderr=as_json)

@@ -53,7 +53,7 @@ def _unreserved(name: str) -> str:
     return name
 
 
-_FolderName = Annotated[
+FolderName = Annotated[
     str,
     AfterValidator(_fit_for_a_folder),
     Field(description="a folder name (letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit)"),
@@ -65,7 +65,7 @@ class Recipe(Rich, Section):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: Annotated[_FolderName, AfterValidator(_unreserved)]
+    name: Annotated[FolderName, AfterValidator(_unreserved)]
     """Also the name of the variant and of its folder."""
     stages: Annotated[
         tuple[StageField, ...],
@@ -119,6 +119,10 @@ def _sizes(most: int) -> Any:
     return Field(strict=False, max_length=MOST_SIZES, description=rule)
 
 
+BatchSizes = Annotated[tuple[_Batch, ...], _sizes(MOST_BATCH)]
+ThreadCounts = Annotated[tuple[_Threads, ...], _sizes(MOST_THREADS)]
+
+
 class Budget(Section):
     """The largest accuracy drop that is accepted, and what for."""
 
@@ -142,7 +146,7 @@ class Budget(Section):
 class Study(Rich, Section):
     """One task, the recipes to try on it, the targets to measure them on, and a budget."""
 
-    name: _FolderName
+    name: FolderName
     """Also the name of the run folder."""
     task: Annotated[str, Field(min_length=1, description=f"{options(TASKS)}, or the path of a Python file")]
     """A name of `TASKS`, or the absolute path of a Python file with one function `task()`."""
@@ -157,9 +161,9 @@ class Study(Rich, Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number in [0, 4294967296)")] = 0
     threads: Annotated[_Threads | None, Field(description=f"a whole number >= 1 and at most {MOST_THREADS}")] = None
     """None takes every core that this process may use."""
-    batch_sizes: Annotated[tuple[_Batch, ...], _sizes(MOST_BATCH)] = (1, 32)
+    batch_sizes: BatchSizes = (1, 32)
     """Batches to time every variant on besides that of the task's example."""
-    thread_counts: Annotated[tuple[_Threads, ...], _sizes(MOST_THREADS)] = (1,)
+    thread_counts: ThreadCounts = (1,)
     """Numbers of threads to time every variant with besides `threads`."""
     today: Literal["eager", "compiled"] = "eager"
     """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""

@@ -208,7 +208,7 @@ def unknown(key: Key, section: type[Section], where: str) -> str:
 
 
 def _remedy(key: Key, kind: str, value: Any) -> str:
-    if kind == "unfit_name":
+    if kind == "unfit_name" and key[-1] == "name":
         return "Set `name`, which else is the file's."
     if key[-1] == "precision" and re.search(r"\d", str(value)):
         return " There are 8-bit integers and 16-bit floats, and no other widths."

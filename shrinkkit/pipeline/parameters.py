@@ -5,26 +5,50 @@ The runner checks what it passes to a notebook; the notebook checks again, becau
 
 import ast
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from shrinkkit.core.recipe import BASELINE, MOST_BATCH, MOST_SIZES, MOST_THREADS
-from shrinkkit.core.stages import MOST_EPOCHS
+from pydantic import AfterValidator, Field
+
+from shrinkkit.core.recipe import BASELINE, MOST_THREADS, BatchSizes, FolderName, ThreadCounts
+from shrinkkit.core.stages import MOST_EPOCHS, Section, settings_of, whole
 from shrinkkit.errors import InvalidInput, nearest, options
 from shrinkkit.runtimes import registry
 
 TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "list": (list,),
-    "dict": (dict,),
-    "None": (type(None),),
+    **{kind.__name__: (kind,) for kind in (str, int, bool, list, dict)},
+    **{"float": (float, int), "None": (type(None),)},
 }
 """What a value may be, by the name of the type that a notebook declares."""
+
+
+def _runtimes(names: tuple[str, ...]) -> tuple[str, ...]:
+    known = tuple(registry.runtimes())
+    if wrong := [name for name in names if name not in known]:
+        text = f"`runtimes` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}"
+        raise ValueError(text)
+    return names
+
+
+def _not_baseline(name: str) -> str:
+    if name.lower() == BASELINE:
+        raise ValueError(f"`variant` must not be {BASELINE}, which names the unchanged model. Pass another name.")
+    return name
+
+
+class _Ranges(Section):
+    """What a parameter must be, by name, in whichever notebook; settings of recipes are checked where they are used."""
+
+    threads: Annotated[int, whole(0, MOST_THREADS)] = 0
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
+    epochs: Annotated[int, whole(0, MOST_EPOCHS)] = 0
+    runtimes: Annotated[tuple[Any, ...], Field(strict=False), AfterValidator(_runtimes)] = ()
+    variant: Annotated[FolderName, AfterValidator(_not_baseline)] = ""
+    variants: Annotated[tuple[str, ...], Field(strict=False, description="a list of strings in quotes")] = ()
+    batch_sizes: BatchSizes = ()
+    thread_counts: ThreadCounts = ()
+    today: Literal["eager", "compiled"] = "eager"
 
 
 def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
@@ -72,22 +96,14 @@ def check(variables: Mapping[str, Any]) -> None:
     Raises:
         InvalidInput: Values have another type than declared, or are out of range; all of them are named.
     """
-    declared = _annotations(variables["In"])
+    # From Python 3.14 on, `__annotations__` of a module are evaluated on demand, and those of a notebook, of which each
+    # statement is compiled alone, are lost.
+    nodes = [node for cell in variables["In"] for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
+    declared = {ast.unparse(node.target): ast.unparse(node.annotation) for node in nodes}
     problems = [type_problem(name, annotation, variables[name]) for name, annotation in declared.items()]
-    if not any(problems):
-        problems = [RULES[name](name, variables[name]) for name in declared if name in RULES]
     if any(problems):
         raise InvalidInput(" ".join(filter(None, problems)))
-
-
-def _annotations(cells: Sequence[str]) -> dict[str, str]:
-    """Return the annotations of variables in the source of cells, by name.
-
-    From Python 3.14 on, `__annotations__` of a module are evaluated on demand, and those of a notebook, of which each
-    statement is compiled alone, are lost.
-    """
-    nodes = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(node.target): ast.unparse(node.annotation) for node in nodes}
+    settings_of(_Ranges, **{name: variables[name] for name in declared if name in _Ranges.model_fields})
 
 
 def type_problem(name: str, annotation: str, value: Any) -> str:
@@ -97,63 +113,3 @@ def type_problem(name: str, annotation: str, value: Any) -> str:
     if isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)):
         return ""
     return f"`{name}` must be {annotation}, got {value!r}."
-
-
-def _integer(least: int, below: int | None = None) -> Callable[[str, Any], str]:
-    def rule(name: str, value: Any) -> str:
-        if least <= value and (below is None or value < below):
-            return ""
-        return f"`{name}` must be at least {least}{f' and below {below}' if below else ''}, got {value}."
-
-    return rule
-
-
-def _sizes(most: int) -> Callable[[str, Any], str]:
-    def rule(name: str, values: Sequence[Any]) -> str:
-        if len(values) > MOST_SIZES:
-            return f"`{name}` must hold at most {MOST_SIZES} numbers, got {len(values)}. Leave some out."
-        for value in values:
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                return f"`{name}` must be whole numbers >= 1 and at most {most}, got {value!r}. Leave it out."
-        return ""
-
-    return rule
-
-
-def _strings(name: str, values: Sequence[Any]) -> str:
-    wrong = [value for value in values if not isinstance(value, str)]
-    return f"`{name}` must be a list of strings, got {wrong[0]!r}. Put it in quotes." if wrong else ""
-
-
-def _runtimes(name: str, values: Sequence[Any]) -> str:
-    known = tuple(registry.runtimes())
-    wrong = [value for value in values if value not in known]
-    return f"`{name}` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}" if wrong else ""
-
-
-def _new_variant(name: str, value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        return (
-            f"`{name}` names a folder: letters, digits, dots and dashes, got {value!r}. Pass something like my-variant."
-        )
-    if value.lower() == BASELINE:
-        return f"`{name}` must not be {BASELINE}, which names the unchanged model. Pass another name."
-    return ""
-
-
-def _today(name: str, value: str) -> str:
-    return "" if value in ("eager", "compiled") else f"`{name}` must be eager or compiled, got {value!r}."
-
-
-RULES: dict[str, Callable[[str, Any], str]] = {
-    "threads": _integer(0, MOST_THREADS + 1),
-    "seed": _integer(0, 2**32),
-    "epochs": _integer(0, MOST_EPOCHS + 1),
-    "runtimes": _runtimes,
-    "variant": _new_variant,
-    "variants": _strings,
-    "batch_sizes": _sizes(MOST_BATCH),
-    "thread_counts": _sizes(MOST_THREADS),
-    "today": _today,
-}
-"""What a parameter of this name must be, in whichever notebook; those of recipes are checked where they are used."""

@@ -35,6 +35,11 @@ class Planned:
     reads: tuple[str, ...] = ()
     """Records of earlier steps that it depends on, relative to the run folder."""
 
+    @property
+    def path(self) -> Path:
+        """The path of its notebook."""
+        return notebooks() / f"{self.notebook}.ipynb"
+
 
 _REPORT = Planned("5-report", REPORT, "", {"run": ".."}, (), "")
 
@@ -90,13 +95,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     benchmarks = []
     for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
-        parameters: dict[str, Any] = {
-            **common,
-            "target": str(target),
-            "variants": variants,
-            **sizes,
-            "today": study.today,
-        }
+        parameters = {**common, "target": str(target), "variants": variants, **sizes, "today": study.today}
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))

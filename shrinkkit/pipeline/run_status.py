@@ -1,4 +1,4 @@
-"""The status file and the log of a run, written by the runner process, and the progress that it reports."""
+"""The status file and the log of a run, written by the runner process, and how its progress is shown."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from shrinkkit.core import store
 from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.errors import InvalidInput
 
 SUCCEEDED = ("done", "cached")
+STYLES = {"done": "green", "cached": "dim", "running": "cyan", "failed": "bold red", "skipped": "red"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,93 @@ class Monitor:
 
     def step(self, progress: Progress) -> None:
         """Show the steps: one has started or ended, or is running."""
+
+
+class LineMonitor(Monitor):
+    """Prints a line as each step starts and ends, without escape codes."""
+
+    def __init__(self, console: Console) -> None:
+        """Print to `console`."""
+        self.console = console
+        self._state = ("", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def step(self, progress: Progress) -> None:
+        """Print a line if the state of the step has changed."""
+        state = (progress.current.name, progress.current.state)
+        if state != self._state:
+            self._state = state
+            self.message(f"{progress.position} {describe(progress.current)}")
+
+
+class LiveMonitor(LineMonitor):
+    """Shows the steps of a run in one table, which changes in place."""
+
+    def __enter__(self) -> Self:
+        self._live = Live(console=self.console, auto_refresh=False)
+        self._live.start()
+        self._progress: Progress | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The table of all steps stays on the screen.
+        self._show(steps_table(self._progress, height=None) if self._progress else Text())
+        self._live.stop()
+
+    def activity(self, text: str) -> None:
+        """Show what is being done now."""
+        self._show(Text(text, style="dim"))
+
+    def step(self, progress: Progress) -> None:
+        """Show the table of all steps."""
+        self._progress = progress
+        self._show(steps_table(progress, height=self.console.height))
+
+    def _show(self, content: RenderableType) -> None:
+        self._live.update(content, refresh=True)
+
+
+def steps_table(progress: Progress, *, height: int | None) -> Table:
+    """Return the table of a run's steps, with phase and time left, of at most `height` lines."""
+    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left", caption_style="dim")
+    table.add_column("step", overflow="fold")
+    table.add_column("state", no_wrap=True, min_width=len("interrupted"))
+    for title, widest in (("time", "10:00 min"), ("left", "~10:00 min")):
+        table.add_column(title, justify="right", no_wrap=True, min_width=len(widest))
+    table.add_column("section or error", overflow="fold")
+    steps, current = progress.steps, progress.steps.index(progress.current)
+    room = max(3, height - 4) if height else len(steps)
+    first = max(0, min(current - room // 2, len(steps) - room))
+    for step in steps[first : first + room]:
+        left_s = progress.left_s(step)
+        text = step.error or step.note or (progress.phase if step is progress.current else "")
+        # A cached step has the duration that it once took.
+        time = "" if step.state in ("pending", "cached", "skipped") else duration(step.duration_s)
+        cells = (step.name, step.state, time, f"~{duration(left_s)}" if left_s else "", text)
+        table.add_row(*map(Text, cells), style=STYLES.get(step.state, "dim"))
+    left = [progress.left_s(step) for step in steps]
+    known = sum(seconds for seconds in left if seconds is not None)
+    ended = sum(step.state not in ("pending", "running") for step in steps)
+    total = f", {'at least' if None in left else 'about'} {duration(known)} left" if known else ""
+    table.caption = f"{ended} of {len(steps)} steps{total}"
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as `9 s`, `3:05 min` or `1:05 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"
 
 
 def read(run: RunFolder) -> Status | None:
@@ -97,9 +190,8 @@ class RunStatus:
         new = {step.name: step for step in planned}
         steps = known | new if partial else new | {name: step for name, step in measured.items() if name not in new}
         self.steps = dict(sorted(steps.items(), key=lambda item: item[0] == self.planned[-1]))
-        self._durations = {
-            name: step.duration_s for name, step in known.items() if step.state in SUCCEEDED and step.duration_s
-        }
+        ended = [step for step in known.values() if step.state in SUCCEEDED]
+        self._durations = {step.name: step.duration_s for step in ended if step.duration_s}
         self._write()
 
     def __getitem__(self, name: str) -> Step:
@@ -128,16 +220,13 @@ class RunStatus:
 
     def _progress(self, current: Step, phase: str) -> Progress:
         steps = tuple(current if name == current.name else self.steps[name] for name in self.planned)
-        expected = {step.name: seconds for step in steps if (seconds := self._expected_s(step)) is not None}
+        expected = {}
+        for step in steps:
+            alike = [other.name for other in self.steps.values() if other.notebook == step.notebook]
+            durations = [self._durations[name] for name in alike if name in self._durations]
+            if step.name in self._durations or durations:
+                expected[step.name] = self._durations.get(step.name) or fmean(durations)
         return Progress(steps, current, phase, expected)
-
-    def _expected_s(self, step: Step) -> float | None:
-        alike = [
-            self._durations[other.name]
-            for other in self.steps.values()
-            if other.notebook == step.notebook and other.name in self._durations
-        ]
-        return self._durations.get(step.name) or (fmean(alike) if alike else None)
 
     def _write(self) -> None:
         store.write(self.run.status, Status(self.command, self.started, tuple(self.steps.values())))
@@ -146,9 +235,8 @@ class RunStatus:
 def describe(step: Step) -> str:
     """Return the state of a step in a line, with its error and its note in lines below."""
     duration = f" · {step.duration_s:.1f} s" if step.state in ("done", "failed", "interrupted") else ""
-    return f"{step.name} · {step.state}{duration}" + "".join(
-        f"\n    {text}" for text in (step.error, step.note) if text
-    )
+    details = [f"\n    {text}" for text in (step.error, step.note) if text]
+    return f"{step.name} · {step.state}{duration}{''.join(details)}"
 
 
 def log(run: RunFolder, text: str) -> None:

@@ -11,25 +11,29 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+
+from rich.console import Console
 
 from shrinkkit.core import machines, processes, run_folder, store
 from shrinkkit.core.recipe import BASELINE, TASKS, Study
 from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.stages import ENTRY_POINTS
 from shrinkkit.core.store import PART
-from shrinkkit.core.studies import check_patterns, check_unit
+from shrinkkit.core.studies import check_patterns, check_unit, read_study
 from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import parameters, plan, run_status, steps
 from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
-from shrinkkit.pipeline.run_status import SUCCEEDED, Monitor, Progress, RunStatus
+from shrinkkit.pipeline.run_status import SUCCEEDED, LineMonitor, Monitor, Progress, RunStatus
 from shrinkkit.report import export, index_page
+from shrinkkit.results import results
+from shrinkkit.results.results import Results
 from shrinkkit.runtimes import registry
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Inspection
@@ -103,10 +107,9 @@ class PreparedRun:
             record.unlink(missing_ok=True)
         start = time.monotonic()
         ended = steps.execute(
-            plan.notebooks() / f"{step.notebook}.ipynb",
+            step.path,
+            step,
             self.run,
-            name=step.name,
-            parameters=step.parameters,
             # However little time a step is given, a run ends in a report.
             timeout_s=self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S),
             threads=self.threads,
@@ -137,7 +140,7 @@ class PreparedRun:
     def _inputs_sha256(self, step: Planned) -> str:
         """Return the hash of everything that the step's outcome depends on."""
         digest = hashlib.sha256(self.fingerprint.encode())
-        digest.update((plan.notebooks() / f"{step.notebook}.ipynb").read_bytes())
+        digest.update(step.path.read_bytes())
         digest.update(json.dumps(dict(step.parameters), sort_keys=True).encode())
         # Measurements depend on the machine, which the path of the record names.
         digest.update(step.leaves.encode())
@@ -145,6 +148,44 @@ class PreparedRun:
             path = self.run.path / record
             digest.update(path.read_bytes() if path.is_file() else b"missing")
         return digest.hexdigest()
+
+
+def run(
+    study: Study | str | os.PathLike[str],
+    *,
+    reports: str | os.PathLike[str] = "reports",
+    threads: int | None = None,
+    force: bool = False,
+    quiet: bool = False,
+) -> Results:
+    """Compress a task by a study's recipes, benchmark every variant on this machine, and write the report.
+
+    Every step is a notebook in a separate process; steps whose inputs have not changed since the last run are
+    cached. The same as `shrinkkit run` on the command line. To compress one model in memory, without files, see
+    `compress`.
+
+    Args:
+        study: A study, the path of its YAML file, or the name of a built-in one, such as `digits-cnn`.
+        reports: Folder for run folders; this one is called as the study.
+        threads: Intra-op threads, >= 1; None takes the study's, or else every core that this process may use.
+        force: Run every step, cached or not.
+        quiet: Print no progress.
+
+    Returns:
+        The rows, measurements and notes of the run folder. Failed steps are rows with their reason, not errors.
+
+    Raises:
+        InvalidInput: The study, its task's layers or an argument breaks a rule; nothing was started.
+        InvalidTask: The task breaks a rule; nothing was started.
+        StepFailed: The report could not be written.
+    """
+    chosen = study if isinstance(study, Study) else read_study(study)
+    count = threads or chosen.threads or machines.cores()
+    machines.check_threads(count, *chosen.thread_counts)
+    monitor = Monitor() if quiet else LineMonitor(Console(markup=False, highlight=False, emoji=False))
+    command = f"shrinkkit.run({(study.name if isinstance(study, Study) else str(study))!r})"
+    prepared = prepare(chosen, reports=Path(reports), command=command, threads=count, force=force, monitor=monitor)
+    return results.load(prepared.execute(monitor).path)
 
 
 def prepare(
@@ -164,12 +205,9 @@ def prepare(
     check_unit(study, inspection.scores)
     task = _relative_task(run, study.task)
 
-    def steps_of(**options: Sequence[str]) -> tuple[Planned, ...]:
-        return _checked(plan.plan(study, task=task, threads=threads, **options))
-
     prepared = PreparedRun(
         run=run,
-        steps=steps_of(),
+        steps=_checked(plan.plan(study, task=task, threads=threads)),
         command=command,
         threads=threads,
         timeout_s=study.timeout_s,
@@ -181,8 +219,8 @@ def prepare(
     )
     if prepared.preview()[prepared.steps[0].name] == "cached":
         # The machine that made the cached baseline stays the run's own.
-        baseline = store.read(run.variant_record(BASELINE), Variant)
-        return replace(prepared, steps=steps_of(own=machines.names(baseline.environment)))
+        own = machines.names(store.read(run.variant_record(BASELINE), Variant).environment)
+        return replace(prepared, steps=_checked(plan.plan(study, task=task, threads=threads, own=own)))
     return prepared
 
 
@@ -217,7 +255,7 @@ def prepare_benchmark(
     whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
     return PreparedRun(
         run=run,
-        steps=_checked([replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook)]),
+        steps=_checked(replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook)),
         command=command,
         threads=threads,
         timeout_s=study.timeout_s,
@@ -242,11 +280,7 @@ def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
         monitor.step(Progress((step,), step, phase))
 
     with index_page.listed(folder, monitor.message), _exclusive(run):
-        notebook = plan.notebooks() / f"{_REPORT.notebook}.ipynb"
-        ended = steps.execute(
-            notebook, run, name=step.name, parameters=_REPORT.parameters, timeout_s=REPORT_TIMEOUT_S, threads=1,
-            tick=tick,
-        )  # fmt: skip
+        ended = steps.execute(_REPORT.path, _REPORT, run, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=tick)
         step = replace(step, state="failed" if ended.error else "done", error=ended.error)
         monitor.step(Progress((step,), step))
         _check_report(run, ended.error)
@@ -258,10 +292,11 @@ def _check_report(run: RunFolder, error: str) -> None:
         raise StepFailed(f"The report could not be made: {error} See {run.log}.")
 
 
-def _checked(planned: Sequence[Planned]) -> tuple[Planned, ...]:
+def _checked(planned: Iterable[Planned]) -> tuple[Planned, ...]:
+    planned = tuple(planned)
     for step in planned:
-        parameters.check_step(plan.notebooks() / f"{step.notebook}.ipynb", step.parameters)
-    return tuple(planned)
+        parameters.check_step(step.path, step.parameters)
+    return planned
 
 
 def _read_run(run: RunFolder) -> tuple[Study, Variant]:
@@ -276,9 +311,8 @@ def _read_run(run: RunFolder) -> tuple[Study, Variant]:
     try:
         study = Study.model_validate_json(run.study.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{run.study} cannot be read: {brief(error)}. Copy it again, or run the study again."
-        ) from error
+        text = f"{run.study} cannot be read: {brief(error)}. Copy it again, or run the study again."
+        raise InvalidInput(text) from error
     return study, store.read(record, Variant)
 
 

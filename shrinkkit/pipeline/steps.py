@@ -22,7 +22,7 @@ from typing import Any
 from shrinkkit.core import processes, store
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
-from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.plan import REPORT, Planned
 from shrinkkit.pipeline.run_status import log
 
 NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
@@ -41,14 +41,7 @@ class Ended:
 
 
 def execute(
-    notebook: Path,
-    run: RunFolder,
-    *,
-    name: str,
-    parameters: Mapping[str, Any],
-    timeout_s: float,
-    threads: int,
-    tick: Callable[[float, str], None],
+    notebook: Path, step: Planned, run: RunFolder, *, timeout_s: float, threads: int, tick: Callable[[float, str], None]
 ) -> Ended:
     """Execute a step's notebook in a new process, publish the pages that it left, and return how it ended.
 
@@ -56,7 +49,7 @@ def execute(
     `steps`; the pages of the report go to the folder itself. `tick` is called several times a second with the seconds
     that have passed and the section of the notebook that is executed.
     """
-    is_report = notebook.stem == REPORT
+    is_report = step.notebook == REPORT
     run.steps.mkdir(exist_ok=True)
     phase = ""
 
@@ -69,8 +62,8 @@ def execute(
         attempt = Path(folder).resolve()
         request = {
             "notebook": str(notebook),
-            "parameters": dict(parameters),
-            "title": run.name if is_report else f"{name} · {run.name}",
+            "parameters": dict(step.parameters),
+            "title": run.name if is_report else f"{step.name} · {run.name}",
             "home": "" if is_report else "../report.html",
         }
         (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -78,17 +71,16 @@ def execute(
             processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
             limit_s=timeout_s,
             cwd=attempt,
-            variables=_variables(threads, sockets, training=notebook.stem.startswith("2-")),
+            variables=_variables(threads, sockets, training=step.notebook.startswith("2-")),
             on_line=on_line,
             tick=lambda seconds: tick(seconds, phase),
             patience_s=10.0,
         )
-        printed = [
-            line for line in ended.output.splitlines() + ended.errors.splitlines() if not line.startswith(_PHASE)
-        ]
+        lines = ended.output.splitlines() + ended.errors.splitlines()
+        printed = [line for line in lines if not line.startswith(_PHASE)]
         log(run, "\n".join(printed))
         store.check_lease()
-        _publish(attempt, run, name, is_report=is_report)
+        _publish(attempt, run, step.name, is_report=is_report)
         if ended.status is None:
             return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
         if (attempt / ANSWER).is_file():
@@ -111,26 +103,21 @@ def _publish(attempt: Path, run: RunFolder, name: str, *, is_report: bool) -> No
 
 def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]:
     """Return the environment variables of a step: equal threads everywhere, and none of the user's start-up files."""
-    count = str(threads)
     # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
     # timed, an engine or a variant, they stay as users have them.
     patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
-    return (
-        store.lease_variable()
-        | patience
-        | {
-            "OMP_NUM_THREADS": count,
-            "MKL_NUM_THREADS": count,
-            "OPENBLAS_NUM_THREADS": count,
-            "JUPYTER_RUNTIME_DIR": str(sockets),
-            "IPYTHONDIR": str(sockets / "ipython"),
-            "MPLBACKEND": "Agg",
-            # A cache of compiled code would shorten the start that is measured.
-            "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
-            # torch's own deprecation notices would appear in the middle of a page.
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        }
-    )
+    return {
+        **store.lease_variable(),
+        **patience,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
+        "JUPYTER_RUNTIME_DIR": str(sockets),
+        "IPYTHONDIR": str(sockets / "ipython"),
+        "MPLBACKEND": "Agg",
+        # A cache of compiled code would shorten the start that is measured.
+        "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
+        # torch's own deprecation notices would appear in the middle of a page.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
 
 
 def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
@@ -181,10 +168,9 @@ def _kernel_manager() -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    options = ("--InteractiveShellApp.ignore_cwd=True", "--InteractiveShellApp.exec_PYTHONSTARTUP=False")
-    call = processes.command(
-        "ipykernel_launcher", "-f", "{connection_file}", *options, "--HistoryManager.enabled=False"
-    )
+    options = ["--InteractiveShellApp.ignore_cwd=True", "--InteractiveShellApp.exec_PYTHONSTARTUP=False"]
+    options.append("--HistoryManager.enabled=False")
+    call = processes.command("ipykernel_launcher", "-f", "{connection_file}", *options)
 
     class Manager(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=call, display_name="Python 3", language="python")

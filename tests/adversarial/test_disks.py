@@ -18,7 +18,7 @@ from shrinkkit.cli import TRACEBACK
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import PART
 from shrinkkit.pipeline import steps
-from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.plan import REPORT, Planned
 from shrinkkit.results import results
 
 CLI = [sys.executable, "-m", "shrinkkit.cli"]
@@ -143,9 +143,8 @@ def execute(tmp_path, source, name="1-baseline"):
     path = tmp_path / f"{name}.ipynb"
     cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
     nbformat.write(new_notebook(cells=cells), path)
-    ended = steps.execute(
-        path, RunFolder(folder), name=name, parameters={}, timeout_s=60.0, threads=1, tick=lambda seconds, phase: None
-    )
+    step = Planned(name, name, "", {}, (), "")
+    ended = steps.execute(path, step, RunFolder(folder), timeout_s=60.0, threads=1, tick=lambda seconds, phase: None)
     return folder, ended
 
 

@@ -153,9 +153,9 @@ def test_json_that_is_another_record_is_invalid(tmp_path, data):
 
 @pytest.mark.parametrize(("version", "remedy"), [(99, "Update shrinkkit"), (0, "Run the study again")])
 def test_a_record_of_another_schema_version_is_refused_with_the_remedy(tmp_path, version, remedy):
-    (tmp_path / "run_folder.json").write_text(json.dumps({"schema_version": version}))
+    (tmp_path / "status.json").write_text(json.dumps({"schema_version": version}))
     with pytest.raises(InvalidInput, match=f"has schema version {version}.*{remedy}"):
-        store.read(tmp_path / "run_folder.json", Status)
+        store.read(tmp_path / "status.json", Status)
 
 
 def test_write_text_makes_folders_replaces_whole_files_and_leaves_no_others(tmp_path):

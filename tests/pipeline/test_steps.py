@@ -8,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.pipeline import steps
-from shrinkkit.pipeline.plan import REPORT
+from shrinkkit.pipeline.plan import REPORT, Planned
 from shrinkkit.pipeline.steps import ANSWER, NOTEBOOK
 
 
@@ -65,14 +65,9 @@ def execute(tmp_path):
         path = tmp_path / f"{name}.ipynb"
         cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
         nbformat.write(new_notebook(cells=cells), path)
+        step = Planned(f"{name}-mine" * (name != REPORT) or name, name, "", {"x": 2}, (), "")
         ended = steps.execute(
-            path,
-            RunFolder(folder),
-            name=f"{name}-mine" * (name != REPORT) or name,
-            parameters={"x": 2},
-            timeout_s=timeout_s,
-            threads=1,
-            tick=lambda seconds, phase: None,
+            path, step, RunFolder(folder), timeout_s=timeout_s, threads=1, tick=lambda seconds, phase: None
         )
         assert ended.note == ""
         return folder, ended.error

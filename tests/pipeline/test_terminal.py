@@ -6,8 +6,7 @@ import pytest
 from rich.console import Console
 
 from shrinkkit.core.run_folder import Step
-from shrinkkit.pipeline.run_status import Progress
-from shrinkkit.pipeline.terminal import LineMonitor, LiveMonitor, duration, steps_table
+from shrinkkit.pipeline.run_status import LineMonitor, LiveMonitor, Progress, duration, steps_table
 
 STEPS = tuple(
     Step(f"2-prune-{i}", "2-prune", str(i), "done" if i < 20 else "pending", 3.0 * (i < 20)) for i in range(40)
