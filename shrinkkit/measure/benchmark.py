@@ -1,32 +1,50 @@
-"""Paired timing of two models under equal conditions, with a verdict only where the interval supports one."""
+"""Paired timing of two models under equal conditions, signs of contention, and a verdict where both allow one."""
 
 import copy
-from dataclasses import fields
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
 from shrinkkit.core import machines
 from shrinkkit.core.evidence import conclude
-from shrinkkit.core.measurement import Comparison, Conditions
+from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, differences
 from shrinkkit.core.target import Target
-from shrinkkit.errors import UnfairComparison
-from shrinkkit.measure import contention, timing
+from shrinkkit.display import formats
+from shrinkkit.errors import ShrinkkitError, UnfairComparison
+from shrinkkit.measure import timing
 from shrinkkit.measure.timing import DEFAULT, Call, Make, Protocol, TimingCallback, never_stop
+from shrinkkit.runtimes import files
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks.modules import Example, raw_bytes
 
+MOST_OF_A_CORE = 0.5
+"""Cores that others may use before a run that needs them all counts as disturbed."""
+WORTH_NAMING = 0.15
+STEAL = 0.02
+SWITCHES_PER_S = 200.0
+
+
+@dataclass(frozen=True)
+class TimedModel:
+    """A model to time."""
+
+    name: str
+    make: Make
+    """Returns a fresh copy as a call without arguments that runs it once."""
+    conditions: Conditions
+
 
 def compare(
-    make_reference: Make,
-    make_candidate: Make,
+    reference: TimedModel,
+    candidate: TimedModel,
     *,
-    reference: str,
-    candidate: str,
-    conditions: Conditions,
-    candidate_conditions: Conditions,
     across_runtimes: bool = False,
     protocol: Protocol = DEFAULT,
     callback: TimingCallback = never_stop,
@@ -34,12 +52,8 @@ def compare(
     """Return the paired timing of two models; for two modules in memory see `in_memory.compare`.
 
     Args:
-        make_reference: Returns a fresh copy of the reference as a call without arguments that runs it once.
-        make_candidate: The same for the candidate.
-        reference: Name of the reference.
-        candidate: Name of the candidate.
-        conditions: Of the reference.
-        candidate_conditions: Of the candidate.
+        reference: The model that speed-ups are relative to; it is timed twice, the second time as the A/A control.
+        candidate: The other model.
         across_runtimes: Whether runtimes themselves are compared, and may therefore differ.
         protocol: Duration and order.
         callback: Called between blocks, at most twice a second, with the candidate's name and the samples so far;
@@ -50,27 +64,35 @@ def compare(
             timed then.
         UnfairComparison: The conditions differ.
     """
-    _check_equal(conditions, candidate_conditions, except_for={"runtime", "form"} if across_runtimes else set())
-    timer = timing.timer(conditions.device, {conditions.runtime, candidate_conditions.runtime})
-    makers = (make_reference, make_candidate, make_reference)
-    start = contention.snapshot()
-    timed = timing.measure(makers, (reference, candidate), timer, protocol, callback)
-    end = contention.snapshot()
-    disturbance = contention.disturbance(start, end, threads=conditions.threads, cores=machines.cores())
+    here, there = dict(vars(reference.conditions)), vars(candidate.conditions)
+    runtimes = {here["runtime"], there["runtime"]}
+    if across_runtimes:
+        here |= {"runtime": there["runtime"], "form": there["form"]}
+    if unequal := differences(here, there):
+        raise UnfairComparison(
+            f"Models may be timed only under equal conditions; these differ in {unequal}. "
+            "Load both on the same target, with the same threads and inputs."
+        )
+    timer = timing.timer(here["device"], runtimes)
+    makers, names = (reference.make, candidate.make, reference.make), (reference.name, candidate.name)
+    start = snapshot()
+    timed = timing.measure(makers, names, timer, protocol, callback)
+    end = snapshot()
+    contention = disturbance(start, end, threads=here["threads"], cores=machines.cores())
     samples = timed.samples.rounded()
-    conclusion = conclude(samples, withheld=disturbance.withheld, stopped=timed.stopped, seed=protocol.seed)
+    conclusion = conclude(samples, withheld=contention.withheld, stopped=timed.stopped, seed=protocol.seed)
     return Comparison(
-        reference=reference,
-        candidate=candidate,
-        conditions=conditions,
-        candidate_runtime=candidate_conditions.runtime,
+        reference=reference.name,
+        candidate=candidate.name,
+        conditions=reference.conditions,
+        candidate_runtime=candidate.conditions.runtime,
         **vars(conclusion),
         reference_samples_ms=tuple(samples.reference),
         candidate_samples_ms=tuple(samples.candidate),
         control_samples_ms=tuple(samples.control),
         warmup_calls=timed.warmup_calls,
         steady=timed.steady,
-        disturbance=disturbance,
+        disturbance=contention,
         duration_s=end.wall_s - start.wall_s,
         seed=protocol.seed,
         stopped=timed.stopped,
@@ -79,15 +101,8 @@ def compare(
 
 def conditions(target: Target, example: Example, *, threads: int, form: str) -> Conditions:
     """Return the conditions under which a model in one form runs on `example`."""
-    return Conditions(
-        device=target.device,
-        hardware=machines.hardware(target),
-        runtime=target.runtime,
-        form=form,
-        threads=threads,
-        batch_size=example[0].shape[0],
-        inputs_sha256=inputs_sha256(example),
-    )
+    hardware, inputs = machines.hardware(target), inputs_sha256(example)
+    return Conditions(target.device, hardware, target.runtime, form, threads, example[0].shape[0], inputs)
 
 
 def inputs_sha256(example: Example) -> str:
@@ -122,14 +137,92 @@ def copies(model: nn.Module, example: Example, *, form: str = "eager") -> Make:
     return make
 
 
-def _check_equal(a: Conditions, b: Conditions, *, except_for: set[str]) -> None:
-    unequal = [
-        f"{f.name} ({getattr(a, f.name)!r} and {getattr(b, f.name)!r})"
-        for f in fields(Conditions)
-        if f.name not in except_for and getattr(a, f.name) != getattr(b, f.name)
-    ]
-    if unequal:
-        raise UnfairComparison(
-            f"Models may be timed only under equal conditions; these differ in {', '.join(unequal)}. "
-            "Load both on the same target, with the same threads and inputs."
-        )
+def saturated(path: Path, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
+    """Return the layers of a file whose int8 accumulators saturate here; none if the runtime does not tell."""
+    try:
+        check = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
+    except (ShrinkkitError, RuntimeError, ValueError):
+        return ()
+    return check.saturated if check else ()
+
+
+def saturation(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence that names the layers that saturate; none if there are none."""
+    return (f"Integer kernels saturate on this processor in {', '.join(layers)}.",) if layers else ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counters of this process and of its cores at one moment; None where the system hides them."""
+
+    wall_s: float
+    own_s: float
+    """Processor time of this process."""
+    cores: int
+    """Cores that its threads may run on."""
+    busy_s: float | None
+    """Busy time of these cores, by any process."""
+    steal_s: float | None
+    """Time that a hypervisor gave to other machines."""
+    forced_switches: int
+    load_average: float | None
+
+
+def snapshot() -> Snapshot:
+    """Return the counters now."""
+    process = psutil.Process()
+    own = process.cpu_times()
+    cores = set(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else set(range(psutil.cpu_count() or 1))
+    load = psutil.getloadavg()[0] if hasattr(psutil, "getloadavg") else None
+    try:
+        import resource
+
+        # psutil counts those of the main thread only.
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    except ImportError:  # Windows
+        switches = 0
+    return Snapshot(time.perf_counter(), own.user + own.system, len(cores), *_busy(cores), switches, load)
+
+
+def _busy(cores: set[int]) -> tuple[float | None, float | None]:
+    """Return the busy seconds of `cores` and those that a hypervisor took, since the start of the machine."""
+    try:
+        rows = psutil.cpu_times(percpu=True)
+    except OSError:
+        rows = []
+    # Only the cores that this process may use: on a large machine, or under taskset, the others do not disturb it.
+    times = [row for number, row in enumerate(rows) if number in cores]
+    if not times or not hasattr(times[0], "steal"):
+        return None, None
+    busy = sum(row.user + row.nice + row.system + row.irq + row.softirq for row in times)
+    return busy, sum(row.steal for row in times)
+
+
+def disturbance(before: Snapshot, after: Snapshot, *, threads: int, cores: int) -> Disturbance:
+    """Return what disturbed the time between two snapshots, and whether verdicts must be withheld.
+
+    They must if threads had to wait for a core: threads that spin for each other then lose whole time slices. The
+    models used `threads`; this process may use `cores`' worth of time, at most `before.cores`.
+    """
+    wall = max(after.wall_s - before.wall_s, 1e-9)
+    own = (after.own_s - before.own_s) / wall
+    others = stolen = None
+    signs: list[str] = []
+    withheld = threads > cores
+    if withheld:
+        signs.append(f"{threads} threads shared {formats.counted(cores, 'core')}")
+    if before.busy_s is not None and after.busy_s is not None:
+        others = max(0.0, (after.busy_s - before.busy_s) / wall - own)
+        if others > WORTH_NAMING:
+            signs.append(f"other processes used {others:.1f} of {before.cores} cores")
+        withheld |= others > MOST_OF_A_CORE and others + threads > before.cores + WORTH_NAMING
+    elif before.load_average is not None and before.load_average - threads > MOST_OF_A_CORE:
+        signs.append(f"the load average was {before.load_average:.1f} at the start")
+    if before.steal_s is not None and after.steal_s is not None:
+        stolen = (after.steal_s - before.steal_s) / (wall * before.cores)
+        if stolen > STEAL:
+            signs.append(f"the hypervisor took {stolen:.0%} of the processor time")
+    rate = (after.forced_switches - before.forced_switches) / wall
+    if rate > SWITCHES_PER_S:
+        signs.append(f"threads were forced off their core {rate:.0f} times a second")
+    return Disturbance(own, others, stolen, rate, after.load_average, tuple(signs), withheld)

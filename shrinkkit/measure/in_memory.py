@@ -13,6 +13,7 @@ from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Several, Shown
 from shrinkkit.errors import InvalidInput, UnfairComparison, brief, nearest, options
 from shrinkkit.measure import benchmark, scoring
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.torch import quantize
@@ -79,18 +80,13 @@ def compare(
     try:
         for name, model in zip(names, (reference, candidate), strict=True):
             _check_module(model, example, name)
-        conditions = benchmark.conditions(
-            Target(example[0].device.type, "torch"), example, threads=threads, form="eager"
-        )
-        latency = benchmark.compare(
-            benchmark.copies(reference, example),
-            benchmark.copies(candidate, example),
-            reference=names[0],
-            candidate=names[1],
-            conditions=conditions,
-            candidate_conditions=conditions,
-            protocol=Protocol(width=width, cap_s=cap_s, seed=seed),
-        )
+        target = Target(example[0].device.type, "torch")
+        conditions = benchmark.conditions(target, example, threads=threads, form="eager")
+        pair = [
+            TimedModel(name, benchmark.copies(model, example), conditions)
+            for name, model in zip(names, (reference, candidate), strict=True)
+        ]
+        latency = benchmark.compare(*pair, protocol=Protocol(width=width, cap_s=cap_s, seed=seed))
     finally:
         torch.set_num_threads(threads_before)
     return ModelComparison(latency, score(candidate, task, split=split, baseline=reference) if task else None)

@@ -27,11 +27,11 @@ from shrinkkit.display import cells
 from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import InvalidInput, ShrinkkitError, UnfairComparison
 from shrinkkit.measure import benchmark, peak_memory, scoring
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol, TimingCallback, never_stop
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.base import Loaded
-from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
 
@@ -56,10 +56,10 @@ class Settings:
         """Return the conditions under which a model runs in one form."""
         return benchmark.conditions(self.target, self.task.example, threads=self.threads, form=form)
 
-    def copies(self, loaded: Loaded) -> Callable[[], Callable[[], Any]]:
-        """Return a factory of fresh copies of a loaded file, each ready to be called on the task's example."""
+    def timed(self, name: str, loaded: Loaded) -> TimedModel:
+        """Return a loaded file as a model to time on the task's example."""
         example = tuple(x.cpu() for x in self.task.example)
-        return lambda: loaded.clone().bind(example)
+        return TimedModel(name, lambda: loaded.clone().bind(example), self.conditions(loaded.form))
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,8 @@ def load(
 ) -> dict[str, LoadedVariant]:
     """Load and verify the target's file of each variant: by its hash, and by its outputs on the reference inputs.
 
-    Args:
-        run: The run folder.
-        names: Variants; the baseline is always the first. Empty for all of the run folder.
-        settings: Of the benchmark.
-        progress: Called after each file.
-
-    Raises:
-        InvalidInput: The run folder has no baseline.
+    The baseline is always the first of `names`, which are all variants of the run folder by default. Raises
+    InvalidInput if the run folder has no baseline.
     """
     torch.set_num_threads(settings.threads)
     like = variants.output_of(settings.task)
@@ -130,27 +124,16 @@ def _load(folder: Path, settings: Settings, like: Any) -> LoadedVariant:
     file = next((f for f in variant.files if f.runtime == target.runtime), None)
     if file is None:
         return LoadedVariant(name, f"It was made without a file for {target.runtime}. Make it again for this target.")
+    threads = settings.threads
     try:
         inputs, expected = variants.reference(folder, target.runtime)
-        verified = files.verify(
-            folder, file, inputs, expected, device=target.device, threads=settings.threads, like=like
-        )
+        verified = files.verify(folder, file, inputs, expected, device=target.device, threads=threads, like=like)
     except ShrinkkitError as error:
         return LoadedVariant(name, str(error))
     if verified.reason:
-        saturation = _saturation(folder / file.path, target, inputs, settings.threads)
-        return LoadedVariant(name, verified.reason + saturation)
+        saturated = benchmark.saturated(folder / file.path, target, inputs, threads)
+        return LoadedVariant(name, " ".join([verified.reason, *benchmark.saturation(saturated)]))
     return LoadedVariant(name, "", verified.loaded, file.sha256, verified.load_ms, verified.first_call_ms)
-
-
-def _saturation(path: Path, target: Target, inputs: Example, threads: int) -> str:
-    """Return a sentence that names the layers whose int8 accumulators saturate on this processor; '' if none do."""
-    try:
-        check = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
-    except (ShrinkkitError, RuntimeError, ValueError):
-        return ""
-    saturated = check.saturated if check else ()
-    return f" Integer kernels saturate on this processor in {', '.join(saturated)}." if saturated else ""
 
 
 def evaluate(
@@ -194,25 +177,17 @@ def compare_latency(
     if baseline is None:
         return {}, {}
     files = {name: variant.loaded for name, variant in loaded.items() if name != BASELINE and variant.loaded}
-    conditions = settings.conditions(baseline.form)
+    reference = settings.timed(BASELINE, baseline)
     comparisons: dict[str, Comparison] = {}
     errors: dict[str, str] = {}
 
     def compare(name: str, file: Loaded) -> bool:
         """Time one file and return whether to continue."""
         try:
-            compared = benchmark.compare(
-                settings.copies(baseline),
-                settings.copies(file),
-                reference=BASELINE,
-                candidate=name,
-                conditions=conditions,
-                candidate_conditions=replace(conditions, form=file.form),
-                protocol=Protocol(seed=settings.seed),
-                callback=callback,
-            )
+            pair, protocol = (reference, settings.timed(name, file)), Protocol(seed=settings.seed)
+            compared = benchmark.compare(*pair, protocol=protocol, callback=callback)
             # A file that writes to its inputs would change the work of the next ones.
-            if benchmark.inputs_sha256(settings.task.example) != conditions.inputs_sha256:
+            if benchmark.inputs_sha256(settings.task.example) != reference.conditions.inputs_sha256:
                 raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
         except (ShrinkkitError, RuntimeError) as error:
             errors[name] = str(error)
@@ -242,20 +217,11 @@ def compare_runtimes(
     baseline = loaded[BASELINE].loaded
     if baseline is None:
         return None
-    device, task = settings.target.device, settings.task
-    example = tuple(x.to(device) for x in task.example)
-    today = replace(settings, target=Target(device, "torch"))
-    return benchmark.compare(
-        benchmark.copies(task.model, example, form=settings.today),
-        settings.copies(baseline),
-        reference=TODAY,
-        candidate=BASELINE,
-        conditions=today.conditions(settings.today),
-        candidate_conditions=settings.conditions(baseline.form),
-        across_runtimes=True,
-        protocol=Protocol(seed=settings.seed),
-        callback=callback,
-    )
+    device, task, form = settings.target.device, settings.task, settings.today
+    module = benchmark.copies(task.model, tuple(x.to(device) for x in task.example), form=form)
+    today = TimedModel(TODAY, module, replace(settings, target=Target(device, "torch")).conditions(form))
+    pair, protocol = (today, settings.timed(BASELINE, baseline)), Protocol(seed=settings.seed)
+    return benchmark.compare(*pair, across_runtimes=True, protocol=protocol, callback=callback)
 
 
 def profile(
@@ -265,35 +231,28 @@ def profile(
     target, inputs = settings.target, tuple(x.cpu() for x in settings.task.example)
     paths = {name: variant.loaded.path for name, variant in loaded.items() if variant.loaded}
     progress(0, len(paths) + 1, "peak memory")
-    peaks = peak_memory.measure(
-        paths, runtime=target.runtime, inputs=inputs, threads=settings.threads, device=target.device
-    )
+    common: dict[str, Any] = {"runtime": target.runtime, "inputs": inputs}
+    on_device = common | {"threads": settings.threads, "device": target.device}
+    peaks = peak_memory.measure(paths, **on_device)
     profiles: dict[str, Profile] = {}
     for name, path in paths.items():
         progress(len(profiles) + 1, len(paths) + 1, name)
-        profiles[name] = _profile(path, peaks[name], target, inputs, settings.threads)
+        peak = peaks[name]
+        fields: dict[str, Any] = {} if isinstance(peak, str) else {"memory": peak}
+        notes = [f"Peak memory: {peak}"] if isinstance(peak, str) else []
+        measurements: dict[str, tuple[str, Callable[[], Any]]] = {
+            "layers": ("Time by layer", partial(files.layer_times, path, **on_device)),
+            "denormals": ("Denormals", partial(files.denormals, path, **common)),
+            "integers": ("Integer kernels", partial(files.check_integers, path, threads=settings.threads, **common)),
+        }
+        for field, (title, measure) in measurements.items():
+            try:
+                fields[field] = measure()
+            except (ShrinkkitError, RuntimeError, ValueError) as error:
+                notes.append(f"{title}: {error}")
+        profiles[name] = Profile(**fields, notes=tuple(notes))
     progress(len(paths) + 1, len(paths) + 1, "")
     return profiles
-
-
-def _profile(path: Path, peak: Memory | str, target: Target, inputs: Example, threads: int) -> Profile:
-    fields: dict[str, Any] = {} if isinstance(peak, str) else {"memory": peak}
-    notes = [f"Peak memory: {peak}"] if isinstance(peak, str) else []
-    common: dict[str, Any] = {"runtime": target.runtime, "inputs": inputs}
-    measurements: dict[str, tuple[str, Callable[[], Any]]] = {
-        "layers": (
-            "Time by layer",
-            partial(files.layer_times, path, threads=threads, device=target.device, **common),
-        ),
-        "denormals": ("Denormals", partial(files.denormals, path, **common)),
-        "integers": ("Integer kernels", partial(files.check_integers, path, threads=threads, **common)),
-    }
-    for field, (title, measure) in measurements.items():
-        try:
-            fields[field] = measure()
-        except (ShrinkkitError, RuntimeError, ValueError) as error:
-            notes.append(f"{title}: {error}")
-    return Profile(**fields, notes=tuple(notes))
 
 
 def record(
@@ -348,16 +307,10 @@ def write(run: str | Path, record: TargetRecord) -> Path:
 
 def loaded_table(loaded: Mapping[str, LoadedVariant]) -> Table:
     """Return a table of the loaded files, with the time of loading and of the first call, or why there is none."""
-    rows = tuple(
-        (Cell(name), Cell(variant.error, tone="bad", wide=True))
-        if variant.error
-        else (
-            Cell(name),
-            cells.milliseconds(variant.load_ms),
-            cells.milliseconds(variant.first_call_ms),
-            Cell(variant.file_sha256[:12]),
-        )
-        for name, variant in loaded.items()
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, variant in loaded.items():
+        times = (cells.milliseconds(variant.load_ms), cells.milliseconds(variant.first_call_ms))
+        error = (Cell(variant.error, tone="bad", wide=True),)
+        rows.append((Cell(name), *(error if variant.error else (*times, Cell(variant.file_sha256[:12])))))
     columns = (Column("variant"), Column("load", True), Column("first call", True), Column("SHA-256"))
-    return Table("Loaded files, verified by hash and outputs", columns, rows)
+    return Table("Loaded files, verified by hash and outputs", columns, tuple(rows))

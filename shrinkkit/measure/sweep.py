@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -67,8 +66,11 @@ def run(
     for i, (size, count) in enumerate(pairs):
         progress(i, len(pairs), f"a batch of {size} on {formats.counted(count, 'thread')}")
         point = replace(settings, task=replace(settings.task, example=batch(example, size)), threads=count)
-        with _threads(count, settings.threads):
+        registry.use_threads(count)
+        try:
             timed = list(_points(files, point, deadline))
+        finally:
+            registry.use_threads(settings.threads)
         error = "" if any(p.latency for p in timed) else "No variant could be timed against it here."
         points += [Point(BASELINE, size, count, error=error), *timed]
     progress(len(pairs), len(pairs), "")
@@ -95,15 +97,8 @@ def _points(files: Mapping[str, Loaded], settings: Settings, deadline: float) ->
         try:
             reference, candidate = (_loaded_for(files[n], settings, like) for n in (BASELINE, name))
             _check_time(reference, candidate, task.example, deadline)
-            compared = benchmark.compare(
-                settings.copies(reference),
-                settings.copies(candidate),
-                reference=BASELINE,
-                candidate=name,
-                conditions=settings.conditions(reference.form),
-                candidate_conditions=settings.conditions(candidate.form),
-                protocol=replace(PROTOCOL, seed=settings.seed),
-            )
+            pair = (settings.timed(BASELINE, reference), settings.timed(name, candidate))
+            compared = benchmark.compare(*pair, protocol=replace(PROTOCOL, seed=settings.seed))
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             yield Point(name, size, threads, error=f"{brief(error)}.")
         else:
@@ -137,13 +132,3 @@ def _check_time(reference: Loaded, candidate: Loaded, example: Example, deadline
         if CALLS / 2 * (time.perf_counter() - start) <= max(PROTOCOL.cap_s, deadline - start):
             return
     raise Unsupported("The time for other batch sizes and threads was used up")
-
-
-@contextmanager
-def _threads(count: int, default: int) -> Iterator[None]:
-    """Compute with `count` threads in the block, and with `default` afterwards."""
-    registry.use_threads(count)
-    try:
-        yield
-    finally:
-        registry.use_threads(default)

@@ -137,16 +137,10 @@ def is_verified(findings: Sequence[Finding], problems: Sequence[str]) -> bool:
 
 
 def compare_with_report(reported: Figures, finding: Finding, *, machine: str, threads: int) -> str:
-    """Return a sentence that compares a reported speed with the one measured here.
+    """Return a sentence that compares the speed that a card reports for a target with the one measured here.
 
     They differ if the whole interval of their ratio lies beyond the margin of 1 %. Another machine or thread count is
     named, since it may explain the difference.
-
-    Args:
-        reported: The card's figures of the target.
-        finding: Of the same target, here.
-        machine: Short name of this machine.
-        threads: Intra-op threads here.
     """
     differences = [f"another machine, {machine}"] if reported.machine != machine else []
     if reported.threads != threads:
@@ -154,7 +148,8 @@ def compare_with_report(reported: Figures, finding: Finding, *, machine: str, th
     where = f"({', '.join(differences) or 'the same machine and threads'})"
     there = f"report ({reported.machine}, {formats.counted(reported.threads or 0, 'thread')})"
     if reported.speedup is None or finding.speedup is None:
-        before, now = (_latency(of) for of in (reported.latency_ms, finding.latency_ms))
+        latencies = (reported.latency_ms, finding.latency_ms)
+        before, now = (formats.estimate(ms, unit=" ms") if ms else "not timed" for ms in latencies)
         return f"{there}: {before}; here {where}: {now}. There is no ratio to compare."
     comparison = f"{there}: {formats.speedup(reported.speedup)}; here {where}: {formats.speedup(finding.speedup)}"
     if "too noisy" in (reported.verdict, finding.verdict):
@@ -169,12 +164,8 @@ def text(verification: Verification) -> str:
     lines = [_HEAD, *(_cells(finding) for finding in verification.findings)]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(_HEAD))]
     rows = ["  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in lines]
-    shown = [
-        f"{verification.variant} on {_machine(verification)}",
-        "",
-        rows[0],
-        "  ".join("-" * width for width in widths),
-    ]
+    machine = f"{machines.names(verification.environment)[0]}, {formats.counted(verification.threads, 'thread')}"
+    shown = [f"{verification.variant} on {machine}", "", rows[0], "  ".join("-" * width for width in widths)]
     for row, finding in zip(rows[1:], verification.findings, strict=True):
         shown.append(row)
         for note in (*filter(None, [finding.why]), *finding.notes):
@@ -182,10 +173,6 @@ def text(verification: Verification) -> str:
     for note in (*verification.problems, *verification.notes, _conclusion(verification)):
         shown += ["", *textwrap.wrap(note, WIDTH)]
     return "\n".join(shown)
-
-
-def _machine(verification: Verification) -> str:
-    return f"{machines.names(verification.environment)[0]}, {formats.counted(verification.threads, 'thread')}"
 
 
 _HEAD = ("target", "state", "max. relative error", "latency / batch", "speed-up vs. baseline")
@@ -209,7 +196,3 @@ def _conclusion(verification: Verification) -> str:
     if not ran:
         return "Nothing was verified, because no file could run here; see the reasons above."
     return f"Verified: the files are unchanged and reproduce their reference outputs on {', '.join(ran)}."
-
-
-def _latency(ms: Estimate | None) -> str:
-    return formats.estimate(ms, unit=" ms") if ms else "not timed"

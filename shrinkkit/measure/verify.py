@@ -9,8 +9,10 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, ModelFileError, ShrinkkitError, Unsupported, brief
 from shrinkkit.measure import benchmark, verification
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.measure.verification import DAMAGED, DIFFERS, FAILS, NO_FILE, NOT_HERE, OK, Finding, Verification
 from shrinkkit.progress import Progress, no_progress
@@ -47,19 +50,9 @@ def check(
 ) -> Verification:
     """Verify a variant's folder in this process, without a time limit; see `verification.verify`.
 
-    Every file's hash is compared with `variant.json` and the model card, also if its runtime is missing.
-
-    Args:
-        folder: A variant's folder, with its variant.json.
-        only: Targets to check; empty for all.
-        threads: Intra-op threads, 0 for all available cores.
-        seconds: Timing budget of each file, above 0; slow models get three times that.
-        failed: Targets that are not tried, each with the reason.
-        progress: Called before a file is loaded, and again before it is timed.
-
-    Raises:
-        InvalidInput: There is no variant in `folder`, its record is damaged or was written by another version, or a
-            name in `only` is no target.
+    Every file's hash is compared with `variant.json` and the model card, also if its runtime is missing. A file is
+    timed for `seconds`, a slow one for three times that. Targets in `failed` are not tried, for the reason given.
+    `progress` is called before a file is loaded, and again before it is timed.
     """
     if not (folder / RECORD).is_file():
         raise InvalidInput(
@@ -69,7 +62,11 @@ def check(
     if unknown := [name for name in only if name not in registry.targets()]:
         raise InvalidInput(f"A target must be one of {', '.join(registry.targets())}, got {unknown[0]!r}.")
     variant = variants.read(folder)
-    card, problems = _card(folder)
+    card, problems = None, []
+    try:
+        card = cards.read(folder)
+    except InvalidInput as error:
+        problems.append(str(error))
     problems += _contradictions(folder, variant, card)
     notes = [] if card or problems else [f"There is no {CARD}, so there is no report to compare with."]
     baseline = folder.resolve().parent / BASELINE
@@ -81,10 +78,7 @@ def check(
         targets = only or _targets(variant)
         findings: list[Finding] = []
         for name in targets:
-
-            def start(name: str = name) -> None:
-                progress(len(findings), len(targets), name)
-
+            start = partial(progress, len(findings), len(targets), name)
             start()
             checked = _Check(folder, variant, card, baseline, threads, seconds, start)
             findings.append(checked.finding(Target.parse(name), failed.get(name, "")))
@@ -139,12 +133,16 @@ class _Check:
             return replace(finding, state=NOT_HERE, why=str(error))
         except ModelFileError as error:
             return replace(finding, state=FAILS, why=str(error))
-        saturated: tuple[str, ...] = ()
-        if precision.endswith("int8") and target.device == "cpu":
-            saturated = _saturated(self.folder / file.path, target, inputs, self.threads)
-        notes = (f"Integer kernels saturate on this processor in {', '.join(saturated)}.",) if saturated else ()
-        finding = replace(finding, limit=ran.limit, saturated=saturated, notes=notes)
-        finding = replace(finding, max_relative_error=ran.max_relative_error)
+        on_integers = precision.endswith("int8") and target.device == "cpu"
+        path = self.folder / file.path
+        saturated = benchmark.saturated(path, target, inputs, self.threads) if on_integers else ()
+        finding = replace(
+            finding,
+            max_relative_error=ran.max_relative_error,
+            limit=ran.limit,
+            saturated=saturated,
+            notes=benchmark.saturation(saturated),
+        )
         if ran.reason:
             return replace(finding, state=DIFFERS, why=ran.reason)
         self.before_timing()
@@ -153,24 +151,20 @@ class _Check:
     def _timed(self, finding: Finding, loaded: Loaded, inputs: Example, target: Target) -> Finding:
         """Return the finding with latency, and with the speed-up if the baseline's file is usable."""
         baseline, notes = self._load_baseline(inputs, target)
-        reference = baseline or loaded
-        conditions = benchmark.conditions(target, inputs, threads=self.threads, form=reference.form)
+
+        def model(name: str, file: Loaded) -> TimedModel:
+            conditions = benchmark.conditions(target, inputs, threads=self.threads, form=file.form)
+            return TimedModel(name, lambda: file.clone().bind(inputs), conditions)
+
+        candidate = model(self.variant.name, loaded)
+        reference = model(BASELINE, baseline) if baseline else candidate
         try:
-            timed = benchmark.compare(
-                lambda: reference.clone().bind(inputs),
-                lambda: loaded.clone().bind(inputs),
-                reference=BASELINE if baseline else self.variant.name,
-                candidate=self.variant.name,
-                conditions=conditions,
-                candidate_conditions=replace(conditions, form=loaded.form),
-                protocol=Protocol(cap_s=self.seconds),
-            )
+            timed = benchmark.compare(reference, candidate, protocol=Protocol(cap_s=self.seconds))
         except (ShrinkkitError, RuntimeError) as error:
             notes.append(f"It could not be timed: {brief(error)}.")
             return replace(finding, notes=(*finding.notes, *notes))
-        finding = replace(finding, latency_ms=timed.candidate_ms)
-        if baseline:
-            finding = replace(finding, speedup=timed.speedup, verdict=timed.verdict)
+        ratio: dict[str, Any] = {"speedup": timed.speedup, "verdict": timed.verdict} if baseline else {}
+        finding = replace(finding, latency_ms=timed.candidate_ms, **ratio)
         notes += [f"While it was timed, {sign}." for sign in timed.disturbance.signs]
         figures = self.card.figures if self.card else ()
         reported = [one for one in figures if one.state == "measured" and one.target == str(target)]
@@ -206,13 +200,6 @@ def _targets(variant: Variant) -> list[str]:
     targets = [Target.parse(name) for name in registry.targets()]
     refused = [Target("cpu", runtime) for runtime in variant.refusals]
     return [str(target) for target in targets if target.runtime in runtimes or target in refused]
-
-
-def _card(folder: Path) -> tuple[Card | None, list[str]]:
-    try:
-        return cards.read(folder), []
-    except InvalidInput as error:
-        return None, [str(error)]
 
 
 def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
@@ -255,15 +242,6 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
             f"output, because NaN, infinity or an empty batch verify nothing. {_COPY_AGAIN}"
         )
     return inputs, expected
-
-
-def _saturated(path: Path, target: Target, inputs: Example, threads: int) -> tuple[str, ...]:
-    """Return the layers whose int8 accumulators saturate here; none if the runtime does not tell."""
-    try:
-        integers = files.check_integers(path, runtime=target.runtime, inputs=inputs, threads=threads)
-    except (ShrinkkitError, RuntimeError, ValueError):
-        return ()
-    return integers.saturated if integers else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

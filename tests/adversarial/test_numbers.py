@@ -18,6 +18,7 @@ from shrinkkit.core.measurement import ClassScore
 from shrinkkit.core.target import Target
 from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.session import Settings
 from shrinkkit.results import results, verdict
 from shrinkkit.runtimes import base, files
@@ -78,12 +79,8 @@ def test_the_module_is_compared_with_its_file_across_forms_only_where_that_is_as
     here = Settings(TORCH, tiny_task(), threads=1).conditions("eager")
     with pytest.raises(UnfairComparison, match="form"):
         benchmark.compare(
-            lambda: None,
-            lambda: None,
-            reference="a",
-            candidate="b",
-            conditions=here,
-            candidate_conditions=dataclasses.replace(here, form="torchscript"),
+            TimedModel("a", lambda: None, here),
+            TimedModel("b", lambda: None, dataclasses.replace(here, form="torchscript")),
         )
 
 

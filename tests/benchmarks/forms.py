@@ -21,6 +21,7 @@ from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.core.target import Target
 from shrinkkit.display.formats import interval, times
 from shrinkkit.measure import benchmark
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Make, Protocol
 from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.base import Loaded
@@ -58,12 +59,8 @@ def compare(
         for form in forms
     ]
     return benchmark.compare(
-        reference,
-        candidate,
-        reference=forms[0],
-        candidate=forms[1],
-        conditions=own[0],
-        candidate_conditions=own[1],
+        TimedModel(forms[0], reference, own[0]),
+        TimedModel(forms[1], candidate, own[1]),
         across_runtimes=True,
         protocol=Protocol(cap_s=seconds),
     )

@@ -35,7 +35,8 @@ from shrinkkit.core import estimate, machines
 from shrinkkit.core.estimate import MARGIN
 from shrinkkit.core.evidence import PairedSamples, conclude
 from shrinkkit.core.measurement import Comparison, Conditions
-from shrinkkit.measure import benchmark, contention
+from shrinkkit.measure import benchmark
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes import registry
 
@@ -139,12 +140,8 @@ def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: in
     """Return what shrinkkit's paired timing says, what it would if contention never withheld its verdict, and early."""
     here = Conditions("cpu", machines.hardware(registry.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
     found = benchmark.compare(
-        lambda: model(kind, 0.0),
-        lambda: model(kind, slow_down),
-        reference="reference",
-        candidate="candidate",
-        conditions=here,
-        candidate_conditions=here,
+        TimedModel("reference", lambda: model(kind, 0.0), here),
+        TimedModel("candidate", lambda: model(kind, slow_down), here),
         protocol=Protocol(cap_s=budget_s, seed=seed),
     )
     samples = found.reference_samples_ms, found.candidate_samples_ms, found.control_samples_ms
@@ -336,7 +333,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print every answer as JSON in place of the table")
     options = parser.parse_args()
     planted = min(options.comparisons, options.planted or max(1, options.comparisons // 4))
-    before, answers = contention.snapshot(), []
+    before, answers = benchmark.snapshot(), []
     with load(machines.cores() if options.loaded else 0):
         for answer in ask(
             options.comparisons,
@@ -348,7 +345,7 @@ def main() -> None:
             answers.append(answer)
             if sys.stderr.isatty():
                 print(f"\r{len(answers)} answers", end="", file=sys.stderr)
-    found = contention.disturbance(before, contention.snapshot(), threads=options.threads, cores=machines.cores())
+    found = benchmark.disturbance(before, benchmark.snapshot(), threads=options.threads, cores=machines.cores())
     groups = [[a for a in answers if (a.method, a.slow_down) == (m, s)] for s in SLOW_DOWNS for m in METHODS]
     rows = [row(group) for group in groups if group]
     if options.json:

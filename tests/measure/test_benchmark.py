@@ -13,6 +13,7 @@ from shrinkkit.core.evidence import PairedSamples, conclude
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, in_memory, timing
+from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes.torch import quantize
 
@@ -46,12 +47,8 @@ def clock(monkeypatch):
 
 def compare(make_reference, make_candidate, **options) -> Comparison:
     return benchmark.compare(
-        make_reference,
-        make_candidate,
-        reference="baseline",
-        candidate="variant",
-        conditions=HERE,
-        candidate_conditions=HERE,
+        TimedModel("baseline", make_reference, HERE),
+        TimedModel("variant", make_candidate, HERE),
         protocol=Protocol(**options),
     )
 
@@ -60,12 +57,8 @@ def compare(make_reference, make_candidate, **options) -> Comparison:
 def test_models_under_different_conditions_are_refused(field):
     with pytest.raises(UnfairComparison, match=field):
         benchmark.compare(
-            unused,
-            unused,
-            reference="a",
-            candidate="b",
-            conditions=HERE,
-            candidate_conditions=dataclasses.replace(HERE, **{field: OTHER[field]}),
+            TimedModel("a", unused, HERE),
+            TimedModel("b", unused, dataclasses.replace(HERE, **{field: OTHER[field]})),
         )
 
 
@@ -73,12 +66,8 @@ def test_models_under_different_conditions_are_refused(field):
 def test_runtimes_under_different_conditions_are_refused(field):
     with pytest.raises(UnfairComparison, match=field):
         benchmark.compare(
-            unused,
-            unused,
-            reference="a",
-            candidate="b",
-            conditions=HERE,
-            candidate_conditions=dataclasses.replace(HERE, runtime="onnxruntime", **{field: OTHER[field]}),
+            TimedModel("a", unused, HERE),
+            TimedModel("b", unused, dataclasses.replace(HERE, runtime="onnxruntime", **{field: OTHER[field]})),
             across_runtimes=True,
         )
 
@@ -93,12 +82,8 @@ def test_every_condition_is_compared():
 
 def test_runtimes_alone_may_differ_where_they_are_what_is_compared(clock):
     found = benchmark.compare(
-        clock.models(lambda: 3.0),
-        clock.models(lambda: 1.5),
-        reference="baseline",
-        candidate="baseline",
-        conditions=HERE,
-        candidate_conditions=dataclasses.replace(HERE, runtime="onnxruntime"),
+        TimedModel("baseline", clock.models(lambda: 3.0), HERE),
+        TimedModel("baseline", clock.models(lambda: 1.5), dataclasses.replace(HERE, runtime="onnxruntime")),
         across_runtimes=True,
     )
     assert (found.conditions.runtime, found.candidate_runtime) == ("torch", "onnxruntime")
@@ -229,12 +214,8 @@ def test_more_work_on_a_gpu_takes_longer():
 
     there = dataclasses.replace(HERE, device="cuda")
     found = benchmark.compare(
-        multiply(512),
-        multiply(8192),
-        reference="small",
-        candidate="large",
-        conditions=there,
-        candidate_conditions=there,
+        TimedModel("small", multiply(512), there),
+        TimedModel("large", multiply(8192), there),
         protocol=Protocol(cap_s=1.0),
     )
     assert found.speedup.value < 0.5

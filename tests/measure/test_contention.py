@@ -6,15 +6,15 @@ import time
 import psutil
 import pytest
 
-from shrinkkit.measure import contention
-from shrinkkit.measure.contention import Snapshot
+from shrinkkit.measure import benchmark
+from shrinkkit.measure.benchmark import Snapshot
 
 START = Snapshot(wall_s=0.0, own_s=0.0, cores=2, busy_s=0.0, steal_s=0.0, forced_switches=0, load_average=0.0)
 QUIET = dataclasses.replace(START, wall_s=10.0, own_s=20.0, busy_s=20.0)
 
 
 def signs(*, threads=2, cores=2, start=START, **changes):
-    found = contention.disturbance(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
+    found = benchmark.disturbance(start, dataclasses.replace(QUIET, **changes), threads=threads, cores=cores)
     return found.signs, found.withheld
 
 
@@ -60,7 +60,7 @@ def test_where_the_machine_hides_its_counters_the_load_average_is_named():
 
 
 def test_what_was_counted_is_kept_beside_its_names():
-    found = contention.disturbance(
+    found = benchmark.disturbance(
         START,
         dataclasses.replace(QUIET, own_s=15.0, steal_s=0.8, forced_switches=5000, load_average=2.5),
         threads=2,
@@ -76,7 +76,7 @@ def test_a_machine_without_counters_is_read_without_error(monkeypatch):
         raise FileNotFoundError("/proc/stat")
 
     monkeypatch.setattr(psutil, "cpu_times", hidden)
-    snapshot = contention.snapshot()
+    snapshot = benchmark.snapshot()
     assert (snapshot.busy_s, snapshot.steal_s) == (None, None)
 
 
@@ -87,16 +87,16 @@ def test_only_the_given_cores_are_counted(monkeypatch, tmp_path):
     )
     tick = os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
-    assert contention._busy({0}) == (100 / tick, 50 / tick)
-    assert contention._busy({0, 1}) == (1000 / tick, 50 / tick)
+    assert benchmark._busy({0}) == (100 / tick, 50 / tick)
+    assert benchmark._busy({0, 1}) == (1000 / tick, 50 / tick)
 
 
 def test_work_of_this_process_shows_as_its_own():
-    before = contention.snapshot()
+    before = benchmark.snapshot()
     end = time.process_time() + 0.05
     while time.process_time() < end:
         pass
-    after = contention.snapshot()
+    after = benchmark.snapshot()
     # The system counts in steps of 0.01 s.
     assert after.own_s - before.own_s >= 0.03
     assert after.wall_s > before.wall_s

@@ -184,8 +184,8 @@ def test_a_model_that_writes_to_its_inputs_is_not_measured(run, task):
 def test_kernels_that_saturate_are_named_where_a_file_does_not_reproduce_its_outputs(run, task, monkeypatch):
     check = IntegerCheck(0.3, {"conv1": 0.3}, ("conv1",))
     monkeypatch.setattr(files, "check_integers", lambda *_, **__: check)
-    said = session._saturation(run / "variants/int8/model.onnx", ONNX, task.example, 1)
-    assert said == " Integer kernels saturate on this processor in conv1."
+    layers = benchmark.saturated(run / "variants/int8/model.onnx", ONNX, task.example, 1)
+    assert benchmark.saturation(layers) == ("Integer kernels saturate on this processor in conv1.",)
 
 
 def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
