@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from shrinkkit import __version__
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
@@ -22,8 +23,9 @@ from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from shrinkkit.core.recipe import Recipe, Study
+    from shrinkkit.core.recipe import Study
     from shrinkkit.core.run_folder import RunFolder
+    from shrinkkit.core.stages import Stage
     from shrinkkit.pipeline.run_status import LineMonitor
     from shrinkkit.pipeline.runner import PreparedRun
 
@@ -82,17 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as ended:
             if ended.code != 128 + signal.SIGINT:
                 return int(ended.code or 0)
-            return _fail("interrupted; run the same command again to resume.", 128 + (received or [signal.SIGINT])[-1])
+            text = "interrupted; run the same command again to resume."
+            status = 128 + (received or [signal.SIGINT])[-1]
         except ShrinkkitError as error:
-            return _fail(str(error), 2 if isinstance(error, InvalidInput) else 1)
+            text, status = str(error), 2 if isinstance(error, InvalidInput) else 1
         except Exception as error:  # a full disk, or a defect: one sentence, and the rest on request
             if os.environ.get(TRACEBACK):
                 raise
-            return _fail(f"{_sentence(error)} Set {TRACEBACK}=1 to see where it happened.", 1)
-    return 0
-
-
-def _fail(text: str, status: int) -> int:
+            text, status = f"{type(error).__name__}: {brief(error)}.", 1
+            if isinstance(error, OSError) and error.strerror:
+                text = f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
+            text += f" Set {TRACEBACK}=1 to see where it happened."
+        else:
+            return 0
     print(f"shrinkkit: {text}", file=sys.stderr)
     return status
 
@@ -119,13 +123,6 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _sentence(error: Exception) -> str:
-    """Return an unexpected error in one sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
-    return f"{type(error).__name__}: {brief(error)}."
-
-
 def _complete_study() -> list[str]:
     from shrinkkit.core.studies import builtin_studies
     from shrinkkit.tasks.bundled import TASKS
@@ -145,13 +142,13 @@ def _complete_target() -> list[str]:
     return list(registry.targets())
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and progress on standard error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables, only errors.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON, and progress on standard error.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print no progress and no tables, only errors.")]
+STUDY_HELP = "A study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder."
 Targets = Annotated[
     list[str] | None,
-    typer.Option("--target", metavar="T", help="A target, such as cpu/torch; may be repeated.",
-                 autocompletion=_complete_target),
-]  # fmt: skip
+    Option("--target", metavar="T", help="Such as cpu/torch; may be repeated.", autocompletion=_complete_target),
+]
 
 
 def _print_version(value: bool) -> None:
@@ -162,51 +159,27 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Declare the options that go before a command."""
 
 
 @app.command("run", help=RUN_HELP, epilog=EXIT_STATUS)
 def _run(
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY|TASK|RUN",
-            help="A study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder.",
-            autocompletion=_complete_study,
-        ),
-    ],
+    study: Annotated[str, Argument(metavar="STUDY|TASK|RUN", help=STUDY_HELP, autocompletion=_complete_study)],
     recipe: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="R", help="Built-in recipe or .yaml file; may be repeated.", autocompletion=_complete_recipe
-        ),
+        Option(metavar="R", help="Built-in recipe or .yaml file; may be repeated.", autocompletion=_complete_recipe),
     ] = None,
     target: Targets = None,
-    accuracy_drop: Annotated[
-        float | None, typer.Option(metavar="D", help="The budget: the maximum accuracy drop (0.01).")
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(metavar="U", help="Unit of --accuracy-drop: share (of scores in [0, 1]) or score (of others)."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
-    reports: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run folders.")] = Path("reports"),
-    only: Annotated[
-        Literal["benchmark"] | None,
-        typer.Option(help="Measure the variants of an earlier run on this machine, and report; make no variants."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="With --only and a run folder: the task's file, which you trust to be run."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Ignore the cache.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the steps, and which of them are cached, without running any.")
-    ] = False,
+    accuracy_drop: Annotated[float | None, Option(metavar="D", help="Maximum accuracy drop (0.01).")] = None,
+    unit: Annotated[str | None, Option(metavar="U", help="Of the drop: share (scores in [0, 1]) or score.")] = None,
+    threads: Annotated[int | None, Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
+    reports: Annotated[Path, Option(metavar="DIR", help="Folder of the run folders.")] = Path("reports"),
+    only: Annotated[Literal["benchmark"] | None, Option(help="Measure an earlier run's variants; make none.")] = None,
+    task: Annotated[str | None, Option(metavar="FILE", help="With --only RUN: its task, which you trust.")] = None,
+    force: Annotated[bool, Option("--force", help="Ignore the cache.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the steps and which are cached; run none.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -214,8 +187,7 @@ def _run(
     from shrinkkit.core import machines
     from shrinkkit.pipeline import runner
 
-    budget = {"accuracy_drop": accuracy_drop, "unit": unit}
-    budget = {name: value for name, value in budget.items() if value is not None}
+    budget = {k: v for k, v in {"accuracy_drop": accuracy_drop, "unit": unit}.items() if v is not None}
     common: dict[str, Any] = {"command": shlex.join(["shrinkkit", *sys.argv[1:]]), "force": force}
     with _monitor(as_json=as_json, quiet=quiet) as monitor:
         if only:
@@ -225,13 +197,11 @@ def _run(
                     "settled. Leave them out."
                 )
             folder, task = _run_folder(study, reports, task)
-            prepared = runner.prepare_benchmark(
-                folder, targets=target or (), threads=threads, task=task, monitor=monitor, **common
-            )
+            common |= {"targets": target or (), "threads": threads, "task": task}
+            prepared = runner.prepare_benchmark(folder, monitor=monitor, **common)
         elif task:
-            raise InvalidInput(
-                "`--task` goes with `--only` and a run folder. Name the task as the first argument instead."
-            )
+            text = "`--task` goes with `--only` and a run folder. Name the task as the first argument instead."
+            raise InvalidInput(text)
         else:
             chosen = _study(study, recipe or (), target or (), threads, budget)
             count = chosen.threads or machines.cores()
@@ -267,9 +237,8 @@ def _study(
 
     if name.endswith((".yaml", ".yml")) or (name in studies.builtin_studies() and not recipes and not targets):
         if recipes or targets:
-            raise InvalidInput(
-                "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
-            )
+            text = "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
+            raise InvalidInput(text)
         return studies.changed(studies.read_study(name), threads=threads, **budget)
     # By default, every target that is available without compiling.
     compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
@@ -280,11 +249,10 @@ def _study(
 def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:
     states = prepared.preview()
     if as_json:
+        fields = ("name", "notebook", "subject", "needs", "parameters")
         plan = [
-            {"name": step.name, "state": states[step.name], "notebook": step.notebook, "subject": step.subject,
-             "needs": step.needs, "parameters": dict(step.parameters)}
-            for step in prepared.steps
-        ]  # fmt: skip
+            {"state": states[step.name], **{field: getattr(step, field) for field in fields}} for step in prepared.steps
+        ]
         _print_json({"run": str(prepared.run.path), "steps": plan})
     elif not quiet:
         _print_rows([(step.name, states[step.name], step.subject) for step in prepared.steps])
@@ -313,7 +281,7 @@ def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
 
 @app.command("list")
 def _list(
-    kind: Annotated[Literal["tasks", "recipes", "targets"], typer.Argument(help="What to list.")],
+    kind: Annotated[Literal["tasks", "recipes", "targets"], Argument(help="What to list.")],
     as_json: Json = False,
 ) -> None:
     """List available tasks, recipes or targets."""
@@ -323,7 +291,8 @@ def _list(
     from shrinkkit.tasks.bundled import TASKS
 
     if kind == "recipes":
-        entries = {name: _summary(studies.read_recipe(name)) for name in BUILT_IN}
+        recipes = {name: studies.read_recipe(name) for name in BUILT_IN}
+        entries = {name: ", ".join([*map(_summary, of.stages), of.precision.name]) for name, of in recipes.items()}
     elif kind == "tasks":
         entries = dict(TASKS)
     else:
@@ -336,15 +305,13 @@ def _list(
         _print_rows(list((entries | (own if kind == "tasks" else {})).items()))
 
 
-def _summary(recipe: "Recipe") -> str:
-    """Return a recipe on one line: its stages, with how much each removes, and its precision."""
-    ratios = {stage.name: getattr(stage.settings, "ratio", None) for stage in recipe.stages}
-    steps = [f"{name} {ratio:.0%}" if ratio else name for name, ratio in ratios.items()]
-    return ", ".join([*steps, recipe.precision.name])
+def _summary(stage: "Stage") -> str:
+    ratio = getattr(stage.settings, "ratio", None)
+    return f"{stage.name} {ratio:.0%}" if ratio else stage.name
 
 
 @app.command("new")
-def _new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The file to write.")]) -> None:
+def _new(file: Annotated[Path, Argument(metavar="FILE.py", help="The file to write.")]) -> None:
     """Write a commented task file to start from."""
     from shrinkkit.tasks.bundled import TEMPLATE
 
@@ -358,8 +325,8 @@ def _new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The file 
 
 @app.command("report", epilog=EXIT_STATUS)
 def _report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    pdf: Annotated[bool, typer.Option("--pdf", help="Also write report.pdf; requires Chrome or Chromium.")] = False,
+    run: Annotated[Path, Argument(metavar="RUN", help="The run folder.")],
+    pdf: Annotated[bool, Option("--pdf", help="Also write report.pdf; requires Chrome or Chromium.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -384,7 +351,7 @@ def _report(
 
 @app.command("index")
 def _index(
-    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="Folder of the run folders.")] = Path("reports"),
+    reports: Annotated[Path, Argument(metavar="REPORTS", help="Folder of the run folders.")] = Path("reports"),
 ) -> None:
     """Write one page over all runs of a folder."""
     from shrinkkit.report import index_page
@@ -394,12 +361,10 @@ def _index(
 
 @app.command("verify", epilog=VERIFY_EXIT_STATUS)
 def _verify(
-    folder: Annotated[Path, typer.Argument(metavar="VARIANT", help="Such as reports/digits-cnn/variants/static-int8.")],
+    folder: Annotated[Path, Argument(metavar="VARIANT", help="Such as reports/digits-cnn/variants/static-int8.")],
     target: Targets = None,
-    threads: Annotated[int, typer.Option(metavar="N", help="Intra-op threads; 0 stands for every core.")] = 0,
-    timeout: Annotated[
-        float, typer.Option(metavar="S", help="Seconds for a file to run, and again to be timed.")
-    ] = 120,
+    threads: Annotated[int, Option(metavar="N", help="Intra-op threads; 0 stands for every core.")] = 0,
+    timeout: Annotated[float, Option(metavar="S", help="Seconds for a file to run, and again to be timed.")] = 120,
     as_json: Json = False,
 ) -> None:
     """Check a variant's files on this machine: hashes, outputs and speed, compared with its report.
@@ -418,15 +383,14 @@ def _verify(
 
 
 @app.command("notebooks")
-def _notebooks(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to copy them.")]) -> None:
+def _notebooks(folder: Annotated[Path, Argument(metavar="DIR", help="Where to copy them.")]) -> None:
     """Copy the step notebooks out, to work in them."""
     from shrinkkit.pipeline import plan
 
     sources = sorted(plan.notebooks().glob("*.ipynb"))
     if existing := [source.name for source in sources if (folder / source.name).exists()]:
-        raise InvalidInput(
-            f"{folder} has {', '.join(existing)} already. Choose another folder; nothing is overwritten."
-        )
+        names = ", ".join(existing)
+        raise InvalidInput(f"{folder} has {names} already. Choose another folder; nothing is overwritten.")
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         shutil.copyfile(source, folder / source.name)

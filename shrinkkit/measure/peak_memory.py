@@ -44,13 +44,6 @@ def measure(
     Freed blocks of 128 KiB or more are returned to the system at once, which a deployment's allocator may delay. With
     transparent huge pages for all memory, a block counts in whole pages of 2 MiB.
 
-    Args:
-        paths: Model files by name.
-        runtime: Of all files.
-        inputs: Positional inputs of one call, batch first.
-        threads: Intra-op threads.
-        device: `cpu` or `cuda`.
-
     Source: proc(5), `clear_refs`, `VmHWM` and `smaps`.
     """
     if not all(path.exists() for path in (STATUS, SMAPS, RESET)):
@@ -79,6 +72,8 @@ def _serve(folder: Path) -> None:
     """Write the peak memory of each file of the request, measured in a child of this process."""
     import torch
 
+    from shrinkkit.runtimes import files
+
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     inputs = load_file(folder / "inputs.safetensors")
     # Copies, because a fork does not inherit resident pages of a mapped file: a child would count them on first use.
@@ -86,31 +81,20 @@ def _serve(folder: Path) -> None:
     # A thread pool does not survive a fork, so none may exist yet.
     torch.set_num_threads(1)
     paths = {name: Path(path) for name, path in request["files"].items()}
-    _import_all(paths, request["runtime"])
-    answers = {name: _in_child(partial(_count, path, example, request)) for name, path in paths.items()}
-    (folder / "answer.json").write_text(json.dumps(answers), encoding="utf-8")
-
-
-def _import_all(paths: Mapping[str, Path], runtime: str) -> None:
-    """Import what loading a file imports: it is memory of the runtime, not of the file."""
-    from shrinkkit.runtimes import files
-
+    # What loading a file imports is memory of the runtime, not of the file.
     for suffix in {path.suffix for path in paths.values()}:
         alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
         for path in sorted(alike, key=lambda path: path.stat().st_size):
-            load = partial(files.load, path, runtime=runtime, threads=1)
+            load = partial(files.load, path, runtime=request["runtime"], threads=1)
             # In a child, because a file that cannot be loaded may end the process.
-            if not isinstance(_in_child(partial(_succeeds, load)), str):
+            if not isinstance(_in_child(load), str):
                 load()
                 break
     # Freed here, or a child would free it and seem to need less.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-
-
-def _succeeds(work: Callable[[], Any]) -> bool:
-    work()
-    return True
+    answers = {name: _in_child(partial(_count, path, example, request)) for name, path in paths.items()}
+    (folder / "answer.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
 def _in_child(work: Callable[[], Any]) -> Any:
@@ -127,7 +111,8 @@ def _in_child(work: Callable[[], Any]) -> Any:
                 answer = work()
             except Exception as error:  # runtimes raise various error types
                 answer = brief(error)
-            os.write(writing, json.dumps(answer).encode())
+            # What is not JSON, such as a loaded file, becomes None.
+            os.write(writing, json.dumps(answer, default=lambda _: None).encode())
         finally:
             # Not `sys.exit`, which would run the parent's clean-up.
             os._exit(1)
@@ -155,7 +140,20 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
     torch.set_num_threads(threads)
     placed = tuple(x.to(device) for x in example)
     code, before = _code(), _status("VmRSS")
-    peak = _allocated() if device == "cuda" else _resident(before, code)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+    else:
+        # If that is forbidden: the peak of a forked process starts at what it holds.
+        with contextlib.suppress(OSError):
+            RESET.write_text("5", encoding="ascii")
+
+    def peak() -> int:
+        """Return the most bytes that CUDA's allocator handed out, or that were resident, code apart, above `before`."""
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() - allocated
+        return _status("VmHWM") - before - (_code() - code)
+
     loaded = files.load(path, runtime=request["runtime"], device=device, threads=threads)
     call = loaded.bind(placed)
     load_bytes = peak()
@@ -168,23 +166,6 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
         "peak_bytes": max(load_bytes, peak()),
         "method": "allocator" if device == "cuda" else "resident",
     }
-
-
-def _resident(before: int, code: int) -> Callable[[], int]:
-    """Return a function that gives the peak of resident bytes from now on, above `before` and without code."""
-    # If that is forbidden: the peak of a forked process starts at what it holds.
-    with contextlib.suppress(OSError):
-        RESET.write_text("5", encoding="ascii")
-    return lambda: _status("VmHWM") - before - (_code() - code)
-
-
-def _allocated() -> Callable[[], int]:
-    """Return a function that gives the peak of bytes that CUDA's allocator handed out from now on."""
-    import torch
-
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    return lambda: torch.cuda.max_memory_allocated() - before
 
 
 def _status(field: str) -> int:

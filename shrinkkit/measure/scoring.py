@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,14 @@ def scores(
     Raises:
         InvalidTask: The split is empty, or an output or a score is not finite; the batch is named.
     """
-    size, split = task.example[0].shape[0], _name(task, dataset)
+    size, names = task.example[0].shape[0], len(task.class_names)
+    split = next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")
     total = -(-len(dataset) // size)  # type: ignore[arg-type]
     values: list[float] = []
     firsts: list[torch.Tensor] = []
     labels: list[int | None] = []
     spans: list[torch.Tensor] = []
-    classes = True
+    classes = names > 1
     for number, (inputs, target) in enumerate(batches(dataset, size)):
         count, where = inputs[0].shape[0], f"batch {number} of {split}"
         padded = tuple(x if count == size else x[torch.arange(size) % count] for x in inputs)
@@ -87,8 +88,9 @@ def scores(
         _check_scores(batch, count, where)
         values.extend(batch.double().tolist())
         first = tensors(output)[0]
-        classes = classes and _are_classes(first, target, len(task.class_names))
-        labels.extend(_labels(first, target, len(task.class_names)))
+        multi_label = isinstance(target, torch.Tensor) and target.shape == first.shape
+        classes &= first.shape[1:] == (names,) and first.is_floating_point() and not multi_label
+        labels.extend(_labels(first, target, names))
         firsts.append(first.unsqueeze(1).flatten(1).to(torch.promote_types(first.dtype, torch.float32)))
         if is_image(inputs[0][0]):
             spans.append(span(inputs[0]))
@@ -98,10 +100,6 @@ def scores(
     outputs = torch.cat(firsts)
     predictions = tuple(outputs.argmax(1).tolist()) if classes else ()
     return Scored(tuple(values), outputs, predictions, tuple(labels), dataset, join(spans) if spans else None)
-
-
-def _name(task: Task, dataset: "Dataset[Any]") -> str:
-    return next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")
 
 
 def _first_examples(output: Any, count: int, size: int) -> Any:
@@ -128,11 +126,6 @@ def _check_scores(batch: torch.Tensor, count: int, where: str) -> None:
         )
 
 
-def _are_classes(output: torch.Tensor, target: Any, names: int) -> bool:
-    multi_label = isinstance(target, torch.Tensor) and target.shape == output.shape
-    return names > 1 and output.shape[1:] == (names,) and output.is_floating_point() and not multi_label
-
-
 def _labels(output: torch.Tensor, target: Any, names: int) -> list[int | None]:
     count = output.shape[0]
     integers = isinstance(target, torch.Tensor) and not (target.is_floating_point() or target.is_complex())
@@ -145,15 +138,8 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
     """Return the record of a model's scores, paired with those of the baseline on the same target.
 
     Agreement and divergence are None unless outputs are classes; see `scores`. A regression is an example whose score
-    fell beyond rounding, an improvement one whose score rose. Regressions are sorted by the size of the fall.
-
-    Args:
-        task: Whose metric it is.
-        scored: Scores of the model.
-        baseline: Scores of the baseline; None if the model is the baseline.
-
-    Raises:
-        InvalidInput: The two were scored on different examples, or their outputs differ in size.
+    fell beyond rounding, an improvement one whose score rose. Regressions are sorted by the size of the fall. Without
+    `baseline`, the model is the baseline. Raises InvalidInput if examples or sizes of outputs differ.
     """
     reference = baseline or scored
     difference = estimate.paired_difference(reference.scores, scored.scores)
@@ -186,8 +172,7 @@ def _class_scores(task: Task, scored: Scored, baseline: Scored | None) -> tuple[
     for label in sorted({label for label in scored.labels if label is not None}):
         indexes = [index for index, other in enumerate(scored.labels) if other == label]
         values = [scored.scores[i] for i in indexes]
-        before = [baseline.scores[i] for i in indexes] if baseline else None
-        paired = estimate.paired_difference(before, values) if before else None
+        paired = estimate.paired_difference([baseline.scores[i] for i in indexes], values) if baseline else None
         rows.append(ClassScore(task.class_names[label], len(indexes), estimate.mean(values), paired))
     return tuple(rows)
 
@@ -216,7 +201,7 @@ def cosine(reference: torch.Tensor, other: torch.Tensor) -> float:
     if reference.shape[1] == 1:
         reference, other = reference.T, other.T
     total = 0.0
-    for before, after in _chunks(reference, other):
+    for before, after in zip(torch.split(reference, _ROWS), torch.split(other, _ROWS), strict=True):
         a, b = _unit(before), _unit(after)
         both_zero = ~a.any(1) & ~b.any(1)
         total += torch.where(both_zero, 1.0, (a * b).sum(1)).sum().item()
@@ -228,23 +213,15 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
 
     Rows are logits or log-probabilities, which the softmax leaves unchanged. If every row of `reference` is a
     distribution (non-negative, with a sum of 1 to within 0.001), both are taken for probabilities instead, clamped to
-    at least 2^-24 and normalized.
-
-    Args:
-        reference: Outputs of the baseline, (examples, classes).
-        other: Outputs of the variant for the same examples.
+    at least 2^-24 and normalized. Both have the shape (examples, classes).
     """
     sums = reference.double().sum(1)
     are_probabilities = bool((reference >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all())
     total = 0.0
-    for before, after in _chunks(reference, other):
+    for before, after in zip(torch.split(reference, _ROWS), torch.split(other, _ROWS), strict=True):
         p, q = (_log_probabilities(x, are_probabilities=are_probabilities) for x in (before, after))
         total += (p.exp() * (p - q)).sum().item()
     return max(0.0, total / len(reference))
-
-
-def _chunks(reference: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return ((reference[i : i + _ROWS], other[i : i + _ROWS]) for i in range(0, len(reference), _ROWS))
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -280,16 +257,12 @@ def join(spans: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def png(image: torch.Tensor, *, between: torch.Tensor | None = None) -> str:
-    """Return `image` as a PNG in base64 with at most `SIDE` pixels a side and `COLOURS` colours.
+    """Return what `is_image` accepts as a PNG in base64 with at most `SIDE` pixels a side and `COLOURS` colours.
 
-    uint8 is drawn unchanged. Floats are scaled, because their normalization is not known: with the `span` of a whole
-    split, images keep their relative brightness, and a normalization by channel is undone if the split reaches from
-    black to white in each channel.
-
-    Args:
-        image: What `is_image` accepts.
-        between: Values drawn as the darkest and the brightest of each channel, (2, channels). None takes the smallest
-            and the largest value of the image, over all channels.
+    uint8 is drawn unchanged. Floats are scaled, because their normalization is not known: `between` has the values that
+    are drawn as the darkest and the brightest of each channel, (2, channels); None takes those of the image. With the
+    `span` of a whole split, images keep their relative brightness, and a normalization by channel is undone if the
+    split reaches from black to white in each channel.
     """
     from PIL import Image
 
@@ -313,9 +286,8 @@ def png(image: torch.Tensor, *, between: torch.Tensor | None = None) -> str:
 def accuracy_of_files(folder: Path, task: Task, dataset: Any) -> dict[str, Accuracy]:
     """Return the scores of each file of the variant in `folder`, by runtime, paired with those of the task's model."""
     expected = scores(copies.shallow_copy(task.model, device="cpu"), task, dataset)
-    like = variants.output_of(task)
-
-    def of_file(path: str, runtime: str) -> Accuracy:
-        return accuracy(task, scores(files.load(folder / path, runtime=runtime, like=like), task, dataset), expected)
-
-    return {file.runtime: of_file(file.path, file.runtime) for file in variants.read(folder).files}
+    accuracies, like = {}, variants.output_of(task)
+    for file in variants.read(folder).files:
+        loaded = files.load(folder / file.path, runtime=file.runtime, like=like)
+        accuracies[file.runtime] = accuracy(task, scores(loaded, task, dataset), expected)
+    return accuracies

@@ -3,6 +3,7 @@
 Imports no torch. The checks themselves are in `verify`, which the process runs.
 """
 
+import json
 import math
 import os
 import textwrap
@@ -104,9 +105,9 @@ def verify(
     # OpenMP reads its settings when torch is loaded.
     count = str(threads or machines.cores())
     variables = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    arguments = [os.path.abspath(folder), "--threads", count, *(f"--target={name}" for name in targets)]
     failed: dict[str, str] = {}
     started: list[str] = []
+    request = {"folder": os.path.abspath(folder), "only": targets, "threads": int(count), "failed": failed}
 
     def on_line(line: str) -> bool:
         if line.endswith(STARTED):
@@ -117,8 +118,7 @@ def verify(
     # In an empty folder: libraries read settings from the working directory, which may be the variant's.
     with processes.short_folder() as empty:
         while True:
-            known = [part for item in failed.items() for part in ("--failed", *item)]
-            call = processes.command("shrinkkit.measure.verify", *arguments, *known)
+            call = processes.command("shrinkkit.measure.verify", json.dumps(request))
             ended = processes.run(call, limit_s=timeout_s, cwd=empty, variables=variables, on_line=on_line)
             if ended.status == 0:
                 return TypeAdapter(Verification).validate_json(ended.output)

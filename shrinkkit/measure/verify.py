@@ -3,7 +3,6 @@
 The folder needs neither its run nor task or data. For the benchmark of a whole run, with accuracy, see `session`.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -111,30 +110,13 @@ class _Check:
     def finding(self, target: Target, failure: str) -> Finding:
         """Return the check of the target's file, which is not run if `failure` names a failure of an earlier try."""
         file = _file(self.variant, target)
-        if file is None:
-            why = self.variant.refusals.get(target.runtime, f"It was made without a file for {target.runtime}.")
-            return Finding(str(target), "", NO_FILE, why)
-        finding = Finding(str(target), file.path, OK)
-        # Also if nothing can run it: a file may be damaged on any machine.
-        if why := _damage(self.folder, file):
-            return replace(finding, state=DAMAGED, why=why)
-        precision = self.variant.precision
-        if why := registry.refusal(precision, target) or registry.available()[str(target)]:
-            return replace(finding, state=NOT_HERE, why=f"{why}.")
+        finding = Finding(str(target), file.path if file else "", OK)
         try:
-            inputs, expected = _reference(self.folder, target)
-        except ModelFileError as error:
-            return replace(finding, state=DAMAGED, why=str(error))
-        if failure:
-            return replace(finding, state=FAILS, why=f"{file.path} {failure}.")
-        try:
-            ran = files.verify(self.folder, file, inputs, expected, device=target.device, threads=self.threads)
-        except Unsupported as error:
-            return replace(finding, state=NOT_HERE, why=str(error))
-        except ModelFileError as error:
-            return replace(finding, state=FAILS, why=str(error))
-        on_integers = precision.endswith("int8") and target.device == "cpu"
-        path = self.folder / file.path
+            inputs, ran = _run(self.folder, self.variant, target, threads=self.threads, failure=failure)
+        except _Unusable as error:
+            return replace(finding, state=error.state, why=str(error))
+        on_integers = self.variant.precision.endswith("int8") and target.device == "cpu"
+        path = self.folder / finding.file
         saturated = benchmark.saturated(path, target, inputs, self.threads) if on_integers else ()
         finding = replace(
             finding,
@@ -178,20 +160,49 @@ class _Check:
         if self.folder.resolve() == self.baseline or not (self.baseline / RECORD).is_file():
             return None, []
         try:
-            file = _file(variants.read(self.baseline), target)
-            if file is None:
-                raise ModelFileError(f"it has no file for {target.runtime}")
-            if why := _damage(self.baseline, file):
-                raise ModelFileError(why)
-            baseline_inputs, expected = _reference(self.baseline, target)
-            if benchmark.inputs_sha256(baseline_inputs) != benchmark.inputs_sha256(inputs):
+            own_inputs, ran = _run(self.baseline, variants.read(self.baseline), target, threads=self.threads)
+            if benchmark.inputs_sha256(own_inputs) != benchmark.inputs_sha256(inputs):
                 raise ModelFileError("it was made for other inputs")
-            ran = files.verify(self.baseline, file, inputs, expected, device=target.device, threads=self.threads)
             if ran.reason:
                 raise ModelFileError(ran.reason)
         except ShrinkkitError as error:
             return None, [f"It was timed alone, because the baseline could not be used: {brief(error)}."]
         return ran.loaded, []
+
+
+class _Unusable(ModelFileError):
+    """A file cannot be checked by running it, and `state` says how."""
+
+    def __init__(self, state: str, why: str) -> None:
+        super().__init__(why)
+        self.state = state
+
+
+def _run(
+    folder: Path, variant: Variant, target: Target, *, threads: int, failure: str = ""
+) -> tuple[Example, files.Verification]:
+    """Return the reference inputs and the variant's file after it ran on them, loaded; raises _Unusable."""
+    file = _file(variant, target)
+    if file is None:
+        why = f"It was made without a file for {target.runtime}."
+        raise _Unusable(NO_FILE, variant.refusals.get(target.runtime, why))
+    # Also if nothing can run it: a file may be damaged on any machine.
+    if links := [path for path in (file.path, *file.beside) if run_folder.is_linked(folder, path)]:
+        raise _Unusable(DAMAGED, f"{', '.join(links)} is a link, which may lead to another model. {_COPY_AGAIN}")
+    if why := files.damage(folder, file):
+        raise _Unusable(DAMAGED, f"{why} {_COPY_AGAIN}")
+    if why := registry.refusal(variant.precision, target) or registry.available()[str(target)]:
+        raise _Unusable(NOT_HERE, f"{why}.")
+    try:
+        inputs, expected = _reference(folder, target)
+    except ModelFileError as error:
+        raise _Unusable(DAMAGED, str(error)) from error
+    if failure:
+        raise _Unusable(FAILS, f"{file.path} {failure}.")
+    try:
+        return inputs, files.verify(folder, file, inputs, expected, device=target.device, threads=threads)
+    except (Unsupported, ModelFileError) as error:
+        raise _Unusable(NOT_HERE if isinstance(error, Unsupported) else FAILS, str(error)) from error
 
 
 def _targets(variant: Variant) -> list[str]:
@@ -218,14 +229,6 @@ def _file(variant: Variant, target: Target) -> ModelFile | None:
     return next((file for file in variant.files if file.runtime == target.runtime), None)
 
 
-def _damage(folder: Path, file: ModelFile) -> str:
-    """Return how a model file differs from its record, '' if it does not."""
-    if links := [path for path in (file.path, *file.beside) if run_folder.is_linked(folder, path)]:
-        return f"{', '.join(links)} is a link, which may lead to another model. {_COPY_AGAIN}"
-    problem = files.damage(folder, file)
-    return f"{problem} {_COPY_AGAIN}" if problem else ""
-
-
 def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor]]:
     """Return the reference inputs and outputs; raises ModelFileError if they are missing or damaged."""
     if not (folder / REFERENCE).is_file():
@@ -244,24 +247,18 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
     return inputs, expected
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the verification of a folder as JSON and return 0, or an error about the arguments and return 2.
+def main(request: str) -> int:
+    """Print the verification that a request of `verification.verify` asks for as JSON and return 0, or why not and 2.
 
-    `verification.verify` runs it. A line on standard error names each target whose file is about to run.
+    A line on standard error names each target whose file is about to run.
     """
-    parser = argparse.ArgumentParser(prog="python -m shrinkkit.measure.verify")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--target", action="append", default=[])
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--failed", action="append", nargs=2, default=[])
-    arguments = parser.parse_args(argv)
 
     def starting(_done: float, _total: float, target: str) -> None:
         print(f"{target}{verification.STARTED}", file=sys.stderr, flush=True)
 
-    only, failed = arguments.target, dict(arguments.failed)
+    arguments = json.loads(request)
     try:
-        checked = check(arguments.folder, only=only, threads=arguments.threads, failed=failed, progress=starting)
+        checked = check(Path(arguments.pop("folder")), **arguments, progress=starting)
     except InvalidInput as error:
         print(error)
         return 2
@@ -270,4 +267,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))
