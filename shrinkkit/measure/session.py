@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -259,16 +260,15 @@ def record(
     settings: Settings,
     loaded: Mapping[str, LoadedVariant],
     *,
-    accuracies: Mapping[str, Accuracy] | None = None,
-    errors: Mapping[str, str] | None = None,
-    latencies: Mapping[str, Comparison] | None = None,
+    accuracies: Mapping[str, Accuracy] = MappingProxyType({}),
+    errors: Mapping[str, str] = MappingProxyType({}),
+    latencies: Mapping[str, Comparison] = MappingProxyType({}),
     runtime: Comparison | None = None,
-    profiles: Mapping[str, Profile] | None = None,
+    profiles: Mapping[str, Profile] = MappingProxyType({}),
     sweep: Sequence[Point] = (),
 ) -> TargetRecord:
     """Return the record of a benchmark, with one measurement for each variant and every figure derived from samples."""
-    accuracies, errors, latencies, profiles = accuracies or {}, errors or {}, latencies or {}, profiles or {}
-    target, threads = settings.target, settings.threads
+    target = settings.target
     measurements = [
         Measurement(
             variant=name,
@@ -284,18 +284,17 @@ def record(
         for name, variant in loaded.items()
     ]
     notes = {sign for c in (*latencies.values(), runtime) if c for sign in c.disturbance.signs}
-    return evidence.derive(
-        TargetRecord(
-            task=settings.task.name,
-            target=str(target),
-            machine=machines.this_machine(target),
-            environment=machines.environment(threads, packages=registry.packages()),
-            measurements=tuple(measurements),
-            runtime=runtime,
-            sweep=tuple(sweep),
-            notes=tuple(sorted(notes)),
-        )
+    stated = TargetRecord(
+        task=settings.task.name,
+        target=str(target),
+        machine=machines.this_machine(target),
+        environment=machines.environment(settings.threads, packages=registry.packages()),
+        measurements=tuple(measurements),
+        runtime=runtime,
+        sweep=tuple(sweep),
+        notes=tuple(sorted(notes)),
     )
+    return evidence.derive(stated)
 
 
 def write(run: str | Path, record: TargetRecord) -> Path:

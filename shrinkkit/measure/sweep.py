@@ -38,18 +38,9 @@ def run(
 ) -> tuple[Point, ...]:
     """Return the paired timing of each loaded file at other batch sizes, and at other thread counts.
 
-    Only one of the two differs from the main benchmark. A point without a timing has an error.
-
-    Args:
-        loaded: Files loaded with `settings`.
-        settings: Of the main benchmark, whose thread count is restored afterwards.
-        batch_sizes: Each >= 1; the example's own is left out. Batches are cut from the example or repeat it.
-        thread_counts: Each >= 1; `settings.threads` is left out.
-        budget_s: Seconds after which no further point starts; a point that would surely exceed them does not start.
-        progress: Called for each point.
-
-    Raises:
-        InvalidInput: A batch size or a thread count is below 1.
+    Only one of the two differs from the main benchmark, whose files were loaded with `settings` and whose thread count
+    is restored. Batches are cut from the example or repeat it. A point without a timing has an error. After `budget_s`
+    seconds no further point starts, nor does one that would surely exceed them.
     """
     for name, values in (("batch_sizes", batch_sizes), ("thread_counts", thread_counts)):
         if wrong := [value for value in values if value < 1]:

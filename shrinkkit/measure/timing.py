@@ -90,15 +90,8 @@ def measure(
 ) -> Timing:
     """Time models in turns until the protocol is fulfilled; an interrupt ends it too, once there are two blocks.
 
-    Args:
-        makers: Of the reference, of the candidate, and of the reference again, for the control.
-        names: Of reference and candidate.
-        timer: `wall_times` or `cuda_times`.
-        protocol: Order and duration.
-        callback: Called between blocks, at most twice a second; True stops.
-
-    Raises:
-        InvalidInput: A model returns values that are not finite, or does not reproduce its outputs.
+    `makers` are of the reference, of the candidate, and of the reference again, for the control. Raises InvalidInput if
+    a model returns values that are not finite, or does not reproduce its outputs.
     """
     shuffle = Random(protocol.seed)
     calls, copy_s = _fresh_copies(makers, shuffle)

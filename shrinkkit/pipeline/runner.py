@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -204,19 +205,11 @@ def prepare(
         check_patterns(study, inspection.layers)
     check_unit(study, inspection.scores)
     task = _relative_task(run, study.task)
-
-    prepared = PreparedRun(
-        run=run,
-        steps=_checked(plan.plan(study, task=task, threads=threads)),
-        command=command,
-        threads=threads,
-        timeout_s=study.timeout_s,
-        fingerprint=inspection.fingerprint + _software(),
-        task_files=inspection.files,
-        force=force,
-        # The run folder is passed on, so it must not tell where the study and the task lay.
-        study=study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")}),
-    )
+    steps = _checked(plan.plan(study, task=task, threads=threads))
+    inputs = (inspection.fingerprint + _software(), inspection.files)
+    # The run folder is passed on, so it must not tell where the study and the task lay.
+    written = study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")})
+    prepared = PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=written)
     if prepared.preview()[prepared.steps[0].name] == "cached":
         # The machine that made the cached baseline stays the run's own.
         own = machines.names(store.read(run.variant_record(BASELINE), Variant).environment)
@@ -253,17 +246,9 @@ def prepare_benchmark(
     inspection = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)
     whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
-    return PreparedRun(
-        run=run,
-        steps=_checked(replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook)),
-        command=command,
-        threads=threads,
-        timeout_s=study.timeout_s,
-        fingerprint=inspection.fingerprint + _software(),
-        task_files=inspection.files,
-        force=force,
-        study=None,
-    )
+    steps = _checked(replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook))
+    inputs = (inspection.fingerprint + _software(), inspection.files)
+    return PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=None)
 
 
 def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
@@ -272,17 +257,15 @@ def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
     run.check_is_run()
     export.templates()
     run.check_kinds()
-    step = Step(_REPORT.name, _REPORT.notebook, "", "running")
+    start, step = time.monotonic(), Step(_REPORT.name, _REPORT.notebook, "", "running")
 
-    def tick(seconds: float, phase: str) -> None:
-        nonlocal step
-        step = replace(step, duration_s=seconds)
-        monitor.step(Progress((step,), step, phase))
+    def tick(seconds: float, phase: str, **changes: Any) -> None:
+        changed = replace(step, duration_s=seconds, **changes)
+        monitor.step(Progress((changed,), changed, phase))
 
     with index_page.listed(folder, monitor.message), _exclusive(run):
         ended = steps.execute(_REPORT.path, _REPORT, run, timeout_s=REPORT_TIMEOUT_S, threads=1, tick=tick)
-        step = replace(step, state="failed" if ended.error else "done", error=ended.error)
-        monitor.step(Progress((step,), step))
+        tick(time.monotonic() - start, "", state="failed" if ended.error else "done", error=ended.error)
         _check_report(run, ended.error)
         run_status.record_files(run, step.name, run.step_files(""))
 

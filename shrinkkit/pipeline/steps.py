@@ -80,7 +80,12 @@ def execute(
         printed = [line for line in lines if not line.startswith(_PHASE)]
         log(run, "\n".join(printed))
         store.check_lease()
-        _publish(attempt, run, step.name, is_report=is_report)
+        # Links between the pages are relative to the run folder.
+        pages = {".ipynb": run.steps / f"{step.name}.ipynb", ".html": run.steps / f"{step.name}.html"}
+        pages |= {".html": run.report, ".md": run.report_markdown} if is_report else {}
+        for suffix, path in pages.items():
+            if (attempt / f"notebook{suffix}").is_file():
+                (attempt / f"notebook{suffix}").replace(path)
         if ended.status is None:
             return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
         if (attempt / ANSWER).is_file():
@@ -89,16 +94,6 @@ def execute(
             return Ended(answer.error or answer.note) if is_report else answer
         last = next((line for line in reversed(printed) if line.strip()), "see run.log")
         return Ended(f"The step's process ended with status {ended.status} and left no answer: {last}.")
-
-
-def _publish(attempt: Path, run: RunFolder, name: str, *, is_report: bool) -> None:
-    """Move the pages of a step to where readers look for them; links between them are relative to the run folder."""
-    pages = {".ipynb": run.steps / f"{name}.ipynb", ".html": run.steps / f"{name}.html"}
-    if is_report:
-        pages |= {".html": run.report, ".md": run.report_markdown}
-    for suffix, path in pages.items():
-        if (attempt / f"notebook{suffix}").is_file():
-            (attempt / f"notebook{suffix}").replace(path)
 
 
 def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]:
