@@ -40,7 +40,7 @@ class PairedSamples:
     control: Samples = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Return the number of whole blocks."""
+        # Whole blocks.
         return min(len(self.reference), len(self.candidate), len(self.control)) // 2
 
     def cut(self) -> None:

@@ -39,7 +39,6 @@ class RunFolder:
         self.measurements = self.path / "measurements"
 
     def __fspath__(self) -> str:
-        """Return the path of the folder."""
         return str(self.path)
 
     @property
@@ -134,7 +133,6 @@ class Step(Rich):
     """SHA-256 of each file that it left, by path relative to the run folder. See `RunFolder.step_files`."""
 
     def __post_init__(self) -> None:
-        """Check that each path stays inside the run folder."""
         store._check_inside(*self.files)
 
 

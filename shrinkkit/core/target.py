@@ -19,7 +19,6 @@ class Target:
         return cls(device, runtime)
 
     def __str__(self) -> str:
-        """Return `device/runtime`."""
         return f"{self.device}/{self.runtime}"
 
     @property
@@ -39,12 +38,8 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> "Place":
         """Return the place that `text` names."""
-        target, _, machine = text.partition(_AT)
+        target, _, machine = text.partition(" @ ")
         return cls(Target.parse(target), machine)
 
     def __str__(self) -> str:
-        """Return the target, and the machine unless it is the run's own."""
-        return f"{self.target}{_AT}{self.machine}" if self.machine else str(self.target)
-
-
-_AT = " @ "
+        return f"{self.target} @ {self.machine}" if self.machine else str(self.target)

@@ -104,7 +104,6 @@ class ModelFile(Rich):
     `WITH_VNNI`. Empty for a file without int8."""
 
     def __post_init__(self) -> None:
-        """Raise unless each path stays inside the variant's folder."""
         store._check_inside(self.path, *self.beside)
 
 
@@ -154,7 +153,6 @@ class Variant(Rich):
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Make the audit displayable."""
         object.__setattr__(self, "audit", Audit(self.audit))
 
     @property

@@ -64,7 +64,6 @@ class Protocol:
     """Of the order within blocks and of the bootstrap."""
 
     def __post_init__(self) -> None:
-        """Raise InvalidInput unless all are above 0."""
         for name in ("width", "cap_s", "fresh_copies", "slot_ms"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"`{name}` must be above 0, got {getattr(self, name)}. Leave it out.")
