@@ -281,8 +281,7 @@ def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
 
 @app.command("list")
 def _list(
-    kind: Annotated[Literal["tasks", "recipes", "targets"], Argument(help="What to list.")],
-    as_json: Json = False,
+    kind: Annotated[Literal["tasks", "recipes", "targets"], Argument(help="What to list.")], as_json: Json = False
 ) -> None:
     """List available tasks, recipes or targets."""
     from shrinkkit.core import studies
