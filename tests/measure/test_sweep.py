@@ -8,7 +8,7 @@ from shrinkkit.core import store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
-from shrinkkit.measure import session, sweep
+from shrinkkit.measure import session
 from shrinkkit.measure.session import Settings
 from shrinkkit.transforms import variants
 
@@ -31,7 +31,7 @@ def run(task, tmp_path_factory):
 def swept(run, task, target, **options):
     loaded = session.load(run, [], Settings(target, task, threads=1))
     sizes = {"batch_sizes": [1, 4, 9], "thread_counts": [1, 2]} | options
-    return sweep.run(loaded, Settings(target, task, threads=1), **sizes)
+    return session.sweep(loaded, Settings(target, task, threads=1), **sizes)
 
 
 @pytest.mark.parametrize("target", [TORCH, ONNX], ids=lambda t: t.runtime)
@@ -52,7 +52,7 @@ def test_every_variant_has_a_point_at_each_other_batch_size_and_number_of_thread
 
 def test_points_survive_the_disk(run, task, tmp_path):
     loaded = session.load(run, ["int8"], Settings(ONNX, task, threads=1))
-    points = sweep.run(loaded, Settings(ONNX, task, threads=1), batch_sizes=[1], thread_counts=[])
+    points = session.sweep(loaded, Settings(ONNX, task, threads=1), batch_sizes=[1], thread_counts=[])
     record = session.record(Settings(ONNX, task, threads=1), loaded, sweep=points)
     store.write(tmp_path / "record.json", record)
     assert store.read(tmp_path / "record.json", TargetRecord).sweep == points
@@ -92,7 +92,7 @@ def test_a_batch_that_the_model_itself_rejects_is_told_and_the_others_go_on(tmp_
 
 def test_what_the_time_does_not_suffice_for_is_said(run, task):
     loaded = session.load(run, [], Settings(TORCH, task, threads=1))
-    points = sweep.run(loaded, Settings(TORCH, task, threads=1), batch_sizes=[1], thread_counts=[2], budget_s=0.0)
+    points = session.sweep(loaded, Settings(TORCH, task, threads=1), batch_sizes=[1], thread_counts=[2], budget_s=0.0)
     assert [p.error for p in points if p.variant == "int8"] == [
         "The time for other batch sizes and threads was used up."
     ] * 2
@@ -102,11 +102,13 @@ def test_what_the_time_does_not_suffice_for_is_said(run, task):
 @pytest.mark.parametrize("name", ["batch_sizes", "thread_counts"])
 def test_sizes_below_one_are_refused_before_anything_is_timed(task, name):
     with pytest.raises(InvalidInput, match=f"`{name}` must be whole numbers >= 1, got 0"):
-        sweep.run({}, Settings(TORCH, task, threads=1), **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]}))
+        session.sweep(
+            {}, Settings(TORCH, task, threads=1), **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]})
+        )
 
 
 def test_a_larger_batch_repeats_the_example_and_a_smaller_one_cuts_it():
     x = torch.arange(3).unsqueeze(1)
-    (large,), (small,) = sweep.batch((x,), 5), sweep.batch((x,), 2)
+    (large,), (small,) = session.batch((x,), 5), session.batch((x,), 2)
     assert large.flatten().tolist() == [0, 1, 2, 0, 1]
     assert small.flatten().tolist() == [0, 1]
