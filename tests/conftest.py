@@ -29,7 +29,7 @@ SLOW = (
         "test_pruning",
         "test_quantization",
     ),
-    *("test_techniques", "test_copies", "test_output"),
+    *("test_techniques", "test_copies", "test_output", "test_transformers"),
 )
 """Files and folders of slow tests, longest first. They start first, so that no worker is left with one at the end."""
 

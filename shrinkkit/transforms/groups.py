@@ -4,7 +4,8 @@ A torch-pruning dependency graph proposes the groups; `surgery.disproof` verifie
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,21 @@ COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
 """The layer types whose output channels are pruned and counted."""
 
 HEAD_COUNTS = ("num_heads", "n_heads", "heads", "n_head", "num_attention_heads")
-"""Attributes by which attention says into how many heads its linear layers are divided."""
+HEAD_SIZES = ("head_dim", "dim_head", "head_size", "attention_head_size", "key_value_proj_dim")
+"""Attributes by which attention says into how many heads, or of what size, its linear layers are divided."""
+KEY_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+INNER_SIZES = ("all_head_size", "inner_dim", "split_size", "attn_dim")
+"""How many heads the keys have, where fewer than the queries, and all channels of all heads."""
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Return whether `layer` is a linear layer whose weight is stored transposed, as in GPT-2."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and hasattr(layer, "nx")
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether `layer` is a linear layer of either layout."""
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class Edit:
     idxs: tuple[int, ...]
     roots: tuple[int, ...]
     """For each of `idxs`, the channel of the group's first layer that it belongs to."""
+    shrinks: tuple[str, ...] = ()
+    """Numbers of the parent module that shrink alike, where it has them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,8 @@ class Group:
     """Channels that go or stay as one: one a unit, or one of each convolution group or head."""
     makes_output: bool
     refusal: str = ""
+    alternatives: tuple["Group", ...] = ()
+    """Other cuts of the same layers, to try in order where this one is disproved."""
 
     def costs(self) -> list[int]:
         """Return how many output channels of counted layers go with each unit."""
@@ -64,14 +83,14 @@ class Group:
 def counted(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of `model` whose output channels count, by name; a shared one once."""
     inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    return {n: m for n, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inner}
+    return {n: m for n, m in model.named_modules() if (isinstance(m, COUNTED) or is_conv1d(m)) and id(m) not in inner}
 
 
 def width(layer: nn.Module) -> int:
     """Return the number of output channels or features of a counted layer."""
     if isinstance(layer, nn.RNNBase):
         return recurrent_width(layer)
-    for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size"):
+    for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size", "nf"):
         if hasattr(layer, attribute):
             return int(getattr(layer, attribute))
     raise InvalidInput(f"`layer` must be a convolution, linear, recurrent or attention layer, got {type(layer)}.")
@@ -80,6 +99,130 @@ def width(layer: nn.Module) -> int:
 def widths(model: nn.Module) -> dict[str, int]:
     """Return the number of output channels of each counted layer of `model`, by name."""
     return {name: width(layer) for name, layer in counted(model).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Attention in heads, by the linear layers around them."""
+
+    module: nn.Module
+    makes: tuple[nn.Module, ...]
+    """One layer for queries, keys and values, or one for each, in this order."""
+    reader: nn.Module
+    """What reads the attended values."""
+
+    @property
+    def queries(self) -> int:
+        """Channels of all heads of the queries."""
+        return int(self.reader.nx if is_conv1d(self.reader) else self.reader.in_features)  # type: ignore[arg-type]
+
+    @property
+    def keys(self) -> int:
+        """Channels of all heads of the keys; fewer than of the queries where these share them."""
+        return (width(self.makes[0]) - self.queries) // 2 if len(self.makes) == 1 else width(self.makes[1])
+
+    @property
+    def size(self) -> int:
+        """Channels of one head; 0 if `module` does not say."""
+        size, count = (number(self.module, names) for names in (HEAD_SIZES, HEAD_COUNTS))
+        return size or (self.queries // count if count else 0)
+
+    def fits(self) -> bool:
+        """Return whether the widths of the layers are those of heads."""
+        wanted = [self.queries, self.keys, self.keys]
+        found = [width(layer) for layer in self.makes]
+        whole = self.size and self.keys > 0 and not (self.queries % self.keys or self.keys % self.size)
+        return bool(whole) and found in (wanted, [sum(wanted)])
+
+    def shortcut(self) -> Iterator[Any]:
+        """Hook the layers so that autograd sees a single node between them."""
+        made: list[Tensor] = []
+
+        def keep(layer: nn.Module, given: Any, returned: Tensor) -> Tensor:
+            made.append(returned)
+            return returned.detach()
+
+        def tie(layer: nn.Module, given: Any) -> Any:
+            tied = _one_node(given[0].detach(), made)
+            made.clear()
+            return tied, *given[1:]
+
+        yield from (layer.register_forward_hook(keep) for layer in self.makes)
+        yield self.reader.register_forward_pre_hook(tie)
+
+    def group(self, names: Mapping[nn.Module, str], pruner: Callable[[nn.Module], Any]) -> Group:
+        """Return the group of whole heads; its alternatives cut the same channels of every head.
+
+        Heads of keys go with all queries that share them.
+        """
+        size, keys, rows = self.size, tuple(range(self.keys)), range(self.queries)
+        shared = tuple(i // size * self.keys // self.queries * size + i % size for i in rows)
+        joint = (*shared, *keys, *keys)
+        # One layer for all three holds all queries first, or the three parts of one head after another.
+        by_head = tuple(i // (3 * size) * size + i % size for i in range(len(joint)))
+        layouts = [(shared, keys, keys)] if len(self.makes) == 3 else [(joint,), (by_head,)]
+        heads = tuple(tuple(range(i, i + size)) for i in range(0, self.keys, size))
+        channels = tuple(tuple(range(i, self.keys, size)) for i in range(size))
+        layers = tuple(names[layer] for layer in self.makes)
+        first, *others = [
+            Group(layers, tuple(self._edits(layout, shared, shrinks, names, pruner)), units, False)
+            for units, shrinks in ((heads, HEAD_COUNTS + KEY_COUNTS), (channels, HEAD_SIZES))
+            for layout in layouts
+            if len(units) > 1
+        ] or [Group(layers, (), ((0,),), False)]
+        return replace(first, alternatives=tuple(others))
+
+    def _edits(
+        self,
+        layout: Sequence[tuple[int, ...]],
+        reads: tuple[int, ...],
+        shrinks: tuple[str, ...],
+        names: Mapping[nn.Module, str],
+        pruner: Callable[[nn.Module], Any],
+    ) -> Iterator[Edit]:
+        for layer, roots in zip((*self.makes, self.reader), (*layout, reads), strict=True):
+            out = layer is not self.reader
+            cut = pruner(layer).prune_out_channels if out else pruner(layer).prune_in_channels
+            numbers = (*shrinks, *INNER_SIZES) if layer is self.makes[0] else ()
+            yield Edit(names[layer], cut, int(out == is_conv1d(layer)), out, tuple(range(len(roots))), roots, numbers)
+
+
+def number(module: nn.Module, names: Iterable[str]) -> int:
+    """Return the first of the attributes `names` of `module` that is a number above 0; 0 if none is."""
+    found = (getattr(module, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), 0)
+
+
+def attentions(model: nn.Module, example: Example) -> list[Attention]:
+    """Return the attention of `model` between linear layers that are modules; runs it once on `example`."""
+    calls: list[tuple[nn.Module, Any]] = []
+    ends: dict[nn.Module, Any] = {}
+
+    def note(module: nn.Module, given: Any, returned: Any) -> None:
+        if is_linear(module):
+            calls.append((module, next(iter(given), None)))
+        ends[module] = next(iter(outputs.tensors(returned)), None)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(*(t.clone() for t in example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [layer for layer, _ in calls]
+    found = []
+    for module in ends:
+        inside = [layer for layer in called if layer in module._modules.values()]
+        # The layer after the heads is the last one inside, or reads what the module returns.
+        after = [r for r, given in calls if given is not None and given is ends[module] and r not in inside]
+        *makes, reader = inside if len(inside) in (2, 4) else [*inside, *(after or [module])[:1]]
+        one = Attention(module, tuple(makes), reader)
+        # A layer that is called several times makes several things.
+        once = all(called.count(layer) == 1 for layer in (*makes, reader))
+        if len(makes) in (1, 3) and is_linear(reader) and once and one.fits():
+            found.append(one)
+    return found
 
 
 class _OneNode(torch.autograd.Function):
@@ -126,10 +269,11 @@ def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
     return args[at] if len(args) > at else kwargs.get(name, default)
 
 
-def _forward(model: nn.Module, example: Example) -> Any:
+def _forward(attention: Sequence["Attention"], model: nn.Module, example: Example) -> Any:
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
     hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
+    hooks += [hook for one in attention for hook in one.shortcut()]
     try:
         with _Followable():
             return model(*(t.clone() for t in example))
@@ -186,17 +330,19 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
     traced = modules.duplicate(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    pruners = {type(m): Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
+    pruners: dict[type, Any] = {type(m): Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
     for module in traced.modules():
         if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
             _as_one_node(module)
+    pruners |= {type(m): Conv1DPruner() for m in traced.modules() if is_conv1d(m)}
     graph = tp.DependencyGraph()
     try:
+        heads = attentions(traced, example)
         with torch.enable_grad():
             graph.build_dependency(
                 traced,
                 example_inputs=example,
-                forward_fn=_forward,
+                forward_fn=partial(_forward, heads),
                 # The extra multiplication adds a node, which marks where outputs are made.
                 output_transform=lambda out: [t * 1 for t in outputs.tensors(out) if t.requires_grad],
                 customized_pruners=pruners,
@@ -205,7 +351,7 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
         for node in graph.module2node.values():
             # torch-pruning stops following splits after any three-dimensional parameter, such as positions.
             node.enable_index_mapping |= node.type == tp.ops.OPTYPE.SPLIT
-        return list(_groups(graph, traced))
+        return list(_groups(graph, traced, heads))
     except FORWARD_ERRORS as error:
         raise Unsupported(
             f"The layers of `model` cannot be traced: {type(error).__name__}: {str(error).rstrip('.')}. "
@@ -213,27 +359,27 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
         ) from error
 
 
-def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
+def _groups(graph: Any, model: nn.Module, attention: Sequence[Attention]) -> Iterator[Group]:
     names = {module: name for name, module in model.named_modules()}
-    prunable, heads, sealed = set(counted(model).values()), attention_heads(model), _sealed(model)
+    prunable, sealed = set(counted(model).values()), _sealed(model)
     traced = [m for m in graph.module2node if m in prunable]
-    seen: set[Any] = set()
-    grouped: set[str] = set()
+    seen: set[Any] = {layer for one in attention for layer in one.makes}
+    grouped = {names[layer] for layer in seen}
+    for one in (one.group(names, graph.get_pruner_of_module) for one in attention):
+        yield replace(one, refusal=_refusal(one.edits, sealed))
     for module in traced:
         # A single channel scales all channels of what it meets, and so does not shrink with them.
         if module in seen or width(module) == 1:
             continue
         root, cut, size = module, graph.get_pruner_of_module(module).prune_out_channels, width(module)
         found = graph.get_pruning_group(root, cut, list(range(size)))
-        reader = _reader_of_joint(graph, found, size) if module in heads else None
-        if reader is not None:
-            root, cut, size = *reader, size // 3
-            found = graph.get_pruning_group(root, cut, list(range(size)))
-        edits = tuple(_edits(graph, found, names))
+        parts = _with_tied(graph, found, size, names)
+        edits = tuple({(e.name, e.out): e for part in parts for e in _edits(graph, part, names)}.values())
         seen.add(module)
-        seen.update(dep.target.module for dep, _ in found if _is_out(graph, dep))
-        pieces = max(_pieces(dep.target.module, graph, dep.handler, heads) for dep, _ in found)
-        refusal = next((f"cannot shrink, because `{e.name}` {sealed[e.name]}" for e in edits if e.name in sealed), "")
+        together = [dep for part in parts for dep, _ in part]
+        seen.update(dep.target.module for dep in together if _is_out(graph, dep))
+        pieces = max(_pieces(dep.target.module, graph, dep.handler) for dep in together)
+        refusal = _refusal(edits, sealed)
         if size % pieces:
             refusal, pieces = f"has {size} channels, which do not divide into {pieces} groups or heads", 1
         layers = tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits))
@@ -241,8 +387,8 @@ def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
         yield Group(
             layers=layers,
             edits=edits,
-            units=_units(graph, found, (root, cut), size, pieces, split=reader is None),
-            makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep, _ in found),
+            units=_units(graph, found, (root, cut), size, pieces),
+            makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep in together),
             refusal=refusal,
         )
     for module in [m for m in traced if names[m] not in grouped]:
@@ -250,24 +396,43 @@ def _groups(graph: Any, model: nn.Module) -> Iterator[Group]:
         yield Group((names[module],), (), ((0,),), False, refusal)
 
 
+def _refusal(edits: Iterable[Edit], sealed: Mapping[str, str]) -> str:
+    return next((f"cannot shrink, because `{e.name}` {sealed[e.name]}" for e in edits if e.name in sealed), "")
+
+
+def _with_tied(graph: Any, found: Any, size: int, names: Mapping[Any, str]) -> list[Any]:
+    """Return torch-pruning's group `found`, and those of the layers that use a weight of it as their own too."""
+    parts, inside = [found], {dep.target.module for dep, _ in found}
+    for part in parts:
+        for dep, idxs in part:
+            layer = dep.target.module
+            for other in _tied(layer, names) if dep.handler == _columns(graph, layer) else ():
+                if other not in inside and other in graph.module2node and list(idxs) == list(range(size)):
+                    parts.append(graph.get_pruning_group(other, _columns(graph, other), list(idxs)))
+                    inside.update(dep.target.module for dep, _ in parts[-1])
+    return parts
+
+
+def _tied(layer: Any, names: Mapping[Any, str]) -> list[nn.Module]:
+    weight = getattr(layer, "weight", None)
+    tied = [m for m in names if m is not layer and weight is not None and getattr(m, "weight", None) is weight]
+    return [m for m in tied if isinstance(m, (nn.Embedding, nn.Linear))]
+
+
+def _columns(graph: Any, layer: Any) -> Any:
+    """Return what cuts the second dimension of a layer's weight."""
+    pruner = graph.get_pruner_of_module(layer)
+    return pruner.prune_out_channels if isinstance(layer, nn.Embedding) else pruner.prune_in_channels
+
+
 def _is_out(graph: Any, dependency: Any) -> bool:
     return bool(graph.is_out_channel_pruning_fn(dependency.handler))
 
 
-def _reader_of_joint(graph: Any, found: Any, size: int) -> tuple[nn.Module, Any] | None:
-    # One linear layer makes query, key and value: what reads them tells which three channels go together.
-    for dep, idxs in found:
-        if isinstance(dep.target.module, nn.Linear) and not _is_out(graph, dep) and len(idxs) * 3 == size:
-            return dep.target.module, dep.handler
-    return None
-
-
-def _units(
-    graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int, split: bool
-) -> tuple[tuple[int, ...], ...]:
+def _units(graph: Any, found: Any, root: tuple[Any, Any], size: int, pieces: int) -> tuple[tuple[int, ...], ...]:
     unit_of = [i % (size // pieces) for i in range(size)]
     splitting = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
-    if split and any(dep.target.type in splitting for dep, _ in found):
+    if any(dep.target.type in splitting for dep, _ in found):
         for i, k in _ties_within(graph, root, size):
             old, new = unit_of[k], unit_of[i]
             unit_of = [new if unit == old else unit for unit in unit_of] if old != new else unit_of
@@ -313,25 +478,12 @@ def _edits(graph: Any, found: Any, names: Mapping[Any, str]) -> Iterator[Edit]:
             yield Edit(name, dep.handler, dep.target.pruning_dim, out, tuple(idxs), tuple(roots))
 
 
-def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Return the layers of `model` whose channels are divided into attention heads, with how many."""
-    found: dict[nn.Module, int] = {}
-    for module in model.modules():
-        count = next((getattr(module, a) for a in HEAD_COUNTS if hasattr(module, a)), 0)
-        if isinstance(count, int) and count > 0:
-            linear = [c for c in module.children() if isinstance(c, nn.Linear)]
-            found |= {c: count for c in linear if c.out_features % count == 0}
-            if isinstance(module, nn.MultiheadAttention):
-                found[module] = count
-    return found
-
-
-def _pieces(module: Any, graph: Any, handler: Any, heads: Mapping[nn.Module, int]) -> int:
+def _pieces(module: Any, graph: Any, handler: Any) -> int:
     if isinstance(module, _ConvNd) and module.groups == module.out_channels == module.in_channels:
         return 1
     out = graph.is_out_channel_pruning_fn(handler)
-    if out and isinstance(module, nn.Module) and module in heads:
-        return heads[module]
+    if out and isinstance(module, nn.MultiheadAttention):
+        return int(module.num_heads)
     pruner = graph.get_pruner_of_module(module)
     return int(pruner.get_out_channel_groups(module) if out else pruner.get_in_channel_groups(module))
 
@@ -390,6 +542,33 @@ def sizes_kept(model: nn.Module) -> list[tuple[nn.Module, str, list[nn.RNNBase]]
             if same and "hid" in attribute:
                 found.append((module, attribute, same))
     return found
+
+
+class Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """Cuts channels of a linear layer whose weight is stored transposed, for torch-pruning."""
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        """Cut the output channels `idxs` out of `layer` itself, and return it."""
+        keep = sorted(set(range(layer.nf)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, keep, 1)
+        layer.bias = self._prune_parameter_and_grad(layer.bias, keep, 0)
+        layer.nf = len(keep)
+        return layer  # type: ignore[no-any-return]
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+        """Cut the input channels `idxs` out of `layer` itself, and return it."""
+        keep = sorted(set(range(layer.nx)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, keep, 0)
+        layer.nx = len(keep)
+        return layer  # type: ignore[no-any-return]
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Return the number of output channels."""
+        return int(layer.nf)
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Return the number of input channels."""
+        return int(layer.nx)
 
 
 class Pruner(tp.BasePruningFunc):  # type: ignore[misc]

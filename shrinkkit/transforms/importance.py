@@ -64,7 +64,9 @@ def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -
     if criterion == "batchnorm" and not isinstance(target, _BatchNorm):
         return None
     if (criterion == "geometric-median" or ":" in criterion) and not (
-        edit.out and isinstance(target, (_ConvNd, nn.Linear, nn.RNNBase))
+        edit.out
+        and isinstance(target, nn.Module)
+        and (isinstance(target, (_ConvNd, nn.RNNBase)) or groups.is_linear(target))
     ):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
@@ -105,8 +107,8 @@ def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor 
             return weight.flatten(1)
         split = weight.reshape(target.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return split.reshape(target.groups * weight.shape[1], -1)
-    if isinstance(target, nn.Linear):
-        return weight if edit.out else weight.T
+    if groups.is_linear(target):
+        return weight if edit.out != groups.is_conv1d(target) else weight.T
     if isinstance(target, nn.Embedding):
         return weight.T
     return weight.reshape(-1, 1) if weight.dim() == 1 and weight.numel() > max(edit.idxs) else None

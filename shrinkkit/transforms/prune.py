@@ -18,7 +18,7 @@ from shrinkkit.tasks import modules
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import importance, surgery
-from shrinkkit.transforms.groups import Group, counted, groups, widths
+from shrinkkit.transforms.groups import Group, counted, groups, is_linear, widths
 from shrinkkit.transforms.importance import Block
 from shrinkkit.transforms.surgery import Cut
 from shrinkkit.transforms.transform import Made
@@ -166,6 +166,8 @@ class _Selection:
     """Layers that make the model's outputs."""
     uncompared: dict[str, str] = field(default_factory=dict)
     """Layers that the criterion says nothing of."""
+    ways: dict[tuple[type, int, int], int] = field(default_factory=dict)
+    """Which way of cutting heads is right, by kind of attention."""
 
     def __post_init__(self) -> None:
         """Check the settings against the model, and find which layers depend on each other."""
@@ -176,7 +178,7 @@ class _Selection:
             raise InvalidInput("`criterion='batchnorm'` needs BatchNorm layers, and `model` has none. Use 'magnitude'.")
         self.skipped = set(modules.matching(names, settings.skip))
         self.ratios = _ratios(names, settings.layers)
-        self.found = groups(self.model, self.example)
+        self.found = [self._possible(group) for group in groups(self.model, self.example)]
 
     def run(self, gradients: Gradients | None, seed: int) -> tuple[Cut, dict[str, str]]:
         """Return a proven cut, and why each layer that keeps all its channels does.
@@ -216,6 +218,19 @@ class _Selection:
         sealed = [g for g in self.found if g.makes_output and (g.refusal or len(g.units) < 2)]
         outputs = {name for group in sealed for name in group.layers} | set(self.outputs)
         return {name for group in self.found for name in group.layers} - outputs
+
+    def _possible(self, group: Group) -> Group:
+        """Return the first of `group` and its alternatives that can be cut; one trial for all attention of a kind."""
+        if not group.alternatives or group.refusal:
+            return group
+        owner = type(self.model.get_submodule(group.layers[0].rpartition(".")[0]))
+        kind, ways = (owner, len(group.layers), len(group.units)), (group, *group.alternatives)
+        if kind not in self.ways:
+            # Every other unit is tried.
+            cuts = [surgery.cut_of([(one, range(0, len(one.units), 2))]) for one in ways]
+            right = (i for i, cut in enumerate(cuts) if not surgery.disproof(self.model, cut, self.example))
+            self.ways[kind] = next(right, 0)
+        return ways[self.ways[kind]]
 
     def _check_structure(self, group: Group) -> None:
         if any(name in self.outputs or name in self.refused for name in group.layers):
@@ -354,7 +369,7 @@ def _loss_of(task: Task) -> Gradients:
 
 
 PRUNABLE = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
-"""The layer types whose weights `weights` prunes."""
+"""The layer types whose weights `weights` prunes, and `Conv1D`."""
 
 
 def weights(
@@ -457,7 +472,7 @@ def _prunable(model: nn.Module, biases: bool) -> dict[str, tuple[str, nn.Paramet
     found: dict[str, tuple[str, nn.Parameter]] = {}
     seen: set[int] = set()
     for layer, module in model.named_modules():
-        if not isinstance(module, PRUNABLE):
+        if not (isinstance(module, PRUNABLE) or is_linear(module)):
             continue
         for attribute, parameter in module.named_parameters(recurse=False):
             # Named and not by its dimensions: the bias of a recurrent layer or of keys has as many as a weight.

@@ -5,7 +5,7 @@ model in which the same weights are zero.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from shrinkkit.errors import Unsupported
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS, Example, duplicate
 from shrinkkit.transforms import groups
-from shrinkkit.transforms.groups import Edit, Group, attention_heads, width
+from shrinkkit.transforms.groups import Edit, Group
 
 Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
 """What each layer loses, by its name and the side that is cut."""
@@ -41,26 +42,34 @@ def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
     """
     trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     ties = _ties(model)
-    attention, hidden_sizes = list(_head_sizes(model)), groups.sizes_kept(model)
+    hidden_sizes = groups.sizes_kept(model)
+    attention = {m: m.embed_dim for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for edit, idxs in cut.values():
         owner, _, attribute = edit.name.rpartition(".")
         edit.handler.__self__.pruning_dim = edit.dim  # type: ignore[attr-defined]
         target = getattr(model.get_submodule(owner), attribute) if edit.name else model
+        for name in edit.shrinks:
+            if size := groups.number(model.get_submodule(owner), [name]):
+                setattr(model.get_submodule(owner), name, size * (len(edit.idxs) - len(idxs)) // len(edit.idxs))
         result = edit.handler(target, sorted(idxs))
         if isinstance(target, nn.Parameter):
             setattr(model.get_submodule(owner), attribute, result)
-    for module, source, channels, size in attention:
-        if width(source) != channels:
-            _resize_heads(module, size, size * width(source) // channels, rescale)
+    for heads, channels in attention.items():
+        if rescale and heads.embed_dim != channels:
+            _rescale(heads, math.sqrt(heads.embed_dim / channels))
     for module, name, layers in hidden_sizes:
         if len({layer.hidden_size for layer in layers}) == 1:
             setattr(module, name, layers[0].hidden_size)
-    for first, *others in ties:
-        kept = model.get_parameter(first)
+    touched = {name for name, _ in cut}
+    for tied in ties:
+        # A layer that never runs is in no cut, and follows one of its kind.
+        first, *others = sorted(tied, key=lambda name: name.rpartition(".")[0] not in touched)
+        kept, kind = model.get_parameter(first), type(model.get_submodule(first.rpartition(".")[0]))
         for name in others:
-            if not torch.equal(kept, model.get_parameter(name)):
-                raise ValueError(f"`{first}` and `{name}` share one weight but would lose different parts of it")
             owner, _, attribute = name.rpartition(".")
+            follows = owner not in touched and isinstance(model.get_submodule(owner), kind)
+            if not follows and not torch.equal(kept, model.get_parameter(name)):
+                raise Unsupported(f"`{first}` and `{name}` share one weight but would lose different parts of it")
             setattr(model.get_submodule(owner), attribute, kept)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
@@ -83,33 +92,11 @@ def _ties(model: nn.Module) -> list[list[str]]:
     return [tied for tied in names.values() if len(tied) > 1]
 
 
-HEAD_SIZES = ("head_dim", "dim_head", "head_size", "attention_head_size")
-INNER_SIZES = ("all_head_size", "inner_dim")
-
-
-def _head_sizes(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, int, int]]:
-    linears = attention_heads(model)
-    for module in model.modules():
-        size = next((getattr(module, a) for a in HEAD_SIZES if hasattr(module, a)), None)
-        source = module if module in linears else next((c for c in module.children() if c in linears), None)
-        if isinstance(size, int) and source is not None:
-            yield module, source, width(source), size
-
-
-def _resize_heads(module: nn.Module, before: int, after: int, rescale: bool) -> None:
-    if not isinstance(module, nn.MultiheadAttention):
-        for attribute in HEAD_SIZES:
-            if getattr(module, attribute, None) == before:
-                setattr(module, attribute, after)
-        for attribute in INNER_SIZES:
-            inner = getattr(module, attribute, None)
-            if isinstance(inner, int) and inner % before == 0:
-                setattr(module, attribute, inner // before * after)
-    elif rescale:
-        weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
-        with torch.no_grad():
-            for parameter in (p for p in (weight, module.in_proj_bias) if p is not None):
-                parameter[: module.embed_dim] *= math.sqrt(after / before)
+@torch.no_grad()
+def _rescale(module: nn.MultiheadAttention, factor: float) -> None:
+    weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+    for parameter in (p for p in (weight, module.in_proj_bias) if p is not None):
+        parameter[: module.embed_dim] *= factor
 
 
 class _WithoutStatistics(TorchFunctionMode):
@@ -167,6 +154,8 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
         survivors = dict(apply(numbered, cut, rescale=False).named_parameters())
         pruned = apply(duplicate(model), cut)
         found = [t.shape for t in run(pruned, example)]
+    except Unsupported as error:
+        return str(error)
     except FORWARD_ERRORS as error:
         return f"cut, the model no longer runs: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     wanted = [t.shape for t in run(model, example)]
