@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def score_range(task: Task) -> tuple[float, float]:
     _check_splits(task)
     _check_batch_independence(task.model, _mixed_batch(task))
     for split in ("train", "calibration"):
-        _split_scores(task, split)
+        if split not in task.unlabelled:
+            _split_scores(task, split)
     parts = [_split_scores(task, split) for split in ("validation", "test")]
     scores, shuffled, zeros = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     _check_above_chance(scores, shuffled, zeros)
@@ -142,10 +143,16 @@ def _check_module(model: nn.Module, example: Example) -> None:
         raise InvalidTask(
             f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `model.eval()`."
         )
+    if isinstance(example, Mapping):
+        with blaming("The model must accept `example` as keywords"), torch.no_grad():
+            model(**{str(key): value for key, value in example.items()})
     if not isinstance(example, tuple) or not all(isinstance(x, Tensor) for x in example):
         kind = type(example).__name__
         kind += f" of {', '.join(type(x).__name__ for x in example)}" if isinstance(example, tuple) else ""
-        raise InvalidTask(f"`example` must be a tuple of tensors, got {kind}. For one input write `example=(inputs,)`.")
+        raise InvalidTask(
+            f"`example` must be a tensor, a tuple of arguments or a mapping of keywords, got {kind}. For one input "
+            "write `example=inputs`."
+        )
     shapes = [tuple(x.shape) for x in example]
     if not shapes or any(not s or s[0] != shapes[0][0] or not s[0] for s in shapes):
         raise InvalidTask(

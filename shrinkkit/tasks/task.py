@@ -1,4 +1,4 @@
-"""The task: a trained model, its data in four splits, a score and a loss."""
+"""The task: a trained model, its data in four splits, a score and a loss; what is missing is made from the model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
 from shrinkkit.errors import InvalidInput
+from shrinkkit.tasks import calls, data, outputs
 from shrinkkit.tasks.modules import Example
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -19,28 +20,47 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(Rich):
-    """A trained model with its data, score and loss.
+    """A trained model, and as much as there is of its data, score and loss; `Task(model, example)` is enough.
 
-    Each split is a map-style dataset of `(inputs, target)`: one example without a batch dimension, where `inputs` is a
-    tensor, or a tuple of tensors for a model of several inputs. `check_task` checks all rules.
+    A split is a map-style dataset, a list, an iterable, a DataLoader or a Hugging Face dataset of `(inputs, target)`
+    or of mappings with the keys of `example` and `labels`. Without a batch dimension, `inputs` has the structure of
+    `example`. Missing splits are cut from `inputs`, or from `test`. Without a score the model's own outputs are the
+    targets, and the score is fidelity: top-1 agreement for classes, else the cosine, or the relative error of single
+    numbers. Without a loss, fine-tuning distils from those outputs. `check_task` checks all rules.
+
+    Attributes are in the form that every step uses: `model(*example)` takes positional tensors and returns tensors in
+    plain containers, and splits are datasets of (tuple of tensors, target).
     """
 
-    name: str
     model: nn.Module
     """Trained, in eval mode, on the CPU. Steps work on copies."""
-    example: Example
-    """A batch, as in `model(*example)`; latency is measured at its batch size."""
-    train: Dataset[Any]
-    calibration: Dataset[Any]
-    validation: Dataset[Any]
-    test: Dataset[Any]
-    score: Callable[[Any, Any], torch.Tensor]
+    example: Any
+    """A batch: a tensor, a tuple of arguments, or a mapping of keywords, each tensor with the batch first. Latency is
+    measured at its batch size."""
+    name: str = ""
+    """Of results; by default the class of the model."""
+    inputs: Any = None
+    """Unlabelled inputs, for the splits that are missing."""
+    train: Any = None
+    calibration: Any = None
+    validation: Any = None
+    test: Any = None
+    score: Any = None
     """(output, targets) of a batch -> one score per example, shape (batch,); higher is better."""
-    loss: Callable[[Any, Any], torch.Tensor]
+    loss: Any = None
     """(output, targets) of a batch -> scalar tensor that fine-tuning minimises."""
-    metric: str = "accuracy"
-    """Name of `score` in tables and figures."""
+    metric: str = ""
+    """Name of `score` in tables and figures, by default `accuracy`."""
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was missing, and how it was filled."""
+    unlabelled: tuple[str, ...] = ()
+    """Splits whose targets are not those of `score`."""
+
+    def __post_init__(self) -> None:
+        """Bring what was given into the form that steps use, and make what is missing."""
+        for field, value in _completed(self).items():
+            object.__setattr__(self, field, value)
 
     def shown(self) -> Shown:
         """Return a table of model, inputs, splits and metric."""
@@ -53,6 +73,7 @@ class Task(Rich):
             ("examples", ", ".join(f"{count:,} {split}" for split, count in facts_of["examples"].items())),
             ("metric", self.metric),
             ("classes", ", ".join(self.class_names)),
+            ("notes", " ".join(self.notes)),
         ]
         return facts(f"Task {self.name}", pairs)
 
@@ -67,6 +88,70 @@ class Task(Rich):
             "metric": self.metric,
             "class_names": list(self.class_names),
         }
+
+
+def _completed(task: Task) -> dict[str, Any]:
+    """Return the fields of a task that differ from what was given."""
+    fields: dict[str, Any] = {"name": task.name or type(task.model).__name__.lower()}
+    if not isinstance(task.model, nn.Module):
+        return fields
+    example = (task.example,) if isinstance(task.example, torch.Tensor) else task.example
+    call = calls.call_of(task.model, example)
+    flat = call.flat(call.example)
+    if not flat:
+        return fields
+    output = _output(task.model, example, call)
+    if output is None:
+        return fields | {"metric": task.metric or "accuracy", "example": example}
+    is_positional = isinstance(example, tuple) and all(isinstance(x, torch.Tensor) for x in example)
+    if not (is_positional and outputs.is_plain(output)):
+        fields["model"] = calls.positional(task.model, call)
+        for function in ("score", "loss"):
+            if given := getattr(task, function):
+                fields[function] = _restoring(given, output)
+    fields["example"] = flat
+    model, splits = fields.get("model", task.model), {split: getattr(task, split) for split in SPLITS}
+    if task.inputs is None and None not in (*splits.values(), task.score, task.loss):
+        return fields | {"metric": task.metric or "accuracy"}
+    made = data.complete(
+        splits, task.inputs, model, flat, call, scored=task.score is not None, trained=task.loss is not None
+    )
+    compared = data.kinds(
+        model(*flat), outputs.names(output), is_classifier=bool(task.class_names) or _is_classifier(task.model, output)
+    )
+    if task.score is None:
+        fields |= {"score": data.fidelity(compared), "metric": data.metric_name(compared)}
+    if task.loss is None:
+        fields["loss"] = data.distillation(compared)
+    made |= {"inputs": None, "notes": (*task.notes, *made["notes"])}
+    return {"metric": task.metric or "accuracy"} | fields | made
+
+
+def _output(model: nn.Module, example: Any, call: calls.Call) -> Any:
+    """Return what the model returns for `example`; None if it cannot be called, which `check_task` explains."""
+    if any(module.training for module in model.modules()) or any(map(nn.parameter.is_lazy, model.parameters())):
+        return None
+    arguments, keywords = ((), call.example) if call.is_keywords else (call.example, {})
+    arguments = arguments if isinstance(arguments, tuple) else (arguments,)
+    copied = outputs.convert((arguments, keywords), torch.clone)
+    try:
+        with torch.no_grad():
+            return model(*copied[0], **copied[1], **call.constants)
+    except Exception:  # a user's model may raise anything
+        return None
+
+
+def _restoring(function: Callable[[Any, Any], Any], like: Any) -> Callable[[Any, Any], Any]:
+    """Return a score or loss of plain outputs that calls `function` with the model's own kind of output."""
+    return lambda output, targets: function(outputs.restore(outputs.tensors(output), like), targets)
+
+
+def _is_classifier(model: nn.Module, output: Any) -> bool:
+    """Return whether the first output looks like the classes of a last Linear layer: not of unit length."""
+    first = outputs.tensors(output)[0]
+    weights = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    unit = bool(((first.norm(dim=-1) - 1).abs() < 1e-3).all()) if first.dim() == 2 else True
+    return bool(weights) and not unit and weights[-1].out_features == first.shape[-1]
 
 
 def batches(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Example, Any]]:

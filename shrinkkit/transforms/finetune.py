@@ -75,7 +75,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
     zeros = prune.masks(result) if settings.keep_zeros else {}
     epochs, batch_size = settings.epochs, settings.batch_size
     optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=settings.learning_rate)
-    size = len(task.train)  # type: ignore[arg-type]
+    size = len(task.train)
     per_epoch = -(-size // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +137,7 @@ def _check_trainable(model: nn.Module) -> None:
 def _shuffled(
     task: Task, batch_size: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[tuple[Example, Any]]:
-    order = torch.randperm(len(task.train), generator=generator).tolist()  # type: ignore[arg-type]
+    order = torch.randperm(len(task.train), generator=generator).tolist()
     if len(order) % batch_size == 1 and len(order) > 1:
         order.pop()
     for inputs, target in batches(Subset(task.train, order), batch_size):

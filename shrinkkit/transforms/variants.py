@@ -244,7 +244,7 @@ def output_of(task: Task) -> Any:
 
 def calibration(task: Task, examples: int) -> list[Example]:
     """Return the first `examples` of the calibration split, in batches of the size of the task's example."""
-    chosen = Subset(task.calibration, range(min(examples, len(task.calibration))))  # type: ignore[arg-type]
+    chosen = Subset(task.calibration, range(min(examples, len(task.calibration))))
     size = task.example[0].shape[0]
     # A short last batch would not fit a graph whose batch is fixed.
     return [inputs for inputs, _ in batches(chosen, size) if inputs[0].shape[0] == size]

@@ -96,7 +96,7 @@ def preview(task: Task, model: nn.Module, stage: Stage, *, seed: int = 0) -> Non
         accuracies[settings] = scoring.accuracy(task, scored, original())
         return accuracy.fidelity(accuracies, of="settings, without fine-tuning")
 
-    examples = formats.counted(len(task.validation), "validation example")  # type: ignore[arg-type]
+    examples = formats.counted(len(task.validation), "validation example")
     before = Statement(f"Not evaluated yet. The button scores the pruned model on {examples}, without fine-tuning.")
     live.on_request(f"Evaluate {task.metric}", evaluate, before=before)
 

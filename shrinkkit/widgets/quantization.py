@@ -94,7 +94,7 @@ def compare(task: Task, model: nn.Module, precision: Choice) -> Comparison:
     """
     model = copies.shallow_copy(model, device="cpu").eval()
     made = _quantize(task, model, precision)
-    split = Subset(task.validation, range(min(EXAMPLES, len(task.validation))))  # type: ignore[arg-type]
+    split = Subset(task.validation, range(min(EXAMPLES, len(task.validation))))
     example = tuple(x.cpu() for x in task.example)
     # A short last batch would not fit a model whose batch size is fixed.
     full = [inputs for inputs, _ in batches(split, len(example[0])) if len(inputs[0]) == len(example[0])] or [example]

@@ -359,7 +359,6 @@ class Wordless(Exception):
 LENGTHS = iter(range(1, 1000))
 DATA = {
     "a list": [1, 2, 3],
-    "nothing": None,
     "a function": split,
     "a dict": {},
     "an iterator": iter(()),
@@ -383,8 +382,7 @@ DATA = {
     "three parts": Data(example=lambda i: (*split(40, 8)[i], 1)),
     "an empty tuple": Data(example=lambda i: ()),
     "None": Data(example=lambda i: None),
-    "numpy arrays": Data(example=lambda i: (inputs(1, i)[0].numpy(), 1)),
-    "lists of numbers": Data(example=lambda i: ([1.0] * 6, 1)),
+    "texts": Data(example=lambda i: (["a"] * 6, 1)),
     "other shapes": Data(example=lambda i: (torch.ones(5 + i), 1)),
     "other types": Data(example=lambda i: (torch.ones(6, dtype=torch.float64), 1)),
     "on no device": Data(example=lambda i: (torch.ones(6, device="meta"), torch.tensor(1))),
@@ -401,12 +399,12 @@ def test_an_invalid_dataset_is_named(data):
 
 
 @pytest.mark.parametrize("field", ["score", "loss"])
-@pytest.mark.parametrize("value", [None, 0.5, "accuracy", torch.ones(2), [right]], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [0.5, "accuracy", torch.ones(2), [right]], ids=lambda v: type(v).__name__)
 def test_an_invalid_function_is_named(field, value):
     assert refusal(**{field: value}).startswith(f"`{field}` must be a function")
 
 
-@pytest.mark.parametrize("text", ["", " ", "a\nb", "x" * 300, "a\0b", None, 5, "a ", "\u202eabc"], ids=repr)
+@pytest.mark.parametrize("text", [" ", "a\nb", "x" * 300, "a\0b", 5, "a ", "\u202eabc"], ids=repr)
 @pytest.mark.parametrize("field", ["name", "metric"])
 def test_an_unprintable_name_is_rejected(field, text):
     assert refusal(**{field: text}).startswith(f"`{field}` must be a text")
@@ -496,7 +494,7 @@ def test_a_parameter_whose_name_cannot_be_saved_is_named(kind):
 
 
 EXAMPLES = {
-    "a tensor": inputs(4, 9), "a list": [inputs(4, 9)], "empty": (), "None": None, "an empty batch": (inputs(0, 9),),
+    "a list": [inputs(4, 9)], "empty": (), "None": None, "an empty batch": (inputs(0, 9),),
     "a scalar": (torch.tensor(1.0),), "texts": ("a",), "on no device": (torch.ones(4, 6, device="meta"),),
     "NaN": (inputs(4, 9) * float("nan"),), "infinite": (inputs(4, 9) / 0,), "two sizes": (inputs(4, 9), inputs(3, 9)),
     "other features": (inputs(4, 9, 5),), "integers": (torch.ones(4, 6, dtype=torch.long),),

@@ -37,7 +37,7 @@ def read_off(inputs, targets, *, names=NAMES, score=right):
 
     splits = [split() for _ in range(4)]
     loss = nn.functional.cross_entropy
-    return Task("read-off", nn.Identity(), (inputs[:4].clone(),), *splits, score, loss, class_names=names)
+    return Task(nn.Identity(), inputs[:4].clone(), "read-off", None, *splits, score, loss, class_names=names)
 
 
 def logits(answers, *, sure=5.0, classes=4):

@@ -122,7 +122,8 @@ def test_check_leaves_the_weights_and_the_random_state_unchanged():
     [
         ({"model": torch.relu}, "must be a torch.nn.Module, got builtin"),
         ({"model": nn.Linear(4, 3)}, r"in eval mode, but `model` is in training mode. Call `model.eval\(\)`"),
-        ({"example": torch.randn(5, 4)}, r"tuple of tensors, got Tensor. For one input write `example=\(inputs,\)`"),
+        ({"example": [torch.randn(5, 4)]}, r"a tuple of arguments or a mapping of keywords, got list"),
+        ({"example": {"x": torch.randn(5, 4)}}, r"must accept `example` as keywords, but .* raised TypeError"),
         ({"example": ()}, "of one batch size"),
         ({"example": (torch.randn(5, 4), torch.randn(4, 4))}, r"one batch size.*\(5, 4\), \(4, 4\)"),
         ({"example": (torch.randn(5, 9),)}, "must accept `example`, but .* raised RuntimeError: mat1 and mat2"),
@@ -260,8 +261,8 @@ def task():
         inputs = torch.randn(6, 4)
         return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
-    return Task("tiny", network().eval(), (torch.randn(2, 4),), part(), part(), part(), part(),
-                lambda o, t: (o.argmax(1) == t).float(), nn.functional.cross_entropy)
+    return Task(network().eval(), torch.randn(2, 4), "tiny", train=part(), calibration=part(), validation=part(),
+                test=part(), score=lambda o, t: (o.argmax(1) == t).float(), loss=nn.functional.cross_entropy)
 """
 
 

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from shrinkkit.errors import InvalidTask
+from shrinkkit.tasks import checks, data
+from shrinkkit.tasks.task import SPLITS, Task, batches
+from shrinkkit.transforms import finetune
+
+X = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
+Y = X[:, :3].argmax(1)
+
+
+def classifier():
+    model = nn.Linear(6, 3)
+    with torch.no_grad():
+        model.weight.copy_(3 * torch.eye(3, 6))
+        model.bias.zero_()
+    return model.eval()
+
+
+class Keywords(nn.Module):
+    """A model of keywords that returns a mapping with something that is no tensor, as Hugging Face models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = classifier()
+
+    def forward(self, features, mask=None, use_cache=True):
+        scores = self.layer(features) * mask[:, None]
+        return {"logits": scores, "cache": object() if use_cache else None}
+
+
+class Stream(IterableDataset):
+    """Examples that can only be iterated."""
+
+    def __init__(self, *columns):
+        self.columns = columns
+
+    def __iter__(self):
+        yield from zip(*self.columns, strict=True)
+
+
+def right(output, target):
+    return (output.argmax(1) == target).float()
+
+
+def test_a_model_and_an_example_are_enough():
+    task = Task(classifier(), X[:4])
+    checks.check(task)
+    assert task.metric == "top-1 agreement with the original"
+    assert [len(getattr(task, split)) > 0 for split in SPLITS] == [True] * 4
+    assert "no accuracy was measured" in task.notes[0]
+    assert any("drawn at random" in note for note in task.notes)
+    ((x,), output), _ = task.test[0], None
+    assert torch.equal(output, task.model(x[None])[0])
+
+
+def test_unlabelled_inputs_are_cut_into_disjoint_splits_that_are_the_same_each_time():
+    first, again = (Task(classifier(), X[:4], inputs=X) for _ in range(2))
+    checks.check(first)
+    rows = [[x.numpy().tobytes() for (x,), _ in getattr(first, split)] for split in SPLITS]
+    assert sorted(row for part in rows for row in part) == sorted(x.numpy().tobytes() for x in X)
+    assert rows == [[x.numpy().tobytes() for (x,), _ in getattr(again, split)] for split in SPLITS]
+    assert len(first.test) == 60
+
+
+def test_fidelity_falls_when_a_weight_changes_and_is_one_for_the_original():
+    task = Task(classifier(), X[:4], inputs=X)
+    other = classifier()
+    other.weight.data[0] = 0
+    (inputs, target) = next(batches(task.test, 60))
+    assert task.score(task.model(*inputs), target).mean() == 1
+    assert 0.3 < task.score(other(*inputs), target).mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("output", "is_classifier", "kind"),
+    [
+        (torch.randn(4, 3), True, "agreement"),
+        (torch.randn(4, 3).softmax(1), False, "agreement"),
+        (torch.randn(4, 3), False, "cosine"),
+        (torch.randn(4, 5, 7), False, "cosine"),
+        (torch.randn(4, 1), True, "error"),
+        (torch.randn(4), False, "error"),
+        (torch.ones(4, 3, dtype=torch.long), True, ""),
+    ],
+)
+def test_outputs_are_compared_by_their_kind(output, is_classifier, kind):
+    assert data.kinds(output, ["output"], is_classifier=is_classifier) == [kind]
+
+
+@pytest.mark.parametrize("kind", ["agreement", "cosine", "error"])
+def test_a_measure_of_equal_outputs_is_one_and_of_others_less(kind):
+    y = torch.randn(5, 4) if kind != "error" else torch.randn(5, 1)
+    score = data.fidelity([kind])
+    assert torch.allclose(score(y, y).double(), torch.ones(5, dtype=torch.double))
+    assert (score(-y, y) < 1).all()
+
+
+def test_distillation_without_labels_brings_a_damaged_model_back():
+    task = Task(classifier(), X[:4], inputs=torch.randn(1500, 6))
+    damaged = classifier()
+    damaged.weight.data[0] *= -1
+    result = finetune.run(damaged, task, epochs=30, learning_rate=0.05)
+    (inputs, target) = next(batches(task.test, 60))
+    assert task.score(result.model(*inputs), target).mean() > task.score(damaged(*inputs), target).mean() + 0.1
+
+
+def test_a_mapping_becomes_positional_tensors_and_layers_keep_their_names():
+    model = Keywords().eval()
+    example = {"features": X[:4], "mask": torch.ones(4)}
+    rows = [{"features": x.tolist(), "mask": 1.0, "labels": y, "text": "ignored"} for x, y in zip(X, Y, strict=True)]
+    task = Task(model, example, test=rows, score=lambda output, target: right(output["logits"], target))
+    checks.check(task)
+    assert [name for name, _ in task.model.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert set(task.model(*task.example)) == {"logits"}
+    assert isinstance(task.model, Keywords)
+    assert model(**example)["cache"] is not None
+    assert set(task.unlabelled) == {"train"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        TensorDataset(X, Y),
+        DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True),
+        DataLoader(Stream(X, Y), batch_size=7),
+        Stream(X, Y),
+        [(x.numpy(), int(y)) for x, y in zip(X, Y, strict=True)],
+        [(x.tolist(), np.int64(y)) for x, y in zip(X, Y, strict=True)],
+    ],
+    ids=["map-style", "loader", "loader of a stream", "stream", "arrays", "lists"],
+)
+def test_labelled_data_of_any_kind_give_the_users_score(given):
+    task = Task(classifier(), X[:4], test=given, score=right)
+    checks.check(task)
+    assert task.metric == "accuracy"
+    scores = [task.score(task.model(*inputs), target) for inputs, target in batches(task.test, 16)]
+    assert torch.cat(scores).mean() == 1
+    assert sum(len(getattr(task, split)) for split in SPLITS) == 120
+
+
+def test_a_loader_gives_only_what_its_sampler_visits():
+    loader = DataLoader(TensorDataset(X, Y), sampler=torch.utils.data.SubsetRandomSampler(range(40)))
+    task = Task(classifier(), X[:4], test=loader, score=right)
+    assert sum(len(getattr(task, split)) for split in SPLITS) == 40
+
+
+def test_data_without_end_are_read_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(data, "MOST_MATERIALISED", 50)
+    task = Task(classifier(), X[:4], inputs=(x for x in X))
+    assert "the first 50 examples" in " ".join(task.notes)
+
+
+def test_a_score_without_labelled_examples_is_refused():
+    with pytest.raises(InvalidTask, match="`validation` must be given if a score is"):
+        Task(classifier(), X[:4], inputs=X, score=right)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(InvalidTask, match="must hold the keys of `example`, features, mask, but mask is missing"):
+        checks.check(
+            Task(Keywords().eval(), {"features": X[:4], "mask": torch.ones(4)}, inputs=[{"features": X[0]}] * 20)
+        )
+
+
+def test_too_few_inputs_are_refused():
+    with pytest.raises(InvalidTask, match="at least 8 examples"):
+        Task(classifier(), X[:4], inputs=X[:5])
