@@ -39,7 +39,7 @@ def reestimate(model: nn.Module, task: Task, *, batch_size: int = 32, seed: int 
         return ""
     sums: dict[nn.Module, list[Any]] = {layer: [] for layer in layers}
     hooks = [layer.register_forward_pre_hook(partial(_measure, sums)) for layer in layers]
-    size, device = len(task.train), next(model.parameters()).device  # type: ignore[arg-type]
+    size, device = len(task.train), next(model.parameters()).device
     chosen = random.Random(seed).sample(range(size), min(size, EXAMPLES))
     try:
         with torch.random.fork_rng(devices=[]):
