@@ -19,6 +19,7 @@ from shrinkkit.display.formats import TIMES
 from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import accuracy, figures, layer_profile
 from shrinkkit.results.breakdown import breakdown
+from shrinkkit.results.faults import faults
 from shrinkkit.results.results import Results, Row
 from shrinkkit.results.results import missing as without_figures
 from shrinkkit.results.verdict import decide
@@ -61,8 +62,8 @@ def tradeoff(results: Results) -> Shown:
 
 
 def missing(results: Results) -> Several:
-    """Return failures and unsupported combinations with their reasons, then notes about the folder."""
-    parts: list[Shown] = []
+    """Return broken variants, failures and unsupported combinations with their reasons, then notes about the folder."""
+    parts: list[Shown] = [Statement(text, tone="bad") for text in faults(results)]
     for caption, states in (("Failures", ("failed", "not run")), ("Unsupported combinations", ("unsupported",))):
         rows = tuple(
             (Cell(name), Cell(", ".join(targets)), Cell(state, tone=_TONES[state]), Cell(reason))

@@ -10,6 +10,7 @@ from typing import Any
 from shrinkkit.core import store
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.results.breakdown import breakdown
+from shrinkkit.results.faults import faults
 from shrinkkit.results.results import Results, missing, target_table
 from shrinkkit.results.verdict import decide
 
@@ -24,6 +25,7 @@ def table(results: Results, *, width: int = WIDTH) -> str:
         textwrap.fill(f"{name} ({', '.join(places)}) {state}: {reason}", width, subsequent_indent="  ", max_lines=4)
         for (state, name, reason), places in missing(results).items()
     ]
+    reasons += [textwrap.fill(text, width, subsequent_indent="  ") for text in faults(results)]
     legend = (
         f"score: {results.metric}. change: vs. FP32 on the same target, with 95 % CI; ok: within the budget of "
         f"{results.budget_text()}, no: over it, ?: inconclusive. vs FP32: speed-up on the same target; vs PyTorch: "
@@ -56,6 +58,7 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
     data = {
         "schema_version": SCHEMA_VERSION,
         **{name: getattr(results, name) for name in ("name", "task", "metric", "machines", "notes")},
+        "faults": faults(results),
         "started": status.started if status else None,
         "command": status.command if status else None,
         "study": results.study.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})
