@@ -9,7 +9,8 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch.utils.data import Dataset, default_collate
 
 from shrinkkit.core import estimate
 from shrinkkit.errors import InvalidTask, brief
-from shrinkkit.tasks import outputs
+from shrinkkit.tasks import data, outputs
 from shrinkkit.tasks.duplicates import Sketches
 from shrinkkit.tasks.modules import Example, raw_bytes
-from shrinkkit.tasks.task import SPLITS, Task, batches, collated, spaced
+from shrinkkit.tasks.task import SPLITS, Task, batches, spaced
 
 MOST_REPEATED = 0.05
 """Largest fraction of the examples of `validation` and `test` that may repeat the inputs of another."""
@@ -285,7 +286,8 @@ def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]
         raise InvalidTask(
             f"`{split}` must hold at least one example, but it is empty. Give every split different examples."
         )
-    expected = [(tuple(x.shape[1:]), x.dtype) for x in task.example]
+    dims = task.varying or [frozenset[int]()] * len(task.example)
+    expected = [(_without(x.shape[1:], d), x.dtype) for x, d in zip(task.example, dims, strict=True)]
     for i in spaced(size, most):
         with blaming(f"`{split}[{i}]` must give (inputs, target), as `len({split})` is {size}"):
             inputs, target = dataset[i]
@@ -298,7 +300,7 @@ def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]
             raise InvalidTask(
                 f"Every example must be on the CPU, but `{split}[{i}]` is on {devices[0]}. Call `.cpu()`."
             )
-        if (actual := [(tuple(x.shape), x.dtype) for x in inputs]) != expected:
+        if (actual := [(_without(x.shape, d), x.dtype) for x, d in zip(inputs, dims, strict=False)]) != expected:
             raise InvalidTask(
                 f"Every example must have the shapes and dtypes of `example` without its batch dimension, {expected}, "
                 f"but `{split}[{i}]` has {actual}. Make `example` a batch of the data."
@@ -306,9 +308,16 @@ def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]
         yield tuple(inputs), target
 
 
+def _without(shape: Sequence[int], varying: Collection[int]) -> tuple[int | None, ...]:
+    """Return the shape of an example, None in dimensions that may vary; 1 is its first."""
+    return tuple(None if number in varying else size for number, size in enumerate(shape, 1))
+
+
 def _mixed_batch(task: Task) -> Example:
     """Return inputs of calibration and validation as one batch."""
     half = _BATCH_CHECKED // 2
+    if task.varying:
+        return data.batch(task.validation, range(min(half, len(task.validation))))[0]
     chosen = [inputs for split in ("calibration", "validation") for inputs, _ in _examples(task, split, half)]
     return tuple(torch.stack(tensors) for tensors in zip(*chosen, strict=True))
 
@@ -331,22 +340,26 @@ def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
         indices = chosen[start : start + batch]
         where = f"{split}[{', '.join(map(str, indices[:8]))}{', ...' * (len(indices) > 8)}]"
         with blaming(f"The examples `{where}` must stack to a batch"):
-            examples = [dataset[i] for i in indices]
-            inputs, target = collated(examples)
+            inputs, target = data.batch(dataset, indices)
+            targets = [] if task.varying else [dataset[i][1] for i in indices]
         output = _output(task.model, inputs, where)
         scores = _scores(task.score, output, target, len(indices), f"`{where}`")
-        targets = [target for _, target in examples]
         previous = (previous or targets * _SHIFTS)[-_SHIFTS:]
         shuffled = []
         for shift in range(1, _SHIFTS + 1):
-            other = default_collate([*previous, *targets][len(previous) - shift :][: len(targets)])
+            # Batches of other lengths cannot lend their targets.
+            other = (
+                outputs.convert(target, partial(torch.roll, shifts=shift, dims=0))
+                if task.varying
+                else default_collate([*previous, *targets][len(previous) - shift :][: len(targets)])
+            )
             shuffled.append(_scores(task.score, output, other, len(indices), f"`{where}` with other targets"))
         zeros = _scores_of_zeros(task.score, output, target, len(indices))
         scored.append((scores, torch.stack(shuffled, 1), zeros))
-        if len(indices) > 1 and len(halved) < 2 * _BATCHES_HALVED:
+        if len(indices) > 1 and len(halved) < 2 * _BATCHES_HALVED and not task.varying:
             # With other targets too, because a mean over examples that are all right is right for each.
             size = len(indices) // 2
-            inputs, target = collated(examples[:size])
+            inputs, target = data.batch(dataset, indices[:size])
             other = default_collate([*previous, *targets][len(previous) - 1 :][:size])
             output = _output(task.model, inputs, where)
             for together, wanted in ((scores, target), (shuffled[0], other)):

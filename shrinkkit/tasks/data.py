@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask
@@ -27,22 +27,50 @@ CACHED_BYTES = 512 << 20
 """Outputs of the original model that are kept between passes over the data."""
 
 
+EXAMPLES_OF_SHAPE = 64
+"""Examples of a split, evenly spaced, whose shapes tell which dimensions vary."""
+
+
 class Examples(Dataset[Any]):
     """A map-style dataset of `(inputs, target)` in the structure of a task's calls; unlabelled inputs have target 0."""
 
-    def __init__(self, source: Any, call: Call, name: str) -> None:
-        """Hold `source`, a sequence or map-style dataset called `name` in messages."""
-        self.source, self._call, self._name = source, call, name
+    def __init__(self, source: Any, call: Call, name: str, collate: Callable[[Any], Any] | None = None) -> None:
+        """Hold `source`, a sequence or map-style dataset called `name` in messages, and the function of its batches."""
+        self.source, self._call, self._name, self._collate = source, call, name, collate
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Example, Any]:
-        inputs, target = labelled(self.source[index], self._call)
+        if self._collate:
+            inputs, target = self.batch([index])
+            return tuple(x[0] for x in inputs), outputs.convert(target, lambda t: t[0])
+        return self._read(self.source[index], f"{self._name}[{index}]")
+
+    def batch(self, indices: Sequence[int]) -> tuple[Example, Any]:
+        """Return some examples as one batch, by the user's function if there is one."""
+        if not self._collate:
+            return collated([self[i] for i in indices])
+        return self._read(self._collate([self.source[i] for i in indices]), f"{self._name}{list(indices)!r:.40}")
+
+    def _read(self, item: Any, where: str) -> tuple[Example, Any]:
+        inputs, target = labelled(item, self._call)
         example = self._call.example
         if isinstance(example, tuple) and not (isinstance(inputs, (tuple, list)) and len(inputs) == len(example)):
             inputs = (inputs,)
-        return self._call.flat(inputs, f"The inputs of `{self._name}[{index}]`"), 0 if target is None else target
+        flat = self._call.flat(inputs, f"The inputs of `{where}`")
+        return flat, (torch.zeros(len(flat[0])) if self._collate else 0) if target is None else target
+
+
+def varying(splits: Iterable[Dataset[Any]], example: Example) -> tuple[frozenset[int], ...]:
+    """Return, for each input, the dimensions of a batch whose sizes differ between examples: 1 is the first."""
+    found: list[set[int]] = [set() for _ in example]
+    for dataset in splits:
+        size = len(dataset)  # type: ignore[arg-type]
+        for i in range(0, size, -(-size // EXAMPLES_OF_SHAPE)):
+            for dims, x, like in zip(found, dataset[i][0], example, strict=True):
+                dims |= {d for d, (a, b) in enumerate(zip(x.shape, like.shape[1:], strict=True), 1) if a != b}
+    return tuple(map(frozenset, found))
 
 
 class WithOutputs(Dataset[Any]):
@@ -51,24 +79,42 @@ class WithOutputs(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], model: nn.Module) -> None:
         """Hold a dataset of (inputs, target), and the original model in eval mode on the CPU."""
         self._dataset, self._model = dataset, model
-        self._outputs: dict[int, Any] = {}
+        self._outputs: dict[tuple[int, ...], Any] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Example, Any]:
-        inputs, _ = self._dataset[index]
-        inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        if index in self._outputs:
-            return inputs, self._outputs[index]
-        with torch.no_grad():
-            output = outputs.convert(self._model(*(x[None] for x in inputs)), lambda t: t[0] if t.dim() else t)
-        size = sum(t.nbytes for t in outputs.tensors(output))
-        if self._bytes + size <= CACHED_BYTES:
-            self._bytes += size
-            self._outputs[index] = output
+        inputs, output = self.batch([index])
+        return tuple(x[0] for x in inputs), outputs.convert(output, lambda t: t[0] if t.dim() else t)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Example, Any]:
+        """Return some inputs as one batch, and the model's outputs for it."""
+        inputs, _ = batch(self._dataset, indices)
+        output = self._outputs.get(tuple(indices))
+        if output is None:
+            with torch.no_grad():
+                output = self._model(*inputs)
+            size = sum(t.nbytes for t in outputs.tensors(output))
+            if self._bytes + size <= CACHED_BYTES:
+                self._bytes += size
+                self._outputs[tuple(indices)] = output
         return inputs, output
+
+
+def batch(dataset: Any, indices: Sequence[int]) -> tuple[Example, Any]:
+    """Return some examples of a dataset as one batch: inputs as a tuple, and targets."""
+    if isinstance(dataset, Subset):
+        return batch(dataset.dataset, [dataset.indices[i] for i in indices])
+    own = isinstance(dataset, (Examples, WithOutputs))
+    return dataset.batch(indices) if own else collated([dataset[i] for i in indices])
+
+
+def collated(examples: Sequence[Any]) -> tuple[Example, Any]:
+    """Return (inputs, target) pairs stacked into one batch."""
+    inputs, target = default_collate(list(examples))
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), target
 
 
 def labelled(item: Any, call: Call) -> tuple[Any, Any]:
@@ -271,6 +317,7 @@ def complete(
     example: Example,
     call: Call,
     *,
+    collate: Callable[[Any], Any] | None,
     scored: bool,
     trained: bool,
 ) -> dict[str, Any]:
@@ -282,6 +329,7 @@ def complete(
         model: The original.
         example: Its example.
         call: The structure of its calls.
+        collate: The user's function of a list of examples that returns a batch.
         scored: Whether the user gave a score; otherwise targets of `validation` and `test` are the original's outputs.
         trained: The same of a loss, for `train`.
     """
@@ -291,7 +339,7 @@ def complete(
         if data is not None:
             source, note = map_style(data, name)
             as_it_is = scored and trained and name != "inputs" and source is data and _is_canonical(source, call)
-            pools[name] = source if as_it_is else Examples(source, call, name)
+            pools[name] = source if as_it_is and not collate else Examples(source, call, name, collate)
             notes += [note] if note else []
     if not pools:
         pools["inputs"] = [(x, 0) for x in sampled(example)]

@@ -45,6 +45,7 @@ class Sketches:
         self._others.append(hashlib.sha256(b"".join(others)).digest()[:8])
         floats = [x.detach().float().flatten().numpy() for x in inputs if x.is_floating_point()]
         flat = np.concatenate(floats) if floats else np.zeros(0, np.float32)
+        flat = flat if len(flat) == self.values else np.resize(flat, self.values)
         with np.errstate(all="ignore"):
             projected = flat[self._chosen] @ self._matrix
         self._numbers.append(np.concatenate([flat[self._raw], projected]))

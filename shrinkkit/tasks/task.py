@@ -1,12 +1,12 @@
 """The task: a trained model, its data in four splits, a score and a loss; what is missing is made from the model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
@@ -41,6 +41,8 @@ class Task(Rich):
     """Of results; by default the class of the model."""
     inputs: Any = None
     """Unlabelled inputs, for the splits that are missing."""
+    collate: Callable[[Any], Any] | None = None
+    """A list of examples -> a batch, for examples of several lengths: pads them, and masks the padding."""
     train: Any = None
     calibration: Any = None
     validation: Any = None
@@ -56,6 +58,8 @@ class Task(Rich):
     """What was missing, and how it was filled."""
     unlabelled: tuple[str, ...] = ()
     """Splits whose targets are not those of `score`."""
+    varying: tuple[frozenset[int], ...] = ()
+    """For each input the dimensions, 0 being the batch, whose sizes differ between batches; empty without `collate`."""
 
     def __post_init__(self) -> None:
         """Bring what was given into the form that steps use, and make what is missing."""
@@ -111,11 +115,20 @@ def _completed(task: Task) -> dict[str, Any]:
                 fields[function] = _restoring(given, output)
     fields["example"] = flat
     model, splits = fields.get("model", task.model), {split: getattr(task, split) for split in SPLITS}
-    if task.inputs is None and None not in (*splits.values(), task.score, task.loss):
+    if (task.inputs, task.collate) == (None, None) and None not in (*splits.values(), task.score, task.loss):
         return fields | {"metric": task.metric or "accuracy"}
     made = data.complete(
-        splits, task.inputs, model, flat, call, scored=task.score is not None, trained=task.loss is not None
+        splits,
+        task.inputs,
+        model,
+        flat,
+        call,
+        collate=task.collate,
+        scored=task.score is not None,
+        trained=task.loss is not None,
     )
+    if task.collate:
+        made["varying"] = data.varying([made[split] for split in SPLITS], flat)
     compared = data.kinds(
         model(*flat), outputs.names(output), is_classifier=bool(task.class_names) or _is_classifier(task.model, output)
     )
@@ -123,7 +136,7 @@ def _completed(task: Task) -> dict[str, Any]:
         fields |= {"score": data.fidelity(compared), "metric": data.metric_name(compared)}
     if task.loss is None:
         fields["loss"] = data.distillation(compared)
-    made |= {"inputs": None, "notes": (*task.notes, *made["notes"])}
+    made |= {"inputs": None, "collate": None, "notes": (*task.notes, *made["notes"])}
     return {"metric": task.metric or "accuracy"} | fields | made
 
 
@@ -160,15 +173,9 @@ def batches(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Example, A
         raise InvalidInput(f"`batch_size` must be at least 1, got {batch_size}.")
     size = len(dataset)  # type: ignore[arg-type]
     for start in range(0, size, batch_size):
-        yield collated([dataset[i] for i in range(start, min(start + batch_size, size))])
+        yield data.batch(dataset, range(start, min(start + batch_size, size)))
 
 
 def spaced(size: int, most: int) -> list[int]:
     """Return the indices below `size`, or `most` of them, evenly spaced."""
     return list(range(size)) if size <= most else [i * size // most for i in range(most)]
-
-
-def collated(examples: Sequence[Any]) -> tuple[Example, Any]:
-    """Return (inputs, target) pairs stacked into one batch."""
-    inputs, target = default_collate(list(examples))
-    return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs), target

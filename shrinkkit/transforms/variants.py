@@ -244,8 +244,9 @@ def output_of(task: Task) -> Any:
 
 def calibration(task: Task, examples: int) -> list[Example]:
     """Return the first `examples` of the calibration split, in batches of the size of the task's example."""
-    chosen = Subset(task.calibration, range(min(examples, len(task.calibration))))
-    size = task.example[0].shape[0]
+    size, available = task.example[0].shape[0], len(task.calibration)
+    # Fewer examples than a batch are repeated to fill one.
+    chosen = Subset(task.calibration, [i % available for i in range(max(min(examples, available), size))])
     # A short last batch would not fit a graph whose batch is fixed.
     return [inputs for inputs, _ in batches(chosen, size) if inputs[0].shape[0] == size]
 

@@ -170,3 +170,44 @@ def test_a_missing_key_is_named():
 def test_too_few_inputs_are_refused():
     with pytest.raises(InvalidTask, match="at least 8 examples"):
         Task(classifier(), X[:4], inputs=X[:5])
+
+
+class Pooled(nn.Module):
+    """A model of sequences that leaves padding out."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, ids, mask):
+        return self.head((self.table(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def padded(examples):
+    length = max(map(len, examples))
+    ids = torch.stack([torch.cat([x, x.new_zeros(length - len(x))]) for x in examples])
+    return {"ids": ids, "mask": torch.stack([(torch.arange(length) < len(x)).float() for x in examples])}
+
+
+def test_examples_of_several_lengths_are_padded_by_the_users_function():
+    draw = torch.Generator().manual_seed(0)
+    texts = [torch.randint(1, 50, (length,), generator=draw) for length in torch.randint(3, 12, (100,)).tolist()]
+    model = Pooled().eval()
+    task = Task(model, padded(texts[:4]), inputs=texts, collate=padded)
+    checks.check(task)
+    assert task.varying == (frozenset({1}), frozenset({1}))
+    lengths = set()
+    for inputs, target in batches(task.test, 4):
+        lengths.add(inputs[0].shape[1])
+        assert torch.equal(task.model(*inputs), target)
+    assert len(lengths) > 1
+    alone = model(**padded(texts[:1]))
+    assert torch.allclose(alone, model(**padded(texts[:4]))[:1], atol=1e-6)
+
+
+def test_examples_of_several_lengths_without_a_function_are_refused():
+    with pytest.raises(InvalidTask, match="shapes and dtypes of `example`"):
+        checks.check(
+            Task(nn.Linear(1, 2).eval(), torch.randn(4, 5, 1), inputs=[torch.randn(n, 1) for n in range(3, 40)])
+        )
