@@ -124,10 +124,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _complete_study() -> list[str]:
-    from shrinkkit.core.studies import builtin_studies
     from shrinkkit.tasks.bundled import TASKS
 
-    return [*builtin_studies(), *TASKS, *(path.name for kind in ("*.yaml", "*.py") for path in Path().glob(kind))]
+    return [*TASKS, *(path.name for kind in ("*.yaml", "*.py") for path in Path().glob(kind))]
 
 
 def _complete_recipe() -> list[str]:
@@ -231,11 +230,11 @@ def _study(
 ) -> "Study":
     """Return the study that is named, or the one of a task with `recipes` and `targets`."""
     from shrinkkit.core import studies
-    from shrinkkit.core.recipe import BUILT_IN
+    from shrinkkit.core.recipe import BUILT_IN, TASKS
     from shrinkkit.core.target import Target
     from shrinkkit.runtimes import registry
 
-    if name.endswith((".yaml", ".yml")) or (name in studies.builtin_studies() and not recipes and not targets):
+    if name.endswith((".yaml", ".yml")) or (name in TASKS and not recipes and not targets):
         if recipes or targets:
             text = "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
             raise InvalidInput(text)

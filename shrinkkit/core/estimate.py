@@ -38,9 +38,6 @@ MARGIN = 0.01
 def mean(scores: Sequence[float]) -> Estimate:
     """Return the mean of `scores`: with Wilson's interval if they are all 0 or 1, else with Student's.
 
-    Raises:
-        InvalidInput: There are none, or one is not finite.
-
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
     values = _checked(scores)
@@ -63,21 +60,17 @@ def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Es
     Wilson's interval adds: a variant that ruins a few examples may ruin none or one of the sample. The scale is the
     range of the scores, or their largest magnitude if that is more; larger losses per example are not covered.
 
-    Raises:
-        InvalidInput: The two differ in length, are empty, or hold a number that is not finite.
-
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 1998; Agresti and Coull, "Approximate is better than exact for interval estimation
     of binomial proportions", The American Statistician 1998.
     """
-    before, after = _paired_scores(baseline, variant)
-    difference = after - before
+    difference, scores = _paired(baseline, variant)
     centre = float(difference.mean())
-    if _binary(before) and _binary(after):
-        low, high = _tango(int((difference > 0).sum()), int((difference < 0).sum()), len(before))
+    if _binary(scores):
+        low, high = _tango(*_discordant(difference))
         return Estimate(centre, low, high)
-    middle, error = _augmented(difference, np.concatenate([before, after]))
-    half = _quantile(len(before)) * error
+    middle, error = _augmented(difference, scores)
+    half = _quantile(len(difference)) * error
     return Estimate(centre, min(centre, middle - half), max(centre, middle + half))
 
 
@@ -92,15 +85,13 @@ def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop:
     from scipy.special import ndtr, stdtr
 
     p_values = []
-    for scores in variants:
-        before, after = _paired_scores(baseline, scores)
-        difference = after - before
-        if _binary(before) and _binary(after):
-            gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-            p_values.append(float(ndtr(-_tango_score(-drop, gained, lost, len(before)))))
+    for variant in variants:
+        difference, scores = _paired(baseline, variant)
+        if _binary(scores):
+            p_values.append(float(ndtr(-_tango_score(-drop, *_discordant(difference)))))
         else:
-            middle, error = _augmented(difference, np.concatenate([before, after]))
-            p_values.append(float(stdtr(max(1, len(before) - 1), -(middle + drop) / error)) if error else 1.0)
+            middle, error = _augmented(difference, scores)
+            p_values.append(float(stdtr(max(1, len(difference) - 1), -(middle + drop) / error)) if error else 1.0)
     is_within = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if not p_values[index] <= ONE_SIDED / (len(p_values) - rank):
@@ -116,12 +107,9 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
     alone is too narrow if neighbouring blocks are correlated; the clusters alone are too few.
 
     Args:
-        log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2.
+        log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2, all finite.
         clusters: Number of runs of neighbouring blocks.
         seed: Of the bootstrap.
-
-    Raises:
-        InvalidInput: There are fewer than 2 blocks, or one is not finite.
 
     Source: Rosenberger and Gasko, "Comparing location estimators: trimmed means, medians, and trimean", 1983.
     """
@@ -190,16 +178,20 @@ def _scale(scores: NDArray[np.float64]) -> float:
     return max(float(np.ptp(scores)), float(np.abs(scores).max()))
 
 
-def _paired_scores(
-    baseline: Sequence[float], variant: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _paired(baseline: Sequence[float], variant: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the difference of each pair of scores, and all scores."""
     before, after = _checked(baseline), _checked(variant)
     if len(before) != len(after):
         raise InvalidInput(
             f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
             "Score one split."
         )
-    return before, after
+    return after - before, np.concatenate([before, after])
+
+
+def _discordant(difference: NDArray[np.float64]) -> tuple[int, int, int]:
+    """Return how many scores rose, how many fell, and their number."""
+    return int((difference > 0).sum()), int((difference < 0).sum()), len(difference)
 
 
 def _augmented(values: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[float, float]:

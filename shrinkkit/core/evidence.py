@@ -104,11 +104,7 @@ def _blocks(slots: Logs) -> list[float]:
 
 
 def derive(record: TargetRecord) -> TargetRecord:
-    """Return `record` with every figure computed from its samples and scores.
-
-    Raises:
-        InvalidInput: Samples are missing, not positive, or of unequal number; or scores are of unequal number.
-    """
+    """Return `record` with every figure computed from its samples and scores; raises InvalidInput if that fails."""
     baseline = next((m for m in record.measurements if m.variant == BASELINE), None)
     scores = baseline.accuracy.scores if baseline and baseline.accuracy else None
     runtime = comparison(record.runtime) if record.runtime else None
@@ -124,11 +120,7 @@ def derive(record: TargetRecord) -> TargetRecord:
 
 
 def comparison(stated: Comparison) -> Comparison:
-    """Return a comparison with ratios, latencies and verdict computed from its samples.
-
-    Raises:
-        InvalidInput: There are fewer than 2 blocks, or a time is not above 0 and finite.
-    """
+    """Return a comparison with ratios, latencies and verdict computed from its samples."""
     arms = _arms(stated)
     times = np.array([ms for arm in arms for slot in arm for ms in slot], dtype=float)
     even = len({len(arm) for arm in arms}) == 1 and len(arms[0]) >= 4 and len(arms[0]) % 2 == 0

@@ -359,10 +359,8 @@ class TargetRecord(Rich):
 def speedup(reference: Comparison, candidate: Comparison) -> float:
     """Return how many times faster `candidate`'s model is than `reference`'s.
 
-    Both are the candidates of comparisons against the same baseline under the same conditions.
-
-    Raises:
-        UnfairComparison: The two were measured under different conditions or baselines.
+    Both are the candidates of comparisons against the same baseline under the same conditions; raises UnfairComparison
+    otherwise.
     """
     before, after = (
         {"baseline": of.reference, "candidate runtime": of.candidate_runtime, **vars(of.conditions)}

@@ -24,11 +24,6 @@ _DEEPEST_READ = 64
 _R = TypeVar("_R")
 
 
-def builtin_studies() -> tuple[str, ...]:
-    """Return the names of the studies that come with shrinkkit, which `read_study` takes for a path."""
-    return TASKS
-
-
 def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
     """Read a recipe from a YAML file, or a built-in one by its name.
 
@@ -59,11 +54,11 @@ def read_study(path_or_name: str | os.PathLike[str]) -> Study:
         InvalidInput: There is no such study, or it breaks rules; one line for each.
     """
     path = os.fspath(path_or_name)
-    if path in builtin_studies():
+    if path in TASKS:
         return _study(_bundled("studies", path), Path())
     if not path.endswith((".yaml", ".yml")):
-        rule = f"{options(builtin_studies())}, or the path of a .yaml file"
-        raise InvalidInput(message(f"`study` must be {rule}, got {path!r}", remedy=nearest(path, builtin_studies())))
+        rule = f"{options(TASKS)}, or the path of a .yaml file"
+        raise InvalidInput(message(f"`study` must be {rule}, got {path!r}", remedy=nearest(path, TASKS)))
     return _study(load(path), Path(path).parent)
 
 
@@ -151,11 +146,7 @@ def check_patterns(study: Study, layers: Sequence[str]) -> None:
 
 
 def check_unit(study: Study, scores: Sequence[float]) -> None:
-    """Check that a budget in shares goes with scores in [0, 1], of which `scores` are the lowest and the highest.
-
-    Raises:
-        InvalidInput: The budget is in shares, and a score lies outside [0, 1].
-    """
+    """Check that a budget in shares goes with scores in [0, 1], of which `scores` are the lowest and the highest."""
     low, high = scores
     if study.budget.unit == "share" and not 0 <= low <= high <= 1:
         raise InvalidInput(
@@ -185,12 +176,7 @@ class Source:
 
 
 def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
-    """Return what a YAML 1.2 file says, which messages call `shown`; its lists come as tuples, its keys as text.
-
-    Raises:
-        InvalidInput: There is no such file, it is empty, too large or too deep, not YAML, or its top level is not a
-            mapping.
-    """
+    """Return what a YAML 1.2 file says, which messages call `shown`; its lists come as tuples, its keys as text."""
     shown = shown or os.fspath(path)
     yaml = YAML(typ="safe", pure=True)
     try:

@@ -51,13 +51,8 @@ def compare(
 ) -> Comparison:
     """Return the paired timing of two models; for two modules in memory see `in_memory.compare`.
 
-    Args:
-        reference: The model that speed-ups are relative to; it is timed twice, the second time as the A/A control.
-        candidate: The other model.
-        across_runtimes: Whether runtimes themselves are compared, and may therefore differ.
-        protocol: Duration and order.
-        callback: Called between blocks, at most twice a second, with the candidate's name and the samples so far;
-            returns whether to stop. An interrupted comparison gets no verdict.
+    A second copy of the reference is the A/A control. With `across_runtimes`, runtimes themselves are compared, and may
+    therefore differ. The callback stops the timing, which then gets no verdict.
 
     Raises:
         InvalidInput: A model fails, returns values that are not finite, or does not reproduce its outputs. Nothing was
@@ -114,12 +109,9 @@ def inputs_sha256(example: Example) -> str:
 
 
 def copies(model: nn.Module, example: Example, *, form: str = "eager") -> Make:
-    """Return a factory of copies of `model`, each ready to be called on `example`; `model` is unchanged.
+    """Return a factory of copies of `model` on the device of `example`, ready to be called on it; `model` is unchanged.
 
-    Args:
-        model: Module in eval mode.
-        example: Positional inputs of one call, batch first, on the device that the copies go to.
-        form: `eager`, or `compiled` for `torch.compile`.
+    With the form `compiled`, each is compiled by `torch.compile`.
     """
     engine = quantize.engine_of(model)
 

@@ -66,9 +66,6 @@ def scores(
         task: Whose score function is applied.
         dataset: One of the task's splits.
         progress: Called with the batches done, their number and the split.
-
-    Raises:
-        InvalidTask: The split is empty, or an output or a score is not finite; the batch is named.
     """
     size, names = task.example[0].shape[0], len(task.class_names)
     split = next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")

@@ -54,11 +54,7 @@ class _Ranges(Section):
 def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
     """Return the parameters of a notebook: annotation, default and comment, by name.
 
-    `papermill.inspect_notebook` does not serve here: it skips lines that it cannot parse, `float | None` among them,
-    and importing papermill would slow the command line down.
-
-    Raises:
-        InvalidInput: The notebook has no cell tagged `parameters`, or a line of it has another form.
+    `papermill.inspect_notebook` skips lines that it cannot parse, such as `float | None`, and is slow to import.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
@@ -91,11 +87,7 @@ def check_step(notebook: Path, values: Mapping[str, Any]) -> None:
 
 
 def check(variables: Mapping[str, Any]) -> None:
-    """Check the annotated variables of a notebook, which calls this with `globals()`.
-
-    Raises:
-        InvalidInput: Values have another type than declared, or are out of range; all of them are named.
-    """
+    """Check types and ranges of the annotated variables of a notebook, which calls this with `globals()`."""
     # From Python 3.14 on, `__annotations__` of a module are evaluated on demand, and those of a notebook, of which each
     # statement is compiled alone, are lost.
     nodes = [node for cell in variables["In"] for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]

@@ -57,12 +57,9 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     Measured are the ends of recipes, what is lowered to a precision, and what a stage changes that does not only train,
     so that the report can tell what each step gave. What is not measured is kept as a checkpoint.
 
-    Args:
-        study: What to do.
-        task: The task's name or path, as the notebooks see it from a folder inside the run folder.
-        threads: Intra-op threads for every runtime.
-        own: Names of the machine that the run was made on, if that is settled. On another one the steps that measure
-            carry its name, so that they replace none of the others.
+    The notebooks see `task`, a name or path, from a folder inside the run folder. `own` are the names of the machine
+    that the run was made on, if that is settled: on another one the steps that measure carry its name, so that they
+    replace none of the others.
     """
     runtimes = list(dict.fromkeys(Target.parse(t).runtime for t in study.targets))
     common = {"task": task, "run": "..", "threads": threads, "seed": study.seed}
@@ -99,10 +96,9 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
-        leaves = FOLDER.measurement(str(target), here).as_posix()
-        at = str(Place(target, guest))
-        reads = tuple(_record(variant) for variant in variants)
-        benchmarks.append(Planned(name, "4-benchmark", at, parameters, ("1-baseline",), leaves, reads))
+        leaves, place = FOLDER.measurement(str(target), here).as_posix(), str(Place(target, guest))
+        reads = tuple(map(_record, variants))
+        benchmarks.append(Planned(name, "4-benchmark", place, parameters, ("1-baseline",), leaves, reads))
     return (*made.values(), *benchmarks, _REPORT)
 
 
