@@ -13,7 +13,8 @@ from shrinkkit.errors import (
     UnfairComparison,
     Unsupported,
 )
-from shrinkkit.measure.in_memory import compare, score
+from shrinkkit.measure.benchmark import compare
+from shrinkkit.measure.scoring import score
 from shrinkkit.measure.verification import verify
 from shrinkkit.pipeline.runner import run
 from shrinkkit.results.results import load as load_results

@@ -14,15 +14,18 @@ from torch import nn
 
 from shrinkkit.core import machines
 from shrinkkit.core.evidence import conclude
-from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, differences
+from shrinkkit.core.measurement import Accuracy, Comparison, Conditions, Disturbance, differences
 from shrinkkit.core.target import Target
 from shrinkkit.display import formats
-from shrinkkit.errors import ShrinkkitError, UnfairComparison
-from shrinkkit.measure import timing
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Several, Shown
+from shrinkkit.errors import InvalidInput, ShrinkkitError, UnfairComparison, brief
+from shrinkkit.measure import scoring, timing
 from shrinkkit.measure.timing import DEFAULT, Call, Make, Protocol, TimingCallback, never_stop
-from shrinkkit.runtimes import files
+from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks.modules import Example, raw_bytes
+from shrinkkit.tasks.task import Task
 
 MOST_OF_A_CORE = 0.5
 """Cores that others may use before a run that needs them all counts as disturbed."""
@@ -41,7 +44,7 @@ class TimedModel:
     conditions: Conditions
 
 
-def compare(
+def time_pair(
     reference: TimedModel,
     candidate: TimedModel,
     *,
@@ -49,7 +52,7 @@ def compare(
     protocol: Protocol = DEFAULT,
     callback: TimingCallback = never_stop,
 ) -> Comparison:
-    """Return the paired timing of two models; for two modules in memory see `in_memory.compare`.
+    """Return the paired timing of two models; for two modules in memory see `compare`.
 
     A second copy of the reference is the A/A control. With `across_runtimes`, runtimes themselves are compared, and may
     therefore differ. The callback stops the timing, which then gets no verdict.
@@ -92,6 +95,102 @@ def compare(
         seed=protocol.seed,
         stopped=timed.stopped,
     )
+
+
+@dataclass(frozen=True, repr=False)
+class ModelComparison(Rich):
+    """Two models in memory, compared in speed and, with a task, in accuracy."""
+
+    latency: Comparison
+    accuracy: Accuracy | None
+    """Scores of the candidate, paired with those of the reference; None without a task."""
+
+    def shown(self) -> Shown:
+        """Return the comparison of latencies and, with a task, that of scores."""
+        return Several(tuple(part.shown() for part in (self.latency, self.accuracy) if part))
+
+
+def compare(
+    reference: nn.Module,
+    candidate: nn.Module,
+    data: Task | Example,
+    *,
+    names: tuple[str, str] = ("reference", "candidate"),
+    split: str = "validation",
+    threads: int = 0,
+    width: float = 0.005,
+    cap_s: float = 4.0,
+    seed: int = 0,
+) -> ModelComparison:
+    """Compare the latency of two models in memory, and their scores if a task is given; both are left unchanged.
+
+    Reference, candidate and a copy of the reference (the A/A control) take turns in random order. What is deployed is
+    a file, and `run` measures files: use this while developing.
+
+    Args:
+        reference: Module in eval mode.
+        candidate: Module in eval mode, on the same device; its dtype and shapes may differ.
+        data: A task, whose `example` is timed and whose split is scored, or the positional inputs of one call, batch
+            first, on the modules' device.
+        names: Of reference and candidate, for tables and errors.
+        split: Of the task: `train`, `calibration`, `validation` or `test`.
+        threads: Intra-op threads, 0 for every core that this process may use; restored afterwards.
+        width: Half-width of the 95 % interval of the speed-up, as a fraction, at which timing stops, above 0.
+        cap_s: Seconds after which timing stops in any case, once there are 20 blocks; 3 times that for slow models.
+        seed: Of the order of calls and of the bootstrap.
+
+    Returns:
+        Latency with its verdict, intervals and raw samples in ms, and the accuracy, which is None without a task.
+
+    Raises:
+        InvalidInput: A module is in training mode, rejects the inputs, gives outputs that are not finite or not
+            reproducible, or writes to its inputs; or an argument is out of its range.
+        InvalidTask: An output or a score is not finite.
+        UnfairComparison: Modules and inputs are not on one device.
+    """
+    task = data if isinstance(data, Task) else None
+    example = data.example if isinstance(data, Task) else data
+    threads_before = torch.get_num_threads()
+    threads = registry.use_threads(threads)
+    try:
+        for name, model in zip(names, (reference, candidate), strict=True):
+            _check_module(model, example, name)
+        target = Target(example[0].device.type, "torch")
+        setting = conditions(target, example, threads=threads, form="eager")
+        pair = [
+            TimedModel(name, copies(model, example), setting)
+            for name, model in zip(names, (reference, candidate), strict=True)
+        ]
+        latency = time_pair(*pair, protocol=Protocol(width=width, cap_s=cap_s, seed=seed))
+    finally:
+        torch.set_num_threads(threads_before)
+    return ModelComparison(latency, scoring.score(candidate, task, split=split, baseline=reference) if task else None)
+
+
+def _check_module(model: nn.Module, example: Example, name: str) -> None:
+    """Check that `model` can be timed on `example`; raises InvalidInput or UnfairComparison otherwise."""
+    if training := [part or name for part, module in model.named_modules() if module.training]:
+        raise InvalidInput(f"{name} must be in eval mode, but `{training[0]}` is in training mode. Call `.eval()`.")
+    devices = {str(t.device) for t in (*model.parameters(), *model.buffers(), *example)}
+    if len(devices) > 1:
+        raise UnfairComparison(
+            f"{name} and `example` must be on one device, found {', '.join(sorted(devices))}. "
+            "Move both with `.to(...)`."
+        )
+    before = inputs_sha256(example)
+    try:
+        with torch.inference_mode(), quantize.using_engine(quantize.engine_of(model)):
+            model(*example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+        shapes = [tuple(x.shape) for x in example]
+        raise InvalidInput(
+            f"{name} must accept `example`, of shapes {shapes}, but stops with: {brief(error)}. "
+            "Pass the inputs of one call, batch first."
+        ) from error
+    if inputs_sha256(example) != before:
+        raise InvalidInput(
+            f"{name} must leave its inputs unchanged, but wrote to `example`. Use no in-place step on an input."
+        )
 
 
 def conditions(target: Target, example: Example, *, threads: int, form: str) -> Conditions:

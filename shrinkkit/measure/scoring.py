@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression
-from shrinkkit.errors import InvalidInput, InvalidTask
+from shrinkkit.errors import InvalidInput, InvalidTask, nearest, options
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import files
+from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
@@ -47,6 +48,41 @@ class Scored:
     dataset: "Dataset[Any]"
     span: torch.Tensor | None
     """Smallest and largest value of each channel of the first input, (2, channels); None unless it is an image."""
+
+
+def score(model: nn.Module, task: Task, *, split: str = "validation", baseline: nn.Module | None = None) -> Accuracy:
+    """Score a model on a split of a task, example by example; nothing is changed.
+
+    Args:
+        model: Module in eval mode that takes batches of the size of the task's example, on any device.
+        task: Whose data and score function are used; its own model is not.
+        split: `train`, `calibration`, `validation` or `test`. Choose between models on `validation`.
+        baseline: Model to compare with on the same examples; None for none.
+
+    Returns:
+        The mean score with its 95 % interval and each example's score; with a baseline, the paired difference, the
+        agreement of the predictions and the examples whose score fell.
+
+    Raises:
+        InvalidInput: There is no such split, or the outputs of the two models differ in shape.
+        InvalidTask: The split is empty, or an output or a score is not finite; the batch is named.
+    """
+    if split not in SPLITS:
+        raise InvalidInput(f"`split` must be {options(SPLITS)}, got {split!r}.{nearest(str(split), SPLITS)}")
+    dataset = getattr(task, split)
+    paired = scores(_with_cpu_tensors(baseline), task, dataset) if baseline else None
+    return accuracy(task, scores(_with_cpu_tensors(model), task, dataset), paired)
+
+
+def _with_cpu_tensors(model: nn.Module) -> Callable[..., Any]:
+    """Return a function that calls `model`, on its device, with CPU tensors and returns CPU tensors."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def call(*inputs: torch.Tensor) -> Any:
+        with quantize.using_engine(quantize.engine_of(model)):
+            return convert(model(*(x.to(device) for x in inputs)), lambda t: t.cpu())
+
+    return call
 
 
 def scores(

@@ -193,7 +193,7 @@ def compare_latency(
         """Time one file and return whether to continue."""
         try:
             pair, protocol = (reference, settings.timed(name, file)), Protocol(seed=settings.seed)
-            compared = benchmark.compare(*pair, protocol=protocol, callback=callback)
+            compared = benchmark.time_pair(*pair, protocol=protocol, callback=callback)
             # A file that writes to its inputs would change the work of the next ones.
             if benchmark.inputs_sha256(settings.task.example) != reference.conditions.inputs_sha256:
                 raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
@@ -229,7 +229,7 @@ def compare_runtimes(
     module = benchmark.copies(task.model, tuple(x.to(device) for x in task.example), form=form)
     today = TimedModel(TODAY, module, replace(settings, target=Target(device, "torch")).conditions(form))
     pair, protocol = (today, settings.timed(BASELINE, baseline)), Protocol(seed=settings.seed)
-    return benchmark.compare(*pair, across_runtimes=True, protocol=protocol, callback=callback)
+    return benchmark.time_pair(*pair, across_runtimes=True, protocol=protocol, callback=callback)
 
 
 def profile(
@@ -325,7 +325,7 @@ def _points(files: Mapping[str, Loaded], settings: Settings, deadline: float) ->
             reference, candidate = (_loaded_for(files[n], settings, like) for n in (BASELINE, name))
             _check_time(reference, candidate, task.example, deadline)
             pair = (settings.timed(BASELINE, reference), settings.timed(name, candidate))
-            compared = benchmark.compare(*pair, protocol=replace(SWEEP, seed=settings.seed))
+            compared = benchmark.time_pair(*pair, protocol=replace(SWEEP, seed=settings.seed))
         except (ShrinkkitError, RuntimeError, ValueError) as error:
             yield Point(name, size, threads, error=f"{brief(error)}.")
         else:

@@ -141,7 +141,7 @@ class _Check:
         candidate = model(self.variant.name, loaded)
         reference = model(BASELINE, baseline) if baseline else candidate
         try:
-            timed = benchmark.compare(reference, candidate, protocol=Protocol(cap_s=self.seconds))
+            timed = benchmark.time_pair(reference, candidate, protocol=Protocol(cap_s=self.seconds))
         except (ShrinkkitError, RuntimeError) as error:
             notes.append(f"It could not be timed: {brief(error)}.")
             return replace(finding, notes=(*finding.notes, *notes))

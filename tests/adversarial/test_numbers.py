@@ -78,7 +78,7 @@ def test_another_form_of_the_same_file_is_refused(run, task, tmp_path):
 def test_the_module_is_compared_with_its_file_across_forms_only_where_that_is_asked():
     here = Settings(TORCH, tiny_task(), threads=1).conditions("eager")
     with pytest.raises(UnfairComparison, match="form"):
-        benchmark.compare(
+        benchmark.time_pair(
             TimedModel("a", lambda: None, here),
             TimedModel("b", lambda: None, dataclasses.replace(here, form="torchscript")),
         )

@@ -58,7 +58,7 @@ def compare(
         )
         for form in forms
     ]
-    return benchmark.compare(
+    return benchmark.time_pair(
         TimedModel(forms[0], reference, own[0]),
         TimedModel(forms[1], candidate, own[1]),
         across_runtimes=True,

@@ -139,7 +139,7 @@ MODELS = {"matrices": matrices, "vectors": vectors, "convolutions": convolutions
 def ours(kind: str, slow_down: float, *, budget_s: float, threads: int, seed: int) -> tuple[Comparison, Said, float]:
     """Return what shrinkkit's paired timing says, what it would if contention never withheld its verdict, and early."""
     here = Conditions("cpu", machines.hardware(registry.resolve("cpu/torch")), "torch", "eager", threads, 1, "")
-    found = benchmark.compare(
+    found = benchmark.time_pair(
         TimedModel("reference", lambda: model(kind, 0.0), here),
         TimedModel("candidate", lambda: model(kind, slow_down), here),
         protocol=Protocol(cap_s=budget_s, seed=seed),

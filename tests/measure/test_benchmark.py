@@ -12,7 +12,7 @@ from shrinkkit.core import store
 from shrinkkit.core.evidence import PairedSamples, conclude
 from shrinkkit.core.measurement import Comparison, Conditions
 from shrinkkit.errors import InvalidInput, UnfairComparison
-from shrinkkit.measure import benchmark, in_memory, timing
+from shrinkkit.measure import benchmark, timing
 from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.timing import Protocol
 from shrinkkit.runtimes.torch import quantize
@@ -46,7 +46,7 @@ def clock(monkeypatch):
 
 
 def compare(make_reference, make_candidate, **options) -> Comparison:
-    return benchmark.compare(
+    return benchmark.time_pair(
         TimedModel("baseline", make_reference, HERE),
         TimedModel("variant", make_candidate, HERE),
         protocol=Protocol(**options),
@@ -56,7 +56,7 @@ def compare(make_reference, make_candidate, **options) -> Comparison:
 @pytest.mark.parametrize("field", list(OTHER))
 def test_models_under_different_conditions_are_refused(field):
     with pytest.raises(UnfairComparison, match=field):
-        benchmark.compare(
+        benchmark.time_pair(
             TimedModel("a", unused, HERE),
             TimedModel("b", unused, dataclasses.replace(HERE, **{field: OTHER[field]})),
         )
@@ -65,7 +65,7 @@ def test_models_under_different_conditions_are_refused(field):
 @pytest.mark.parametrize("field", [name for name in OTHER if name not in ("runtime", "form")])
 def test_runtimes_under_different_conditions_are_refused(field):
     with pytest.raises(UnfairComparison, match=field):
-        benchmark.compare(
+        benchmark.time_pair(
             TimedModel("a", unused, HERE),
             TimedModel("b", unused, dataclasses.replace(HERE, runtime="onnxruntime", **{field: OTHER[field]})),
             across_runtimes=True,
@@ -81,7 +81,7 @@ def test_every_condition_is_compared():
 
 
 def test_runtimes_alone_may_differ_where_they_are_what_is_compared(clock):
-    found = benchmark.compare(
+    found = benchmark.time_pair(
         TimedModel("baseline", clock.models(lambda: 3.0), HERE),
         TimedModel("baseline", clock.models(lambda: 1.5), dataclasses.replace(HERE, runtime="onnxruntime")),
         across_runtimes=True,
@@ -135,7 +135,7 @@ def layers(width=8):
 
 
 def time_models(reference, candidate, example=INPUTS, **options) -> Comparison:
-    return in_memory.compare(reference, candidate, example, cap_s=0.1, threads=1, **options).latency
+    return benchmark.compare(reference, candidate, example, cap_s=0.1, threads=1, **options).latency
 
 
 def test_two_modules_are_timed_as_they_are_and_left_unchanged():
@@ -213,7 +213,7 @@ def test_more_work_on_a_gpu_takes_longer():
         return lambda: lambda: a @ a
 
     there = dataclasses.replace(HERE, device="cuda")
-    found = benchmark.compare(
+    found = benchmark.time_pair(
         TimedModel("small", multiply(512), there),
         TimedModel("large", multiply(8192), there),
         protocol=Protocol(cap_s=1.0),
