@@ -1,12 +1,13 @@
 """Recipes and studies read from YAML, with every mistake, its line and its remedy."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -21,7 +22,6 @@ from shrinkkit.errors import InvalidInput, message, nearest, options, shown_valu
 MOST_BYTES, MOST_NODES, _DEEPEST = 1 << 20, 5000, 12
 """Of a file, of what stands in it once its aliases are followed, and the levels of nesting."""
 _DEEPEST_READ = 64
-_R = TypeVar("_R")
 
 
 def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
@@ -36,8 +36,7 @@ def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
     Raises:
         InvalidInput: There is no such recipe, or it breaks rules; one line for each.
     """
-    wrong: list[str] = []
-    return _whole(_named_recipe(os.fspath(path_or_name), Path(), "", wrong), wrong)
+    return _named_recipe(os.fspath(path_or_name), Path(), "")
 
 
 def read_study(path_or_name: str | os.PathLike[str]) -> Study:
@@ -142,7 +141,7 @@ def check_patterns(study: Study, layers: Sequence[str]) -> None:
                 text = f"`{dotted(key[:-1])}` of recipe `{recipe.name}` names {pattern!r}, which matches no layer"
                 remedy = f"{nearest(pattern, modules)} {listed}"
                 wrong.append(message(text, recipe.where.get(dotted(key), ""), remedy))
-    _whole(study, wrong)
+    _raise(wrong)
 
 
 def check_unit(study: Study, scores: Sequence[float]) -> None:
@@ -270,12 +269,12 @@ def _study(source: Source, folder: Path) -> Study:
     recipes: list[tuple[Key, Recipe]] = []
     if isinstance(listed, tuple):
         for i, entry in enumerate(listed):
-            if recipe := _entry(entry, ("recipes", i), source, folder, wrong):
-                recipes.append((("recipes", i), recipe))
+            with _collected(wrong):
+                recipes.append((("recipes", i), _entry(entry, ("recipes", i), source, folder)))
         data["recipes"] = tuple(recipe for _, recipe in recipes)
     if isinstance(data.get("task"), str):
-        data["task"] = _task(data["task"], source, folder, wrong)
-    result = None
+        with _collected(wrong):
+            data["task"] = _task(data["task"], source, folder)
     try:
         result = Study.model_validate(data)
     except ValidationError as error:
@@ -285,43 +284,50 @@ def _study(source: Source, folder: Path) -> Study:
     budget_target = budget.get("target") if isinstance(budget, dict) else None
     for key, text, remedy in conflicts(recipes, named, budget_target):
         wrong.append(message(text, source.where(key), remedy))
-    return _whole(result, wrong)
+    _raise(wrong)
+    return result
 
 
-def _entry(entry: Any, key: Key, source: Source, folder: Path, wrong: list[str]) -> Recipe | None:
-    """Return the recipe that an entry of a study's list stands for; None after adding to `wrong` why there is none."""
+@contextmanager
+def _collected(wrong: list[str]) -> Iterator[None]:
+    """Add a mistake in the block to `wrong`, so that others are reported too."""
+    try:
+        yield
+    except InvalidInput as error:
+        wrong.append(str(error))
+
+
+def _raise(wrong: Sequence[str]) -> None:
+    if wrong:
+        raise InvalidInput("\n".join(dict.fromkeys(wrong)))
+
+
+def _entry(entry: Any, key: Key, source: Source, folder: Path) -> Recipe:
+    """Return the recipe that an entry of a study's list stands for."""
     if isinstance(entry, Recipe):
         return entry
     if isinstance(entry, dict):
-        return _recipe(source, key, entry, wrong)
+        return _recipe(source, key, entry)
     if isinstance(entry, str):
-        return _named_recipe(entry, folder, source.where(key), wrong)
-    wrong.append(message(f"`recipes` must be {RECIPES}, got {shown_value(entry)}", source.where(key)))
-    return None
+        return _named_recipe(entry, folder, source.where(key))
+    raise InvalidInput(message(f"`recipes` must be {RECIPES}, got {shown_value(entry)}", source.where(key)))
 
 
-def _named_recipe(name: str, folder: Path, where: str, wrong: list[str]) -> Recipe | None:
+def _named_recipe(name: str, folder: Path, where: str) -> Recipe:
     if name in BUILT_IN:
         source = _bundled("recipes", name)
     elif not name.endswith((".yaml", ".yml")):
         rule = f"a built-in one ({', '.join(BUILT_IN)}), or the path of a .yaml file"
-        wrong.append(message(f"A recipe must be {rule}, got {name!r}", where, nearest(name, BUILT_IN)))
-        return None
+        raise InvalidInput(message(f"A recipe must be {rule}, got {name!r}", where, nearest(name, BUILT_IN)))
     elif not os.path.isfile(folder / name):
         remedy = "Check the path." + (" Paths in a study are relative to its file." if where else "")
-        wrong.append(message(f"There is no recipe file {name!r:.200}", where, remedy))
-        return None
+        raise InvalidInput(message(f"There is no recipe file {name!r:.200}", where, remedy))
     else:
-        try:
-            source = load(folder / name)
-        except InvalidInput as error:
-            wrong.append(str(error))
-            return None
-    wrong += source.problems
-    return _recipe(source, (), {"name": Path(source.path).stem, **source.data}, wrong)
+        source = load(folder / name)
+    return _recipe(source, (), {"name": Path(source.path).stem, **source.data}, source.problems)
 
 
-def _recipe(source: Source, prefix: Key, data: dict[str, Any], wrong: list[str]) -> Recipe | None:
+def _recipe(source: Source, prefix: Key, data: dict[str, Any], problems: Sequence[str] = ()) -> Recipe:
     def where(key: Key) -> str:
         return source.where((*prefix, *key))
 
@@ -333,18 +339,19 @@ def _recipe(source: Source, prefix: Key, data: dict[str, Any], wrong: list[str])
         name = next(iter(value)) if isinstance(value, dict) else value
         return name, transform(name).section if is_stage else PRECISIONS[name]
 
+    wrong = list(problems)
     if "where" in data:  # a field that only reading may fill
         wrong.append(unknown(("where",), Recipe, where(("where",))))
     try:
         recipe = Recipe.model_validate({name: value for name, value in data.items() if name != "where"})
     except ValidationError as error:
         wrong += explain(error, Recipe, where=where, chosen=chosen)
-        return None
+    _raise(wrong)
     places = {dotted(key): where(key) for key, _ in recipe.patterns()} if source.path else {}
     return recipe.model_copy(update={"where": places})
 
 
-def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
+def _task(task: str, source: Source, folder: Path) -> str:
     path = Path(os.path.abspath(folder / task))
     if task in TASKS or not task:
         return task
@@ -353,11 +360,4 @@ def _task(task: str, source: Source, folder: Path, wrong: list[str]) -> str:
     problem = "it is neither" if not task.endswith(".py") else "there is no such file"
     problem = "that is a folder" if os.path.isdir(path) else problem
     text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
-    wrong.append(message(text, source.where(("task",)), nearest(task, TASKS)))
-    return task
-
-
-def _whole(result: _R | None, wrong: Sequence[str]) -> _R:
-    if wrong or result is None:
-        raise InvalidInput("\n".join(dict.fromkeys(wrong)))
-    return result
+    raise InvalidInput(message(text, source.where(("task",)), nearest(task, TASKS)))
