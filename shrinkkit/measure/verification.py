@@ -161,21 +161,19 @@ def compare_with_report(reported: Figures, finding: Finding, *, machine: str, th
 
 def text(verification: Verification) -> str:
     """Return a verification as plain text: a table of the targets, with reasons and notes below each."""
-    lines = [_HEAD, *(_cells(finding) for finding in verification.findings)]
-    widths = [max(len(cells[i]) for cells in lines) for i in range(len(_HEAD))]
+    head = ("target", "state", "max. relative error", "latency / batch", "speed-up vs. baseline")
+    lines = [head, *(_cells(finding) for finding in verification.findings)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in lines]
     machine = f"{machines.names(verification.environment)[0]}, {formats.counted(verification.threads, 'thread')}"
     shown = [f"{verification.variant} on {machine}", "", rows[0], "  ".join("-" * width for width in widths)]
     for row, finding in zip(rows[1:], verification.findings, strict=True):
         shown.append(row)
-        for note in (*filter(None, [finding.why]), *finding.notes):
+        for note in filter(None, (finding.why, *finding.notes)):
             shown += textwrap.wrap(note, WIDTH, initial_indent="    ", subsequent_indent="    ")
     for note in (*verification.problems, *verification.notes, _conclusion(verification)):
         shown += ["", *textwrap.wrap(note, WIDTH)]
     return "\n".join(shown)
-
-
-_HEAD = ("target", "state", "max. relative error", "latency / batch", "speed-up vs. baseline")
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:

@@ -74,7 +74,10 @@ def check(
     threads_before = torch.get_num_threads()
     try:
         threads = registry.use_threads(threads)
-        targets = only or _targets(variant)
+        made = [file.runtime for file in variant.files]
+        refused = [str(Target("cpu", runtime)) for runtime in variant.refusals]
+        here = [name for name in registry.targets() if Target.parse(name).runtime in made or name in refused]
+        targets = only or here
         findings: list[Finding] = []
         for name in targets:
             start = partial(progress, len(findings), len(targets), name)
@@ -203,14 +206,6 @@ def _run(
         return inputs, files.verify(folder, file, inputs, expected, device=target.device, threads=threads)
     except (Unsupported, ModelFileError) as error:
         raise _Unusable(NOT_HERE if isinstance(error, Unsupported) else FAILS, str(error)) from error
-
-
-def _targets(variant: Variant) -> list[str]:
-    """Return the targets for which the variant has a file, and those on the CPU that do not support it."""
-    runtimes = {file.runtime for file in variant.files}
-    targets = [Target.parse(name) for name in registry.targets()]
-    refused = [Target("cpu", runtime) for runtime in variant.refusals]
-    return [str(target) for target in targets if target.runtime in runtimes or target in refused]
 
 
 def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[str]:
