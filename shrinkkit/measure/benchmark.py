@@ -62,27 +62,26 @@ def time_pair(
             timed then.
         UnfairComparison: The conditions differ.
     """
-    here, there = dict(vars(reference.conditions)), vars(candidate.conditions)
-    runtimes = {here["runtime"], there["runtime"]}
-    if across_runtimes:
-        here |= {"runtime": there["runtime"], "form": there["form"]}
-    if unequal := differences(here, there):
+    here, models = reference.conditions, (reference, candidate)
+    exempt = {"runtime", "form"} if across_runtimes else set()
+    equal = ({k: v for k, v in vars(model.conditions).items() if k not in exempt} for model in models)
+    if unequal := differences(*equal):
         raise UnfairComparison(
             f"Models may be timed only under equal conditions; these differ in {unequal}. "
             "Load both on the same target, with the same threads and inputs."
         )
-    timer = timing.timer(here["device"], runtimes)
+    timer = timing.timer(here.device, {model.conditions.runtime for model in models})
     makers, names = (reference.make, candidate.make, reference.make), (reference.name, candidate.name)
     start = snapshot()
     timed = timing.measure(makers, names, timer, protocol, callback)
     end = snapshot()
-    contention = disturbance(start, end, threads=here["threads"], cores=machines.cores())
+    contention = disturbance(start, end, threads=here.threads, cores=machines.cores())
     samples = timed.samples.rounded()
     conclusion = conclude(samples, withheld=contention.withheld, stopped=timed.stopped, seed=protocol.seed)
     return Comparison(
         reference=reference.name,
         candidate=candidate.name,
-        conditions=reference.conditions,
+        conditions=here,
         candidate_runtime=candidate.conditions.runtime,
         **vars(conclusion),
         reference_samples_ms=tuple(samples.reference),

@@ -413,8 +413,10 @@ def loaded_table(loaded: Mapping[str, LoadedVariant]) -> Table:
     """Return a table of the loaded files, with the time of loading and of the first call, or why there is none."""
     rows: list[tuple[Cell, ...]] = []
     for name, variant in loaded.items():
-        times = (cells.milliseconds(variant.load_ms), cells.milliseconds(variant.first_call_ms))
-        error = (Cell(variant.error, tone="bad", wide=True),)
-        rows.append((Cell(name), *(error if variant.error else (*times, Cell(variant.file_sha256[:12])))))
+        if variant.error:
+            rows.append((Cell(name), Cell(variant.error, tone="bad", wide=True)))
+        else:
+            times = (cells.milliseconds(variant.load_ms), cells.milliseconds(variant.first_call_ms))
+            rows.append((Cell(name), *times, Cell(variant.file_sha256[:12])))
     columns = (Column("variant"), Column("load", True), Column("first call", True), Column("SHA-256"))
     return Table("Loaded files, verified by hash and outputs", columns, tuple(rows))
