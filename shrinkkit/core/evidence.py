@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, TargetRecord
+from shrinkkit.core.recipe import BASELINE
 from shrinkkit.errors import InvalidInput
 
-BASELINE = "baseline"
 ROUNDING = 1e-6
 """Relative tolerance below which two scores are equal: floating-point summation order."""
 _AGREE = 1e-3
