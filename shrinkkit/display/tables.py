@@ -5,7 +5,7 @@ Their HTML and Markdown are the macros in shown.html.j2 and shown.md.j2.
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -88,6 +88,10 @@ class Column:
 
     title: str
     number: bool = False
+
+
+Row = Mapping[str, Cell | str]
+"""Cells by the titles of their columns."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +188,32 @@ class ProgressBar(Shown):
         share = formats.percent(self.done / self.total) if self.done < self.total else "done"
         state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
         return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}"
+
+
+def table(
+    caption: str,
+    rows: Sequence[Row],
+    note: str = "",
+    *,
+    text: Sequence[str] = (),
+    folded: bool | None = None,
+    shaded: bool = False,
+) -> Table:
+    """Return a table with the columns of the longest row that are not empty; all but the first and `text` are numbers.
+
+    Cells that a row lacks are empty, unless it ends with a wide cell.
+    """
+    made = [{title: cell if isinstance(cell, Cell) else Cell(cell) for title, cell in row.items()} for row in rows]
+    filled = {title for row in made for title, cell in row.items() if cell.text}
+    titles = [title for title in max(made, key=len, default={}) if title in filled]
+    columns = tuple(Column(title, number=i > 0 and title not in text) for i, title in enumerate(titles))
+    cells = (
+        [cell for title, cell in row.items() if cell.wide or title in titles]
+        if any(cell.wide for cell in row.values())
+        else [row.get(title, Cell("")) for title in titles]
+        for row in made
+    )
+    return Table(caption, columns, tuple(map(tuple, cells)), note, folded, shaded)
 
 
 def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:

@@ -7,7 +7,7 @@ from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord
 from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import Image, Strip
-from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
+from shrinkkit.display.tables import Cell, Row, Several, Shown, Statement, Table, table
 
 ARROW, DELTA = "\N{RIGHTWARDS ARROW}", "\N{GREEK CAPITAL LETTER DELTA}"
 CLASSES, WORST = 30, 10
@@ -35,28 +35,24 @@ def fidelity(accuracies: Mapping[str, Accuracy], *, of: str = "runtime") -> Tabl
 
 
 def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
-    agree = any(accuracy.agreement is not None for accuracy in accuracies.values())
-    diverge = any(accuracy.divergence is not None for accuracy in accuracies.values())
-    rows: list[tuple[Cell, ...]] = [
-        (
-            Cell(name),
-            cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
-            accuracy.change_cell(),
-            *([_agreement(accuracy)] if agree else []),
-            Cell(_cosine(accuracy.cosine) if accuracy.difference else ""),
-            *([Cell(_divergence(accuracy.divergence) if accuracy.difference else "")] if diverge else []),
-        )
+    metric = next((accuracy.metric for accuracy in accuracies.values()), "score")
+    rows: list[Row] = [
+        {
+            first: name,
+            metric: cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
+            f"{DELTA} {metric}": accuracy.change_cell(),
+            "same predictions": _agreement(accuracy),
+            "cosine": _cosine(accuracy.cosine) if accuracy.difference else "",
+            "KL divergence, nats": _divergence(accuracy.divergence) if accuracy.difference else "",
+        }
         for name, accuracy in accuracies.items()
     ]
-    rows += [(Cell(name), Cell(error, tone="bad", wide=True)) for name, error in errors.items()]
-    metric = next((accuracy.metric for accuracy in accuracies.values()), "score")
-    titles = [metric, f"{DELTA} {metric}", *(["same predictions"] if agree else []), "cosine"]
-    titles += ["KL divergence, nats"] if diverge else []
-    columns = (Column(first), *(Column(title, True) for title in titles))
+    rows += [{first: name, metric: Cell(error, tone="bad", wide=True)} for name, error in errors.items()]
     examples = max((len(accuracy.scores) for accuracy in accuracies.values()), default=0)
     note = "With 95 % CIs. Cosine: mean cosine similarity of outputs with the reference's."
-    note += " KL divergence: of class probabilities from the reference's." if diverge else ""
-    return Table(f"{caption}, {formats.counted(examples, 'example')}", columns, tuple(rows), note)
+    if any(accuracy.divergence is not None for accuracy in accuracies.values()):
+        note += " KL divergence: of class probabilities from the reference's."
+    return table(f"{caption}, {formats.counted(examples, 'example')}", rows, note)
 
 
 def _agreement(accuracy: Accuracy) -> Cell:
@@ -99,21 +95,18 @@ def classes(accuracies: Mapping[str, Accuracy]) -> Shown:
         if not chosen:
             return Statement(f"None of {len(names):,} classes scores lower in any variant than in the baseline.")
         which = f", the {len(chosen)} of {len(names):,} classes with the largest regressions"
-    rows = tuple(
-        (
-            Cell(name, formats.counted(next(s[name].examples for s in by_class.values() if name in s), "example")),
-            *(_class(scores.get(name), fraction) for scores in by_class.values()),
-        )
-        for name in chosen
-    )
+    rows: list[Row] = []
+    for name in chosen:
+        examples = next(scores[name].examples for scores in by_class.values() if name in scores)
+        changes = {variant: _class(scores.get(name), fraction) for variant, scores in by_class.items()}
+        rows.append({"class": Cell(name, formats.counted(examples, "example")), **changes})
     shown = (by_class[variant].get(name) for variant in compared for name in chosen)
-    changes = [score.difference for score in shown if score]
-    marked = sum(_excludes_zero(change) for change in changes)
-    columns = (Column("class"), *(Column(name, True) for name in by_class))
+    differences = [score.difference for score in shown if score]
+    marked = sum(map(_excludes_zero, differences))
     metric = f"{DELTA} {first.metric} per class{' (pts)' if fraction else ''}"
-    caption = f"{metric}{which}; {marked or 'none'} of {len(changes)} marked"
+    caption = f"{metric}{which}; {marked or 'none'} of {len(differences)} marked"
     note = _CLASSES_NOTE + (_CHOSEN_NOTE if which else "")
-    return Table(caption, columns, rows, note, folded=None if marked else True, shaded=True)
+    return table(caption, rows, note, folded=None if marked else True, shaded=True)
 
 
 def _change(score: ClassScore | None) -> float:
@@ -168,23 +161,19 @@ def _regressions(name: str, accuracy: Accuracy) -> Shown:
         caption += f"; {'first' if is_binary else 'worst'} {len(shown)} shown"
     if pictured:
         return Strip(caption, tuple(image(example, name) for example in shown))
-    named = any(example.label or example.before or example.after for example in shown)
-    columns = [Column("example")]
-    columns += [Column("label"), Column("baseline"), Column(name)] if named else []
-    columns += [] if is_binary else [Column("score before", True), Column("score after", True)]
     fraction = formats.is_fraction(accuracy.scores)
-    rows = tuple(
-        (
-            Cell(f"{example.index:,}"),
-            *((Cell(example.label), Cell(example.before), Cell(example.after)) if named else ()),
-            *(
-                Cell(formats.score(value, is_fraction=fraction))
-                for value in (() if is_binary else (example.score_before, example.score_after))
-            ),
-        )
+    rows: list[Row] = [
+        {
+            "example": f"{example.index:,}",
+            "label": example.label,
+            "baseline": example.before,
+            name: example.after,
+            "score before": "" if is_binary else formats.score(example.score_before, is_fraction=fraction),
+            "score after": "" if is_binary else formats.score(example.score_after, is_fraction=fraction),
+        }
         for example in shown
-    )
-    return Table(caption, tuple(columns), rows, folded=True)
+    ]
+    return table(caption, rows, text=("label", "baseline", name), folded=True)
 
 
 def _fitting(examples: Sequence[Regression]) -> list[Regression]:
@@ -210,21 +199,23 @@ def image(example: Regression, variant: str) -> Image:
 
 def saturation(record: TargetRecord) -> Shown:
     """Return whether the int8 kernels of each file agree with FP32 emulation, and why one could not be checked."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for measurement in record.measurements:
         if check := measurement.integers:
             worst = max(check.layers, key=check.layers.__getitem__, default="")
             saturated = ", ".join(check.saturated)
-            rows.append(
-                (
-                    Cell(measurement.variant),
-                    Cell(f"saturates: {saturated}" if saturated else "exact", tone="bad" if saturated else "good"),
-                    Cell(f"{check.max_relative_error:.1e}"),
-                    Cell(f"{len(check.layers)}", f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""),
-                )
-            )
-        rows += [(Cell(measurement.variant), Cell(note, tone="warning", wide=True)) for note in measurement.notes]
+            details = f"at most {check.layers[worst]:.1e} in {worst}" if worst else ""
+            row: Row = {
+                "variant": measurement.variant,
+                "kernels": Cell(f"saturates: {saturated}", tone="bad") if saturated else Cell("exact", tone="good"),
+                "output error": f"{check.max_relative_error:.1e}",
+                "layers compared": Cell(f"{len(check.layers)}", details),
+            }
+            rows.append(row)
+        rows += [
+            {"variant": measurement.variant, "kernels": Cell(note, tone="warning", wide=True)}
+            for note in measurement.notes
+        ]
     if not rows:
         return Statement(f"No variant computes in int8 on {record.target}.")
-    columns = (Column("variant"), Column("kernels"), Column("output error", True), Column("layers compared", True))
-    return Table("Int8 kernels vs. FP32 emulation", columns, tuple(rows), _INTEGERS_NOTE)
+    return table("Int8 kernels vs. FP32 emulation", rows, _INTEGERS_NOTE, text=("kernels",))

@@ -216,7 +216,7 @@ def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric
             axes.scatter(*position(row, is_fraction=is_fraction), s=14, color=INK, alpha=0.35, linewidth=0)
         for i, row in enumerate(best, 1):
             point = position(row, is_fraction=is_fraction)
-            axes.scatter(*point, s=42, color=COLOURS[0], marker="s")
+            axes.scatter(*point, s=42, color=COLOURS[0], marker="s", gid=f"point-{i - 1}")
             axes.annotate(str(i), point, xytext=(5, 4), textcoords="offset points")
         tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction)
         axes.margins(y=0.15)
@@ -246,6 +246,8 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
     sizes = sorted({size for by_size in rates.values() for size in by_size})
     if len(sizes) < 2:
         return None
+    from matplotlib.ticker import LogLocator
+
     with canvas(9.2, 3.4) as figure:
         axes = figure.subplots()
         for i, (name, by_size) in enumerate(rates.items()):
@@ -254,9 +256,8 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        drawn = [rate for by_size in rates.values() for rate in by_size.values()]
-        ticks = _round_numbers(min(drawn), max(drawn))
-        axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:,g}")
         axes.minorticks_off()
         axes.grid(color=FAINT)
         axes.set_xlabel("batch size")
@@ -272,15 +273,6 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
             f"{record.target}: examples per second by batch size, with {formats.counted(conditions.threads, 'thread')} "
             "(logarithmic axes).",
         )
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Return 1, 2 or 5 times powers of ten from just below `low` to just above `high`."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    marks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    first = max((i for i, mark in enumerate(marks) if mark <= low), default=0)
-    last = min(i for i, mark in enumerate(marks) if mark >= high)
-    return marks[first : last + 1]
 
 
 def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Picture | None:

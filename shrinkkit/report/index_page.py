@@ -11,8 +11,8 @@ from shrinkkit.core import store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import PART
-from shrinkkit.display import cells, formats
-from shrinkkit.display.tables import Cell, Column, Heading, Shown, Table
+from shrinkkit.display import cells, formats, tables
+from shrinkkit.display.tables import Cell, Heading, Shown, Table
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
 from shrinkkit.report import figures
 from shrinkkit.results import folders, results
@@ -24,6 +24,8 @@ PAGE = "index.html"
 _MARK = '<meta name="generator" content="shrinkkit index">'
 _TONES = {"finished": "", "by hand": "quiet", "unreadable": "bad"}
 _FILES = {"md": "report.md", "json": "results.json"}
+_TEXT = ("status", "conclusion", "task", "machine", "started", *_FILES)
+DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 _RUNS_NOTE = (
     "Speed-up, size and accuracy are those of the best variant, against PyTorch on the same machine and the baseline's "
     "file, with 95 % CIs. Inconclusive speed-ups are left out."
@@ -73,12 +75,7 @@ def write(reports: Path) -> Path:
 
 @contextmanager
 def listed(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Write the index next to the run folder `run` when the block ends, even with an error.
-
-    Args:
-        run: The run folder.
-        warn: Called with a message if the index could not be written.
-    """
+    """Write the index next to the run folder `run` when the block ends, even with an error; `warn` gets a failure."""
     try:
         yield
     finally:
@@ -154,55 +151,42 @@ def page(runs: Sequence[Run]) -> str:
         runs=runs,
         summary=f"{formats.counted(len(runs), 'run')}: {counts}.",
         states=dict.fromkeys(states),
-        table=_table(runs),
+        table=tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False),
         fronts=_fronts(runs),
     )
     return html
 
 
-def _table(runs: Sequence[Run]) -> Table:
-    numbers = ("speed-up", "size reduction", "\N{GREEK CAPITAL LETTER DELTA} accuracy")
-    columns = (
-        *map(Column, ("run", "status", "conclusion")),
-        *(Column(title, True) for title in numbers),
-        *map(Column, ("task", "machine", "started", *_FILES)),
-    )
-    return Table("Runs", columns, tuple(_row(run) for run in runs), _RUNS_NOTE, folded=False)
-
-
-def _row(run: Run) -> tuple[Cell, ...]:
+def _row(run: Run) -> tables.Row:
     loaded, started = run.results, _started(run)
-    verdict = decide(loaded) if loaded and run.status != "unreadable" else None
-    row = verdict.row if verdict else None
-    conclusion = Cell("")
-    if verdict:
-        aside = f"{row.variant}\non {row.target}" if row else verdict.headline
-        conclusion = Cell(KINDS.get(verdict.kind, "no conclusion"), aside, TONES[verdict.kind], key=verdict.kind)
     links = {name: f"{quote(run.name)}/{name}" for name in run.files}
-    return (
-        Cell(run.name, href=links.get("report.html", ""), key=run.name),
-        Cell(run.status, run.reason, _TONES.get(run.status, "warning"), key=run.status),
-        conclusion,
-        *_figures(loaded, row),
-        Cell(loaded.task if loaded else ""),
-        Cell(", ".join(loaded.machines) if loaded else ""),
-        Cell(f"{started[:10]} {started[11:16]}".strip(), "UTC" if started else "", key=started),
-        *(Cell(text if name in links else "", href=links.get(name, "")) for text, name in _FILES.items()),
-    )
+    return {
+        "run": Cell(run.name, href=links.get("report.html", ""), key=run.name),
+        "status": Cell(run.status, run.reason, _TONES.get(run.status, "warning"), key=run.status),
+        **(_conclusion(loaded) if loaded and run.status != "unreadable" else {}),
+        "task": loaded.task if loaded else "",
+        "machine": ", ".join(loaded.machines) if loaded else "",
+        "started": Cell(f"{started[:10]} {started[11:16]}".strip(), "UTC" if started else "", key=started),
+        **{text: Cell(text if name in links else "", href=links.get(name, "")) for text, name in _FILES.items()},
+    }
 
 
-def _figures(loaded: Results | None, row: Row | None) -> tuple[Cell, Cell, Cell]:
-    """Return speed-up, size and change of the best variant, empty where they are not known."""
+def _conclusion(loaded: Results) -> tables.Row:
+    """Return the kind of the verdict, and speed-up, size and change of the best variant where they are known."""
+    verdict = decide(loaded)
+    row = verdict.row
+    aside = f"{row.variant}\non {row.target}" if row else verdict.headline
+    conclusion = Cell(KINDS.get(verdict.kind, "no conclusion"), aside, TONES[verdict.kind], key=verdict.kind)
     speed = size = change = Cell("")
-    if loaded and row and (ratio := row.speedup_today) and row.timing_today in CONCLUSIVE:
+    if row and (ratio := row.speedup_today) and row.timing_today in CONCLUSIVE:
         speed = replace(cells.speedup(ratio, row.timing_today), aside=formats.interval(ratio), key=f"{ratio.value:g}")
-    if loaded and row and row.size_bytes and (before := loaded.row(BASELINE, row.target).size_bytes):
+    if row and row.size_bytes and (before := loaded.row(BASELINE, row.target).size_bytes):
         smaller = before / row.size_bytes
         size = Cell(formats.times(smaller), f"to {formats.size(row.size_bytes)}", key=f"{smaller:g}")
-    if loaded and row and row.difference:
+    if row and row.difference:
         cell = cells.change(row.difference, is_fraction=loaded.is_fraction)
         change = replace(cell, aside=f"{cell.aside}\n{loaded.metric}", key=f"{row.difference.value:g}")
-    return speed, size, change
+    return {"conclusion": conclusion, "speed-up": speed, "size reduction": size, f"{DELTA} accuracy": change}
 
 
 def fronts(runs: Sequence[Run]) -> Fronts:
@@ -214,8 +198,7 @@ def fronts(runs: Sequence[Run]) -> Fronts:
     best: Fronts = {}
     for key, pairs in groups.items():
         runs_by_row = {id(row): run for run, row in pairs}
-        front = results.pareto_front([row for _, row in pairs])
-        if front:
+        if front := results.pareto_front([row for _, row in pairs]):
             best[key] = tuple((runs_by_row[id(row)], row) for row in front)
     return best
 
@@ -240,17 +223,19 @@ def _fronts(runs: Sequence[Run]) -> list[Shown]:
 
 
 def _front(pairs: Sequence[tuple[Run, Row]], metric: str) -> Table:
-    rows = tuple(
-        (
-            Cell(f"{i}. {row.variant}", href=f"{quote(run.name)}/report.html" if "report.html" in run.files else ""),
-            Cell(run.name),
-            Cell(str(row.place.target)),
-            cells.speedup(row.speedup_today, row.timing_today),
-            cells.size(row.size_bytes),
-            cells.change(row.difference, is_fraction=bool(run.results and run.results.is_fraction)),
-        )
+    rows: list[tables.Row] = [
+        {
+            "variant": Cell(
+                f"{i}. {row.variant}", href=f"{quote(run.name)}/report.html" if "report.html" in run.files else ""
+            ),
+            "run": run.name,
+            "target": str(row.place.target),
+            "vs PyTorch": cells.speedup(row.speedup_today, row.timing_today),
+            "file size": cells.size(row.size_bytes),
+            f"{DELTA} {metric}": cells.change(
+                row.difference, is_fraction=bool(run.results and run.results.is_fraction)
+            ),
+        }
         for i, (run, row) in enumerate(pairs, 1)
-    )
-    numbers = ("vs PyTorch", "file size", f"\N{GREEK CAPITAL LETTER DELTA} {metric}")
-    columns = (*map(Column, ("variant", "run", "target")), *(Column(title, True) for title in numbers))
-    return Table("Numbers refer to the chart", columns, rows, folded=False)
+    ]
+    return tables.table("Numbers refer to the chart", rows, text=("run", "target"), folded=False)

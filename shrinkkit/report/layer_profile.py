@@ -10,7 +10,7 @@ from shrinkkit.core.target import Place
 from shrinkkit.core.variant import LayerAudit, Variant
 from shrinkkit.display import formats
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
-from shrinkkit.display.tables import Cell, Column, Several, Shown, Statement, Table
+from shrinkkit.display.tables import Cell, Row, Several, Shown, Statement, Table, table
 from shrinkkit.results import diagnosis
 from shrinkkit.results.diagnosis import LONGER, NOTABLE, total_ms
 
@@ -146,29 +146,29 @@ def _in_words(by_layer: Mapping[str, float]) -> str:
 def _table(measurement: Measurement, before: Sequence[LayerTime], variant: Variant, record: TargetRecord) -> Table:
     """Return a variant's layers with the baseline's latencies, in execution order."""
     is_baseline = measurement.variant == BASELINE
-    now, old = _operators(measurement.layers), _operators(before)
+    now, old = _operators(measurement.layers), _operators(() if is_baseline else before)
     total, total_before = total_ms(measurement.layers), total_ms(before)
-    rows, rest, rest_before, small = [], 0.0, 0.0, 0
+    rows: list[Row] = []
+    small: list[tuple[float, float]] = []
     audit = {row.layer: row for row in variant.audit}
     for layer in dict.fromkeys([*now, *(layer for layer in old if layer in audit)]):
         ms, ms_before = sum(now.get(layer, {}).values()), sum(old.get(layer, {}).values())
         if ms < SHOWN * total and ms_before < SHOWN * total_before:
-            rest, rest_before, small = rest + ms, rest_before + ms_before, small + 1
+            small.append((ms, ms_before))
             continue
         operators = ", ".join(now[layer]) if layer in now else "fused into another layer"
-        times = _times(ms, ms_before, is_baseline, total)
-        rows.append((Cell(layer), Cell(operators, tone="quiet"), *times, *_layer(audit.get(layer), _runtime(record))))
+        names: Row = {"layer": layer, "operators": Cell(operators, tone="quiet")}
+        rows.append({**names, **_times(ms, ms_before, total), **_layer(audit.get(layer), _runtime(record))})
     if small:
-        name = f"{formats.counted(small, 'row')} below {formats.percent(SHOWN)} each"
-        rows.append((Cell(name), Cell(""), *_times(rest, rest_before, is_baseline, total), Cell(""), Cell("")))
-    numbers = ("latency",) if is_baseline else ("baseline", "latency", "speed-up")
-    titles = (*(Column(title, True) for title in (*numbers, "channels")), Column("runs as"))
+        name = f"{formats.counted(len(small), 'row')} below {formats.percent(SHOWN)} each"
+        ms, ms_before = map(sum, zip(*small, strict=True))
+        rows.append({"layer": name, **_times(ms, ms_before, total)})
     note = "Medians of single operators."
     if measurement.latency_ms:
         fraction = formats.percent(total / measurement.latency_ms.value)
         note += f" Their sum is {fraction} of the latency, {formats.milliseconds(measurement.latency_ms.value)}."
     caption = f"{variant.name} on {record.target}: {formats.milliseconds(total)} in total"
-    return Table(caption, (Column("layer"), Column("operators"), *titles), tuple(rows), note, folded=True)
+    return table(caption, rows, note, text=("operators", "runs as"), folded=True)
 
 
 def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
@@ -179,24 +179,25 @@ def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
     return by_layer
 
 
-def _times(ms: float, before: float, is_baseline: bool, total: float) -> tuple[Cell, ...]:
-    own = Cell(formats.milliseconds(ms), formats.percent(ms / total) if total else "")
-    if is_baseline:
-        return (own,)
-    if not before or not ms:
-        return Cell(formats.milliseconds(before) if before else ""), own if ms else Cell(""), Cell("")
-    ratio = before / ms
+def _times(ms: float, before: float, total: float) -> Row:
+    ratio = before / ms if before and ms else 0.0
     tone = "bad" if ratio < 1 / LONGER else "good" if ratio > LONGER else "quiet"
-    return Cell(formats.milliseconds(before)), own, Cell(formats.times(ratio), tone=tone)
+    return {
+        "baseline": formats.milliseconds(before) if before else "",
+        "latency": Cell(formats.milliseconds(ms), formats.percent(ms / total)) if ms else "",
+        "speed-up": Cell(formats.times(ratio), tone=tone) if ratio else "",
+    }
 
 
-def _layer(row: LayerAudit | None, runtime: str) -> tuple[Cell, Cell]:
+def _layer(row: LayerAudit | None, runtime: str) -> Row:
     """Return a layer's channels and number format."""
     if row is None:
-        return Cell(""), Cell("")
-    pruned, precision = row.lost_channels, row.precision.get(runtime)
+        return {"channels": "", "runs as": ""}
     channels = "" if row.channels is None else str(row.channels)
-    if pruned:
+    if row.lost_channels:
         channels = f"{row.channels_before} \N{RIGHTWARDS ARROW} {channels}"
-    runs_as = precision.runs_as if precision else "float32"
-    return Cell(channels, tone="" if pruned else "quiet"), Cell(runs_as, tone="quiet")
+    runs_as = row.precision[runtime].runs_as if runtime in row.precision else "float32"
+    return {
+        "channels": Cell(channels, tone="" if row.lost_channels else "quiet"),
+        "runs as": Cell(runs_as, tone="quiet"),
+    }

@@ -3,10 +3,11 @@
 Tables of accuracy are in `accuracy`, those of layers in `layer_profile`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
+
+import numpy as np
 
 from shrinkkit.core import estimate, evidence, machines
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, TargetRecord
@@ -14,9 +15,9 @@ from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant, audit_table, files_table
-from shrinkkit.display import cells, formats
+from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.formats import TIMES
-from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Shown, Statement, Table
+from shrinkkit.display.tables import Cell, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import accuracy, figures, layer_profile
 from shrinkkit.results.breakdown import breakdown
 from shrinkkit.results.faults import faults
@@ -31,8 +32,6 @@ PERCENTILES = {0.5: 1, 0.9: 64, 0.99: 662}
 Source: MLPerf Inference, LoadGen's early stopping.
 """
 _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
-# What decides comes first: a phone shows four columns before it scrolls.
-_COLUMNS = ("file size", "vs PyTorch", "vs FP32, same runtime", DELTA, "accuracy", "latency / batch", "sparsity")
 
 
 def title(results: Results) -> Heading:
@@ -65,13 +64,12 @@ def missing(results: Results) -> Several:
     """Return broken variants, failures and unsupported combinations with their reasons, then notes about the folder."""
     parts: list[Shown] = [Statement(text, tone="bad") for text in faults(results)]
     for caption, states in (("Failures", ("failed", "not run")), ("Unsupported combinations", ("unsupported",))):
-        rows = tuple(
-            (Cell(name), Cell(", ".join(targets)), Cell(state, tone=_TONES[state]), Cell(reason))
-            for (state, name, reason), targets in without_figures(results).items()
+        rows: list[tables.Row] = [
+            {"variant": name, "targets": ", ".join(at), "state": Cell(state, tone=_TONES[state]), "reason": reason}
+            for (state, name, reason), at in without_figures(results).items()
             if state in states
-        )
-        columns = tuple(map(Column, ("variant", "targets", "state", "reason")))
-        parts += [Table(f"{caption} ({len(rows)})", columns, rows)] if rows else []
+        ]
+        parts += [tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "state", "reason"))] if rows else []
     parts += [Statement(note, tone="warning") for note in results.notes]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
 
@@ -99,40 +97,40 @@ def _machine(part: Results, name: str) -> str:
 def _tables(results: Results) -> tuple[Table, ...]:
     """Return the results on each target of one machine, with the row of the verdict marked."""
     best = decide(results).row
-    titles = [results.metric if name == "accuracy" else name for name in _COLUMNS]
-    unit = " (pts)" if results.is_fraction else ""
-    titles = [f"{DELTA} {results.metric}{unit}" if name == DELTA else name for name in titles]
-    columns = (Column("variant"), *(Column(name, True) for name in (*titles, "parameters", "MACs")))
-    tables = []
+    shown = []
     for target in results.targets:
         rows = [row for row in results.rows if row.target == target]
-        shown = (*_user_module(results, target), *(_variant(row, results, chosen=row == best) for row in rows))
+        lines = [*_user_module(results, target), *(_variant(row, results, chosen=row == best) for row in rows)]
         signs = results.measured[target].notes if target in results.measured else ()
         contention = f"Contention during the benchmark: {'; '.join(signs)}." if signs else ""
         note = " ".join(filter(None, [_dense_zeros(rows), contention]))
         caption = f"{results.where(target)}{_conditions(results, target)}"
-        tables.append(Table(caption, columns, shown, note, folded=False))
-    return tuple(tables)
+        shown.append(tables.table(caption, lines, note, folded=False))
+    return tuple(shown)
 
 
-def _variant(row: Row, results: Results, *, chosen: bool) -> tuple[Cell, ...]:
+def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     aside = "best" if chosen else "intermediate" if row.intermediate else ""
     name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
     if row.state != "measured":
-        return name, Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
+        return {"variant": name, row.state: Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)}
     verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
-    return (
-        name,
-        Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} compressed"),
-        _speedup(row, row.speedup_today, row.timing_today),
-        _speedup(row, row.speedup, row.timing),
-        cells.change(row.difference, is_fraction=results.is_fraction, verdict=verdict),
-        cells.score(row.accuracy, is_fraction=results.is_fraction),
-        cells.latency(row.latency_ms),
-        Cell(formats.percent(row.sparsity or 0)),
-        Cell(formats.count(row.parameters or 0)),
-        Cell(formats.count(row.macs or 0)),
-    )
+    unit = " (pts)" if results.is_fraction else ""
+    # What decides comes first: a phone shows four columns before it scrolls.
+    return {
+        "variant": name,
+        "file size": Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} compressed"),
+        "vs PyTorch": _speedup(row, row.speedup_today, row.timing_today),
+        "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
+        f"{DELTA} {results.metric}{unit}": cells.change(
+            row.difference, is_fraction=results.is_fraction, verdict=verdict
+        ),
+        results.metric: cells.score(row.accuracy, is_fraction=results.is_fraction),
+        "latency / batch": cells.latency(row.latency_ms),
+        "sparsity": formats.percent(row.sparsity or 0),
+        "parameters": formats.count(row.parameters or 0),
+        "MACs": formats.count(row.macs or 0),
+    }
 
 
 def _speedup(row: Row, ratio: estimate.Estimate | None, verdict: str) -> Cell:
@@ -140,16 +138,15 @@ def _speedup(row: Row, ratio: estimate.Estimate | None, verdict: str) -> Cell:
     return Cell("not timed", tone="warning") if missing else cells.speedup(ratio, verdict)
 
 
-def _user_module(results: Results, target: str) -> tuple[tuple[Cell, ...], ...]:
+def _user_module(results: Results, target: str) -> tuple[tables.Row, ...]:
     """Return the row of the user's own module, the reference of the first speed-up."""
     record = results.measured.get(target)
     latency_ms = evidence.today_ms(record) if record else None
     if record is None or record.runtime is None or latency_ms is None:
         return ()
     form = {"eager": "eager PyTorch", "compiled": "torch.compile"}.get(record.runtime.conditions.form, "")
-    empty = Cell("")
-    row = (Cell("your module", form), empty, cells.REFERENCE, empty, empty, empty, cells.latency(latency_ms))
-    return ((*row, empty, empty, empty),)
+    name = Cell("your module", form)
+    return ({"variant": name, "vs PyTorch": cells.REFERENCE, "latency / batch": cells.latency(latency_ms)},)
 
 
 def _conditions(results: Results, target: str) -> str:
@@ -222,57 +219,51 @@ def environment(results: Results) -> Several:
 
 
 def _environments(results: Results, *, folded: bool = False) -> tuple[Table, ...]:
-    seen: dict[str, list[str]] = {}
-    tables: dict[str, Table] = {}
+    places: dict[str, list[str]] = {}
+    shown: dict[str, Table] = {}
     for target, record in results.measured.items():
         own = record.environment
         key = repr((own.cpu, own.gpu, own.versions, own.variables))
-        seen.setdefault(key, []).append(results.where(target))
-        tables.setdefault(key, own.shown())
-    return tuple(
-        replace(tables[key], caption=f"Environment of {' and '.join(targets)}", folded=folded)
-        for key, targets in seen.items()
-    )
+        places.setdefault(key, []).append(results.where(target))
+        caption = f"Environment of {' and '.join(places[key])}"
+        first = shown.get(key) or own.shown()
+        shown[key] = replace(first, caption=caption, folded=folded)
+    return tuple(shown.values())
 
 
 def model_files(results: Results) -> Table:
     """Return every model file with its size, SHA-256 and seed."""
-    rows = tuple(
-        (
-            Cell(name),
-            Cell(file.path),
-            cells.size(file.size_bytes),
-            Cell(str(variant.seed), tone="quiet"),
-            Cell(file.sha256),
-        )
+    rows: list[tables.Row] = [
+        {
+            "variant": name,
+            "file": file.path,
+            "size": cells.size(file.size_bytes),
+            "seed": Cell(str(variant.seed), tone="quiet"),
+            "SHA-256": file.sha256,
+        }
         for name, variant in results.variants.items()
         for file in variant.files
-    )
-    columns = (Column("variant"), Column("file"), Column("size", True), Column("seed", True), Column("SHA-256"))
-    return Table(f"Model files ({len(rows)})", columns, rows, "Paths are relative to the variant's folder.")
+    ]
+    note = "Paths are relative to the variant's folder."
+    return tables.table(f"Model files ({len(rows)})", rows, note, text=("file", "SHA-256"))
 
 
 def steps(results: Results) -> Shown:
     """Return the executed notebooks with their states and links."""
     if results.status is None:
         return Statement("The notebooks were run one by one; there is no status.")
-    rows = tuple(
-        (
-            Cell(
-                step.name,
-                href=f"{RunFolder('').steps.name}/{step.name}.html"
-                if step.state in ("done", "cached", "failed") and not step.note
-                else "",
-            ),
-            Cell(step.state, tone={"failed": "bad", "skipped": "bad"}.get(step.state, "quiet")),
-            Cell(f"{step.duration_s:.1f} s"),
-            Cell(step.error or step.note),
-        )
-        for step in results.status.steps
-        if step.notebook != "5-report"
-    )
-    columns = (Column("notebook"), Column("state"), Column("duration", True), Column("error"))
-    return Table("Executed notebooks", columns, rows, folded=False)
+    rows: list[tables.Row] = []
+    for step in results.status.steps:
+        if step.notebook != "5-report":
+            has_page = step.state in ("done", "cached", "failed") and not step.note
+            row: tables.Row = {
+                "notebook": Cell(step.name, href=f"{RunFolder('').steps.name}/{step.name}.html" if has_page else ""),
+                "state": Cell(step.state, tone="bad" if step.state in ("failed", "skipped") else "quiet"),
+                "duration": f"{step.duration_s:.1f} s",
+                "error": step.error or step.note,
+            }
+            rows.append(row)
+    return tables.table("Executed notebooks", rows, text=("state", "error"), folded=False)
 
 
 def commands(results: Results) -> Shown:
@@ -309,19 +300,19 @@ def layer_report(variant: Variant) -> Table:
 
 def shrunk(*, parameters: Sequence[int], macs: Sequence[int], sparsity: Sequence[float] = (0, 0)) -> Table:
     """Return the size of a float32 model before and after compression, each argument a pair; MACs are per example."""
-    pairs = (
+    quantities = (
         ("parameters", parameters, formats.count),
         ("size in float32", [4 * count for count in parameters], formats.size),
         ("MACs per example", macs, formats.count),
     )
-    rows: list[tuple[Cell, ...]] = [
-        (Cell(name), Cell(text(before)), Cell(text(after)), Cell(formats.times(before / after) if after else ""))
-        for name, (before, after), text in pairs
+    rows: list[tables.Row] = [
+        {"": name, "before": text(old), "after": text(new), "reduction": formats.times(old / new) if new else ""}
+        for name, (old, new), text in quantities
     ]
     if any(sparsity):
-        rows.append((Cell("sparsity"), *(Cell(formats.percent(fraction)) for fraction in sparsity), Cell("")))
-    columns = (Column(""), Column("before", True), Column("after", True), Column("reduction", True))
-    return Table("Model size", columns, tuple(rows))
+        old, new = map(formats.percent, sparsity)
+        rows.append({"": "sparsity", "before": old, "after": new})
+    return tables.table("Model size", rows)
 
 
 def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
@@ -385,24 +376,24 @@ def _unchanged(compared: Comparison) -> str:
 
 
 def _timings(caption: str, compared: Mapping[str, Comparison]) -> Table:
-    titles = ("speed-up", "median speed-up", "noise floor", "duration")
-    columns = (Column("variant"), *(Column(title, True) for title in titles), Column("warnings"))
-    rows = tuple(
-        (
-            Cell(name),
-            cells.speedup(c.speedup, c.verdict),
-            Cell(f"{formats.rounded(c.median_speedup)}{TIMES}", formats.interval(c.median_speedup)),
-            Cell(f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)),
-            Cell(
+    rows: list[tables.Row] = [
+        {
+            "variant": name,
+            "speed-up": cells.speedup(c.speedup, c.verdict),
+            "median speed-up": Cell(f"{formats.rounded(c.median_speedup)}{TIMES}", formats.interval(c.median_speedup)),
+            "noise floor": Cell(
+                f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)
+            ),
+            "duration": Cell(
                 f"{c.duration_s:.1f} s",
                 f"{formats.counted(len(c.control_samples_ms) // 2, 'block')}\n{c.warmup_calls} warm-up calls",
                 tone="quiet",
             ),
-            Cell("; ".join(c.warnings) or "none", tone="warning" if c.warnings else "quiet"),
-        )
+            "warnings": Cell("; ".join(c.warnings) or "none", tone="warning" if c.warnings else "quiet"),
+        }
         for name, c in compared.items()
-    )
-    return Table(caption, columns, rows, _TIMING_NOTE)
+    ]
+    return tables.table(caption, rows, _TIMING_NOTE, text=("warnings",))
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float | None:
@@ -414,22 +405,22 @@ def percentile(samples: Sequence[float], fraction: float) -> float | None:
     """
     if len(samples) < PERCENTILES[fraction]:
         return None
-    return sorted(samples)[math.ceil(fraction * len(samples)) - 1]
+    return float(np.quantile(samples, fraction, method="inverted_cdf"))
 
 
 def latency_percentiles(record: TargetRecord) -> Table:
     """Return p50, p90 and p99 of the latency of each variant."""
     baseline = [m.latency.reference_samples_ms for m in record.measurements if m.latency]
-    rows = []
+    rows: list[tables.Row] = []
     for measurement in record.measurements:
         slots = measurement.latency.candidate_samples_ms if measurement.latency else ()
         if measurement.variant == BASELINE:
             slots = tuple(slot for samples in baseline for slot in samples)
         if samples := [ms for slot in slots for ms in slot]:
-            rows.append((Cell(measurement.variant), *(_percentile(samples, fraction) for fraction in PERCENTILES)))
-    columns = (Column("variant"), *(Column(f"p{fraction * 100:.0f}", True) for fraction in PERCENTILES))
+            own = {f"p{100 * fraction:.0f}": _percentile(samples, fraction) for fraction in PERCENTILES}
+            rows.append({"variant": measurement.variant, **own})
     note = "Latency of single calls, timed interleaved with other models on this machine."
-    return Table(f"Latency percentiles on {record.target}", columns, tuple(rows), note)
+    return tables.table(f"Latency percentiles on {record.target}", rows, note)
 
 
 def _percentile(samples: Sequence[float], fraction: float) -> Cell:
@@ -442,33 +433,31 @@ def _percentile(samples: Sequence[float], fraction: float) -> Cell:
 
 def memory(record: TargetRecord) -> Table:
     """Return peak memory, load time and latency of the first call of each variant's file."""
-    peaks = {m.variant: m.memory.peak_bytes for m in record.measurements if m.memory}
-    rows = tuple(
-        (
-            Cell(measurement.variant),
-            *_memory(measurement, peaks.get(BASELINE)),
-            cells.milliseconds(measurement.load_ms),
-            cells.milliseconds(measurement.first_call_ms),
-        )
-        for measurement in record.measurements
-        if not measurement.error
-    )
-    titles = ("peak memory", "while loading", "vs baseline", "load", "first call")
-    columns = (Column("variant"), *(Column(title, True) for title in titles))
+    measured = [m for m in record.measurements if not m.error]
+    baseline = next((m.memory.peak_bytes for m in measured if m.memory and m.variant == BASELINE), None)
+    rows: list[tables.Row] = [
+        {
+            "variant": m.variant,
+            "peak memory": cells.size(m.memory.peak_bytes if m.memory else None),
+            "while loading": cells.size(m.memory.load_bytes if m.memory else None),
+            "vs baseline": _vs_baseline(m, baseline),
+            "load": cells.milliseconds(m.load_ms),
+            "first call": cells.milliseconds(m.first_call_ms),
+        }
+        for m in measured
+    ]
     runtime = next((m.memory.runtime_bytes for m in record.measurements if m.memory), None)
     notes = ["Peak of a separate process that loads and calls the file, above its memory before it opened the file."]
     notes += [f"The runtime itself uses {formats.size(runtime)}."] if runtime else []
     notes += dict.fromkeys(note for m in record.measurements for note in m.notes if note.startswith("Peak memory"))
-    return Table(f"Memory and start-up on {record.target}", columns, rows, " ".join(notes))
+    return tables.table(f"Memory and start-up on {record.target}", rows, " ".join(notes))
 
 
-def _memory(measurement: Measurement, baseline: int | None) -> tuple[Cell, ...]:
-    used = measurement.memory
-    if used is None:
-        return Cell(""), Cell(""), Cell("")
-    ratio = Cell(f"{used.peak_bytes / baseline:.2f}{TIMES}" if baseline else "")
-    ratio = cells.REFERENCE if measurement.variant == BASELINE else ratio
-    return cells.size(used.peak_bytes), cells.size(used.load_bytes), ratio
+def _vs_baseline(measurement: Measurement, baseline_bytes: int | None) -> Cell | str:
+    if not measurement.memory or not baseline_bytes:
+        return ""
+    ratio = measurement.memory.peak_bytes / baseline_bytes
+    return cells.REFERENCE if measurement.variant == BASELINE else f"{ratio:.2f}{TIMES}"
 
 
 def throughput(record: TargetRecord) -> Several:
@@ -476,19 +465,16 @@ def throughput(record: TargetRecord) -> Several:
     conditions = next((m.latency.conditions for m in record.measurements if m.latency), None)
     if not record.sweep or conditions is None:
         return Several((Statement("No other batch size or number of threads was timed."),))
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tables.Row] = []
     for point in record.sweep:
-        name = (Cell(point.variant), Cell(str(point.batch_size)), Cell(str(point.threads)))
-        if point.error or point.latency_ms is None:
-            rows.append((*name, Cell(point.error, tone="warning", wide=True)))
+        row = {"variant": point.variant, "batch size": str(point.batch_size), "threads": str(point.threads)}
+        if point.error or (ms := point.latency_ms) is None:
+            rows.append({**row, "error": Cell(point.error, tone="warning", wide=True)})
             continue
-        rate = Cell(f"{1e3 * point.batch_size / point.latency_ms.value:,.0f}")
-        ratio = cells.speedup(point.latency.speedup, point.latency.verdict) if point.latency else cells.REFERENCE
-        rows.append((*name, cells.latency(point.latency_ms), rate, ratio))
-    titles = ("batch size", "threads", "latency / batch", "examples / s", "vs baseline")
-    columns = (Column("variant"), *(Column(title, True) for title in titles))
+        rate, timed = f"{1e3 * point.batch_size / ms.value:,.0f}", point.latency
+        ratio = cells.speedup(timed.speedup, timed.verdict) if timed else cells.REFERENCE
+        rows.append({**row, "latency / batch": cells.latency(ms), "examples / s": rate, "vs baseline": ratio})
     note = "Each comparison takes less time than the main ones, so its interval is wider."
-    caption = f"Other batch sizes and threads on {record.target}"
-    table = Table(caption, columns, tuple(rows), note, folded=True)
+    shown = tables.table(f"Other batch sizes and threads on {record.target}", rows, note, folded=True)
     drawn = figures.throughput(record, conditions)
-    return Several((drawn, table) if drawn else (table,))
+    return Several((drawn, shown) if drawn else (shown,))

@@ -18,19 +18,12 @@ from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.run_folder import CARD, README, RunFolder
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
-from shrinkkit.core.variant import WITH_VNNI, ModelFile, Port, Variant
+from shrinkkit.core.variant import WITH_VNNI, ModelFile, Variant
 from shrinkkit.display import cells, formats
-from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.results import results
 from shrinkkit.results.results import Results, Row
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.spec import described
-
-_NOTE = (
-    "Score: {}, with 95 % confidence intervals; the change is paired with the baseline on the same examples. Speed-ups "
-    "are over the unchanged model on the same target and in PyTorch on the same device. Memory is the peak above that "
-    "of the runtime itself."
-)
 
 
 @dataclass(frozen=True)
@@ -56,18 +49,18 @@ class Summary:
     """By runtime."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """The measurement of a variant on one target of one machine, or why there is none."""
 
     target: str
     machine: str
     """Its short name."""
-    processor: str
+    processor: str = ""
     """Of the machine, or its GPU for a target on `cuda`; empty where nothing was measured."""
-    runtime_version: str
-    threads: int | None
-    batch_size: int | None
+    runtime_version: str = ""
+    threads: int | None = None
+    batch_size: int | None = None
     """Of each timed call; None where nothing was timed."""
     state: str
     """`measured`, `failed`, `unsupported`, or `not run`."""
@@ -78,7 +71,7 @@ class Figures:
     difference: Estimate | None
     """Accuracy minus the baseline's on the same examples and target; None for the baseline."""
     latency_ms: Estimate | None
-    p50_ms: float | None
+    p50_ms: float | None = None
     """Median latency of single calls."""
     speedup: Estimate | None
     """Against FP32 on the same target; None for the baseline."""
@@ -87,12 +80,12 @@ class Figures:
     speedup_today: Estimate | None
     """Against PyTorch on the same device."""
     verdict_today: str
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = None
     load_ms: float | None
     first_call_ms: float | None
-    saturated: tuple[str, ...]
+    saturated: tuple[str, ...] = ()
     """Layers whose int8 accumulators saturate there."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,37 +196,27 @@ def _summary(variant: Variant) -> Summary:
 def _figures(row: Row, loaded: Results) -> Figures:
     record, measurement = loaded.measured.get(row.target), loaded.measurement(row)
     target = row.place.target
-    machine: dict[str, Any] = {"processor": "", "runtime_version": "", "threads": None, "batch_size": None}
+    same = ("state", "reason", "accuracy", "difference", "latency_ms", "speedup", "speedup_today")
+    fields: dict[str, Any] = {name: getattr(row, name) for name in (*same, "load_ms", "first_call_ms")}
+    fields |= {"target": str(target), "machine": loaded.machine(row.target), "metric": loaded.metric}
     if record:
         environment, timed = record.environment, _timed(record)
         versions, packages = environment.versions, registry.get(target.runtime).packages
-        machine = {
+        fields |= {
             "processor": environment.gpu if target.device == "cuda" else environment.cpu,
             "runtime_version": next((versions[name] for name in packages if name in versions), ""),
             "threads": environment.threads,
             "batch_size": timed.conditions.batch_size if timed else None,
         }
-    same = ("state", "reason", "accuracy", "difference", "latency_ms", "speedup", "speedup_today")
-    saturated: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    if measurement:
-        saturated = measurement.integers.saturated if measurement.integers else ()
+    if record and measurement:
         warnings = measurement.latency.warnings if measurement.latency else ()
-        warning = (f"Timing warning: {'; '.join(warnings)}.",) if warnings else ()
-        notes = (*measurement.notes, *warning)
-    return Figures(
-        target=str(target),
-        machine=loaded.machine(row.target),
-        **machine,
-        **{name: getattr(row, name) for name in (*same, "load_ms", "first_call_ms")},
-        metric=loaded.metric,
-        p50_ms=_p50(record, measurement) if record and measurement and row.state == "measured" else None,
-        verdict=row.timing,
-        verdict_today=row.timing_today,
-        peak_memory_bytes=measurement.memory.peak_bytes if measurement and measurement.memory else None,
-        saturated=saturated,
-        notes=notes,
-    )
+        fields |= {
+            "p50_ms": _p50(record, measurement) if row.state == "measured" else None,
+            "peak_memory_bytes": measurement.memory.peak_bytes if measurement.memory else None,
+            "saturated": measurement.integers.saturated if measurement.integers else (),
+            "notes": (*measurement.notes, *([f"Timing warning: {'; '.join(warnings)}."] if warnings else [])),
+        }
+    return Figures(**fields, verdict=row.timing, verdict_today=row.timing_today)
 
 
 def _timed(record: TargetRecord) -> Comparison | None:
@@ -258,76 +241,12 @@ def readme(card: Card, *, is_fraction: bool) -> str:
     """
     import jinja2
 
-    def devices(file: ModelFile) -> list[str]:
-        targets = [Target.parse(figures.target) for figures in card.figures]
-        return list(dict.fromkeys(["cpu", *(t.device for t in targets if t.runtime == file.runtime)]))
-
-    def code(file: ModelFile, device: str) -> str:
-        return registry.get(file.runtime).snippet(file, card.settings[file.runtime], device=device)
-
-    def ports(ports: Sequence[Port]) -> str:
-        return _quoted([described(port) for port in ports])
-
+    devices = {file.runtime: ["cpu"] for file in card.files}
+    for target in {Target.parse(figures.target) for figures in card.figures if not figures.target.startswith("cpu/")}:
+        if target.runtime in devices:
+            devices[target.runtime].append(target.device)
     template = jinja2.Template(Path(__file__).with_name("readme.md.j2").read_text("utf-8"), keep_trailing_newline=True)
-    steps = [f"`{name}`" + (f" ({settings})" if settings else "") for name, settings in recipe.described(card.recipe)]
-    counts = [f"{formats.count(card.parameters)} parameters", f"{formats.count(card.macs)} MACs per example"]
-    counts += [f"{formats.percent(card.sparsity)} of the weights zero"] if card.sparsity else []
-    counts += [f"{card.audit.pruned} of {card.audit.layers} layers with fewer channels"] if card.audit.pruned else []
-    functions = {"layers": _layers, "devices": devices, "code": code, "ports": ports, "names": _quoted}
-    texts = {"measured": _measured(card, is_fraction), "warnings": _warnings(card)}
-    values = {"card": card, "steps": steps, "counts": counts, "formats": formats, "CARD": CARD}
-    markdown: str = template.render(**values, **functions, **texts)
+    values = {"card": card, "steps": recipe.described(card.recipe), "devices": devices, "is_fraction": is_fraction}
+    names = {"cells": cells, "formats": formats, "registry": registry, "described": described}
+    markdown: str = template.render(**values, **names, CARD=CARD, WITH_VNNI=WITH_VNNI)
     return markdown
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _layers(kind: Precision) -> str:
-    reasons = [reason if count == kind.layers else f"{reason}: {count}" for reason, count in kind.why.items()]
-    how = kind.runs_as if kind.runs_as == "folded" else f"in {kind.runs_as}"
-    return f"{formats.counted(kind.layers, 'layer')} {how}" + (f" ({', '.join(reasons)})" if reasons else "")
-
-
-def _measured(card: Card, is_fraction: bool) -> str:
-    rows = tuple(
-        (
-            Cell(figures.target),
-            Cell(
-                f"{figures.machine}, {formats.counted(figures.threads or 0, 'thread')}"
-                + (f", batch {figures.batch_size}" if figures.batch_size else "")
-            ),
-            cells.score(figures.accuracy, is_fraction=is_fraction),
-            cells.change(figures.difference, is_fraction=is_fraction),
-            cells.milliseconds(figures.p50_ms),
-            Cell(formats.speedup(figures.speedup, figures.verdict)),
-            Cell(formats.speedup(figures.speedup_today, figures.verdict_today)),
-            cells.size(figures.peak_memory_bytes),
-        )
-        for figures in card.figures
-        if figures.state == "measured"
-    )
-    if not rows:
-        return "Not measured yet.\n"
-    titles = ("target", "machine", "score", "change", "latency p50", "vs FP32, same runtime", "vs PyTorch", "memory")
-    columns = tuple(Column(title, number=i > 1) for i, title in enumerate(titles))
-    return Table("By target", columns, rows, _NOTE.format(card.figures[0].metric)).markdown()
-
-
-def _warnings(card: Card) -> tuple[str, ...]:
-    warnings = [
-        f"On {figures.target} ({figures.machine}), int8 accumulation saturates in {', '.join(figures.saturated)}: the "
-        "outputs are less accurate than the model intends and differ on CPUs with VNNI."
-        for figures in card.figures
-        if figures.saturated
-    ]
-    if limited := [file.runtime for file in card.files if file.exact_on == WITH_VNNI]:
-        warnings.append(
-            f"{', '.join(limited)}: int8 accumulation may saturate silently on x86 CPUs without VNNI. Make the variant "
-            "again on such a CPU, or run `shrinkkit verify` there."
-        )
-    warnings += [f"No file for {runtime}: {reason}" for runtime, reason in card.refusals.items()]
-    warnings += [f"{f.target}: {f.state}: {f.reason}" for f in card.figures if f.state in ("failed", "not run")]
-    warnings += [f"{figures.target}: {note}" for figures in card.figures for note in figures.notes]
-    return (*warnings, *card.notes) or ("None known.",)

@@ -7,10 +7,10 @@ from typing import Any
 
 from shrinkkit.core.measurement import Accuracy, Regression
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.display import cells, formats
-from shrinkkit.display.picture import COLOURS, FAINT, INK, MARKERS, Picture, Strip, canvas, picture
+from shrinkkit.display import cells, formats, tables
+from shrinkkit.display.picture import Picture, Strip
 from shrinkkit.display.showable import plain
-from shrinkkit.display.tables import Cell, Column, Command, Several, Shown, Statement, Table, facts
+from shrinkkit.display.tables import Cell, Command, Several, Shown, Statement, facts
 from shrinkkit.errors import InvalidInput
 from shrinkkit.report import accuracy, figures
 from shrinkkit.results.results import Results, Row, pareto_front
@@ -88,47 +88,16 @@ def save(results: Results, row: Row, folder: Path) -> Command:
 
 
 def drawing(results: Results) -> Picture:
-    """Return speed-up and change of accuracy of every variant; the Pareto-optimal ones are filled and named."""
+    """Return speed-up and change of accuracy of every variant, the Pareto-optimal ones numbered."""
     rows = _own(results)
     best = pareto_front(rows)
-    rest = [row for row in rows if row not in best and row.speedup_today and row.difference and not row.intermediate]
-    scale = 100 if results.is_fraction else 1
-    with canvas(9.2, 3.8) as figure:
-        axes = figure.subplots()
-        points = [(_speed(row), scale * _change(row)) for row in (*best, *rest)]
-        for point in points[len(best) :]:
-            axes.scatter(*point, s=26, facecolors="none", edgecolors=FAINT, linewidths=1.4)
-        for i, (row, point) in enumerate(zip(best, points, strict=False)):
-            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.scatter(*point, s=90, gid=f"point-{i}", **style)
-            offset = (0, 9 if i % 2 else -25)
-            text = f"{row.variant}\n{row.place.target}"
-            axes.annotate(text, point, offset, textcoords="offset points", ha="center", fontsize=8)
-        figures.speed_axis(axes, [speed for speed, _ in points])
-        axes.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {results.metric}{' (pts)' if results.is_fraction else ''}")
-        axes.axhline(0, color=INK, linewidth=0.8)
-        axes.grid(color=FAINT)
-        axes.margins(y=0.3)
-        summary = "; ".join(
-            f"{row.variant} on {row.place.target}: {formats.times(_speed(row))}, "
-            f"{formats.change(_change(row), is_fraction=results.is_fraction)}, {formats.size(row.size_bytes or 0)}"
-            for row in best
-        )
-        caption = "Filled and named: Pareto-optimal variants in speed, accuracy and file size."
-        return picture(figure, f"Pareto-optimal variants. {summary}.", caption)
+    others = [row for row in rows if row not in best and row.speedup_today and row.difference and not row.intermediate]
+    return figures.pareto("This run", best, others, metric=results.metric, is_fraction=results.is_fraction)
 
 
 def _own(results: Results) -> tuple[Row, ...]:
     """Return the rows of the machine that made the run."""
     return results.of(results.machines[0]).rows
-
-
-def _speed(row: Row) -> float:
-    return row.speedup_today.value if row.speedup_today else 1.0
-
-
-def _change(row: Row) -> float:
-    return row.difference.value if row.difference else 0.0
 
 
 def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
@@ -149,19 +118,19 @@ def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
 
 def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     row = best[index]
-    rows = tuple(
-        (
-            Cell(one.variant, "chosen" if one == row else "", "good" if one == row else ""),
-            Cell(str(one.place.target)),
-            cells.speedup(one.speedup_today, one.timing_today),
-            cells.change(one.difference, is_fraction=results.is_fraction),
-            cells.size(one.size_bytes),
-        )
-        for one in best
-    )
-    titles = ("vs. PyTorch today", "\N{GREEK CAPITAL LETTER DELTA} accuracy", "file size")
-    columns = (Column("variant"), Column("target"), *(Column(title, True) for title in titles))
-    table = Table("Pareto-optimal variants", columns, rows, folded=False)
+    rows: list[tables.Row] = [
+        {
+            "variant": Cell(f"{i}. {one.variant}", *(("chosen", "good") if one == row else ())),
+            "target": str(one.place.target),
+            "vs PyTorch": cells.speedup(one.speedup_today, one.timing_today),
+            f"\N{GREEK CAPITAL LETTER DELTA} {results.metric}": cells.change(
+                one.difference, is_fraction=results.is_fraction
+            ),
+            "file size": cells.size(one.size_bytes),
+        }
+        for i, one in enumerate(best, 1)
+    ]
+    table = tables.table("Pareto-optimal variants; numbers refer to the chart", rows, text=("target",), folded=False)
     if row.variant == BASELINE:
         return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
     return Several((table, Command(_yaml(results.recipe(row.variant)).rstrip(), f"Recipe of {row.variant}:")))
