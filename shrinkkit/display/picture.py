@@ -99,13 +99,7 @@ def canvas(width: float, height: float) -> Iterator["Figure"]:
 
 
 def picture(figure: "Figure", alt: str, caption: str) -> Picture:
-    """Return the drawing on `figure` as inline SVG, the same bytes each time.
-
-    Args:
-        figure: From `canvas`, while it is open.
-        alt: What the picture shows, numbers included, for screen readers and text.
-        caption: A sentence or two below it.
-    """
+    """Return the drawing on a `canvas` as inline SVG, the same bytes each time; `alt` says in words all it shows."""
     still, buffer = io.BytesIO(), io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     figure.set_layout_engine("none")  # keeps the layout, which costs as much as a drawing

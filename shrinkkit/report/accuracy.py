@@ -76,11 +76,7 @@ def _divergence(nats: float | None) -> str:
 
 
 def classes(accuracies: Mapping[str, Accuracy]) -> Shown:
-    """Return the change of the score on each class by variant; a change is marked if its interval excludes 0.
-
-    Args:
-        accuracies: On one target by variant, the baseline included.
-    """
+    """Return the change of the score on each class by variant; a change is marked if its interval excludes 0."""
     compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference and accuracy.classes}
     if not compared:
         return Statement("No per-class accuracy: targets are no classes, or no variant was evaluated.")
@@ -130,11 +126,7 @@ def _class(score: ClassScore | None, fraction: bool) -> Cell:
 
 
 def regressions(accuracies: Mapping[str, Accuracy]) -> Shown:
-    """Return the examples that each variant predicts worse than the baseline: pictures, or a table without them.
-
-    Args:
-        accuracies: On one target by variant.
-    """
+    """Return the examples that each variant predicts worse than the baseline: pictures, or a table without them."""
     compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference}
     if not compared:
         return Statement("No variant was compared with the baseline.")

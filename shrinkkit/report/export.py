@@ -22,13 +22,8 @@ def html(
 ) -> None:
     """Write an executed notebook as one self-contained HTML page, atomically; see `markdown`.
 
-    Code is folded, outputs are shown, a failed cell shows its error.
-
-    Args:
-        notebook_path: The executed notebook.
-        out_path: Path of the page.
-        title: Of the page.
-        home: Relative address of the report that the page belongs to; '' leaves the link out.
+    Code is folded, outputs are shown, a failed cell shows its error. `home` is the relative address of the report that
+    the page belongs to; '' leaves the link out.
     """
     from nbconvert import HTMLExporter
 
@@ -41,10 +36,6 @@ def markdown(notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[
     """Write the text and the results of an executed notebook as Markdown, atomically; see `html`.
 
     Tables are Markdown tables, charts are described in words, code is left out.
-
-    Args:
-        notebook_path: The executed notebook.
-        out_path: Path of the Markdown.
     """
     from nbconvert import MarkdownExporter
 

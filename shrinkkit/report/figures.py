@@ -12,23 +12,23 @@ from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, INK, Picture, canvas, picture, style
+from shrinkkit.display.tables import Shown, Statement
 from shrinkkit.results.results import CONCLUSIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from shrinkkit.results.breakdown import Breakdown
     from shrinkkit.results.results import Results, Row
 
 
 FACTORS = {
-    "runtime": "runtime",
-    "transform": "transforms",
-    "precision": "precision",
-    "both": "transforms and precision, not measured separately",
+    "runtime": ("runtime", COLOURS[0]),
+    "transform": ("transforms", COLOURS[1]),
+    "precision": ("precision", COLOURS[2]),
+    "both": ("transforms and precision, not measured separately", COLOURS[3]),
 }
-"""Labels of the kinds of factors, in the order of their colours."""
+"""Labels and colours of the kinds of factors."""
 TICKS = 5
 """Labels that fit below a narrow panel."""
 SHOWN = 120
@@ -36,8 +36,10 @@ SHOWN = 120
 _BUDGET = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
-def training(scores: Sequence[float], *, metric: str) -> Picture:
-    """Return the mean validation score after each epoch of fine-tuning, as a line; `scores` holds at least one."""
+def training(scores: Sequence[float], *, metric: str) -> Shown:
+    """Return the mean validation score after each epoch as a line, or a sentence without fine-tuning."""
+    if not scores:
+        return Statement("No fine-tuning.")
     with canvas(6.2, 2.4) as figure:
         axes = figure.subplots()
         epochs = range(1, len(scores) + 1)
@@ -50,12 +52,9 @@ def training(scores: Sequence[float], *, metric: str) -> Picture:
 
 
 def breakdown(rows: Sequence["Breakdown"], targets: Sequence[str]) -> Picture:
-    """Return how runtime, transforms and precision multiply to each variant's speed-up over PyTorch.
+    """Return how runtime, transforms and precision multiply to each variant's speed-up, a panel for each target."""
+    from matplotlib.patches import Patch
 
-    Args:
-        rows: At least one.
-        targets: In the order of the panels; those without rows are left out.
-    """
     panels = {target: [row for row in rows if row.target == target] for target in targets}
     panels = {target: shown for target, shown in panels.items() if shown}
     heights = [len(shown) + 0.4 for shown in panels.values()]
@@ -71,17 +70,15 @@ def breakdown(rows: Sequence["Breakdown"], targets: Sequence[str]) -> Picture:
             axes.grid(axis="x", color=FAINT)
         speed_axis(column[-1], [end for row in rows for end in (*_ends(row), row.total.low, row.total.high)])
         drawn = {factor.kind for row in rows for factor in row.factors}
-        _legend(figure, {name: _colour(kind) for kind, name in FACTORS.items() if kind in drawn})
+        patches = [Patch(color=colour, label=label) for kind, (label, colour) in FACTORS.items() if kind in drawn]
+        if patches:
+            figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
         return picture(
             figure,
             "Speed-up over PyTorch by variant. " + " ".join(_in_words(row) for row in rows),
             "Each bar starts where the one above it ends, so that the factors multiply (the axis is logarithmic). "
             "The dot is the total speed-up with its 95 % CI; a hollow dot is inconclusive.",
         )
-
-
-def _colour(kind: str) -> str:
-    return COLOURS[list(FACTORS).index(kind)]
 
 
 def _ends(row: "Breakdown") -> list[float]:
@@ -93,7 +90,7 @@ def _waterfall(axes: "Axes", y: int, row: "Breakdown") -> None:
     noisy, ends, lanes = row.timing == "too noisy", _ends(row), max(3, len(row.factors))
     for lane, (factor, start, end) in enumerate(zip(row.factors, [1.0, *ends], ends, strict=False)):
         height = y + 0.6 * ((lane + 0.5) / lanes - 0.5)
-        bar: dict[str, Any] = {"color": _colour(factor.kind), "alpha": 0.3 if noisy else 1.0, "linewidth": 0}
+        bar: dict[str, Any] = {"color": FACTORS[factor.kind][1], "alpha": 0.3 if noisy else 1.0, "linewidth": 0}
         axes.barh(height, end - start, left=start, height=0.57 / lanes, **bar)
     total, slower = row.total, row.total.value < 1 and not noisy
     dot: dict[str, Any] = {"color": INK, "markersize": 4.5, "linewidth": 1, "fmt": "o"}
@@ -105,25 +102,19 @@ def _waterfall(axes: "Axes", y: int, row: "Breakdown") -> None:
     axes.annotate(label, (edge, y), va="center", textcoords="offset points", **offset)
 
 
-def _legend(figure: "Figure", colours: Mapping[str, str]) -> None:
-    from matplotlib.patches import Patch
-
-    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    if patches:
-        figure.legend(handles=patches, loc="outside upper right", ncols=min(4, len(patches)))
-
-
 def _in_words(row: "Breakdown") -> str:
     factors = ", ".join(f"{factor.name} {formats.times(factor.speedup.value)}" for factor in row.factors)
     detail = f" ({factors})" if factors and row.timing != "too noisy" else ""
     return f"{row.variant} on {row.target}: {formats.speedup(row.total, row.timing, ci=False)}{detail}."
 
 
-def tradeoff(results: "Results") -> Picture | None:
-    """Return speed-up over PyTorch, change of accuracy and size of each measured variant; None without any."""
+def tradeoff(results: "Results") -> Shown:
+    """Return speed-up over PyTorch, change of accuracy and size of each measured variant."""
+    from matplotlib.lines import Line2D
+
     rows = [r for r in results.rows if r.speedup_today and r.difference and r.size_bytes and not r.intermediate]
     if not rows:
-        return None
+        return Statement("No variant has both a speed and an accuracy.", tone="warning")
     drawn = {row.target for row in rows}
     lines = [[t for t in results.of(name).targets if t in drawn] for name in results.machines]
     lines = [targets for targets in lines if targets]
@@ -149,7 +140,8 @@ def tradeoff(results: "Results") -> Picture | None:
             axes.set_xlabel(axes.get_xlabel() if axes in lowest.values() else "")
             axes.set_ylabel(axes.get_ylabel() if axes in grid[:, 0] else "")
             axes.tick_params(labelbottom=axes in lowest.values())
-        _legend_of_variants(figure, names)
+        marks = [Line2D([], [], linestyle="none", label=name, **style(i)) for i, name in enumerate(names)]  # type: ignore[arg-type]
+        figure.legend(handles=marks, loc="outside lower center", ncols=min(4, len(marks)))
         return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
 
 
@@ -190,13 +182,6 @@ def _point(axes: "Axes", row: "Row", index: int, largest: int, *, is_fraction: b
     axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, **mark)
 
 
-def _legend_of_variants(figure: "Figure", names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    marks = [Line2D([], [], linestyle="none", label=name, **style(i)) for i, name in enumerate(names)]  # type: ignore[arg-type]
-    figure.legend(handles=marks, loc="outside lower center", ncols=min(4, len(marks)))
-
-
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
     texts = [
         f"{row.variant} on {results.where(row.target)}: "
@@ -220,17 +205,16 @@ def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric
             axes.annotate(str(i), point, xytext=(5, 4), textcoords="offset points")
         tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction)
         axes.margins(y=0.15)
-        numbered = ", ".join(f"{i} {row.variant}, {_figures(row)}" for i, row in enumerate(best, 1))
+        numbered = ", ".join(
+            f"{i} {row.variant}, {formats.speedup(row.speedup_today, ci=False)}, {formats.size(row.size_bytes or 0)}"
+            for i, row in enumerate(best, 1)
+        )
         return picture(
             figure,
             f"{title}: speed-up over PyTorch and change of {metric} of the Pareto-optimal variants: {numbered}.",
             "Numbered squares: the Pareto-optimal variants, listed below. Dots: other measured variants, including "
             "those over budget.",
         )
-
-
-def _figures(row: "Row") -> str:
-    return f"{formats.speedup(row.speedup_today, ci=False)}, {formats.size(row.size_bytes or 0)}"
 
 
 def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
@@ -275,15 +259,10 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
         )
 
 
-def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Picture | None:
-    """Return the fastest call of every slot, baseline and variant, in the order in which they ran; None without any.
-
-    Args:
-        compared: Comparisons by variant.
-        title: Of the caption, such as a target.
-    """
+def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Shown:
+    """Return the fastest call of every slot, baseline and variant, in the order in which they ran."""
     if not compared:
-        return None
+        return Statement("No timing samples.")
     columns = min(3, len(compared))
     lines = -(-len(compared) // columns)
     with canvas(9.2, 1.95 * lines + 0.3) as figure:
@@ -293,7 +272,8 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Pic
         for axes, (name, comparison) in zip(grid.flat, compared.items(), strict=False):
             _slots(axes, name, comparison)
         texts = " ".join(
-            f"{name}: {_quantiles(c.candidate_samples_ms)}; {_reference(c)}: {_quantiles(c.reference_samples_ms)}."
+            f"{name}: {_quantiles(c.candidate_samples_ms)}; {'FP32' if c.reference == BASELINE else c.reference}: "
+            f"{_quantiles(c.reference_samples_ms)}."
             for name, c in compared.items()
         )
         most = max(len(c.candidate_samples_ms) for c in compared.values())
@@ -330,10 +310,6 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
     axes.set_xticks([])
     axes.set_ylabel("ms")
     axes.grid(axis="y", color=FAINT)
-
-
-def _reference(comparison: Comparison) -> str:
-    return "FP32" if comparison.reference == BASELINE else comparison.reference
 
 
 def _quantiles(samples: Sequence[Sequence[float]]) -> str:

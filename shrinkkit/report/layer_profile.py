@@ -27,12 +27,7 @@ _OTHER_COLOURS = {_REST: COLOURS[5], _OUTSIDE: FAINT, _CONVERSIONS: COLOURS[1]}
 
 
 def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
-    """Return the latency by layer of every variant on one target: a chart, causes of slow-downs, and a table each.
-
-    Args:
-        record: The target's benchmark.
-        variants: The records of the variants, by name, with their layer reports.
-    """
+    """Return the latency by layer of every variant on one target: a chart, causes of slow-downs, and a table each."""
     measured = {m.variant: m for m in record.measurements if m.layers and m.variant in variants}
     valid = {name: m for name, m in measured.items() if total_ms(m.layers) <= DISTURBED * _latency_ms(m)}
     parts: list[Shown] = [_disturbed(m, record.target) for name, m in measured.items() if name not in valid]

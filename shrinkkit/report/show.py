@@ -36,7 +36,7 @@ _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
 
 def title(results: Results) -> Heading:
     """Return the report's heading: the study's name, and what was compressed for which targets."""
-    variants = [n for n in results.names if n != BASELINE and not _is_intermediate(results, n)]
+    variants = set(results.names) - {BASELINE, *(row.variant for row in results.rows if row.intermediate)}
     where = " and ".join(results.targets) or "no target"
     if len(results.machines) > 1:
         targets = {name: [_target(at) for at in results.of(name).targets] for name in results.machines}
@@ -47,17 +47,8 @@ def title(results: Results) -> Heading:
     )
 
 
-def _is_intermediate(results: Results, name: str) -> bool:
-    return any(row.variant == name and row.intermediate for row in results.rows)
-
-
 def _target(place: str) -> str:
     return str(Place.parse(place).target)
-
-
-def tradeoff(results: Results) -> Shown:
-    """Return size, accuracy and speed of every variant in one chart."""
-    return figures.tradeoff(results) or Statement("No variant has both a speed and an accuracy.", tone="warning")
 
 
 def missing(results: Results) -> Several:
@@ -324,11 +315,6 @@ def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
     return Statement(f"Speed-up {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
 
 
-def training(scores: Sequence[float], *, metric: str) -> Shown:
-    """Return the validation score after each epoch as a chart, or a sentence without fine-tuning."""
-    return figures.training(scores, metric=metric) if scores else Statement("No fine-tuning.")
-
-
 _TIMING_NOTE = (
     "Speed-ups have 95 % CIs. Speed-up compares the fastest call of each slot (the speed of the code), median speed-up "
     "the median call. The noise floor is the difference of an A/A control, a copy of the baseline timed interleaved, "
@@ -342,11 +328,6 @@ def latencies(compared: Mapping[str, Comparison]) -> Shown:
     if not compared:
         return Statement("Nothing to time: no variant could be loaded.", tone="warning")
     return _timings("Paired timing against the baseline", compared)
-
-
-def distributions(compared: Mapping[str, Comparison]) -> Shown:
-    """Return the timing samples of each comparison as small charts."""
-    return figures.distributions(compared) or Statement("No timing samples.")
 
 
 def runtime(compared: Comparison | None) -> Shown:
@@ -367,7 +348,7 @@ def timings(results: Results) -> Several:
         if compared:
             where = results.where(target)
             table = replace(_timings(f"All comparisons on {where}", compared), folded=True)
-            parts += [figures.distributions(compared, title=where) or table, table]
+            parts += [figures.distributions(compared, title=where), table]
     return Several(tuple(parts) or (Statement("Nothing was timed.", tone="warning"),))
 
 
@@ -397,12 +378,7 @@ def _timings(caption: str, compared: Mapping[str, Comparison]) -> Table:
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float | None:
-    """Return the smallest sample that is not below `fraction` of all; None where there are too few.
-
-    Args:
-        samples: Times of single calls, in any order.
-        fraction: One of `PERCENTILES`.
-    """
+    """Return the smallest sample that is not below `fraction` of all, a key of `PERCENTILES`; None if too few."""
     if len(samples) < PERCENTILES[fraction]:
         return None
     return float(np.quantile(samples, fraction, method="inverted_cdf"))

@@ -119,23 +119,12 @@ class Card:
 
 
 def read(folder: Path) -> Card | None:
-    """Return the card in a variant's folder, None if there is none.
-
-    Raises:
-        InvalidInput: It is damaged, or was written by another version.
-    """
+    """Return the card in a variant's folder, None if there is none; `InvalidInput` if it is damaged."""
     return store.read(folder / CARD, Card) if (folder / CARD).is_file() else None
 
 
 def write(run: Path) -> tuple[Path, ...]:
-    """Write card and README of every variant that a run folder reports on, and return the paths.
-
-    Args:
-        run: The run folder, of a finished run or not.
-
-    Raises:
-        InvalidInput: The folder holds neither a study nor a variant.
-    """
+    """Write card and README of every variant of a run, finished or not, and return the paths; raises as `load`."""
     loaded = results.load(run)
     written: list[Path] = []
     for name, variant in loaded.variants.items():
@@ -233,12 +222,7 @@ def _p50(record: TargetRecord, measurement: Measurement) -> float | None:
 
 
 def readme(card: Card, *, is_fraction: bool) -> str:
-    """Return a card as Markdown: what it is, its measurements and limitations, and code that loads each file.
-
-    Args:
-        card: The card.
-        is_fraction: Whether every score is in [0, 1], so that it is shown in per cent.
-    """
+    """Return a card as Markdown: what it is, its measurements and limitations, and code that loads each file."""
     import jinja2
 
     devices = {file.runtime: ["cpu"] for file in card.files}

@@ -36,14 +36,7 @@ def slow_down(
 ) -> tuple[str, ...]:
     """Return the causes of a slow variant in sentences, the largest first; empty if the times show none.
 
-    Args:
-        baseline: Times of the baseline's file on the target.
-        variant: Times of the variant's.
-        audit: The variant's layer report.
-        runtime: Whose precision in the layer report counts: `torch` or `onnxruntime`.
-        denormals: Number of denormals in the variant's file.
-        speedup: Of the paired timing of the two.
-        verdict: Of that timing; a `too noisy` one has no causes.
+    `runtime` is that of both files, `speedup` and `verdict` are those of their paired timing.
     """
     if verdict == "too noisy" or not total_ms(baseline) or not total_ms(variant):
         return ()
@@ -52,7 +45,10 @@ def slow_down(
     if not (warning := _contradiction(pair)):
         causes += [*_slower(pair), *_zeros(pair), *_between(pair)]
     sentences = [sentence for _, sentence in sorted(causes, key=lambda cause: -cause[0])]
-    return (*sentences, *_denormal(denormals), *warning)
+    if denormals:
+        count = f"{denormals:,} denormal numbers"
+        sentences.append(f"Weights and layer outputs contain {count}, which are several times slower on some CPUs.")
+    return (*sentences, *warning)
 
 
 def total_ms(times: Sequence[LayerTime]) -> float:
@@ -201,11 +197,6 @@ def _between(pair: _Pair) -> _Causes:
         new = [time for time in outside if time.operator not in {old.operator for old in known}]
         added = f"; new: {_operators(new)}" if total_ms(new) >= EXCESS * pair.total else ""
         yield ms - before, f"Operators outside the layers take {_of(ms, pair)}, {_ms(before)} before{added}."
-
-
-def _denormal(count: int) -> list[str]:
-    text = f"Weights and layer outputs contain {count:,} denormal numbers, which are several times slower on some CPUs."
-    return [text] if count else []
 
 
 def _contradiction(pair: _Pair) -> list[str]:

@@ -1,5 +1,6 @@
 """The results of a run: one row for each variant and place, whether measured, failed, unsupported, or not run."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,13 +146,9 @@ class Results(Rich):
 
 
 def load(run: Path) -> Results:
-    """Load the results of a run folder, even of an unfinished run.
+    """Load the results of a run folder such as `reports/digits-cnn`, even of an unfinished run.
 
-    Args:
-        run: Run folder, such as `reports/digits-cnn`.
-
-    Returns:
-        A row for each variant and target. What is missing or cannot be read is a row with its reason, or a note.
+    What is missing or cannot be read is a row with its reason, or a note.
 
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.
@@ -209,10 +206,6 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
     """Return by variant whether it is `within budget`, `over budget`, or neither (`cannot tell`).
 
     Holm's correction covers the number of variants; see `estimate.within`.
-
-    Args:
-        record: The benchmark of one target.
-        drop: Maximum accuracy drop, >= 0.
     """
     accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
     baseline = accuracies.pop(BASELINE, None)
@@ -229,18 +222,16 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
 def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the Pareto-optimal rows in speed-up against PyTorch, change of accuracy and size, fastest first.
 
-    Only measured rows within the budget with a conclusive timing take part; the baseline's change is 0.
-
-    Args:
-        rows: Of one task on one machine; several runtimes of one device may be mixed.
+    Only measured rows within the budget with a conclusive timing take part; the baseline's change is 0. All must be of
+    one task on one machine.
     """
     pairs = [(objectives, row) for row in rows if (objectives := _objectives(row))]
-    best = [(own, row) for own, row in pairs if not any(_dominates(other, own) for other, _ in pairs)]
+
+    def is_dominated(own: tuple[float, ...]) -> bool:
+        return any(other != own and all(map(operator.ge, other, own)) for other, _ in pairs)
+
+    best = [(own, row) for own, row in pairs if not is_dominated(own)]
     return tuple(row for _, row in sorted(best, key=lambda pair: -pair[0][0]))
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _objectives(row: Row) -> tuple[float, ...]:
@@ -337,11 +328,7 @@ def _figures(measurement: Measurement, runtime: Comparison | None) -> dict[str, 
     if compared:
         fields |= {"speedup": compared.speedup, "timing": compared.verdict}
     if accuracy:
-        fields |= {
-            "accuracy": accuracy.mean,
-            "difference": accuracy.difference,
-            "agreement": accuracy.agreement,
-        }
+        fields |= {"accuracy": accuracy.mean, "difference": accuracy.difference, "agreement": accuracy.agreement}
     if runtime and (compared or measurement.variant == BASELINE):
         chain = [runtime, *([compared] if compared else [])]
         product = estimate.product(*(c.speedup for c in chain))

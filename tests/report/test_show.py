@@ -13,7 +13,7 @@ from torch import nn
 
 from shrinkkit.display import cells
 from shrinkkit.measure import session
-from shrinkkit.report import accuracy, show
+from shrinkkit.report import accuracy, figures, show
 from shrinkkit.report.show import PERCENTILES
 from shrinkkit.results import results, verdict
 from shrinkkit.results.results import Row
@@ -25,7 +25,7 @@ VIEWS = (
     show.variants,
     show.missing,
     show.speedup_breakdown,
-    show.tradeoff,
+    figures.tradeoff,
     show.environment,
     show.model_files,
     show.steps,
@@ -124,7 +124,7 @@ def test_the_title_says_which_machine_measured_what(away):
 
 
 def test_figures_of_several_machines_name_the_machine(away):
-    for view in (show.speedup_breakdown, show.tradeoff, show.missing):
+    for view in (show.speedup_breakdown, figures.tradeoff, show.missing):
         text = view(away).html()
         assert examples.HERE in text
         assert f"cpu/torch @ {examples.ELSEWHERE}" in text
@@ -171,8 +171,8 @@ def test_layers_are_listed_by_the_work_they_do():
 
 
 def test_no_fine_tuning_is_said():
-    assert "No fine-tuning" in repr(show.training((), metric="accuracy"))
-    assert "0.962" in repr(show.training((0.91, 0.962), metric="accuracy"))
+    assert "No fine-tuning" in repr(figures.training((), metric="accuracy"))
+    assert "0.962" in repr(figures.training((0.91, 0.962), metric="accuracy"))
 
 
 def test_files_name_the_runtime_that_has_none_and_why(found):
@@ -243,8 +243,8 @@ def test_a_machine_that_was_not_steady_is_named(latencies):
 
 
 def test_distributions_are_pictures_or_a_sentence(latencies):
-    assert "<svg" in show.distributions(latencies).html()
-    assert "No timing samples" in repr(show.distributions({}))
+    assert "<svg" in figures.distributions(latencies).html()
+    assert "No timing samples" in repr(figures.distributions({}))
 
 
 def test_the_factor_of_a_runtime_is_shown_where_there_is_one(record):
