@@ -337,10 +337,10 @@ def _report(
         runner.rebuild_report(run, monitor=monitor)
     written = {"report": folder.report}
     if pdf:
-        from shrinkkit.report import pdf as printer
+        from shrinkkit.report import export
 
         written["PDF"] = folder.report.with_suffix(".pdf")
-        printer.write(folder.report, written["PDF"])
+        export.pdf(folder.report, written["PDF"])
     if as_json:
         _print_json({name.lower(): str(path) for name, path in written.items()})
     elif not quiet:

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from shrinkkit.report import export, index_page, pdf
+from shrinkkit.report import export, index_page
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
 pytestmark = pytest.mark.browser
@@ -131,8 +131,8 @@ def test_a_planted_request_and_a_planted_width_are_found(place, show, tmp_path):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_printed_whole(place, tmp_path, name):
-    pdf.write(place / name, tmp_path / "page.pdf")
-    assert 1 <= pdf.pages(tmp_path / "page.pdf") <= 60
+    export.pdf(place / name, tmp_path / "page.pdf")
+    assert 1 <= export.pages(tmp_path / "page.pdf") <= 60
 
 
 @pytest.mark.parametrize("name", PAGES)

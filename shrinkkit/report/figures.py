@@ -206,7 +206,9 @@ def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric
         tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction)
         axes.margins(y=0.15)
         numbered = ", ".join(
-            f"{i} {row.variant}, {formats.speedup(row.speedup_today, ci=False)}, {formats.size(row.size_bytes or 0)}"
+            f"{i} {row.variant} on {row.place.target}, {formats.speedup(row.speedup_today, ci=False)}, "
+            f"{formats.change(row.difference.value if row.difference else 0.0, is_fraction=is_fraction)}, "
+            f"{formats.size(row.size_bytes or 0)}"
             for i, row in enumerate(best, 1)
         )
         return picture(

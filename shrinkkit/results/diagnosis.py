@@ -2,8 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import LayerTime
@@ -83,15 +84,12 @@ class _Pair:
     @property
     def before(self) -> dict[str, float]:
         """The same in the baseline; a layer that was fused into the one before it counts there."""
-        times: dict[str, float] = defaultdict(float)
-        last, after = "", self.after
-        for name, ms in self._by_layer(self.baseline).items():
-            last = name if name in after or not last else last
-            times[last] += ms
-        return times
+        before, after = self._by_layer(self.baseline), self.after
+        kept: Iterator[str] = accumulate(before, lambda last, name: name if name in after else last)
+        return _sums(zip(kept, before.values(), strict=True))
 
     def _by_layer(self, times: Sequence[LayerTime]) -> dict[str, float]:
-        return _sums(times, lambda t: t.layer, lambda t: t.layer in self.audit and not t.converts)
+        return _sums((time.layer, time.ms) for time in times if time.layer in self.audit and not time.converts)
 
     def outside(self, times: Sequence[LayerTime]) -> list[LayerTime]:
         """Operators in no layer of the audit, without conversions."""
@@ -103,13 +101,11 @@ class _Pair:
         return precision.runs_as if precision else ""
 
 
-def _sums(
-    times: Sequence[LayerTime], key: Callable[[LayerTime], str], chosen: Callable[[LayerTime], bool] = lambda _: True
-) -> dict[str, float]:
+def _sums(times: Iterable[tuple[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
-    for time in filter(chosen, times):
-        sums[key(time)] += time.ms
-    return dict(sums)
+    for name, ms in times:
+        sums[name] += ms
+    return sums
 
 
 def _conversions(pair: _Pair) -> _Causes:
@@ -222,7 +218,7 @@ def _ms(value: float) -> str:
 
 def _operators(times: Sequence[LayerTime]) -> str:
     """Return the slowest operators with their times."""
-    sums = _sums(times, lambda time: time.operator)
+    sums = _sums((time.operator, time.ms) for time in times)
     return _listed([f"{name} {_ms(sums[name])}" for name in sorted(sums, key=lambda name: -sums[name])])
 
 

@@ -11,9 +11,9 @@ from html import escape
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import MARGIN, Estimate
 from shrinkkit.core.evidence import PairedSamples, log_ratios
-from shrinkkit.display import formats
+from shrinkkit.display import formats, tables
 from shrinkkit.display.picture import COLOURS, FAINT, INK
-from shrinkkit.display.tables import Cell, Column, Table
+from shrinkkit.display.tables import Cell, Table
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
 
@@ -67,17 +67,16 @@ def table(courses: Mapping[str, Course], *, stopped: bool = False) -> Table:
     caption = f"Speed-up over time: {formats.counted(len(courses), 'comparison')}"
     if stopped:
         caption = f"Interrupted in comparison {len(courses)}, which gets no verdict"
-    columns = (Column("variant"), Column("95 % CI over time"), Column("speed-up", True), Column("blocks", True))
-    rows = tuple(
-        (
-            Cell(name),
-            Cell(_summary(course), svg=_chart(name, course)),
-            Cell(_last(course)),
-            Cell(str(course[-1][0])),
-        )
+    rows: list[tables.Row] = [
+        {
+            "variant": name,
+            "95 % CI over time": Cell(_summary(course), svg=_chart(name, course)),
+            "speed-up": _last(course),
+            "blocks": str(course[-1][0]),
+        }
         for name, course in courses.items()
-    )
-    return Table(caption, columns, rows, _NOTE, folded=False)
+    ]
+    return tables.table(caption, rows, _NOTE, text=("95 % CI over time",), folded=False)
 
 
 def _summary(course: Course) -> str:

@@ -146,16 +146,25 @@ def chart(before: nn.Module, after: nn.Module, *, layer: str = NONE) -> Picture:
             text = f"{formats.count(count)}\nof {formats.count(total)}"
             top.annotate(text, (place, 1), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
         name_layers(top, list(kept))
-        _draw_histogram(bottom, weights)
+        width = weights.edges[1] - weights.edges[0]
+        removed = [before - after for before, after in zip(weights.before, weights.after, strict=True)]
+        middles = [edge + width / 2 for edge in weights.edges[:-1]]
+        bottom.bar(middles, weights.after, width=width, color=COLOURS[0], linewidth=0)
+        bottom.bar(middles, removed, bottom=weights.after, width=width, **_REMOVED)
+        bottom.set_xlim(weights.edges[0], weights.edges[-1])
+        bottom.yaxis.set_major_formatter(lambda count, _: formats.count(count))
+        bottom.locator_params(axis="y", nbins=4, integer=True)
+        bottom.set_xlabel("weight value")
+        bottom.grid(axis="y", color=FAINT)
         bottom.set_title(f"Weights of {of}", loc="left")
         figure.legend(*top.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        removed = formats.percent(1 - sum(weights.after) / (sum(weights.before) or 1))
+        share = formats.percent(sum(removed) / (sum(weights.before) or 1))
         counts = ", ".join(f"{name} {count:,} of {total:,}" for name, (total, count) in kept.items())
         return picture(
             figure,
-            f"{noun.capitalize()} kept by layer: {counts}. {removed} of the weights of {of} are {label}.",
+            f"{noun.capitalize()} kept by layer: {counts}. {share} of the weights of {of} are {label}.",
             f"Top: fraction of {noun} kept, in model order. Bottom: number of weights by value; hatched weights are "
-            f"{label} ({removed}). The outermost bars include all values beyond them.",
+            f"{label} ({share}). The outermost bars include all values beyond them.",
         )
 
 
@@ -227,16 +236,3 @@ def _unscaled(weights: Tensor, layer: nn.Module, original: nn.Module) -> Tensor:
     sizes = [one.embed_dim / one.num_heads for one in (layer, original)]
     query = torch.arange(len(weights)).reshape(-1, *[1] * (weights.dim() - 1)) < layer.embed_dim
     return torch.where(query, weights / math.sqrt(sizes[0] / sizes[1]), weights)
-
-
-def _draw_histogram(axes: "Axes", weights: Histogram) -> None:
-    width = weights.edges[1] - weights.edges[0]
-    middles = [edge + width / 2 for edge in weights.edges[:-1]]
-    axes.bar(middles, weights.after, width=width, color=COLOURS[0], linewidth=0)
-    removed = [before - after for before, after in zip(weights.before, weights.after, strict=True)]
-    axes.bar(middles, removed, bottom=weights.after, width=width, **_REMOVED)
-    axes.set_xlim(weights.edges[0], weights.edges[-1])
-    axes.yaxis.set_major_formatter(lambda count, _: formats.count(count))
-    axes.locator_params(axis="y", nbins=4, integer=True)
-    axes.set_xlabel("weight value")
-    axes.grid(axis="y", color=FAINT)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,9 +12,9 @@ from torch.utils.data import Subset
 from shrinkkit.core import stages
 from shrinkkit.core.measurement import Accuracy
 from shrinkkit.core.stages import METHODS, Choice
-from shrinkkit.display import cells, formats
+from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
-from shrinkkit.display.tables import Cell, Column, Command, ProgressBar, Several, Shown, Statement, Table
+from shrinkkit.display.tables import Cell, Command, Several, Shown, Statement, Table
 from shrinkkit.errors import InvalidTask
 from shrinkkit.measure import scoring
 from shrinkkit.runtimes.spec import HALF
@@ -62,18 +61,17 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
     from ipywidgets import Dropdown
 
     start = precision.settings.model_dump()
-    status = live.Live(ProgressBar(f"Quantizing to {precision.name}", 0, 1))
+    progress = live.progress("Quantizing")
 
     @lru_cache
     def run(name: str, layer: str) -> Comparison:
-        status.show(ProgressBar(f"Quantizing to {name}", 0, 1))
-        begin = time.monotonic()
+        progress(0, 1, name)
         settings = {**start, "skip": start["skip"] if layer == NONE else (*start["skip"], layer)}
         known = stages.PRECISIONS[name].model_fields
         try:
             return compare(task, model, stages.lowered(name, {key: settings[key] for key in settings.keys() & known}))
         finally:
-            status.show(ProgressBar(f"Quantizing to {name}", 1, 1, elapsed_s=time.monotonic() - begin))
+            progress(1, 1, name)
 
     def draw(name: str, layer: str) -> Shown:
         return quantized(run(name, NONE if name in HALF else layer))
@@ -176,14 +174,13 @@ def _chart(result: Comparison) -> Picture:
 
 
 def _table(result: Comparison) -> Table:
-    rows = tuple(
-        (Cell(one.layer), Cell(one.runs_as), Cell(_error(one.error)))
+    rows: list[tables.Row] = [
+        {"layer": one.layer, "runs as": one.runs_as, "relative error": _error(one.error)}
         if one.error is not None
-        else (Cell(one.layer), Cell(f"cannot be compared: it {one.why}", tone="warning", wide=True))
+        else {"layer": one.layer, "runs as": Cell(f"cannot be compared: it {one.why}", tone="warning", wide=True)}
         for one in result.layers
-    )
-    columns = (Column("layer"), Column("runs as"), Column("relative error", True))
-    return Table(f"Errors of {formats.counted(len(rows), 'layer')}", columns, rows, folded=True)
+    ]
+    return tables.table(f"Errors of {formats.counted(len(rows), 'layer')}", rows, text=("runs as",), folded=True)
 
 
 def _error(fraction: float) -> str:

@@ -5,13 +5,13 @@ import shutil
 import pytest
 
 from shrinkkit.errors import Unsupported
-from shrinkkit.report import pdf
+from shrinkkit.report import export
 
 
 def test_a_missing_browser_is_an_error_that_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unsupported, match=r"print it to a PDF there, or install Chromium"):
-        pdf.write(tmp_path / "page.html", tmp_path / "page.pdf")
+        export.pdf(tmp_path / "page.html", tmp_path / "page.pdf")
 
 
 @pytest.mark.parametrize("left", [b"", b"%PDF-1.4 cut off", b"<html>"])
@@ -24,7 +24,7 @@ def test_a_browser_that_leaves_no_pdf_is_an_error(tmp_path, monkeypatch, left):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unsupported, match="status 3: no display"):
-        pdf.write(tmp_path / "page.html", tmp_path / "page.pdf")
+        export.pdf(tmp_path / "page.html", tmp_path / "page.pdf")
     assert not (tmp_path / "page.pdf").exists()
 
 
@@ -32,6 +32,6 @@ def test_a_browser_that_leaves_no_pdf_is_an_error(tmp_path, monkeypatch, left):
 def test_a_page_is_printed_and_its_pages_are_counted(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<p>one</p><p style="break-before: page">two</p>')
-    pdf.write(page, tmp_path / "page.pdf")
-    assert pdf.pages(tmp_path / "page.pdf") == 2
+    export.pdf(page, tmp_path / "page.pdf")
+    assert export.pages(tmp_path / "page.pdf") == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "page.pdf"]
