@@ -152,8 +152,8 @@ def compare_with_report(reported: Figures, finding: Finding, *, machine: str, th
         before, now = (formats.estimate(ms, unit=" ms") if ms else "not timed" for ms in latencies)
         return f"{there}: {before}; here {where}: {now}. There is no ratio to compare."
     comparison = f"{there}: {formats.speedup(reported.speedup)}; here {where}: {formats.speedup(finding.speedup)}"
-    if "too noisy" in (reported.verdict, finding.verdict):
-        return f"{comparison}: inconclusive, too noisy {'there' if reported.verdict == 'too noisy' else 'here'}."
+    if "too noisy" in (reported.timing, finding.verdict):
+        return f"{comparison}: inconclusive, too noisy {'there' if reported.timing == 'too noisy' else 'here'}."
     ratio = estimate.product(finding.speedup, estimate.inverse(reported.speedup))
     differs = estimate.verdict(ratio) in ("faster", "slower")
     return f"{comparison}: {'differs' if differs else 'no difference can be shown'}."

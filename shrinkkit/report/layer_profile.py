@@ -185,7 +185,6 @@ def _times(ms: float, before: float, total: float) -> Row:
 
 
 def _layer(row: LayerAudit | None, runtime: str) -> Row:
-    """Return a layer's channels and number format."""
     if row is None:
         return {"channels": "", "runs as": ""}
     channels = "" if row.channels is None else str(row.channels)

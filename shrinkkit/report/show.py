@@ -79,7 +79,6 @@ def variants(results: Results) -> Several:
 
 
 def _machine(part: Results, name: str) -> str:
-    """Return a machine's short name with that of its hardware."""
     environments = [record.environment for record in part.measured.values()]
     hardware = {machines.name(own, e.cores): own for e in environments for own in (e.cpu, *e.gpu.split(", ")) if own}
     return f"{name}: {hardware[name]}" if name in hardware else name

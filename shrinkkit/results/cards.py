@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import recipe, run_folder, store
-from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.run_folder import CARD, README, RunFolder
@@ -49,11 +48,10 @@ class Summary:
     """By runtime."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The measurement of a variant on one target of one machine, or why there is none."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Figures(Row):
+    """A variant's row on one target, with what explains it without the run folder; `target` names no machine."""
 
-    target: str
     machine: str
     """Its short name."""
     processor: str = ""
@@ -62,27 +60,10 @@ class Figures:
     threads: int | None = None
     batch_size: int | None = None
     """Of each timed call; None where nothing was timed."""
-    state: str
-    """`measured`, `failed`, `unsupported`, or `not run`."""
-    reason: str
-    """Why it was not measured; empty if it was."""
     metric: str
-    accuracy: Estimate | None
-    difference: Estimate | None
-    """Accuracy minus the baseline's on the same examples and target; None for the baseline."""
-    latency_ms: Estimate | None
     p50_ms: float | None = None
     """Median latency of single calls."""
-    speedup: Estimate | None
-    """Against FP32 on the same target; None for the baseline."""
-    verdict: str
-    """Of `speedup`: `faster`, `slower`, `same`, `undecided`, or `too noisy`; empty where there is none."""
-    speedup_today: Estimate | None
-    """Against PyTorch on the same device."""
-    verdict_today: str
     peak_memory_bytes: int | None = None
-    load_ms: float | None
-    first_call_ms: float | None
     saturated: tuple[str, ...] = ()
     """Layers whose int8 accumulators saturate there."""
     notes: tuple[str, ...] = ()
@@ -185,9 +166,7 @@ def _summary(variant: Variant) -> Summary:
 def _figures(row: Row, loaded: Results) -> Figures:
     record, measurement = loaded.measured.get(row.target), loaded.measurement(row)
     target = row.place.target
-    same = ("state", "reason", "accuracy", "difference", "latency_ms", "speedup", "speedup_today")
-    fields: dict[str, Any] = {name: getattr(row, name) for name in (*same, "load_ms", "first_call_ms")}
-    fields |= {"target": str(target), "machine": loaded.machine(row.target), "metric": loaded.metric}
+    fields = {**vars(row), "target": str(target), "machine": loaded.machine(row.target), "metric": loaded.metric}
     if record:
         environment, timed = record.environment, _timed(record)
         versions, packages = environment.versions, registry.get(target.runtime).packages
@@ -205,7 +184,7 @@ def _figures(row: Row, loaded: Results) -> Figures:
             "saturated": measurement.integers.saturated if measurement.integers else (),
             "notes": (*measurement.notes, *([f"Timing warning: {'; '.join(warnings)}."] if warnings else [])),
         }
-    return Figures(**fields, verdict=row.timing, verdict_today=row.timing_today)
+    return Figures(**fields)
 
 
 def _timed(record: TargetRecord) -> Comparison | None:

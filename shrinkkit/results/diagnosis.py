@@ -217,7 +217,6 @@ def _ms(value: float) -> str:
 
 
 def _operators(times: Sequence[LayerTime]) -> str:
-    """Return the slowest operators with their times."""
     sums = _sums((time.operator, time.ms) for time in times)
     return _listed([f"{name} {_ms(sums[name])}" for name in sorted(sums, key=lambda name: -sums[name])])
 

@@ -132,7 +132,6 @@ class Results(Rich):
         return Several(tuple(target_table(self, target) for target in self.targets))
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Return a row for each variant at each place."""
         return [row for one in self.rows for row in one._rows()]
 
     def of(self, machine: str) -> "Results":
@@ -245,7 +244,6 @@ def _objectives(row: Row) -> tuple[float, ...]:
 
 
 def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) -> Row:
-    """Return the row of a variant at a place, given the verdicts on accuracy of all variants there."""
     variant = folder.variants.get(name)
     recipes = {r.name for r in folder.study.recipes} if folder.study else set(folder.variants)
     fields: dict[str, Any] = {"intermediate": name != BASELINE and name not in recipes}

@@ -63,7 +63,6 @@ def decide(results: Results) -> Verdict:
 
 
 def _in_budget(target: str, results: Results) -> bool:
-    """Return whether the budget is about the place `target`."""
     return results.budget.target in (None, _target(target))
 
 
@@ -76,7 +75,6 @@ def _has_figures(part: Results) -> bool:
 
 
 def _of_machine(results: Results) -> Verdict:
-    """Return the verdict of one machine."""
     rows = [row for row in results.rows if _eligible(row, results)]
     remarks = (*_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
     if not rows:

@@ -17,26 +17,6 @@ from shrinkkit.results.results import Results, Row, pareto_front
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
 
-_POINTS = """
-export default {
-  render({ model, el }) {
-    el.innerHTML = model.get("svg");
-    el.querySelectorAll('[id*="-point-"]').forEach((point) => {
-      const index = Number(point.id.split("-point-")[1]);
-      const choose = () => { model.set("chosen", index); model.save_changes(); };
-      point.setAttribute("tabindex", "0");
-      point.setAttribute("role", "button");
-      point.setAttribute("aria-label", model.get("names")[index]);
-      point.style.cursor = "pointer";
-      point.addEventListener("click", choose);
-      point.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(); }
-      });
-    });
-  },
-};
-"""
-
 
 def lost(accuracies: Mapping[str, Accuracy]) -> None:
     """Show the examples that each variant predicts worse than the baseline, one at a time, behind two controls."""
@@ -106,7 +86,7 @@ def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
     import traitlets
 
     class Points(anywidget.AnyWidget):
-        _esm = _POINTS
+        _esm = Path(__file__).with_name("points.js")
         svg = traitlets.Unicode().tag(sync=True)
         names: Any = traitlets.List().tag(sync=True)
         chosen = traitlets.Int(-1).tag(sync=True)

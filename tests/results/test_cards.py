@@ -86,7 +86,7 @@ def test_a_card_holds_the_figures_of_the_report_and_those_of_the_records(run):
     assert (one.target, one.machine, one.threads, one.batch_size) == ("cpu/torch", MACHINE, 2, 8)
     assert (one.processor, one.runtime_version) == (examples.CPU, "2.13.0")
     assert (one.accuracy, one.difference) == (row.accuracy, row.difference)
-    assert (one.speedup, one.verdict, one.verdict_today) == (row.speedup, "faster", "")
+    assert (one.speedup, one.timing, one.timing_today) == (row.speedup, "faster", "")
     assert one.speedup_today == row.speedup_today
     assert one.latency_ms.low <= one.p50_ms <= 1.1 * one.latency_ms.high
     assert (one.peak_memory_bytes, one.load_ms, one.first_call_ms) == (3_000_000, 4.0, 5.0)
