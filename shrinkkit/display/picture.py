@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shrinkkit.display.tables import Shown
 
@@ -84,17 +85,10 @@ def style(index: int) -> dict[str, str]:
 @contextmanager
 def canvas(width: float, height: float) -> Iterator["Figure"]:
     """Give a figure of `width` by `height` inches, in colours that `picture` turns into variables of the page."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    style: Any = {
-        **{"svg.fonttype": "none", "svg.hashsalt": "shrinkkit", "path.simplify": False, "grid.linewidth": 0.7},
-        **{"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False},
-        **{"axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT},
-        **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"), INK),
-        **{"xtick.major.size": 0, "ytick.major.size": 0},
-    }
-    with matplotlib.rc_context(style):
+    with style.context(Path(__file__).with_name("figure.mplstyle")):
         yield Figure(figsize=(width, height), layout="constrained")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord
@@ -26,19 +27,21 @@ _INTEGERS_NOTE = (
 
 def accuracies(by_variant: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
     """Return each variant's accuracy, its paired difference to the baseline, and errors."""
-    return _scores("Accuracy on the test split", "variant", by_variant, errors)
+    return fidelity(by_variant, errors, caption="Accuracy on the test split", of="variant")
 
 
-def fidelity(accuracies: Mapping[str, Accuracy], *, of: str = "runtime") -> Table:
+def fidelity(
+    accuracies: Mapping[str, Accuracy],
+    errors: Mapping[str, str] = MappingProxyType({}),
+    *,
+    caption: str = "Accuracy vs. the original model",
+    of: str = "runtime",
+) -> Table:
     """Return the accuracies of models by name, paired with the original model; `of` is the title of the names."""
-    return _scores("Accuracy vs. the original model", of, accuracies, {})
-
-
-def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
     metric = next((accuracy.metric for accuracy in accuracies.values()), "score")
     rows: list[Row] = [
         {
-            first: name,
+            of: name,
             metric: cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
             f"{DELTA} {metric}": accuracy.change_cell(),
             "same predictions": _agreement(accuracy),
@@ -47,7 +50,7 @@ def _scores(caption: str, first: str, accuracies: Mapping[str, Accuracy], errors
         }
         for name, accuracy in accuracies.items()
     ]
-    rows += [{first: name, metric: Cell(error, tone="bad", wide=True)} for name, error in errors.items()]
+    rows += [{of: name, metric: Cell(error, tone="bad", wide=True)} for name, error in errors.items()]
     examples = max((len(accuracy.scores) for accuracy in accuracies.values()), default=0)
     note = "With 95 % CIs. Cosine: mean cosine similarity of outputs with the reference's."
     if any(accuracy.divergence is not None for accuracy in accuracies.values()):

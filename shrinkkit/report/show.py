@@ -279,8 +279,8 @@ def files(variant: Variant) -> Table:
 
 def layer_reports(results: Results) -> Several:
     """Return the layer report of every variant but the baseline, folded below a summary."""
-    tables = (replace(layer_report(v), folded=True) for name, v in results.variants.items() if name != BASELINE)
-    return Several(tuple(tables) or (Statement("No variant was made.", tone="warning"),))
+    reports = (replace(layer_report(v), folded=True) for name, v in results.variants.items() if name != BASELINE)
+    return Several(tuple(reports) or (Statement("No variant was made.", tone="warning"),))
 
 
 def layer_report(variant: Variant) -> Table:
