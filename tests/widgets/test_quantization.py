@@ -118,13 +118,13 @@ def test_a_model_of_many_layers_has_the_same_width_and_names_those_that_fit(bflo
 
 def test_controls_change_the_precision_and_an_unsupported_one_says_why(kernel):
     texts = kernel(PREVIEW)
-    assert "bfloat16: done in" in texts[0]
+    assert "(bfloat16): done in" in texts[0]
     assert texts[2].startswith("bfloat16: ")
     moved = kernel(f"{PREVIEW}control(Dropdown, -2).value = 'dynamic-int8'")
     assert moved[2].startswith("dynamic-int8: ")
     refused = kernel(f"{PREVIEW}control(Dropdown, -2).value = 'dynamic-int8'; control(Dropdown, -1).value = 'head'")
     assert "static-int8, float16, bfloat16" in refused[2]
-    assert "dynamic-int8: done in" in refused[0]
+    assert "(dynamic-int8): done in" in refused[0]
 
 
 def test_nothing_is_computed_where_no_person_runs_the_cell(kernel):
