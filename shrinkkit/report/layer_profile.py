@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from shrinkkit.core.measurement import LayerTime, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
@@ -85,27 +86,23 @@ def _runtime(record: TargetRecord) -> str:
 
 def _chart(measured: Mapping[str, Measurement], variants: Mapping[str, Variant], target: str) -> Picture:
     times = {name: _by_layer(m.layers, variants[name].audit) for name, m in measured.items()}
-    longest: dict[str, float] = defaultdict(float)
-    for own in times.values():
-        for layer, ms in own.items():
-            longest[layer] = max(longest[layer], ms)
+    longest = {layer: max(own.get(layer, 0.0) for own in times.values()) for layer in {*chain(*times.values())}}
     named = sorted(longest.keys() - {_OUTSIDE, _CONVERSIONS}, key=lambda layer: (-longest[layer], layer))[:NAMED]
     colours = dict(zip(named, _LAYER_COLOURS, strict=False)) | _OTHER_COLOURS
     bars = {name: _segments(own, named) for name, own in times.items()}
     with canvas(9.2, 0.34 * len(bars) + 1.1) as figure:
         axes = figure.subplots()
-        lefts = dict.fromkeys(bars, 0.0)
+        lefts = [0.0] * len(bars)
         for layer, colour in colours.items():
-            widths = {name: own[layer] for name, own in bars.items() if layer in own}
-            if widths:
-                ys, left = [list(bars).index(name) for name in widths], [lefts[name] for name in widths]
-                axes.barh(ys, list(widths.values()), left=left, height=0.66, color=colour, linewidth=0, label=layer)
-                lefts |= {name: lefts[name] + ms for name, ms in widths.items()}
-        for y, ms in enumerate(lefts.values()):
+            widths = [own.get(layer, 0.0) for own in bars.values()]
+            if any(widths):
+                axes.barh(range(len(bars)), widths, left=lefts, height=0.66, color=colour, linewidth=0, label=layer)
+                lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+        for y, ms in enumerate(lefts):
             axes.annotate(formats.milliseconds(ms), (ms, y), xytext=(4, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(bars)), list(bars))
         axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlim(0, 1.12 * max(lefts.values()))
+        axes.set_xlim(0, 1.12 * max(lefts))
         axes.set_xlabel("latency by layer, ms")
         axes.grid(axis="x", color=FAINT)
         figure.legend(loc="outside upper right", ncols=4)
