@@ -14,7 +14,7 @@ from shrinkkit.core.store import PART
 from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.tables import Cell, Heading, Shown, Table
 from shrinkkit.errors import InvalidInput, ShrinkkitError, brief
-from shrinkkit.report import figures
+from shrinkkit.report import figures, show
 from shrinkkit.results import folders, results
 from shrinkkit.results.results import CONCLUSIVE, Results, Row
 from shrinkkit.results.verdict import KINDS, TONES, decide
@@ -218,24 +218,14 @@ def _fronts(runs: Sequence[Run]) -> list[Shown]:
         title, best = f"{task} on {machine}", [row for _, row in pairs]
         fraction = all(run.results.is_fraction for run, _ in pairs if run.results)
         chart = figures.pareto(title, best, others, metric=metric, is_fraction=fraction)
-        parts += [Heading(title), replace(chart, png=""), _front(pairs, metric)]
+        parts += [Heading(title), replace(chart, png=""), _front(pairs)]
     return parts
 
 
-def _front(pairs: Sequence[tuple[Run, Row]], metric: str) -> Table:
-    rows: list[tables.Row] = [
-        {
-            "variant": Cell(
-                f"{i}. {row.variant}", href=f"{quote(run.name)}/report.html" if "report.html" in run.files else ""
-            ),
-            "run": run.name,
-            "target": str(row.place.target),
-            "vs PyTorch": cells.speedup(row.speedup_today, row.timing_today),
-            "file size": cells.size(row.size_bytes),
-            f"{DELTA} {metric}": cells.change(
-                row.difference, is_fraction=bool(run.results and run.results.is_fraction)
-            ),
-        }
-        for i, (run, row) in enumerate(pairs, 1)
-    ]
+def _front(pairs: Sequence[tuple[Run, Row]]) -> Table:
+    rows: list[tables.Row] = []
+    for i, (run, row) in enumerate(pairs, 1):
+        link = f"{quote(run.name)}/report.html" if "report.html" in run.files else ""
+        names = {"variant": Cell(f"{i}. {row.variant}", href=link), "run": Cell(run.name)}
+        rows.append({**names, **(show.objectives(row, run.results) if run.results else {})})
     return tables.table("Numbers refer to the chart", rows, text=("run", "target"), folded=False)

@@ -161,6 +161,17 @@ def _dense_zeros(rows: Sequence[Row]) -> str:
     )
 
 
+def objectives(row: Row, results: Results) -> tables.Row:
+    """Return the cells of what a Pareto-optimal row is optimal in, and of its target."""
+    change = cells.change(row.difference, is_fraction=results.is_fraction)
+    return {
+        "target": str(row.place.target),
+        "vs PyTorch": cells.speedup(row.speedup_today, row.timing_today),
+        "file size": cells.size(row.size_bytes),
+        f"{DELTA} {results.metric}": change,
+    }
+
+
 def speedup_breakdown(results: Results) -> Shown:
     """Return the factors of each variant's speed-up as a chart."""
     rows = [

@@ -7,12 +7,12 @@ from typing import Any
 
 from shrinkkit.core.measurement import Accuracy, Regression
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.display import cells, formats, tables
+from shrinkkit.display import formats, tables
 from shrinkkit.display.picture import Picture, Strip
 from shrinkkit.display.showable import plain
 from shrinkkit.display.tables import Cell, Command, Several, Shown, Statement, facts
 from shrinkkit.errors import InvalidInput
-from shrinkkit.report import accuracy, figures
+from shrinkkit.report import accuracy, figures, show
 from shrinkkit.results.results import Results, Row, pareto_front
 from shrinkkit.widgets import live
 from shrinkkit.widgets.live import Live
@@ -98,18 +98,10 @@ def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
 
 def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     row = best[index]
-    rows: list[tables.Row] = [
-        {
-            "variant": Cell(f"{i}. {one.variant}", *(("chosen", "good") if one == row else ())),
-            "target": str(one.place.target),
-            "vs PyTorch": cells.speedup(one.speedup_today, one.timing_today),
-            f"\N{GREEK CAPITAL LETTER DELTA} {results.metric}": cells.change(
-                one.difference, is_fraction=results.is_fraction
-            ),
-            "file size": cells.size(one.size_bytes),
-        }
-        for i, one in enumerate(best, 1)
-    ]
+    rows: list[tables.Row] = []
+    for i, one in enumerate(best, 1):
+        name = Cell(f"{i}. {one.variant}", "chosen", "good") if one == row else f"{i}. {one.variant}"
+        rows.append({"variant": name, **show.objectives(one, results)})
     table = tables.table("Pareto-optimal variants; numbers refer to the chart", rows, text=("target",), folded=False)
     if row.variant == BASELINE:
         return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))

@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 
+from shrinkkit.display import tables
 from shrinkkit.display.tables import Cell, Column, Command, Heading, Several, Statement, Table, facts
 
 COLUMNS = (Column("variant"), Column("latency", number=True))
@@ -73,3 +74,30 @@ def test_a_heading_stands_above_a_part():
     assert Heading("cpu/torch & more").html() == "<h3>cpu/torch &amp; more</h3>"
     assert Heading("cpu/torch").markdown() == "### cpu/torch\n"
     assert repr(Heading("cpu/torch")) == "cpu/torch"
+
+
+def test_columns_without_content_are_left_out_and_lacking_cells_are_empty():
+    rows = [{"variant": "a", "size": "1 kB", "error": ""}, {"variant": "b", "error": ""}]
+    made = tables.table("Files", rows)
+    assert [column.title for column in made.columns] == ["variant", "size"]
+    assert [[cell.text for cell in row] for row in made.rows] == [["a", "1 kB"], ["b", ""]]
+
+
+def test_columns_hold_numbers_unless_they_are_named():
+    made = tables.table("Files", [{"variant": "a", "file": "model.onnx", "size": "1 kB"}], text=("file",))
+    assert [column.number for column in made.columns] == [False, False, True]
+
+
+def test_a_wide_cell_ends_its_row_under_whatever_title():
+    rows = [
+        {"variant": "a", "size": "1 kB", "speed-up": "2.0"},
+        {"variant": "b", "reason": Cell("it failed", wide=True)},
+    ]
+    made = tables.table("Files", rows)
+    assert [column.title for column in made.columns] == ["variant", "size", "speed-up"]
+    assert [cell.text for cell in made.rows[1]] == ["b", "it failed"]
+    assert 'colspan="2"' in made.html()
+
+
+def test_a_table_without_rows_is_its_caption():
+    assert tables.table("Files", []).markdown().strip() == "**Files**"
