@@ -15,7 +15,10 @@ from shrinkkit.runtimes.base import BuildRequest
 
 ROOT = "(model)"
 """Name of the model itself where it holds parameters outside any layer."""
-CHANNELS = ("out_channels", "out_features", "num_features", "hidden_size", "embedding_dim", "embed_dim", "num_channels")
+CHANNELS = (
+    *("out_channels", "out_features", "nf", "num_features", "hidden_size", "embedding_dim", "embed_dim"),
+    "num_channels",
+)
 RECURRENT = (nn.LSTM, nn.GRU)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVERSIONS = frozenset(

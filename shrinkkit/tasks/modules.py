@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -41,8 +42,17 @@ FORWARD_ERRORS = (
 
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a deep copy of `model` without gradients; raises Unsupported if it cannot be copied."""
+    return copied(model, {})
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy of `model` without gradients, with what `memo` has for the ids of its tensors in their place.
+
+    Raises:
+        Unsupported: `model` cannot be copied.
+    """
     try:
-        result = copy.deepcopy(model)
+        result: nn.Module = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise Unsupported(
             f"`model` cannot be copied, and pruning never changes the model it is given: {error}. "

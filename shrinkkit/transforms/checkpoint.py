@@ -1,6 +1,5 @@
 """A transformed model on disk, without pickle: its weights, and in what its layers differ from the task's own model."""
 
-import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import History
 from shrinkkit.errors import InvalidInput, ModelFileError, Unsupported
 from shrinkkit.runtimes import base
-from shrinkkit.tasks import outputs
+from shrinkkit.tasks import modules, outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS
 from shrinkkit.tasks.task import Task
 
@@ -90,7 +89,9 @@ def load(task: Task, folder: Path) -> tuple[nn.Module, History]:
     """
     if not (folder / STRUCTURE).is_file():
         raise ModelFileError(f"{folder} must hold {STRUCTURE} and {WEIGHTS} of a transformed model. Run its step.")
-    model = copy.deepcopy(task.model).cpu()
+    # Every weight comes from the file.
+    empty = {id(p): nn.Parameter(p.new_empty(0), p.requires_grad) for p in task.model.parameters()}
+    model = modules.copied(task.model, empty).cpu()
     try:
         record = store.read(folder / STRUCTURE, Checkpoint)
         if store.sha256(folder / WEIGHTS) != record.weights_sha256:

@@ -5,7 +5,7 @@ model in which the same weights are zero.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from shrinkkit.errors import Unsupported
 from shrinkkit.tasks import outputs
-from shrinkkit.tasks.modules import FORWARD_ERRORS, Example, duplicate
+from shrinkkit.tasks.modules import FORWARD_ERRORS, Example, copied
 from shrinkkit.transforms import groups
 from shrinkkit.transforms.groups import Edit, Group
 
+LARGE = 1 << 26
+"""Parameters from which on a cut is proven in float32: copies in float64 would need several times the memory."""
 Cut = Mapping[tuple[str, str], tuple[Edit, frozenset[int]]]
 """What each layer loses, by its name and the side that is cut."""
 
@@ -148,12 +150,8 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
     weights set to zero, normalisation statistics and the scale of attention aside. `model` is left unchanged.
     """
     try:
-        numbered = duplicate(model)
-        for parameter in numbered.parameters():
-            parameter.data = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
-        survivors = dict(apply(numbered, cut, rescale=False).named_parameters())
-        pruned = apply(duplicate(model), cut)
-        found = [t.shape for t in run(pruned, example)]
+        kept = _kept(model, cut)
+        found = [t.shape for t in run(apply(_shared(model), cut), example)]
     except Unsupported as error:
         return str(error)
     except FORWARD_ERRORS as error:
@@ -161,30 +159,63 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
     wanted = [t.shape for t in run(model, example)]
     if found != wanted:
         return f"the shape of the model's outputs would change from {_shapes(wanted)} to {_shapes(found)}"
-    masked = duplicate(model)
-    for name, parameter in masked.named_parameters():
-        keep = torch.zeros(parameter.numel(), dtype=torch.bool)
-        keep[survivors[name].detach().reshape(-1).long().cpu()] = True
-        parameter.data.masked_fill_(~keep.reshape(parameter.shape).to(parameter.device), 0)
-    if not _same(masked, pruned, example):
+    # One after the other, so that memory holds one copy at a time.
+    if not _same(lambda: _masked(model, kept), lambda: apply(_shared(model), cut), model, example):
         return "cut, the model does not compute what it computes with the same weights set to zero"
     return ""
 
 
-def _same(masked: nn.Module, pruned: nn.Module, example: Example) -> bool:
+def _shared(model: nn.Module, change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor) -> nn.Module:
+    """Return a copy of `model` with the parameters that `change` makes of its own; unchanged ones share memory."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(change(name, p.detach()), p.requires_grad) for name, p in model.named_parameters()
+    }
+    return copied(model, memo)
+
+
+def _kept(model: nn.Module, cut: Cut) -> dict[str, list[Tensor]]:
+    """Return which indices of each dimension of each parameter `cut` leaves."""
+    kept: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
+    for dim in range(max((p.dim() for p in model.parameters()), default=0)):
+
+        def numbered(_: str, tensor: Tensor, dim: int = dim) -> Tensor:
+            if tensor.dim() <= dim:
+                return torch.zeros(1).expand(tensor.shape)
+            shape = [-1 if i == dim else 1 for i in range(tensor.dim())]
+            return torch.arange(tensor.shape[dim], dtype=torch.float32).reshape(shape).expand(tensor.shape)
+
+        for name, parameter in apply(_shared(model, numbered), cut, rescale=False).named_parameters():
+            if parameter.dim() > dim:
+                line = tuple(slice(None) if i == dim else 0 for i in range(parameter.dim()))
+                kept[name].append(parameter.detach()[line].long())
+    return kept
+
+
+def _masked(model: nn.Module, kept: Mapping[str, Sequence[Tensor]]) -> nn.Module:
+    """Return a copy of `model` in which the weights that are not in `kept` are zero."""
+
+    def zeroed(name: str, tensor: Tensor) -> Tensor:
+        for dim, indices in enumerate(kept[name]):
+            if len(indices) < tensor.shape[dim]:
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill(0, indices, False).nonzero()[:, 0]
+                tensor = tensor.index_fill(dim, gone.to(tensor.device), 0)
+        return tensor
+
+    return _shared(model, zeroed)
+
+
+def _same(masked: Callable[[], nn.Module], pruned: Callable[[], nn.Module], model: nn.Module, example: Example) -> bool:
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3), (None, 5e-2)):
-        a, b, x = duplicate(masked), duplicate(pruned), example
-        if dtype is not None:
-            a, b = a.to(dtype), b.to(dtype)
-            x = tuple(t.to(dtype) if t.is_floating_point() else t for t in example)
-        a, b = _without_norms(a), _without_norms(b)
+        if dtype is torch.float64 and sum(p.numel() for p in model.parameters()) > LARGE:
+            continue
+        x = tuple(t.to(dtype) if dtype and t.is_floating_point() else t for t in example)
         try:
             with _WithoutStatistics():
-                pairs = list(zip(run(a, x), run(b, x), strict=True))
+                found = [run(_without_norms(make().to(dtype) if dtype else make()), x) for make in (masked, pruned)]
         except FORWARD_ERRORS:
             # A forward that names a dtype runs only in its own; the comparison is then as fine as that allows.
             continue
-        return all(_close(p, q, tolerance) for p, q in pairs)
+        return all(_close(p, q, tolerance) for p, q in zip(*found, strict=True))
     return False
 
 

@@ -1,5 +1,6 @@
 """One stage of a recipe applied to a model, and checked: no transform is taken at its word."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ from shrinkkit.core.stages import Stage
 from shrinkkit.core.variant import History
 from shrinkkit.errors import NothingChanged, Unsupported
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.tasks import outputs
+from shrinkkit.tasks import modules, outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import batchnorm
@@ -57,10 +58,10 @@ def apply_stage(
         NothingChanged: The transform returned the model as it was.
         Unsupported: What it returned does not run on the task's example, or gives outputs of another shape.
     """
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = _digests(model)
     made: Made = stage.transform.function()(model, task, stage.settings, seed=seed, progress=progress)
     result = made.model.eval().cpu()
-    if any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()):
+    if _digests(model) != before:
         raise Unsupported(
             f"The transform `{stage.name}` must leave the model that it is given unchanged. Copy it first."
         )
@@ -76,6 +77,11 @@ def apply_stage(
         left_alone={name: why for name, why in {**history.left_alone, **made.left_alone}.items() if name in names},
         validation_scores=(*history.validation_scores, *made.validation_scores),
     )
+
+
+def _digests(model: nn.Module) -> dict[str, bytes]:
+    # Hashes and no copies: a model may fill half of the memory.
+    return {name: hashlib.sha256(modules.raw_bytes(tensor)).digest() for name, tensor in model.state_dict().items()}
 
 
 def unchanged(before: nn.Module, after: nn.Module) -> bool:

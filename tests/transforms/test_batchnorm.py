@@ -51,7 +51,7 @@ def dataset(count, seed):
 def task_of(model, train=128):
     splits = {"train": dataset(train, 1), "calibration": dataset(8, 2), "validation": dataset(64, 3)}
     return Task(
-        "sign", model, (torch.randn(4, 1, 8, 8),), test=dataset(8, 4), **splits,
+        name="sign", model=model, example=(torch.randn(4, 1, 8, 8),), test=dataset(8, 4), **splits,
         score=lambda output, target: (output.argmax(1) == target).float(), loss=functional.cross_entropy,
     )  # fmt: skip
 

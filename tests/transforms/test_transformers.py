@@ -139,7 +139,8 @@ def test_tied_weights_stay_tied_through_pruning_training_and_the_checkpoint(kind
     def score(output, target):
         return (output["logits"].argmax(-1) == target).double().mean(1)
 
-    task = Task("tokens", model, example, data, data, data, data, score=score, loss=loss)
+    splits = dict.fromkeys(("train", "calibration", "validation", "test"), data)
+    task = Task(name="tokens", model=model, example=example, **splits, score=score, loss=loss)
     pruned = prune.channels(model, example, ratio=0.5, scope="layer")
     result = finetune.run(pruned, task, epochs=1, batch_size=8)
     names = [n for n, p in result.model.named_parameters(remove_duplicate=False) if p is _embedding(result.model)]
