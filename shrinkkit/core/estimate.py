@@ -104,12 +104,8 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
     """Return the midmean of the ratios of blocks, with the union of a bootstrap interval and one over clusters in time.
 
     The midmean (the mean of the middle half) ignores disturbed blocks and varies less than the median. The bootstrap
-    alone is too narrow if neighbouring blocks are correlated; the clusters alone are too few.
-
-    Args:
-        log_ratios: Natural logarithm of the ratio in each block, in the order of time; at least 2, all finite.
-        clusters: Number of runs of neighbouring blocks.
-        seed: Of the bootstrap.
+    alone is too narrow if neighbouring blocks are correlated; the clusters, runs of neighbouring blocks, alone are too
+    few. `log_ratios` are natural logarithms, in the order of time, at least 2, all finite.
 
     Source: Rosenberger and Gasko, "Comparing location estimators: trimmed means, medians, and trimean", 1983.
     """

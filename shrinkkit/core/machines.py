@@ -185,9 +185,7 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 def _quota(root: Path, groups: str) -> float:
     """Return the smallest CPU quota, in cores, of the process's control groups and those around them; inf if none.
 
-    Args:
-        root: Where control groups are mounted.
-        groups: `/proc/self/cgroup`: lines of `id:controllers:/path`, without controllers in version 2.
+    `groups` are lines of `id:controllers:/path`, without controllers in version 2.
     """
     quotas = [math.inf]
     for line in groups.splitlines():

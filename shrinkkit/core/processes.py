@@ -62,14 +62,9 @@ def run(
 ) -> Ended:
     """Run `command` and return how it ended. It and its children are killed after `limit_s`, and on Ctrl-C.
 
-    Args:
-        command: Program and arguments; see `command`.
-        limit_s: Seconds that it may take, above 0.
-        cwd: Its working directory, by default that of this process.
-        variables: Environment variables besides `environment()`.
-        on_line: Called with each line of its standard error; returns whether the time limit starts again.
-        tick: Called several times a second with the seconds since the time limit started.
-        patience_s: Seconds between the request to terminate and the kill.
+    They get `variables` in addition to `environment()`, and `patience_s` between the request to terminate and the kill.
+    `on_line` is called with each line of standard error and returns whether the time limit starts again; `tick` several
+    times a second with the seconds since it started.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)

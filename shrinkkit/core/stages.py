@@ -145,14 +145,10 @@ def explain(
     chosen: Callable[[Key], tuple[str, type[Section]] | None] = lambda _: None,
     seen: Key | None = None,
 ) -> list[str]:
-    """Return each mistake in settings as one line.
+    """Return each mistake in settings of the section `model` as one line; those of the key `seen` are left out.
 
-    Args:
-        error: From the validation of `model`.
-        model: Its fields have the rules.
-        where: Returns the `file:line` of a key.
-        chosen: Returns the name and section of the choice at a key, if one is there: its settings stand below its name.
-        seen: The key of mistakes that are left out.
+    `where` returns the `file:line` of a key; `chosen` the name and section of the choice at a key, if one is there, as
+    its settings stand below its name.
     """
     lines = []
     for detail in error.errors(include_url=False):

@@ -97,11 +97,8 @@ def scores(
     each, (examples, classes), and targets do not have that shape too, as multi-label targets do. An example has a
     label if the first output has at most two dimensions and its target is one integer in [0, number of names).
 
-    Args:
-        call: A model or a loaded model file: takes a batch of inputs, returns outputs on the CPU.
-        task: Whose score function is applied.
-        dataset: One of the task's splits.
-        progress: Called with the batches done, their number and the split.
+    `call`, a model or a loaded file, returns outputs on the CPU. Raises InvalidTask if the split is empty, or an output
+    or a score is not finite.
     """
     size, names = task.example[0].shape[0], len(task.class_names)
     split = next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")
