@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-HOLDS = "document.querySelector('.jp-Notebook') !== null && window.jupyterapp !== undefined"
-IDLE = """async () => {
-  const panel = window.jupyterapp.shell.currentWidget;
+OPEN = """async path => {
+  const { shell, commands } = window.jupyterapp;
+  for (const widget of [...shell.widgets('main')]) widget.dispose();
+  const panel = await commands.execute('docmanager:open', { path });
+  shell.activateById(panel.id);
   await panel.revealed;
   await panel.sessionContext.ready;
 }"""
@@ -71,27 +72,31 @@ def _await(address, process, log):
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
 
 
-class Notebook:
-    """A notebook open in JupyterLab, in a page of its own."""
+class Lab:
+    """JupyterLab in a page of its own, in which one notebook after the other is opened: loading it takes seconds."""
 
-    def __init__(self, opened, address, path):
-        """Open the notebook at `path`, relative to the server's folder, in the browser `opened`, with a new kernel."""
+    def __init__(self, opened, address):
+        """Open JupyterLab at `address` in the browser `opened`, which remembers nothing of earlier pages."""
         # So high that JupyterLab, which takes cells out of sight away, keeps all of them.
-        self.context = opened.new_context(viewport={"width": 1280, "height": 9000})
-        self.page = self.context.new_page()
+        self.page = opened.new_page(viewport={"width": 1280, "height": 9000})
         self.address, self.outside, self.problems = address, [], []
         self.page.on("request", self._look_at)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.goto(f"{address}/lab/workspaces/{Path(path).stem}/tree/{path}?reset")
-        self.page.wait_for_function(HOLDS, timeout=60_000)
+        self.page.goto(f"{address}/lab?reset")
+        self.page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
+        self.page.evaluate("window.jupyterapp.restored")
 
     def _look_at(self, request):
         if not request.url.startswith(("data:", "blob:", self.address, self.address.replace("http", "ws"))):
             self.outside.append(request.url)
 
+    def open(self, path):
+        """Open the notebook at `path`, relative to the server's folder, with a new kernel and nothing else open."""
+        self.outside, self.problems = [], []
+        self.page.evaluate(OPEN, path)
+
     def run_all(self, timeout_s=240):
         """Run every cell and return when the last one has ended."""
-        self.page.evaluate(IDLE)
         self.page.set_default_timeout(timeout_s * 1000)
         self.command("notebook:run-all-cells")
 
@@ -104,9 +109,8 @@ class Notebook:
         self.command("docmanager:save")
 
     def close(self):
-        """Shut the kernel down and close the page."""
+        """Shut the kernel down."""
         self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-        self.context.close()
 
 
 def outputs(path):
