@@ -24,13 +24,16 @@ def place(tmp_path_factory):
     return folder
 
 
+TINY = {"task": str(Path(__file__).parent / "tiny.py")}
 SHORT = {
-    **{name: {"threads": 1} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
-    "2-train": {"threads": 1, "source": "pruned"},
-    "4-benchmark": {"threads": 1, "batch_sizes": [], "thread_counts": []},
+    **{name: {**TINY, "threads": 1} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
+    "2-train": {**TINY, "threads": 1, "source": "pruned"},
+    "4-benchmark": {**TINY, "threads": 1, "batch_sizes": [], "thread_counts": []},
     "5-report": {},
 }
 """What is not as the notebook has it, because tests share the cores and have no time."""
+PREVIEWS = {"2-prune": "prune-channels", "3-quantize": "static-int8"}
+"""Notebooks with a preview, and what it names."""
 
 
 def execute(place, name, **parameters):
@@ -82,6 +85,11 @@ def test_a_notebook_runs_and_leaves_its_record(place, name, made):
     own = [c for c in notebook.cells if c.cell_type == "code"]
     assert len(shown(notebook)) >= 0.5 * len(own)
     assert all(not (o.output_type == "stream" and o.name == "stderr") for c in own for o in c.outputs)
+    if name in PREVIEWS:
+        # Nobody attends, so that it computes nothing and shows the settings.
+        ((preview,),) = [c.outputs for c in own if c.id == "try"]
+        assert PREVIEWS[name] in preview.data["text/plain"]
+        assert "application/vnd.jupyter.widget-view+json" not in preview.data
 
 
 def test_what_was_made_by_hand_can_be_concluded_from(place):
@@ -102,14 +110,5 @@ def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
 
 
 def test_a_pruning_ratio_out_of_range_names_the_rule_and_the_remedy(place):
-    error, _ = execute(place, "2-prune", settings={"ratio": 50.0}, variant="too-much")
+    error, _ = execute(place, "2-prune", **TINY, settings={"ratio": 50.0}, variant="too-much")
     assert "`ratio` must be a number in [0, 1), got 50.0. For 50 %, pass 0.5." in error
-
-
-def test_an_unattended_preview_computes_nothing_and_shows_the_settings(place):
-    for name, setting in (("2-prune", "prune-channels"), ("3-quantize", "static-int8")):
-        _, notebook = execute(place, name, **SHORT[name], variant=f"{name}-again")
-        (cell,) = [c for c in notebook.cells if c.id == "try"]
-        (output,) = cell.outputs
-        assert setting in output.data["text/plain"]
-        assert "application/vnd.jupyter.widget-view+json" not in output.data
