@@ -62,8 +62,8 @@ def check(task: Task) -> None:
 
 def score_range(task: Task) -> tuple[float, float]:
     """Check a task as `check` does, and return its lowest and highest score on validation and test."""
-    _check_texts_and_functions(task)
     check_model(task.model, task.example)
+    _check_texts_and_functions(task)
     _check_splits(task)
     _check_batch_independence(task.model, _mixed_batch(task))
     for split in ("train", "calibration"):
@@ -71,7 +71,8 @@ def score_range(task: Task) -> tuple[float, float]:
             _split_scores(task, split)
     parts = [_split_scores(task, split) for split in ("validation", "test")]
     scores, shuffled, zeros = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    _check_above_chance(scores, shuffled, zeros)
+    if not task.is_fidelity:
+        _check_above_chance(scores, shuffled, zeros)
     _check_loss(task)
     return float(scores.min()), float(scores.max())
 
@@ -140,6 +141,11 @@ def check_model(model: nn.Module, example: Example) -> None:
 def _check_module(model: nn.Module, example: Example) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidTask(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidTask(
+            f"`model` must be Python code, which can be exported and pruned, got TorchScript ({model.original_name}). "
+            "Build the model from its class, and load its weights."
+        )
     if training := [name or "model" for name, m in model.named_modules() if m.training]:
         raise InvalidTask(
             f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `model.eval()`."

@@ -238,8 +238,9 @@ def sampled(example: Example, count: int = SAMPLED) -> list[Example]:
 def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str]:
     """Return how each tensor of an output is compared with the original's: `agreement`, `cosine`, `error` or ``.
 
-    Tensors called `logits`, probabilities, and the first output of a classifier are classes (top-1 agreement). Single
-    numbers are compared by their error, integers not at all, all other outputs by the cosine.
+    Tensors called `logits`, probabilities, and the first output of a classifier are classes (top-1 agreement), unless
+    all inputs give the same one. Single numbers are compared by their error, integers not at all, all other outputs by
+    the cosine.
     """
     result = []
     for number, (name, y) in enumerate(zip(names, outputs.tensors(output), strict=True)):
@@ -248,7 +249,11 @@ def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str
         probabilities = bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
         if not y.is_floating_point():
             result.append("")
-        elif last > 1 and ("logits" in name or probabilities or (number == 0 and is_classifier)):
+        elif (
+            last > 1
+            and ("logits" in name or probabilities or (number == 0 and is_classifier))
+            and bool((rows.argmax(1) != rows[0].argmax()).any())
+        ):
             result.append("agreement")
         else:
             result.append("cosine" if y[0].numel() > 1 else "error")

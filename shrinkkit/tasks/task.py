@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
-from shrinkkit.errors import InvalidInput
+from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.tasks import calls, data, outputs
 from shrinkkit.tasks.modules import Example
 
@@ -56,6 +56,8 @@ class Task(Rich):
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was missing, and how it was filled."""
+    is_fidelity: bool = False
+    """Whether the score compares with the outputs of the original model."""
     unlabelled: tuple[str, ...] = ()
     """Splits whose targets are not those of `score`."""
     varying: tuple[frozenset[int], ...] = ()
@@ -97,7 +99,7 @@ class Task(Rich):
 def _completed(task: Task) -> dict[str, Any]:
     """Return the fields of a task that differ from what was given."""
     fields: dict[str, Any] = {"name": task.name or type(task.model).__name__.lower()}
-    if not isinstance(task.model, nn.Module):
+    if not isinstance(task.model, nn.Module) or isinstance(task.model, torch.jit.ScriptModule):
         return fields
     example = (task.example,) if isinstance(task.example, torch.Tensor) else task.example
     call = calls.call_of(task.model, example)
@@ -127,13 +129,20 @@ def _completed(task: Task) -> dict[str, Any]:
         scored=task.score is not None,
         trained=task.loss is not None,
     )
-    if task.collate:
-        made["varying"] = data.varying([made[split] for split in SPLITS], flat)
-    compared = data.kinds(
-        model(*flat), outputs.names(output), is_classifier=bool(task.class_names) or _is_classifier(task.model, output)
-    )
+    varying = data.varying([made[split] for split in SPLITS], flat)
+    if any(varying) and not task.collate:
+        raise InvalidTask(
+            f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in flat]} without the batch, "
+            "but some have others. Pass `collate`, a function that pads a list of examples to a batch."
+        )
+    made["varying"] = varying if task.collate else ()
+    inputs, _ = data.batch(made["test"], range(min(data.EXAMPLES_OF_SHAPE, len(made["test"]))))
+    with torch.no_grad():
+        typical = model(*inputs)
+    is_classifier = bool(task.class_names) or _is_classifier(task.model, output)
+    compared = data.kinds(typical, outputs.names(typical), is_classifier=is_classifier)
     if task.score is None:
-        fields |= {"score": data.fidelity(compared), "metric": data.metric_name(compared)}
+        fields |= {"score": data.fidelity(compared), "metric": data.metric_name(compared), "is_fidelity": True}
     if task.loss is None:
         fields["loss"] = data.distillation(compared)
     made |= {"inputs": None, "collate": None, "notes": (*task.notes, *made["notes"])}

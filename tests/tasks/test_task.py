@@ -207,7 +207,18 @@ def test_examples_of_several_lengths_are_padded_by_the_users_function():
 
 
 def test_examples_of_several_lengths_without_a_function_are_refused():
-    with pytest.raises(InvalidTask, match="shapes and dtypes of `example`"):
-        checks.check(
-            Task(nn.Linear(1, 2).eval(), torch.randn(4, 5, 1), inputs=[torch.randn(n, 1) for n in range(3, 40)])
-        )
+    with pytest.raises(InvalidTask, match="Pass `collate`, a function that pads"):
+        Task(nn.Linear(1, 2).eval(), torch.randn(4, 5, 1), inputs=[torch.randn(n, 1) for n in range(3, 40)])
+
+
+def test_a_scripted_model_is_refused_for_what_it_is():
+    with pytest.raises(InvalidTask, match="got TorchScript"):
+        checks.check(Task(torch.jit.script(classifier()), X[:4]))
+
+
+def test_a_classifier_that_always_gives_one_class_is_compared_by_its_outputs():
+    model = classifier()
+    model.bias.data[0] = 100.0
+    task = Task(model, X[:4], inputs=X)
+    checks.check(task)
+    assert task.metric == "cosine similarity with the original"
