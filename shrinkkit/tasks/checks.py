@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from shrinkkit.core import estimate
+from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask, brief
 from shrinkkit.tasks import data, outputs
 from shrinkkit.tasks.duplicates import Sketches
@@ -36,6 +38,8 @@ _SHIFTS, _BATCHES_HALVED = 4, 8
 _LONGEST_TEXT, _LONGEST_NAME = 80, 300
 _CALLS, _CALLS_S = 40, 10.0
 """Repeated calls that must give equal outputs, and the seconds after which fewer are enough."""
+_COPIES = 2.0
+"""Copies of its weights that the runtime with the largest needs holds while it makes a file."""
 _RESERVED = frozenset(dir(torch.fx.GraphModule(nn.Module(), torch.fx.Graph()))) - frozenset(dir(nn.Module()))
 """Attribute names that an exported model uses itself."""
 _STATELESS = "Leave out what is random in eval mode, and state kept from one call to the next."
@@ -106,6 +110,8 @@ def check_model(model: nn.Module, example: Example) -> None:
     It must be in eval mode and on the CPU, with names that can be saved, and give finite outputs, batch first, that
     depend on nothing but the example's own inputs. Both are left unchanged.
     """
+    if isinstance(model, nn.Module):
+        _check_memory(model)
     _check_module(model, example)
     _check_names(model)
     with blaming("The model must accept `example`"), torch.no_grad():
@@ -174,6 +180,19 @@ def _check_module(model: nn.Module, example: Example) -> None:
         raise InvalidTask(
             f"`model` and `example` must be on the CPU, found {', '.join(sorted(devices))}. "
             "Call `.cpu()`; a target names the device."
+        )
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Check that copies of the model fit into memory; raises InvalidTask with what they need otherwise."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    weights, unloaded = sum(t.nbytes for t in tensors), sum(t.nbytes for t in tensors if t.is_meta)
+    needed, free = _COPIES * weights + unloaded, psutil.virtual_memory().available
+    if needed > free:
+        raise InvalidTask(
+            f"A model of {formats.size(weights)} needs about {formats.size(round(needed))} of free memory to be "
+            f"compressed: the variant, and what a runtime holds while it makes a file. {formats.size(free)} are free. "
+            "Use a machine with more memory, or a smaller model."
         )
 
 

@@ -216,6 +216,13 @@ def test_a_scripted_model_is_refused_for_what_it_is():
         checks.check(Task(torch.jit.script(classifier()), X[:4]))
 
 
+def test_a_model_that_does_not_fit_into_memory_is_refused_with_what_it_needs():
+    with torch.device("meta"):
+        huge = nn.Sequential(*(nn.Linear(1 << 17, 1 << 17) for _ in range(64))).eval()
+    with pytest.raises(InvalidTask, match=r"A model of 4,398 GB needs about 13,194 GB of free memory"):
+        checks.check(Task(huge, torch.randn(4, 1 << 17)))
+
+
 def test_a_classifier_that_always_gives_one_class_is_compared_by_its_outputs():
     model = classifier()
     model.bias.data[0] = 100.0
