@@ -327,9 +327,8 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
     Raises:
         Unsupported: The model's forward cannot be traced by autograd.
     """
-    traced = modules.duplicate(model).eval()
-    for parameter in traced.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    weights = {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in model.parameters()}
+    traced = modules.copied(model, dict[int, Any](weights)).eval()
     pruners: dict[type, Any] = {type(m): Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
     for module in traced.modules():
         if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):

@@ -14,7 +14,7 @@ from shrinkkit.core.stages import PruneChannels, PruneWeights, imported, setting
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
 from shrinkkit.progress import Progress, no_progress
-from shrinkkit.tasks import modules
+from shrinkkit.tasks import copies, modules
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import importance, surgery
@@ -129,6 +129,7 @@ def _something(pruned: Pruned) -> Pruned:
 
 
 @torch.inference_mode(False)
+@copies.freeing_large_blocks()
 def prune_channels(
     model: nn.Module, example: Example, settings: PruneChannels, *, gradients: Gradients | None = None, seed: int = 0
 ) -> Pruned:
