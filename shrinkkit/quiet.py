@@ -12,6 +12,9 @@ from collections.abc import Iterator
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 # OpenVINO and NNCF send usage data through this package, and work without it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# torchao, which NNCF and transformers import, reports GPU libraries that it does not find, and torch its old spelling.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 import warnings
 
@@ -38,3 +39,9 @@ def test_what_is_printed_inside_is_hidden_and_what_comes_after_is_not(capsys):
         print("inside", file=sys.stderr)
     print("after")
     assert capsys.readouterr() == ("after\n", "")
+
+
+def test_libraries_that_a_task_imports_report_nothing_about_gpus(tmp_path):
+    code = "import shrinkkit.quiet, torchao.quantization.pt2e"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")

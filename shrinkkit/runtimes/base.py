@@ -1,5 +1,6 @@
 """What a runtime does with model files, and what all of them share: requests, loaded files, and the proof of a file."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ ONNX Runtime's dynamic LSTM, for one, takes its ranges from what a thread sees: 
 that saturate were seen at 0.019 and far beyond; the integer check of a backend tells them apart.
 """
 HALF_DTYPES = {name: getattr(torch, name) for name in HALF}
+
+MOST_OUTPUT_ERROR = 0.5
+"""Largest `output_error` of an int8 file that is kept: about a cosine of 0.87."""
+_COMPARED_BATCHES = 8
 
 Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
@@ -223,6 +228,33 @@ def prove(
         beside=beside,
     )
     return BuiltFile(file, layers or {}, "; ".join(filter(None, notes)), expected)
+
+
+@copies.freeing_large_blocks()
+def output_error(request: BuildRequest, load: Callable[..., Loaded], path: Path) -> float:
+    """Return the root mean square difference of a file's outputs from the float model's, relative to theirs.
+
+    Outputs are those on the calibration data; the error is infinite if they are not finite.
+    """
+    loaded = load(path, device="cpu", threads=torch.get_num_threads(), like=None)
+    squares, total = 0.0, 0.0
+    for inputs in (request.example, *request.calibration[: _COMPARED_BATCHES - 1]):
+        expected = outputs.tensors(request.outputs_of(request.model, inputs))
+        for reference, output in zip(expected, outputs.tensors(loaded(*inputs)), strict=True):
+            squares += (output.double() - reference.double()).square().sum().item()
+            total += reference.double().square().sum().item()
+    error = (squares / total) ** 0.5 if total else squares**0.5
+    return error if math.isfinite(error) else math.inf
+
+
+def refuse_unfaithful(request: BuildRequest, title: str, error: float) -> None:
+    """Raise `Unsupported` if the `output_error` of the best file of a runtime is beyond `MOST_OUTPUT_ERROR`."""
+    if error > MOST_OUTPUT_ERROR:
+        raise Unsupported(
+            f"{title}: {request.precision} changes the outputs of this model on its calibration data by {error:.0%} "
+            f"(root mean square), and at most {MOST_OUTPUT_ERROR:.0%} is allowed. Leave sensitive layers in float by "
+            "`skip`, or use another precision."
+        )
 
 
 def refuse_float(

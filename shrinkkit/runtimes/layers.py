@@ -42,6 +42,14 @@ def parametrized(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def tied(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the layers that hold the same first parameter, by the name of each of them."""
+    owners: dict[int, list[str]] = {}
+    for name, module in parametrized(model).items():
+        owners.setdefault(id(next(module.parameters(recurse=False))), []).append(name)
+    return {name: names for names in owners.values() for name in names}
+
+
 def compare(
     before: nn.Module,
     after: nn.Module,
@@ -142,12 +150,14 @@ def _why_float(
     if name in request.skipped:
         return "in `skip`"
     convolution = isinstance(module, nn.modules.conv._ConvNd)
-    if isinstance(module, RECURRENT) and request.precision == "static-int8":
-        return "static int8 does not cover recurrent layers; dynamic int8 does"
     if why := reason(name, module):
         return why
+    if isinstance(module, RECURRENT) and request.precision == "static-int8":
+        return "static int8 does not cover recurrent layers; dynamic int8 does"
     if convolution and request.precision == "dynamic-int8":
         return "dynamic int8 does not cover convolutions; static int8 does"
+    if isinstance(module, nn.Embedding) and title != "torch":
+        return f"{title} keeps its table in float: it is small, or not looked up in the exported graph"
     if not isinstance(module, (nn.Linear, *RECURRENT)) and not convolution:
         return f"int8 does not cover {type(module).__name__}"
     return f"{title} found no integer kernel for it here"

@@ -4,6 +4,7 @@ A transformed float model is also kept in the form of `checkpoint`, so that a la
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,17 +21,20 @@ from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
 from shrinkkit.core.stages import FLOAT32, Choice
 from shrinkkit.core.variant import History, LayerPrecision, ModelFile, Variant
-from shrinkkit.errors import InvalidTask, ModelFileError, Unsupported
+from shrinkkit.display import formats
+from shrinkkit.errors import InvalidTask, ModelFileError, ShrinkkitError, Unsupported, brief
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.results import cards
 from shrinkkit.runtimes import base, files, layers, registry
-from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes.base import BuildRequest, BuiltFile
 from shrinkkit.tasks import copies, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import checkpoint
 
 REFERENCE = "reference.safetensors"
+_SMALLER = 0.95
+"""Share of the float weights from which on the size of a file in fewer bits is explained."""
 _JUDGED_EXAMPLES = 32
 """Calibration examples on which int8 forms that need none are compared."""
 
@@ -211,13 +215,35 @@ def _files(
             except (Unsupported, ModelFileError) as error:
                 made.refusals[runtime] = str(error)
                 continue
+            except (ShrinkkitError, OSError):
+                raise
+            except Exception as error:  # what a runtime cannot do must not take the others along
+                made.refusals[runtime] = (
+                    f"failed, by a bug or something unsupported, with {type(error).__name__}: {brief(error)}."
+                )
+                continue
             made.files.append(one.file)
             made.precision[runtime] = one.layers
             tensors = enumerate(outputs.tensors(one.output))
             made.reference |= {f"{runtime}.{i}": t.contiguous().clone() for i, t in tensors}
-            made.notes += [f"{runtime}: {one.note}."] if one.note else []
+            notes = filter(None, (one.note, _why_not_smaller(model, one) if method else ""))
+            made.notes += [f"{runtime}: {note}." for note in notes]
     progress(len(runtimes), len(runtimes), f"{len(made.files)} of {len(runtimes)} written and verified")
     return made
+
+
+def _why_not_smaller(model: nn.Module, built: BuiltFile) -> str:
+    """Return which layers in float32 keep a file of fewer bits from being smaller than float weights, '' if it is."""
+    weights = sum(p.nbytes for p in model.parameters())
+    if built.file.size_bytes < _SMALLER * weights:
+        return ""
+    shares: Counter[str] = Counter()
+    for name, module in layers.parametrized(model).items():
+        if built.layers.get(name, LayerPrecision("float32")).runs_as == "float32":
+            shares[type(module).__name__] += sum(p.nbytes for p in module.parameters(recurse=False))
+    named = ", ".join(f"{kind} {share / weights:.0%}" for kind, share in shares.most_common() if share >= weights / 100)
+    cause = f"weights in float32 are {named} of them" if named else "the rest describes the graph"
+    return f"the file takes {formats.size(built.file.size_bytes)}, and float weights {formats.size(weights)}: {cause}"
 
 
 def _same_task(baseline: Path, task: Task) -> None:

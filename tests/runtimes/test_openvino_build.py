@@ -42,7 +42,7 @@ def exported(model, folder):
 def written(folder, method, model=Corner, skipped=()):
     made, source = exported(model, folder)
     path = folder / "model.openvino.xml"
-    found = openvino_build.write(
+    found, _ = openvino_build.write(
         request(folder, made, EXAMPLE, method, calibration=CALIBRATION, skip=skipped), source, path
     )
     return made, path, found

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import task as tiny_task
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from shrinkkit.core import store
 from shrinkkit.core.run_folder import RECORD, STRUCTURE
@@ -15,9 +16,10 @@ from shrinkkit.core.stages import stage
 from shrinkkit.errors import InvalidTask, Unsupported
 from shrinkkit.measure import peak_memory, scoring
 from shrinkkit.measure.peak_memory import RESET
-from shrinkkit.runtimes import files
-from shrinkkit.runtimes.base import BuildRequest
+from shrinkkit.runtimes import files, registry
+from shrinkkit.runtimes.base import Backend, BuildRequest
 from shrinkkit.tasks import copies, modules
+from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import checkpoint, prune, variants
 from shrinkkit.transforms.transform import apply_stage
 
@@ -147,6 +149,56 @@ def test_a_skip_that_leaves_nothing_to_quantize_is_refused_by_every_runtime(task
     precision = {"dynamic-int8": {"skip": ["head"]}}
     with pytest.raises(Unsupported, match=r"torch: .*has none outside `skip`.*onnxruntime: .*in float"):
         variants.write(tmp_path / "v", task, task.model, precision=precision, runtimes=RUNTIMES)
+
+
+def test_one_runtime_s_unforeseen_error_is_its_own_failure_and_the_others_keep_their_files(task, tmp_path):
+    class Broken:
+        name, title, devices, packages = "broken", "Broken", ("cpu",), ()
+        in_torch, compiles = False, False
+
+        def missing(self, device):
+            return ""
+
+        def refuses(self, precision, device):
+            return ""
+
+        def backend(self):
+            return Backend(self.build, *[None] * 5)
+
+        def build(self, request):
+            raise self.error
+
+    broken = Broken()
+    registry.register(broken)
+    try:
+        broken.error = LookupError("no such node\nin a long text")
+        made = variants.write(tmp_path / "v", task, task.model, runtimes=["broken", "torch"])
+        assert [file.runtime for file in made.files] == ["torch"]
+        assert "failed, by a bug or something unsupported, with LookupError: no such node." in made.refusals["broken"]
+        broken.error = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            variants.write(tmp_path / "w", task, task.model, runtimes=["broken", "torch"])
+    finally:
+        del registry._registered["broken"]
+
+
+def test_a_file_that_is_no_smaller_says_which_layers_stay_in_float(tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(32, 128, batch_first=True), nn.Linear(128, 4)
+
+        def forward(self, x):
+            return self.head(self.gru(x)[0][:, -1])
+
+    data = TensorDataset(torch.randn(8, 5, 32), torch.zeros(8, dtype=torch.long))
+    splits = dict.fromkeys(("train", "calibration", "validation", "test"), data)
+    task = Task(
+        name="recurrent", model=Recurrent().eval(), example=(data.tensors[0][:4],), **splits,
+        score=lambda output, target: (output.argmax(1) == target).float(), loss=nn.functional.cross_entropy,
+    )  # fmt: skip
+    made = variants.write(tmp_path / "v", task, task.model, precision="dynamic-int8", runtimes=["onnxruntime"])
+    assert any("weights in float32 are GRU 9" in note for note in made.notes), made.notes
 
 
 def measure_peaks(folder):

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +24,46 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node comes from."""
 
 
-def source(request: BuildRequest) -> tuple[Path, str]:
-    """Return the float model of a request as ONNX, and the note of `write`; it is exported once for all runtimes.
+@dataclass(frozen=True)
+class Export:
+    """The float model as ONNX."""
+
+    path: Path
+    beside: tuple[Path, ...]
+    """Files that `path` refers to."""
+    note: str
+    """Its limitations ('' if none)."""
+
+
+def source(request: BuildRequest) -> Export:
+    """Return the float model of a request as ONNX; it is exported once for all runtimes.
 
     It lies in the variant's folder if it is what is delivered, and otherwise in the scratch folder.
     """
     if "onnx" not in request.shared:
         path = (request.scratch if request.precision else request.folder) / "model.onnx"
-        request.shared["onnx"] = path, write(request.model, request.example, path, external=bool(request.precision))
-    path, note = request.shared["onnx"]
-    return path, note
+        request.shared["onnx"] = write(request.model, request.example, path)
+    exported: Export = request.shared["onnx"]
+    return exported
 
 
 def build_float32(request: BuildRequest, load: Callable[..., Loaded]) -> BuiltFile:
     """Return the float32 file of a request, verified by the runtime whose function `load` is."""
-    exported, note = source(request)
-    expected = request.outputs_of(request.model)
-    return prove(request, load, exported, format="onnx", tolerance=TOLERANCE, expected=expected, notes=[note])
+    exported = source(request)
+    options: dict[str, Any] = {"expected": request.outputs_of(request.model), "notes": [exported.note]}
+    return prove(request, load, exported.path, format="onnx", tolerance=TOLERANCE, beside=exported.beside, **options)
 
 
-def write(model: nn.Module, example: Example, path: Path, *, external: bool = False) -> str:
+def write(model: nn.Module, example: Example, path: Path) -> Export:
     """Write `model` as FP32 ONNX whose weights carry the names of their layers.
 
     Args:
         model: Float model in eval mode, on the CPU.
         example: Positional inputs of one call, batch first.
-        path: Where the file goes.
-        external: Put the weights into a second file; see `store.write`.
-
-    Returns:
-        A note on limitations ('' if none).
+        path: Where the file goes; see `store.write`.
 
     Raises:
-        Unsupported: torch cannot export the model to ONNX, or it is too large for one file.
+        Unsupported: torch cannot export the model to ONNX.
     """
     try:
         with torch.inference_mode():
@@ -81,15 +89,15 @@ def write(model: nn.Module, example: Example, path: Path, *, external: bool = Fa
     name_nodes(graph)
     name_outputs(graph, names)
     forget_source(graph)
-    store.write(onnx.model, path, external=external)
-    return note
+    return Export(path, store.write(onnx.model, path), note)
 
 
 def name_weights(graph: Any, known: frozenset[str]) -> None:
     """Rename values like `val_12` after the layer that multiplies with them, in place.
 
     A weight that still has its name in the state dict, `known`, keeps it. The matrices of a recurrent layer are put
-    together in the graph; ONNX Runtime folds that, and then they are weights of the name that they have here.
+    together in the graph, and a tied weight is transposed there; ONNX Runtime folds that, and then they are weights of
+    the name that they have here.
     """
     taken = {value.name for value in graph.initializers.values()}
     for node in graph:
@@ -101,10 +109,14 @@ def name_weights(graph: Any, known: frozenset[str]) -> None:
             if not layer or value is None or value.name in known:
                 continue
             stored = value.name in graph.initializers
+            producer = value.producer()
+            transposed = (
+                producer is not None and producer.op_type == "Transpose" and producer.inputs[0].is_initializer()
+            )
             if recurrent:
                 suffix = {1: "weight_ih", 2: "weight_hh", 3: "bias"}.get(position)
             else:
-                suffix = "weight" if stored and len(value.shape or ()) >= 2 else None
+                suffix = "weight" if transposed or (stored and len(value.shape or ()) >= 2) else None
             if suffix is None:
                 continue
             name = f"{layer}.{suffix}"

@@ -1,6 +1,5 @@
 """Files for ONNX Runtime: the float export, or the fastest faithful form of int8 that is exact on this processor."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,28 +7,28 @@ from pathlib import Path
 import torch
 
 from shrinkkit.errors import ModelFileError, Unsupported
-from shrinkkit.runtimes.base import BuildRequest, BuiltFile, prove, refuse_float
+from shrinkkit.runtimes.base import BuildRequest, BuiltFile, output_error, prove, refuse_float, refuse_unfaithful
 from shrinkkit.runtimes.onnx.export import TOLERANCE, build_float32, source
 from shrinkkit.runtimes.onnxruntime import integers, load, profile, quantize
 from shrinkkit.runtimes.onnxruntime.quantize import FORMS, Form
-from shrinkkit.tasks import copies, outputs
 
-MOST_ERROR = 4.0
-"""How many times the error of the most faithful exact form a faster one may have: two bits of weights."""
+MOST_ERROR = 2.0
+"""How many times the error of the most faithful exact form a faster one may have: one bit of weights."""
 _CHECKED_BYTES = 20_000_000
 """Largest ONNX file whose layers are also computed in float, for which they take up to eight times as much memory."""
-_COMPARED_BATCHES = 8
 
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for ONNX Runtime, which has files in float32 and int8."""
     if not request.precision:
         return build_float32(request, load.load)
-    exported, note = source(request)
-    path = request.folder / "model.onnx"
-    form, reason = _exact_form(exported, path, request)
+    exported = source(request)
+    chosen, reason = _exact_form(exported.path, request)
+    refuse_unfaithful(request, "ONNX Runtime", chosen.error)
+    paths = [file.rename(request.folder / file.name) for file in sorted(chosen.path.parent.iterdir())]
+    path, *beside = paths
     layers = profile.int8_layers(path, request)
-    refuse_float(request, "ONNX Runtime", layers, path)
+    refuse_float(request, "ONNX Runtime", layers, path, beside)
     return prove(
         request,
         load.load,
@@ -37,14 +36,15 @@ def build(request: BuildRequest) -> BuiltFile:
         format="onnx",
         tolerance=TOLERANCE,
         layers=layers,
-        notes=[note, reason],
-        exact_anywhere=form.exact_anywhere,
+        notes=[exported.note, reason],
+        exact_anywhere=chosen.form.exact_anywhere,
+        beside=beside,
     )
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An ONNX file in one of the forms of int8 weights."""
+    """An ONNX file in one of the forms of int8 weights, in a folder of its own."""
 
     form: Form
     path: Path
@@ -52,11 +52,11 @@ class _Candidate:
     exact: bool
     """Whether its accumulators cannot saturate on this processor, and did not."""
     error: float
-    """Root mean square difference from the float model's outputs, relative to theirs."""
+    """See `output_error`."""
 
 
-def _exact_form(exported: Path, path: Path, request: BuildRequest) -> tuple[Form, str]:
-    """Write to `path` the fastest form that is exact on this processor and faithful, and return it and the reason.
+def _exact_form(exported: Path, request: BuildRequest) -> tuple[_Candidate, str]:
+    """Return the fastest form that is exact on this processor and faithful, and why it is not the first.
 
     The first form is taken as soon as it is exact. Otherwise all are compared; if none is exact, the most faithful is
     taken.
@@ -69,17 +69,17 @@ def _exact_form(exported: Path, path: Path, request: BuildRequest) -> tuple[Form
     exact = [candidate for candidate in candidates if candidate.exact]
     limit = (MOST_ERROR if exact else 1.0) * min(candidate.error for candidate in exact or candidates)
     chosen = next(candidate for candidate in exact or candidates if candidate.error <= limit)
-    chosen.path.replace(path)
     first = candidates[0]
     if chosen is first:
-        return chosen.form, "" if exact else "int8 accumulators saturate on this processor in every form of weights"
+        return chosen, "" if exact else "int8 accumulators saturate on this processor in every form of weights"
     named = ", ".join(first.saturated) or "kernels of 8-bit weights"
-    return chosen.form, f"{chosen.form.name}, because int8 accumulators saturate on this processor otherwise: {named}"
+    return chosen, f"{chosen.form.name}, because int8 accumulators saturate on this processor otherwise: {named}"
 
 
 def _candidate(form: Form, exported: Path, request: BuildRequest) -> _Candidate:
     """Write the int8 model in one form, compare its layers with float arithmetic, and its outputs with the model's."""
-    path = request.scratch / f"{form.name}.onnx"
+    path = request.scratch / form.name / "model.onnx"
+    path.parent.mkdir()
     quantize.write(
         exported,
         path,
@@ -90,14 +90,12 @@ def _candidate(form: Form, exported: Path, request: BuildRequest) -> _Candidate:
     )
     saturated = _saturated(path, request)
     exact = not saturated and (form.exact_anywhere or not quantize.saturates())
-    # A form that is taken without comparison needs no error.
-    error = 0.0 if exact and form is FORMS[0] else _error(path, request)
-    return _Candidate(form, path, saturated, exact, error)
+    return _Candidate(form, path, saturated, exact, output_error(request, load.load, path))
 
 
 def _saturated(path: Path, request: BuildRequest) -> Sequence[str]:
     """Return the layers of an ONNX file that saturate here, as far as they can be checked."""
-    if path.stat().st_size > _CHECKED_BYTES:
+    if sum(file.stat().st_size for file in path.parent.iterdir()) > _CHECKED_BYTES:
         return ()
     try:
         checks = [
@@ -107,17 +105,3 @@ def _saturated(path: Path, request: BuildRequest) -> Sequence[str]:
     except (Unsupported, ModelFileError):
         return ()
     return tuple(dict.fromkeys(name for check in checks if check for name in check.saturated))
-
-
-@copies.freeing_large_blocks()
-def _error(path: Path, request: BuildRequest) -> float:
-    """Return the error of an ONNX file's outputs on the calibration data, infinite if they are not finite."""
-    loaded = load.load(path, device="cpu", threads=torch.get_num_threads(), like=None)
-    squares, total = 0.0, 0.0
-    for inputs in (request.example, *request.calibration[: _COMPARED_BATCHES - 1]):
-        expected = outputs.tensors(request.outputs_of(request.model, inputs))
-        for reference, output in zip(expected, outputs.tensors(loaded(*inputs)), strict=True):
-            squares += (output.double() - reference.double()).square().sum().item()
-            total += reference.double().square().sum().item()
-    error = (squares / total) ** 0.5 if total else squares**0.5
-    return error if math.isfinite(error) else math.inf

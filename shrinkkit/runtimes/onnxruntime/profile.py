@@ -18,7 +18,7 @@ from torch import nn
 from shrinkkit.core import processes
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
-from shrinkkit.runtimes.layers import CONVERSIONS, no_recurrent, precisions
+from shrinkkit.runtimes.layers import CONVERSIONS, no_recurrent, precisions, tied
 from shrinkkit.runtimes.onnx.export import SCOPES
 from shrinkkit.runtimes.onnxruntime import load
 from shrinkkit.runtimes.torch.build import NOWHERE
@@ -34,19 +34,19 @@ INT8_OPERATORS = frozenset(
 
 def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
     """Return how ONNX Runtime runs each layer of the model of `request`, by the weights that it has as integers."""
-    weights = int8_weights(path)
+    weights, same = int8_weights(path), tied(request.model)
     return precisions(
         request,
         "ONNX Runtime",
         # A bidirectional or stacked LSTM is several operators.
-        lambda name: "int8" if any(weight.startswith(f"{name}.") for weight in weights) else "",
+        lambda name: "int8" if any(w.startswith(f"{layer}.") for layer in same[name] for w in weights) else "",
         reason=no_recurrent("ONNX Runtime", nn.GRU),
     )
 
 
 @copies.freeing_large_blocks()
 def int8_weights(path: Path) -> frozenset[str]:
-    """Return the names of the weights that ONNX Runtime multiplies as integers, read off the graph that it runs.
+    """Return the names of the weights that ONNX Runtime multiplies or looks up as integers, off the graph that it runs.
 
     Names are those of the file, without what the quantizer appended: `stem.0.weight`.
     """
@@ -64,7 +64,7 @@ def int8_weights(path: Path) -> frozenset[str]:
     return frozenset(
         name.removesuffix("_quantized")
         for node in graph.node
-        if node.op_type in INT8_OPERATORS
+        if node.op_type in {*INT8_OPERATORS, "Gather"}
         for name in node.input
         if name in stored and name.endswith("_quantized")
     )

@@ -8,15 +8,18 @@ import contextlib
 import copy
 import functools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
@@ -27,7 +30,7 @@ from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example
 
 # External weights are read one by one, and looked for in the working directory: hence `chdir`.
-_WEIGHTS, _TRANSPOSED = "weights", "transposed"
+_WEIGHTS = "weights"
 _INTERMEDIATE = {"session_config_entries": {"session.disable_prepacking": "1"}}
 """Settings of a session whose file is an intermediate one: it packs no weights again."""
 
@@ -82,10 +85,10 @@ def write(
     calibration: Iterable[Example] = (),
     skip: Sequence[str] = (),
     form: Form = FORMS[0],
-) -> None:
-    """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's own tools.
+) -> tuple[Path, ...]:
+    """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's tools, and return files beside it.
 
-    Weights are int8 per output channel. `source` is left unchanged.
+    Weights are int8 per output channel, and per row in the tables of embeddings. `source` is left unchanged.
 
     Args:
         source: FP32 ONNX model of `onnx.export.write`: weights carry their layer's name.
@@ -101,36 +104,39 @@ def write(
     try:
         with quiet.libraries(), tempfile.TemporaryDirectory(dir=path.parent) as name:
             folder = Path(name)
-            model = _prepared(source, folder)
+            model, transposed = _prepared(source, folder, multiplied=precision == "dynamic-int8")
             graph = model.graph
-            in_float = [n.name for n in graph.node if any(i.startswith(f"{s}.") for i in n.input for s in skip)]
+            stored = {i.name for i in graph.initializer}
+            inside = tuple(f"{layer}{end}" for layer in skip for end in "./")
+            in_float = {n.name for n in graph.node if any(i.startswith(inside) for i in [n.name, *n.input])}
+            tables = [n.name for n in graph.node if n.op_type == "Gather" and n.input[0] in stored]
             if precision == "dynamic-int8":
-                quantizer = _dynamic(model, folder, in_float, form)
+                quantizer = _dynamic(model, folder, sorted(in_float), form)
             else:
                 # Products of two activations, as in attention, take longer in integers than they save.
-                stored = {i.name for i in graph.initializer}
-                in_float += [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
-                quantizer = _static(model, in_float, _ranges(model, folder, calibration), form)
+                products = [n.name for n in graph.node if n.op_type == "MatMul" and not stored & set(n.input)]
+                kept = [*sorted(in_float), *tables, *products]
+                quantizer = _static(model, kept, _ranges(model, folder, calibration), form)
             with contextlib.chdir(folder):
                 quantizer.quantize_model()
             quantizer.model.topological_sort()
-            store.join(quantizer.model.model, folder, path)
+            _quantize_tables(quantizer.model.model, folder, set(tables) - in_float, transposed)
+            return store.write(onnx_ir.from_proto(quantizer.model.model), path, folder=folder)
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise Unsupported(f"ONNX Runtime's quantizer rejects this model for {precision}: {brief(error)}.") from error
 
 
-def _prepared(source: Path, folder: Path) -> Any:
+def _prepared(source: Path, folder: Path, *, multiplied: bool) -> tuple[Any, dict[str, str]]:
     """Return the graph of `source` as ONNX Runtime folds it, with known shapes; its large weights are in `folder`.
+
+    Also return the names of stored matrices that it transposes. With `multiplied`, those of each Gemm are among them.
 
     Source: `onnxruntime.quantization.shape_inference.quant_pre_process`, which does the same with all of the weights.
     """
     from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
-    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-    with contextlib.chdir(source.parent):
-        inferred = SymbolicShapeInference.infer_shapes(
-            onnx.load(source.name, load_external_data=False), int_max=2**31 - 1
-        )
+    model = onnx.load(source, load_external_data=False)
+    transposed = _transposed(model.graph, every=multiplied)
     entries = {
         **_INTERMEDIATE["session_config_entries"],
         "session.optimized_model_external_initializers_file_name": _WEIGHTS,
@@ -140,12 +146,92 @@ def _prepared(source: Path, folder: Path) -> Any:
     options = load.configured({"session_config_entries": entries})
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folder / "optimized.onnx")
-    onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # It would undo what `_transposed` did.
+    kept = {"disabled_optimizers": ["GemmTransposeFusion"]} if multiplied else {}
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], **kept)
     onnx.shape_inference.infer_shapes_path(str(folder / "optimized.onnx"), str(folder / "shaped.onnx"))
     model = onnx.load(folder / "shaped.onnx", load_external_data=False)
     add_pre_process_metadata(model)
     add_infer_metadata(model)
-    return model
+    return model, transposed
+
+
+def _transposed(graph: Any, *, every: bool) -> dict[str, str]:
+    """Return the names of transposed matrices by their own; `every` gives each Gemm a transposed weight, in place."""
+    names: dict[str, str] = {}
+    for node in list(graph.node):
+        flags = [a for a in node.attribute if a.name == "transB" and a.i] if every and node.op_type == "Gemm" else []
+        for flag in flags:
+            name, flag.i = node.input[1], 0
+            node.input[1] = f"{name}_Transposed"
+            if name not in names:
+                graph.node.insert(0, helper.make_node("Transpose", [name], [node.input[1]]))
+            names[name] = node.input[1]
+        if node.op_type == "Transpose":
+            names[node.input[0]] = node.output[0]
+    return names
+
+
+def _quantize_tables(model: Any, folder: Path, names: Collection[str], transposed: Mapping[str, str]) -> None:
+    """Store the large tables that the Gather nodes `names` look up as int8 with a scale for each row, in place.
+
+    A matrix that is also multiplied (tied weights) is stored once, in the integers that the quantizer gave it.
+    """
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[Any] = []
+    added: dict[str, Any] = {}
+    for node in graph.node:
+        table = stored.get(node.input[0])
+        if node.name not in names or table is None or not table.external_data or len(table.dims) != 2:
+            nodes.append(node)
+            continue
+        name, scale, zero = (f"{table.name}_{part}" for part in ("quantized", "row_scale", "row_zero"))
+        if name not in added:
+            integers, scales, zeros, tied = _rows(table, folder, stored, transposed)
+            added[name], added[scale] = integers, scales[:, None]
+            if zeros.any():
+                added[zero] = zeros[:, None]
+            if tied:
+                # Folded when the file is loaded.
+                nodes.insert(0, helper.make_node("Transpose", [name], [tied], name=tied))
+        output, ids = node.output[0], node.input[1]
+        new = partial(_append, nodes, f"{output}_row")
+        rows = new("Gather", [name, ids], "integers")
+        nodes[-1].name = node.name
+        rows = new("Cast", [rows], "float", to=TensorProto.FLOAT)
+        if zero in added:
+            zeros = new("Cast", [new("Gather", [zero, ids], "zero")], "float_zero", to=TensorProto.FLOAT)
+            rows = new("Sub", [rows, zeros], "centred")
+        nodes.append(helper.make_node("Mul", [rows, new("Gather", [scale, ids], "scale")], [output], name=output))
+    made = {name for node in nodes for name in node.output} | set(added)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used - made]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*kept, *(from_array(array, name) for name, array in added.items())])
+
+
+def _append(nodes: list[Any], prefix: str, kind: str, inputs: Sequence[str], suffix: str, **attributes: Any) -> str:
+    """Append a node of one output, and return the output's name."""
+    name = f"{prefix}_{suffix}"
+    nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+    return name
+
+
+def _rows(
+    table: Any, folder: Path, stored: Mapping[str, Any], transposed: Mapping[str, str]
+) -> tuple[Any, Any, Any, str]:
+    """Return a table's integers, the scale and zero point of each row, and the name of their transposed copy if any."""
+    for name in (table.name, transposed.get(table.name)):
+        parts = [stored[n] for n in (f"{name}_quantized", f"{name}_scale", f"{name}_zero_point") if n in stored]
+        if len(parts) == 3 and list(parts[1].dims) == [table.dims[0]]:
+            integers, scales, zeros = map(to_array, parts)
+            same = name == table.name
+            return integers if same else np.ascontiguousarray(integers.T), scales, zeros, "" if same else parts[0].name
+    rows = to_array(table, str(folder))
+    scales = np.maximum(abs(rows).max(1), np.finfo(np.float32).tiny) / 127
+    return np.rint(rows / scales[:, None]).astype(np.int8), scales, np.zeros(len(rows), np.int8), ""
 
 
 def _dynamic(model: Any, folder: Path, in_float: Sequence[str], form: Form) -> Any:
@@ -154,7 +240,6 @@ def _dynamic(model: Any, folder: Path, in_float: Sequence[str], form: Form) -> A
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType
 
-    _transpose(model, folder)
     ONNXModel(model).replace_gemm_with_matmul()
     quantizer = ONNXQuantizer(
         onnx.shape_inference.infer_shapes(model),
@@ -174,31 +259,6 @@ def _dynamic(model: Any, folder: Path, in_float: Sequence[str], form: Form) -> A
     )
     quantizer.static = False
     return quantizer
-
-
-def _transpose(model: Any, folder: Path) -> None:
-    """Give each Gemm of a transposed weight that lies in `folder` the weight transposed, in place."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    transposed: dict[str, str] = {}
-    with (folder / _TRANSPOSED).open("wb") as file:
-        for node in model.graph.node:
-            flags = [a for a in node.attribute if a.name == "transB" and a.i]
-            weight = stored.get(node.input[1]) if node.op_type == "Gemm" and flags else None
-            if weight is None or not weight.external_data:
-                continue
-            if weight.name not in transposed:
-                transposed[weight.name] = f"{weight.name}_Transposed"
-                array = np.ascontiguousarray(onnx.numpy_helper.to_array(weight, str(folder)).T)
-                new = model.graph.initializer.add(
-                    name=transposed[weight.name], data_type=weight.data_type, dims=array.shape, data_location=1
-                )
-                data = {"location": _TRANSPOSED, "offset": file.tell(), "length": array.nbytes}
-                new.external_data.extend(
-                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in data.items()
-                )
-                file.write(array.data)
-            node.input[1] = transposed[weight.name]
-            flags[0].i = 0
 
 
 def _static(model: Any, in_float: Sequence[str], ranges: Any, form: Form) -> Any:

@@ -5,7 +5,7 @@ A file states the settings that it is measured with; see `OpenVino.settings`.
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,21 @@ import numpy as np
 import openvino
 import torch
 from openvino import opset13 as ops
+from openvino._offline_transformations import apply_moc_transformations
 
 from shrinkkit import quiet
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.base import BuildRequest, BuiltFile, prove, refuse_float
+from shrinkkit.runtimes.base import (
+    MOST_OUTPUT_ERROR,
+    BuildRequest,
+    BuiltFile,
+    output_error,
+    prove,
+    refuse_float,
+    refuse_unfaithful,
+    remove,
+)
 from shrinkkit.runtimes.onnx.export import TOLERANCE, build_float32, source
 from shrinkkit.runtimes.openvino import load, profile
 from shrinkkit.runtimes.openvino.spec import GROUP_SIZE, PRECISION, OpenVino
@@ -27,10 +37,13 @@ from shrinkkit.tasks.modules import Example
 HALF = {"float16": "f16", "bfloat16": "bf16"}
 GROUP_NUMBERS = 64
 """Numbers of an activation that share a range in dynamic int8. Of 32, 64 and whole rows, 64 was fastest."""
-_STORED_ONLY = frozenset(
-    "Convolution GroupConvolution ConvolutionBackpropData GroupConvolutionBackpropData Gather".split()
-)
+FAITHFUL = 0.1
+"""Error of the outputs up to which the first settings of static int8 are not compared with others."""
+_SECOND = {True: "without SmoothQuant", False: "with asymmetric ranges of activations"}
+"""The other settings of static int8, by whether `_attends`."""
+_STORED_ONLY = frozenset("Convolution GroupConvolution ConvolutionBackpropData GroupConvolutionBackpropData".split())
 """Operators whose weights NNCF would store in integers and OpenVINO turn back into floats."""
+_RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell")
 _DROPPED = ("nncf", "conversion_parameters", "MO_version", "Runtime_version", "legacy_frontend")
 
 
@@ -62,12 +75,12 @@ def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for OpenVINO: ONNX in float32, else OpenVINO's format, by NNCF in int8."""
     if not request.precision:
         return build_float32(request, load.load)
-    exported, note = source(request)
+    exported = source(request)
     path = request.folder / "model.openvino.xml"
     weights = path.with_suffix(".bin")
     static = request.precision == "static-int8"
     narrow = static and saturates()
-    layers = write(request, exported, path, narrow=narrow)
+    layers, form = write(request, exported.path, path, narrow=narrow)
     refuse_float(request, "OpenVINO", layers, path, beside=[weights])
     reason = narrow * "weights have 7 bits, because int8 accumulators saturate on this processor with 8"
     return prove(
@@ -77,15 +90,19 @@ def build(request: BuildRequest) -> BuiltFile:
         format="openvino",
         tolerance=TOLERANCE,
         layers=layers,
-        notes=[note, reason],
+        notes=[exported.note, reason, form],
         # Dynamic int8 is computed in float on processors without VNNI.
         exact_anywhere=narrow or not static,
         beside=[weights],
     )
 
 
-def write(request: BuildRequest, exported: Path, path: Path, *, narrow: bool = False) -> Mapping[str, LayerPrecision]:
-    """Write the ONNX model `exported` in the precision of `request`, and return how OpenVINO runs each layer here.
+def write(
+    request: BuildRequest, exported: Path, path: Path, *, narrow: bool = False
+) -> tuple[Mapping[str, LayerPrecision], str]:
+    """Write the ONNX model `exported` in the precision of `request`.
+
+    Static int8 has several settings. The first that is faithful is used, or the most faithful.
 
     Args:
         request: What is built, in `dynamic-int8`, `static-int8`, `float16` or `bfloat16`.
@@ -93,36 +110,52 @@ def write(request: BuildRequest, exported: Path, path: Path, *, narrow: bool = F
         path: Where the model goes, `.xml`; its weights go into a `.bin` file of the same name.
         narrow: Give weights 7 bits in `static-int8`, so that no sum of two products exceeds 16 bits.
 
+    Returns:
+        How OpenVINO runs each layer here, and a note on the settings ('' for the first).
+
     Raises:
-        Unsupported: NNCF rejects the model, or has nothing to quantize in it.
+        Unsupported: NNCF rejects the model, has nothing to quantize in it, or changes its outputs too much.
     """
     core = openvino.Core()
     graph = core.read_model(exported)
     profile.restore_names(graph, exported)
-    calibration = request.calibration or (request.example,)
-    try:
-        with quiet.libraries():
-            quantized = _quantized(graph, request, calibration, narrow=narrow)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unsupported(f"NNCF rejects this model for {request.precision}: {brief(error)}.") from error
-    for key in _DROPPED:
-        if key in quantized.rt_info:
-            del quantized.rt_info[key]
-    _number_names(quantized)
-    openvino.save_model(quantized, path, compress_to_fp16=request.precision in HALF)
-    # Indentation is a seventh of the description.
-    path.write_text(re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")), encoding="utf-8")
+    # Folds what NNCF would not recognise as weights: those of LSTMs, and transposed ones.
+    apply_moc_transformations(graph, cf=True)
+    second = _SECOND[_attends(graph)]
+    errors: dict[str, float] = {}
+    for note in ("", second) if request.precision == "static-int8" else ("",):
+        _save(_quantized(graph, request, narrow=narrow, second=bool(note)), request, path)
+        errors[note] = output_error(request, load.load, path) if "int8" in request.precision else 0.0
+        if errors[note] <= FAITHFUL:
+            break
+    note = min(errors, key=errors.__getitem__)
+    if errors[note] > MOST_OUTPUT_ERROR:
+        remove(path, path.with_suffix(".bin"))
+    refuse_unfaithful(request, "OpenVINO", errors[note])
+    if note != list(errors)[-1]:
+        _save(_quantized(graph, request, narrow=narrow, second=False), request, path)
     settings = OpenVino().settings(path, threads=torch.get_num_threads())
     saved = core.read_model(path)
-    dynamic = request.precision == "dynamic-int8" and _quantizes_activations(core, saved, calibration, settings)
+    dynamic = request.precision == "dynamic-int8" and _quantizes_activations(core, saved, request.example, settings)
     rows = profile.layer_precisions(core.compile_model(saved, "CPU", settings), request, dynamic=dynamic)
     if request.precision in HALF and not any(p.runs_as == request.precision for p in rows.values()):
         why = f"this processor has no {request.precision} arithmetic"
-        return {name: LayerPrecision("float32", why) for name in rows}
-    return rows
+        return {name: LayerPrecision("float32", why) for name in rows}, note
+    return rows, note
 
 
-def _quantized(graph: Any, request: BuildRequest, calibration: Sequence[Example], *, narrow: bool) -> Any:
+def _save(graph: Any, request: BuildRequest, path: Path) -> None:
+    """Write `graph` without what differs from one time to the next."""
+    for key in _DROPPED:
+        if key in graph.rt_info:
+            del graph.rt_info[key]
+    _number_names(graph)
+    openvino.save_model(graph, path, compress_to_fp16=request.precision in HALF)
+    # Indentation is a seventh of the description.
+    path.write_text(re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _quantized(graph: Any, request: BuildRequest, *, narrow: bool, second: bool = False) -> Any:
     """Return `graph` in the precision of `request`, with the settings that it is to run with stated in it."""
     if request.precision in HALF:
         if request.skipped:
@@ -131,22 +164,36 @@ def _quantized(graph: Any, request: BuildRequest, calibration: Sequence[Example]
             )
         graph.set_rt_info(HALF[request.precision], PRECISION)
         return graph
+    try:
+        with quiet.libraries():
+            return _in_integers(graph, request, narrow=narrow, second=second)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unsupported(f"NNCF rejects this model for {request.precision}: {brief(error)}.") from error
+
+
+def _in_integers(graph: Any, request: BuildRequest, *, narrow: bool, second: bool) -> Any:
+    """Return what NNCF makes of `graph`; `second` takes the other settings, see `_SECOND`."""
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization import advanced_parameters as advanced
 
     skipped = [op.get_friendly_name() for op in graph.get_ops() if _is_of(op.get_friendly_name(), request.skipped)]
     if request.precision == "static-int8":
-        data = nncf.Dataset(list(calibration), lambda batch: [x.contiguous().numpy() for x in batch])
+        calibration = request.calibration or (request.example,)
+        attends = _attends(graph)
         return nncf.quantize(
             graph,
-            data,
+            nncf.Dataset(list(calibration), lambda batch: [x.contiguous().numpy() for x in batch]),
             subset_size=len(calibration),
-            # By default, NNCF does so in the first layer only.
-            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE) if narrow else None,
-            model_type=nncf.ModelType.TRANSFORMER if _attends(graph) else None,
+            preset=nncf.QuantizationPreset.MIXED if second and not attends else None,
+            advanced_parameters=advanced.AdvancedQuantizationParameters(
+                # By default, NNCF does so in the first layer only.
+                overflow_fix=advanced.OverflowFix.ENABLE if narrow else None,
+                smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(*([-1, -1] if second and attends else [])),
+            ),
+            model_type=nncf.ModelType.TRANSFORMER if attends else None,
             ignored_scope=nncf.IgnoredScope(names=skipped, validate=False) if skipped else None,
         )
-    # Operators other than matrix products would be stored in integers and computed in float.
+    # Convolutions would be stored in integers and computed in float.
     others = [op.get_friendly_name() for op in graph.get_ops() if op.get_type_name() in _STORED_ONLY]
     graph.set_rt_info(GROUP_NUMBERS, GROUP_SIZE)
     return nncf.compress_weights(
@@ -170,17 +217,20 @@ def _is_of(node: str, modules: frozenset[str]) -> bool:
 
 
 def _attends(graph: Any) -> bool:
-    """Return whether `graph` multiplies activations with each other."""
-    return any(
-        op.get_type_name() == "MatMul"
-        and not any(port.get_node().get_type_name() == "Constant" for port in op.input_values())
-        for op in graph.get_ops()
+    """Return whether `graph` multiplies activations with each other, or feeds them back: NNCF's "transformers"."""
+
+    def kinds(op: Any) -> list[str]:
+        return [port.get_node().get_type_name() for port in op.input_values()]
+
+    ops = graph.get_ops()
+    return any(o.get_type_name() in _RECURRENT for o in ops) or any(
+        o.get_type_name() == "MatMul" and "Constant" not in kinds(o) for o in ops
     )
 
 
-def _quantizes_activations(core: Any, graph: Any, calibration: Sequence[Example], settings: Mapping[str, Any]) -> bool:
+def _quantizes_activations(core: Any, graph: Any, example: Example, settings: Mapping[str, Any]) -> bool:
     """Return whether activations are rounded to integers here: whether outputs differ from those with them in float."""
-    feed = [np.asarray(x) for x in calibration[0]]
+    feed = [np.asarray(x) for x in example]
     first, second = (
         list(core.compile_model(graph, "CPU", {**settings, **changed})(feed).values())
         for changed in ({}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})

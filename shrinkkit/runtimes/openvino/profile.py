@@ -14,15 +14,16 @@ import torch
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
-from shrinkkit.runtimes.layers import RECURRENT, no_recurrent, parametrized, precisions, unchecked
+from shrinkkit.runtimes.layers import RECURRENT, no_recurrent, parametrized, precisions, tied, unchecked
 from shrinkkit.runtimes.openvino.spec import OpenVino
 from shrinkkit.runtimes.spec import HALF
 from shrinkkit.tasks.modules import Example
 
 PRODUCTS = frozenset(
-    "Convolution Deconvolution FullyConnected MatMul RNNSeq RNNCell LSTMSequence GRUSequence LSTMCell GRUCell".split()
+    "Convolution Deconvolution FullyConnected Gather MatMul RNNSeq RNNCell LSTMSequence GRUSequence LSTMCell "
+    "GRUCell".split()
 )
-"""Types of the compiled graph that multiply with a layer's weights."""
+"""Types of the compiled graph that multiply with a layer's weights, or look them up."""
 _FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _IDLE = frozenset({"Input", "Output", "Const", "Parameter", "Result"})
 
@@ -36,18 +37,19 @@ def layer_precisions(compiled: Any, request: BuildRequest, *, dynamic: bool = Fa
         dynamic: Whether activations are known to be quantized on the fly. The compiled graph does not expose this per
             layer; it only shows which weights are integers.
     """
-    ran: dict[str, set[str]] = {}
+    ran: dict[tuple[str, bool], set[str]] = {}
     half = request.precision in HALF
-    known = parametrized(request.model)
+    known, same = parametrized(request.model), tied(request.model)
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
         if info["layerType"] not in PRODUCTS and not half:
             continue
         for layer in _layers(info["originalLayersNames"], known):
-            ran.setdefault(layer, set()).add(_runs_as(info, dynamic))
+            ran.setdefault((layer, info["layerType"] == "Gather"), set()).add(_runs_as(info, dynamic))
 
     def runs_as(name: str) -> str:
-        kinds = ran.get(name, set())
+        looked_up = (True, False) if half else (isinstance(known[name], torch.nn.Embedding),)
+        kinds = {kind for layer in same[name] for way in looked_up for kind in ran.get((layer, way), ())}
         if half:
             return request.precision if request.precision in kinds else ""
         # A layer of several operators counts only if all of them agree.
@@ -56,9 +58,11 @@ def layer_precisions(compiled: Any, request: BuildRequest, *, dynamic: bool = Fa
     def reason(name: str, module: torch.nn.Module) -> str:
         if half:
             return f"openvino computes it in float32 here, not in {request.precision}"
+        if request.precision == "static-int8" and isinstance(module, (torch.nn.Embedding, torch.nn.LSTM)):
+            return f"OpenVINO stores {type(module).__name__} in int8 and computes it in float32"
         return no_recurrent("OpenVINO", *RECURRENT)(name, module)
 
-    return precisions(request, "OpenVINO", runs_as, folded=lambda name: not ran.get(name), reason=reason)
+    return precisions(request, "OpenVINO", runs_as, folded=lambda name: (name, False) not in ran, reason=reason)
 
 
 def restore_names(graph: Any, source: Path) -> None:
