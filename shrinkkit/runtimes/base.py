@@ -236,6 +236,7 @@ def output_error(request: BuildRequest, load: Callable[..., Loaded], path: Path)
 
     Outputs are those on the calibration data; the error is infinite if they are not finite.
     """
+    copies.trim_heap()
     loaded = load(path, device="cpu", threads=torch.get_num_threads(), like=None)
     squares, total = 0.0, 0.0
     for inputs in (request.example, *request.calibration[: _COMPARED_BATCHES - 1]):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-ONE_FILE_BYTES = 100_000_000
-"""Weights of a model that is written as one file, for which memory is taken twice. Protobuf's limit is 2 GiB."""
+ONE_FILE_BYTES = 40_000_000
+"""Weights of a model that is written as one file, for which memory is taken four times. Protobuf's limit is 2 GiB."""
 LARGE_BYTES = 1 << 16
 """From here on a weight is handled by itself."""
 
