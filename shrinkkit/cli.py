@@ -53,7 +53,7 @@ RUN_HELP = """Compress a task by recipes, benchmark every variant on this machin
 \b
 shrinkkit run digits-cnn          a bundled study
 shrinkkit run study.yaml          a study of your own
-shrinkkit run my_task.py          your task, every built-in recipe
+shrinkkit run my_task.py          your task, the built-in recipes that this CPU supports
 shrinkkit run my_task.py --recipe static-int8 --target cpu/onnxruntime
 
 Steps whose inputs have not changed since the last run are cached.
@@ -230,7 +230,7 @@ def _study(
 ) -> "Study":
     """Return the study that is named, or the one of a task with `recipes` and `targets`."""
     from shrinkkit.core import studies
-    from shrinkkit.core.recipe import BUILT_IN, TASKS
+    from shrinkkit.core.recipe import TASKS
     from shrinkkit.core.target import Target
     from shrinkkit.runtimes import registry
 
@@ -242,7 +242,9 @@ def _study(
     # By default, every target that is available without compiling.
     compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
     available = [t for t, why in registry.available().items() if not why and Target.parse(t).runtime not in compiled]
-    return studies.study(name, recipes=recipes or BUILT_IN, targets=targets or available, threads=threads, **budget)
+    targets = targets or available
+    chosen, notes = (recipes, ()) if recipes else registry.default_recipes(targets)
+    return studies.study(name, recipes=chosen, targets=targets, threads=threads, notes=notes, **budget)
 
 
 def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:

@@ -10,6 +10,7 @@ import pytest
 import terminals
 
 from shrinkkit import cli
+from shrinkkit.core import machines
 
 COMMANDS = ["run", "list", "new", "report", "index", "verify", "notebooks"]
 
@@ -151,6 +152,15 @@ def test_a_dry_run_prints_the_steps_and_writes_nothing(tmp_path, monkeypatch, ca
     assert cli.main([*arguments, "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_left_out_by_default_is_said_in_a_line_and_is_no_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "digits-cnn", "--target", "cpu/torch", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for name in ("float16", "bfloat16"):
+        assert (f"{name}: no hardware support on this CPU" in out) == machines.lacks(name)
+        assert (f"3-quantize-{name} " in out) != machines.lacks(name)
 
 
 @pytest.mark.slow

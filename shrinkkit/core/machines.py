@@ -65,6 +65,11 @@ _FLAGS = re.compile(
     r"avx2|avx512(f|bw|vl|_vnni|_bf16|_fp16)|avx_vnni(_int8)?|avx_ne_convert|amx_(tile|int8|bf16|fp16)|fma|f16c"
     r"|neon|asimd|asimdhp|asimddp|bf16|i8mm|sve|sve2|svei8mm|svebf16|sme"
 )
+_ARITHMETIC = {
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16", "svebf16"},
+}
+"""Instruction sets that compute in a precision; without any, each operation converts to float32 and back."""
 OVERSUBSCRIPTION = 4
 """Threads for each core, at most."""
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
@@ -77,6 +82,12 @@ def hardware(target: Target) -> str:
     # An Apple GPU goes by the name of the chip that it is a part of.
     named = _cpuinfo("model name", "Hardware", "Model")
     return named or platform.processor() or platform.machine() or "unknown"
+
+
+def lacks(precision: str, flags: Iterable[str] | None = None) -> bool:
+    """Return whether a processor with `flags`, by default this one, has no arithmetic in `precision`."""
+    known = set(_cpuinfo("flags", "Features").split() if flags is None else flags)
+    return bool(known) and precision in _ARITHMETIC and not known & _ARITHMETIC[precision]
 
 
 def environment(threads: int, *, packages: Iterable[str]) -> Environment:

@@ -171,6 +171,8 @@ class Study(Rich, Section):
         float, Field(gt=0, le=MOST_SECONDS, description=f"a number of seconds > 0 and at most {MOST_SECONDS}")
     ] = 1800.0
     """Seconds that one step may take."""
+    notes: Annotated[tuple[str, ...], Field(strict=False, description="a list of sentences")] = ()
+    """Sentences for the log and the report, such as why a recipe was left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return its fields, with defaults filled in."""

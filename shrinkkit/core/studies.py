@@ -74,6 +74,7 @@ def study(
     seed: int = 0,
     threads: int | None = None,
     timeout_s: float = 1800.0,
+    notes: Sequence[str] = (),
 ) -> Study:
     """Create a study from arguments instead of a file.
 
@@ -89,6 +90,7 @@ def study(
         seed: In [0, 2**32).
         threads: Intra-op threads, >= 1; None takes every core that this process may use.
         timeout_s: Seconds that one step may take, > 0.
+        notes: Sentences for the log and the report.
 
     Returns:
         The study, with its recipes read.
@@ -97,7 +99,7 @@ def study(
         InvalidInput: Arguments break rules; one line for each.
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
-    settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget}
+    settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget, "notes": tuple(notes)}
     names = {"name": name or Path(task).stem, "task": task, "recipes": tuple(recipes), "targets": tuple(targets)}
     return _study(Source(names | settings), Path())
 

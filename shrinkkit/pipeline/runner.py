@@ -81,7 +81,7 @@ class PreparedRun:
                 store.write_text(self.run.study, text + "\n")
             pending = [Step(step.name, step.notebook, step.subject, "pending") for step in self.steps]
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
-            run_status.log(self.run, self.command)
+            run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
             try:
                 for step in self.steps:
                     self._execute_step(step, status)
@@ -194,6 +194,8 @@ def prepare(
 ) -> PreparedRun:
     """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
     registry.check_targets(study)
+    for note in study.notes:
+        monitor.message(note)
     export.templates()
     run = RunFolder(reports / study.name)
     run.check_kinds()

@@ -52,7 +52,7 @@ def _target(place: str) -> str:
 
 
 def missing(results: Results) -> Several:
-    """Return broken variants, failures and unsupported combinations with their reasons, then notes about the folder."""
+    """Return broken variants, failures and unsupported combinations with their reasons, then notes."""
     parts: list[Shown] = [Statement(text, tone="bad") for text in faults(results)]
     for caption, states in (("Failures", ("failed", "not run")), ("Unsupported combinations", ("unsupported",))):
         rows: list[tables.Row] = [
@@ -62,6 +62,7 @@ def missing(results: Results) -> Several:
         ]
         parts += [tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "state", "reason"))] if rows else []
     parts += [Statement(note, tone="warning") for note in results.notes]
+    parts += [Statement(note) for note in (results.study.notes if results.study else ())]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
 
 

@@ -1,13 +1,13 @@
 """The runtimes that there are, and which targets can run on this machine. Imports torch only to use it."""
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from shrinkkit.core import machines
-from shrinkkit.core.recipe import Study
+from shrinkkit.core.recipe import BUILT_IN, Study
 from shrinkkit.core.stages import METHODS
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, Unsupported, nearest, options
@@ -144,6 +144,21 @@ def check_targets(study: Study) -> None:
             )
     if problems:
         raise InvalidInput("\n".join(problems))
+
+
+def default_recipes(targets: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the built-in recipes to measure on `targets` unless others are named, and why any is left out.
+
+    Precisions that this processor has no arithmetic for are left out if it is the only device.
+    """
+    on_cpu = all(Target.parse(target).device == "cpu" for target in targets)
+    slow = [name for name in BUILT_IN if on_cpu and machines.lacks(name)]
+    notes = (
+        f"{name}: no hardware support on this CPU, much slower than float32; "
+        f"add it with `--recipe {name}` to measure it."
+        for name in slow
+    )
+    return tuple(name for name in BUILT_IN if name not in slow), tuple(notes)
 
 
 def packages() -> tuple[str, ...]:

@@ -75,3 +75,18 @@ def test_two_machines_never_share_a_record():
     }
     assert len(paths) == 4
     assert "measurements/a-1-core/cpu-torch.json" in paths
+
+
+@pytest.mark.parametrize(
+    ("flags", "slow"),
+    [
+        ("fma avx2 f16c", {"float16", "bfloat16"}),
+        ("avx2 avx512_bf16", {"float16"}),
+        ("avx512_fp16 amx_bf16", set()),
+        ("asimd asimdhp bf16", set()),
+        ("", set()),  # hidden by the system
+    ],
+)
+def test_half_precision_is_slow_where_no_instruction_computes_in_it(flags, slow):
+    precisions = ("float32", "static-int8", "float16", "bfloat16")
+    assert {name for name in precisions if machines.lacks(name, flags.split())} == slow

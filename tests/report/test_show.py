@@ -76,6 +76,11 @@ def test_a_complete_run_says_that_nothing_is_missing(found):
     assert "None:" in repr(show.missing(complete))
 
 
+def test_a_recipe_that_was_left_out_is_named_with_the_reason(found):
+    study = found.study.model_copy(update={"notes": ("float16: no hardware support on this CPU",)})
+    assert "float16: no hardware" in show.missing(dataclasses.replace(found, study=study)).markdown()
+
+
 def test_equal_machines_are_described_once(found):
     assert repr(show.environment(found)).count(examples.CPU) == 1
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from shrinkkit.core import studies
+from shrinkkit.core import machines, studies
+from shrinkkit.core.recipe import BUILT_IN
 from shrinkkit.core.stages import METHODS
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput
@@ -31,3 +32,12 @@ def test_a_study_names_targets_that_exist():
 def test_a_recipe_that_no_target_of_a_study_can_run_is_refused_with_what_can():
     with pytest.raises(InvalidInput, match=r"`float16`.*cpu/onnxruntime: .*Possible there: dynamic-int8, .*mps/torch"):
         registry.check_targets(study(["float16", "static-int8"], ["cpu/onnxruntime"]))
+
+
+def test_recipes_that_this_processor_has_no_arithmetic_for_are_left_out_aloud_unless_an_accelerator_runs_them():
+    slow = {name for name in ("float16", "bfloat16") if machines.lacks(name)}
+    recipes, notes = registry.default_recipes(["cpu/torch", "cpu/openvino"])
+    assert set(BUILT_IN) - set(recipes) == slow
+    assert {note.partition(":")[0] for note in notes} == slow
+    assert [note for note in notes if "--recipe" not in note] == []
+    assert registry.default_recipes(["cpu/torch", "cuda/torch"]) == (BUILT_IN, ())
