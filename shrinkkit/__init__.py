@@ -27,6 +27,9 @@ _ERRORS = (
 )
 _PUBLIC = {
     "Task": "tasks.task:Task",
+    "from_transformers": "tasks.adapters:from_transformers",
+    "from_timm": "tasks.adapters:from_timm",
+    "from_loader": "tasks.adapters:from_loader",
     "load_task": "tasks.loader:load",
     "check_task": "tasks.checks:check",
     "Recipe": "core.recipe:Recipe",

@@ -19,6 +19,7 @@ from shrinkkit.measure.verification import verify
 from shrinkkit.pipeline.runner import run
 from shrinkkit.results.results import load as load_results
 from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
+from shrinkkit.tasks.adapters import from_loader, from_timm, from_transformers
 from shrinkkit.tasks.checks import check as check_task
 from shrinkkit.tasks.loader import load as load_task
 from shrinkkit.tasks.modules import macs, parameters
@@ -51,6 +52,9 @@ __all__ = [
     "create_study",
     "dynamic_int8",
     "fine_tune",
+    "from_loader",
+    "from_timm",
+    "from_transformers",
     "half",
     "load_results",
     "load_task",

@@ -55,6 +55,7 @@ shrinkkit run digits-cnn          a bundled study
 shrinkkit run study.yaml          a study of your own
 shrinkkit run my_task.py          your task, the built-in recipes that this CPU supports
 shrinkkit run my_task.py --recipe static-int8 --target cpu/onnxruntime
+shrinkkit run hf:PATH --data FILE   a Hugging Face model and texts or images
 
 Steps whose inputs have not changed since the last run are cached.
 
@@ -143,7 +144,7 @@ def _complete_target() -> list[str]:
 
 Json = Annotated[bool, Option("--json", help="Print the result as JSON, and progress on standard error.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print no progress and no tables, only errors.")]
-STUDY_HELP = "A study (.yaml), a bundled study, or a task (name or .py); with --only also a run folder."
+STUDY_HELP = "A study (.yaml), a bundled study, or a task (name, .py or hf:PATH); with --only also a run folder."
 Targets = Annotated[
     list[str] | None,
     Option("--target", metavar="T", help="Such as cpu/torch; may be repeated.", autocompletion=_complete_target),
@@ -171,6 +172,9 @@ def _run(
         Option(metavar="R", help="Built-in recipe or .yaml file; may be repeated.", autocompletion=_complete_recipe),
     ] = None,
     target: Targets = None,
+    data: Annotated[
+        str | None, Option(metavar="FILE", help="With hf:PATH: .txt, .csv, .jsonl, .npz or images.")
+    ] = None,
     accuracy_drop: Annotated[float | None, Option(metavar="D", help="Maximum accuracy drop (0.01).")] = None,
     unit: Annotated[str | None, Option(metavar="U", help="Of the drop: share (scores in [0, 1]) or score.")] = None,
     threads: Annotated[int | None, Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
@@ -188,6 +192,12 @@ def _run(
 
     budget = {k: v for k, v in {"accuracy_drop": accuracy_drop, "unit": unit}.items() if v is not None}
     common: dict[str, Any] = {"command": shlex.join(["shrinkkit", *sys.argv[1:]]), "force": force}
+    if data is not None:
+        if not study.startswith("hf:") or "?data=" in study:
+            raise InvalidInput(
+                f"`--data` goes with a model `hf:PATH`, got {study!r}. A task of another kind names its own."
+            )
+        study = f"{study}?data={data}"
     with _monitor(as_json=as_json, quiet=quiet) as monitor:
         if only:
             if recipe or budget:
@@ -216,13 +226,14 @@ def _run(
 def _run_folder(study: str, reports: Path, task: str | None) -> tuple[Path, str | None]:
     """Return the run folder that `--only` is about, given as such or by a study or task, and the task if given."""
     from shrinkkit.core import studies
+    from shrinkkit.core.recipe import title
 
     if Path(study).is_dir():
         return Path(study), task
     if study.endswith((".yaml", ".yml")):
         settings = studies.read_study(study)
         return reports / settings.name, task or settings.task
-    return reports / Path(study).stem, task or study
+    return reports / title(study), task or study
 
 
 def _study(

@@ -15,6 +15,8 @@ from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
 from shrinkkit.errors import UnfairComparison
 
+FIDELITY = "with the original"
+"""End of the name of a metric that compares outputs with the original model's."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of the interval, and interquartile range of the calls, as fractions, beyond which a warning is given."""
 

@@ -1,7 +1,9 @@
 """Recipes and studies: what they may say, and what does not go together."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -21,6 +23,9 @@ BUILT_IN: tuple[str, ...] = (
 
 TASKS: tuple[str, ...] = ("digits-cnn", "digits-lstm", "digits-transformer")
 """Names of the tasks that come with shrinkkit; each has a built-in study of the same name."""
+HUB = "hf:"
+"""Beginning of a task that is a Hugging Face model and data: `hf:PATH?data=FILE`. PATH is a name on the hub unless it
+starts with `/` or `.`, as paths in a checked study do."""
 
 BASELINE = "baseline"
 """The name of the unchanged model's variant, which no recipe may take."""
@@ -148,8 +153,10 @@ class Study(Rich, Section):
 
     name: FolderName
     """Also the name of the run folder."""
-    task: Annotated[str, Field(min_length=1, description=f"{options(TASKS)}, or the path of a Python file")]
-    """A name of `TASKS`, or the absolute path of a Python file with one function `task()`."""
+    task: Annotated[
+        str, Field(min_length=1, description=options((*TASKS, "the path of a Python file", "hf:PATH?data=FILE")))
+    ]
+    """A name of `TASKS`, the absolute path of a Python file with a function `task()`, or `HUB` with absolute paths."""
     recipes: Annotated[tuple[Recipe, ...], Field(strict=False, min_length=1, description=RECIPES)]
     targets: Annotated[
         tuple[TargetName, ...],
@@ -223,3 +230,32 @@ def conflicts(
     if budget_target is not None and targets and budget_target not in targets:
         text = f"`budget.target` must be one of the study's targets ({', '.join(targets)}), got {budget_target!r}"
         yield ("budget", "target"), text, nearest(str(budget_target), targets)
+
+
+def hub_parts(task: str) -> tuple[str, str]:
+    """Return the model and the data that a task `hf:PATH?data=FILE` names; the data are '' if it names none."""
+    model, _, data = task.removeprefix(HUB).partition("?data=")
+    return model, data
+
+
+def relocated(task: str, change: Callable[[str], str]) -> str:
+    """Return a task with its paths changed; names of bundled tasks and of models on the hub stay."""
+    if task in TASKS:
+        return task
+    if not task.startswith(HUB):
+        return change(task)
+
+    def changed(path: str) -> str:
+        path = change(path)
+        return path if path.startswith((".", os.sep)) else f".{os.sep}{path}"
+
+    model, data = hub_parts(task)
+    is_path = model.startswith((".", os.sep)) or os.path.isdir(model)
+    return f"{HUB}{changed(model) if is_path else model}" + (f"?data={changed(data)}" if data else "")
+
+
+def title(task: str) -> str:
+    """Return the name of a study of `task`: the last part of its path, or of its model's."""
+    if task.startswith(HUB):
+        return re.sub(r"[^\w.-]", "-", Path(os.path.abspath(hub_parts(task)[0])).name)
+    return Path(task).stem

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from shrinkkit.core.recipe import BUILT_IN, RECIPES, TASKS, Recipe, Study, conflicts
+from shrinkkit.core.recipe import BUILT_IN, HUB, RECIPES, TASKS, Recipe, Study, conflicts, hub_parts, relocated, title
 from shrinkkit.core.stages import PRECISIONS, TRANSFORMS, Key, Section, dotted, explain, transform, unknown
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
@@ -100,7 +100,7 @@ def study(
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget, "notes": tuple(notes)}
-    names = {"name": name or Path(task).stem, "task": task, "recipes": tuple(recipes), "targets": tuple(targets)}
+    names = {"name": name or title(task), "task": task, "recipes": tuple(recipes), "targets": tuple(targets)}
     return _study(Source(names | settings), Path())
 
 
@@ -357,9 +357,24 @@ def _task(task: str, source: Source, folder: Path) -> str:
     path = Path(os.path.abspath(folder / task))
     if task in TASKS or not task:
         return task
+    if task.startswith(HUB):
+        return _hub_task(task, source, folder)
     if task.endswith(".py") and os.path.isfile(path):
         return str(path.resolve())
-    problem = "it is neither" if not task.endswith(".py") else "there is no such file"
+    problem = "it is none of these" if not task.endswith(".py") else "there is no such file"
     problem = "that is a folder" if os.path.isdir(path) else problem
     text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
     raise InvalidInput(message(text, source.where(("task",)), nearest(task, TASKS)))
+
+
+def _hub_task(task: str, source: Source, folder: Path) -> str:
+    """Return a task `hf:PATH?data=FILE` with absolute paths; PATH may also be a name on the hub."""
+    model, data = hub_parts(task)
+    is_name = not os.path.isdir(folder / model) and not model.startswith((".", os.sep))
+    missing = [path for path in ([data] if is_name else [model, data]) if path and not os.path.exists(folder / path)]
+    if not data or missing:
+        problem = f"there is no {missing[0]}" if missing else "it names no data: add ?data=FILE, or `--data FILE`"
+        text = f"`task` must be hf:PATH?data=FILE, got {task!r:.200}, but {problem}"
+        raise InvalidInput(message(text, source.where(("task",))))
+    paths = task if is_name or model.startswith((".", os.sep)) else task.replace(HUB, f"{HUB}.{os.sep}", 1)
+    return relocated(paths, lambda path: os.path.abspath(folder / path))

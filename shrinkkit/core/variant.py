@@ -150,6 +150,8 @@ class Variant(Rich):
     """Mean score on the validation split after each epoch of fine-tuning."""
     notes: tuple[str, ...]
     environment: Environment
+    companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Files that prepare the inputs, such as a tokenizer's, by the code that uses them."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from shrinkkit.core import machines, processes, run_folder, store
-from shrinkkit.core.recipe import BASELINE, TASKS, Study
+from shrinkkit.core.recipe import BASELINE, HUB, TASKS, Study, hub_parts, relocated
 from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.stages import ENTRY_POINTS
 from shrinkkit.core.store import PART
@@ -210,7 +210,7 @@ def prepare(
     steps = _checked(plan.plan(study, task=task, threads=threads))
     inputs = (inspection.fingerprint + _software(), inspection.files)
     # The run folder is passed on, so it must not tell where the study and the task lay.
-    written = study.model_copy(update={"task": task.removeprefix(f"..{os.sep}")})
+    written = study.model_copy(update={"task": relocated(task, lambda path: path.removeprefix(f"..{os.sep}"))})
     prepared = PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=written)
     if prepared.preview()[prepared.steps[0].name] == "cached":
         # The machine that made the cached baseline stays the run's own.
@@ -309,19 +309,18 @@ def _trusted_task(run: RunFolder, named: str, given: str | None) -> str:
             "name any file, so pass it yourself if you trust it: `--task FILE`."
         )
     task = given or named
-    if task in TASKS:
-        return task
-    if not Path(task).is_file():
+    paths = [path for path in hub_parts(task) if path] if task.startswith(HUB) else [task]
+    if task not in TASKS and (missing := [path for path in paths if not Path(path).exists()]):
         raise InvalidInput(
-            f"`--task` must be a bundled task or a Python file, but there is no {task}. Copy that file from the "
-            "machine that made the run, with the modules and the data that it reads."
+            f"`--task` must be a bundled task, a Python file, or hf:PATH?data=FILE, but there is no {missing[0]}. Copy "
+            "it from the machine that made the run, with the modules and the data that it reads."
         )
-    return os.path.abspath(task)
+    return task if task in TASKS else relocated(task, os.path.abspath)
 
 
 def _relative_task(run: RunFolder, task: str) -> str:
     """Return a task's name, or its path relative to the folders inside the run folder in which notebooks work."""
-    return task if task in TASKS else os.path.relpath(os.path.abspath(task), RunFolder(run.path.resolve()).steps)
+    return relocated(task, lambda path: os.path.relpath(os.path.abspath(path), RunFolder(run.path.resolve()).steps))
 
 
 def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor: Monitor) -> tuple[str, ...]:

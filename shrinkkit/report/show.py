@@ -3,6 +3,7 @@
 Tables of accuracy are in `accuracy`, those of layers in `layer_profile`.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -11,7 +12,7 @@ import numpy as np
 
 from shrinkkit.core import estimate, evidence, machines
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, TargetRecord
-from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.recipe import BASELINE, TASKS, relocated
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant, audit_table, files_table
@@ -274,7 +275,8 @@ def commands(results: Results) -> Shown:
         return Statement("The notebooks were run one by one; there is no single command.")
     seed = results.study.seed if results.study else 0
     targets = results.study.targets if results.study else results.targets
-    task = f" --task {PurePath(results.task).name}" if results.task.endswith(".py") else ""
+    named = relocated(results.task, lambda path: PurePath(path).name)
+    task = "" if results.task in TASKS else f" --task {shlex.quote(named)}"
     parts = [Command(results.status.command, f"Reproduce the run (seed {seed}):")]
     for name in results.machines:
         if more := [target for target in results.of(name).targets if target not in targets]:

@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,8 @@ class Card:
     notes: tuple[str, ...]
     environment: Environment
     """The machine and the software that made the files."""
+    companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Files that prepare the inputs, such as a tokenizer's, by the code that uses them."""
     schema_version: int = SCHEMA_VERSION
 
 

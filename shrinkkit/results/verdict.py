@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shrinkkit.core import evidence
+from shrinkkit.core.measurement import FIDELITY
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
@@ -76,7 +77,7 @@ def _has_figures(part: Results) -> bool:
 
 def _of_machine(results: Results) -> Verdict:
     rows = [row for row in results.rows if _eligible(row, results)]
-    remarks = (*_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
+    remarks = (*_fidelity(results), *_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
     if not rows:
         return Verdict(_no_conclusion(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -84,7 +85,7 @@ def _of_machine(results: Results) -> Verdict:
         candidates = [row for row in better if row.accuracy_verdict == kind]
         if candidates and kind == "within budget":
             best = max(candidates, key=lambda row: _rank(row, results))
-            headline = f"{_claim(best, results)}. Within the accuracy budget of {results.budget_text()}."
+            headline = f"{_claim(best, results)}. Within the budget of {results.budget_text()} of {results.metric}."
             return Verdict(headline, (*_classes(best, results), *remarks), kind, best)
         if candidates:
             best = max(candidates, key=lambda r: (r.difference.low if r.difference else 0.0, _gain(r, results)))
@@ -155,11 +156,16 @@ def _size(row: Row, results: Results) -> str:
     return f"{factor} ({formats.size(before)} \N{RIGHTWARDS ARROW} {formats.size(row.size_bytes or 0)})"
 
 
+def _fidelity(results: Results) -> tuple[str, ...]:
+    is_fidelity = results.metric.endswith(FIDELITY)
+    return ("No accuracy was measured: outputs are compared with the original model's.",) if is_fidelity else ()
+
+
 def _closest(row: Row, kind: str, results: Results) -> str:
     if kind == "over budget":
         return f"No variant is within the budget of {results.budget_text()}. Closest: {_claim(row, results)}."
     return (
-        f"No variant is surely within the accuracy budget of {results.budget_text()}. Closest: "
+        f"No variant is surely within the budget of {results.budget_text()} of {results.metric}. Closest: "
         f"{_claim(row, results)}; its confidence interval extends beyond the budget. {_needed(row, results)}"
     )
 

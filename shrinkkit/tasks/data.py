@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
+from shrinkkit.core.measurement import FIDELITY
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask
 from shrinkkit.tasks import outputs
@@ -264,7 +265,7 @@ def metric_name(compared: Sequence[str]) -> str:
     """Return the name of the score of `fidelity` in tables."""
     titles = {"agreement": "top-1 agreement", "cosine": "cosine similarity", "error": "1 - relative error"}
     used = dict.fromkeys(titles[kind] for kind in compared if kind)
-    return " and ".join(used) + " with the original"
+    return f"{' and '.join(used)} {FIDELITY}"
 
 
 def fidelity(compared: Sequence[str]) -> Callable[[Any, Any], Tensor]:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from shrinkkit.core.recipe import HUB
 from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError, nearest, options
-from shrinkkit.tasks import checks, modules, outputs, sources
+from shrinkkit.tasks import adapters, checks, modules, outputs, sources
 from shrinkkit.tasks.bundled import TASKS
 from shrinkkit.tasks.checks import blaming, type_and_message
 from shrinkkit.tasks.modules import raw_bytes
@@ -37,8 +38,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
     The task is not checked; see `check_task`.
 
     Args:
-        name_or_path: `digits-cnn`, `digits-lstm`, `digits-transformer`, or a path that ends in `.py`. While the file
-            runs, modules in its folder can be imported.
+        name_or_path: `digits-cnn`, `digits-lstm`, `digits-transformer`, a path that ends in `.py`, or
+            `hf:PATH?data=FILE` for `from_transformers`. While a file runs, modules in its folder can be imported.
 
     Returns:
         The task: model, data, score and loss.
@@ -52,10 +53,12 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
         from shrinkkit.tasks.bundled import digits
 
         return digits.task(text)
+    if text.startswith(HUB):
+        return adapters.from_text(text)
     path = Path(text)
     if path.suffix != ".py":
         raise InvalidInput(
-            f"`task` must be one of {', '.join(BUNDLED)}, or a path to a .py file, got {text!r}."
+            f"`task` must be one of {', '.join(BUNDLED)}, a path to a .py file, or hf:PATH?data=FILE, got {text!r}."
             f"{nearest(text, BUNDLED)}"
         )
     if not os.path.isfile(path):
@@ -116,8 +119,9 @@ def inspect(name_or_path: str | os.PathLike[str]) -> Inspection:
         raise InvalidTask(
             f"The task {os.fspath(name_or_path)} must load and run, but it raised {type_and_message(error)}."
         ) from error
-    imported = set() if is_bundled else sources.imported(Path(name_or_path).resolve())
-    files = sources.hashes(opened | imported)
+    text = os.fspath(name_or_path)
+    own = set() if is_bundled else adapters.files(text) if text.startswith(HUB) else {Path(text).resolve()}
+    files = sources.hashes(opened if is_bundled else opened | sources.imported(*own))
     return Inspection(fingerprint(contents, files), modules.layers(task.model), files, scores)
 
 

@@ -1,7 +1,7 @@
 """The task: a trained model, its data in four splits, a score and a loss; what is missing is made from the model."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,9 @@ class Task(Rich):
     """What was missing, and how it was filled."""
     is_fidelity: bool = False
     """Whether the score compares with the outputs of the original model."""
+    companions: Mapping[str, Any] = field(default_factory=dict)
+    """What prepares the inputs, saved with the model files: by the code that uses it there, an object with
+    `save_pretrained(folder)`, such as a tokenizer."""
     unlabelled: tuple[str, ...] = ()
     """Splits whose targets are not those of `score`."""
     varying: tuple[frozenset[int], ...] = ()
@@ -65,8 +68,8 @@ class Task(Rich):
 
     def __post_init__(self) -> None:
         """Bring what was given into the form that steps use, and make what is missing."""
-        for field, value in _completed(self).items():
-            object.__setattr__(self, field, value)
+        for name, value in _completed(self).items():
+            object.__setattr__(self, name, value)
 
     def shown(self) -> Shown:
         """Return a table of model, inputs, splits and metric."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset
 
+from shrinkkit import quiet
 from shrinkkit.core import machines, stages, store
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.run_folder import CARD, README, RECORD, STRUCTURE, SUMS, RunFolder
@@ -83,7 +85,8 @@ def write(
         save_file(made.reference, fresh / REFERENCE)
         if history.stages and chosen == FLOAT32:
             checkpoint.save(fresh, task, model, history)
-        record = _record(folder.name, task, model, chosen, history, seed, made)
+        companions = _save_companions(fresh, task.companions)
+        record = _record(folder.name, task, model, chosen, history, seed, made, companions)
         store.write(fresh / RECORD, record)
         cards.write_unmeasured(fresh, record)
         _move(fresh, folder)
@@ -131,7 +134,14 @@ def write_stage(
 
 
 def _record(
-    name: str, task: Task, model: nn.Module, precision: Choice, history: History, seed: int, files: "_Files"
+    name: str,
+    task: Task,
+    model: nn.Module,
+    precision: Choice,
+    history: History,
+    seed: int,
+    files: "_Files",
+    companions: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Variant:
     return Variant(
         name=name,
@@ -146,9 +156,21 @@ def _record(
         sparsity=modules.sparsity(model),
         audit=layers.compare(task.model, model, files.precision, history.left_alone),
         validation_scores=history.validation_scores,
-        notes=(*history.notes, *files.notes),
+        notes=(*task.notes, *history.notes, *files.notes),
         environment=machines.environment(torch.get_num_threads(), packages=registry.packages()),
+        companions=dict(companions),
     )
+
+
+def _save_companions(folder: Path, companions: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Save what prepares the inputs, and return the names of its files by the code that uses them."""
+    saved = {}
+    for usage, companion in companions.items():
+        before = {path.name for path in folder.iterdir()}
+        with quiet.libraries():
+            companion.save_pretrained(folder)
+        saved[usage] = tuple(sorted({path.name for path in folder.iterdir()} - before))
+    return saved
 
 
 def source(run: Path, name: str, task: Task) -> tuple[nn.Module, History]:

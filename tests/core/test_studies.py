@@ -221,8 +221,8 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         ),
         (
             STUDY.replace("digits-cnn", "digits-cn"),
-            "`task` must be digits-cnn, digits-lstm or digits-transformer, or the path of a Python file, got "
-            "'digits-cn', but it is neither (my.yaml:1). Did you mean `digits-cnn`?",
+            "`task` must be digits-cnn, digits-lstm, digits-transformer, the path of a Python file or "
+            "hf:PATH?data=FILE, got 'digits-cn', but it is none of these (my.yaml:1). Did you mean `digits-cnn`?",
         ),
     ],
 )
