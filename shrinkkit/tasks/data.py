@@ -68,8 +68,9 @@ def varying(splits: Iterable[Dataset[Any]], example: Example) -> tuple[frozenset
     found: list[set[int]] = [set() for _ in example]
     for dataset in splits:
         size = len(dataset)  # type: ignore[arg-type]
-        for i in range(0, size, -(-size // EXAMPLES_OF_SHAPE)):
-            for dims, x, like in zip(found, dataset[i][0], example, strict=True):
+        for i in range(0, size, max(1, -(-size // EXAMPLES_OF_SHAPE))):
+            inputs = dataset[i][0]
+            for dims, x, like in zip(found, (inputs,) if isinstance(inputs, Tensor) else inputs, example, strict=True):
                 dims |= {d for d, (a, b) in enumerate(zip(x.shape, like.shape[1:], strict=True), 1) if a != b}
     return tuple(map(frozenset, found))
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from shrinkkit.core.run_folder import read_sums
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported
 from shrinkkit.tasks import adapters, checks, loader
+from shrinkkit.tasks.task import batches as batches_of
 from shrinkkit.transforms import variants
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,19 +40,23 @@ def tokenizer(words=WORDS, **options):
 
 def bert(kind="BertForSequenceClassification", **options):
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(transformers.BertConfig(**SIZES, **options)).eval()
+    return varied(getattr(transformers, kind)(transformers.BertConfig(**SIZES, **options)))
+
+
+def varied(model):
+    """Draw weights so large that not all inputs get one class."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.7)
-    return model
+    return model.eval()
 
 
 def vit():
     torch.manual_seed(0)
     sizes = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
-    return transformers.ViTForImageClassification(
-        transformers.ViTConfig(**sizes, intermediate_size=16, **LABELS)
-    ).eval()
+    return varied(
+        transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, intermediate_size=16, **LABELS))
+    )
 
 
 def processor():
@@ -345,11 +350,9 @@ def test_a_loader_of_classes_is_scored_by_accuracy_in_the_datasets_order(given):
 def test_a_training_loader_is_minimised_with_cross_entropy():
     train = DataLoader(TensorDataset(X + 7, Y), batch_size=8)
     task = adapters.from_loader(linear(), DataLoader(TensorDataset(X, Y), batch_size=8), train_loader=train)
-    x, y = task.train[0]
+    ((x,), y), *_ = batches_of(task.train, 8)
     assert len(task.train) == 64
-    assert torch.allclose(
-        task.loss(task.model(x[None]), y[None]), nn.functional.cross_entropy(linear()(x[None]), y[None])
-    )
+    assert torch.allclose(task.loss(task.model(x), y), nn.functional.cross_entropy(linear()(x), y))
 
 
 @pytest.mark.parametrize("target", [X[:, :3], Y + 1, Y.float(), Y[:, None].expand(-1, 2)])

@@ -122,6 +122,12 @@ def test_a_mapping_becomes_positional_tensors_and_layers_keep_their_names():
     assert set(task.unlabelled) == {"train"}
 
 
+def test_a_dataset_of_tensors_is_taken_as_it_is_with_a_score_and_a_loss():
+    task = Task(classifier(), X[:4], test=TensorDataset(X, Y), score=right, loss=nn.functional.cross_entropy)
+    checks.check(task)
+    assert sum(len(getattr(task, split)) for split in SPLITS) == len(X)
+
+
 @pytest.mark.parametrize(
     "given",
     [
