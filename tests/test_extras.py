@@ -29,6 +29,8 @@ def without(code, *hidden, cwd=None):
         ("from shrinkkit.runtimes import registry; registry.resolve('cpu/onnxruntime')", "onnx", "onnxruntime"),
         ("from shrinkkit.runtimes import registry; registry.resolve('cpu/openvino')", "nncf", "openvino"),
         ("from shrinkkit.runtimes import registry; registry.resolve('cpu/inductor')", "torchao", "inductor"),
+        ("import shrinkkit; shrinkkit.from_transformers('model', [])", "transformers", "transformers"),
+        ("import shrinkkit; shrinkkit.from_timm('resnet18', [])", "timm", "timm"),
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(code, package, extra):

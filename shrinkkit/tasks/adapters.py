@@ -87,7 +87,7 @@ def from_transformers(
         Unsupported: transformers is not installed, or the model's architecture has none of the tasks.
     """
     transformers = require("transformers", extra="transformers", purpose="A Hugging Face model")
-    model, kind = _pretrained_model(transformers, path_or_model, task)
+    model, kind, stored = _pretrained_model(transformers, path_or_model, task)
     is_image = model.main_input_name == "pixel_values"
     role, auto = ("image", "AutoImageProcessor") if is_image else ("text", "AutoTokenizer")
     prepare = processor if is_image else tokenizer
@@ -96,7 +96,7 @@ def from_transformers(
             argument = "processor" if is_image else "tokenizer"
             raise InvalidInput(f"`{argument}` must be given with a model that is loaded already. Pass the model's own.")
         prepare = _from_pretrained(getattr(transformers, auto), path_or_model)
-    rows, config, is_own = _Rows(dataset, role, columns), model.config, "score" in fields
+    rows, config, is_own = _Rows(dataset, role, columns), model.config, fields.get("score") is not None
     is_scored = kind == "causal-lm" or (rows.is_labelled and (is_own or kind in _SCORES))
 
     def target(label: Any, row: int, inputs: Mapping[str, Tensor], words: Sequence[int | None]) -> Any:
@@ -116,10 +116,12 @@ def from_transformers(
         prepare = _padding(prepare, kind)
         prepared, length, notes = _texts(rows, prepare, model, max_length, settings, target)
         call = f'text, padding="max_length", max_length={length}, truncation=True, '
+    if stored not in (None, torch.float32):
+        notes = (*notes, f"The weights, stored in {str(stored).removeprefix('torch.')}, are computed in float32.")
     if rows.is_labelled and not is_scored:
         notes = (*notes, f"Labels are not used, because {kind} has no score by default. Pass `score`.")
     if is_scored and not is_own:
-        fields = dict(zip(("metric", "score"), _SCORES[kind], strict=True)) | fields
+        fields |= dict(zip(("metric", "score"), _SCORES[kind], strict=True))
     if kind in ("text-classification", "image-classification"):
         names = (" ".join(str(config.id2label[i]).split())[:80].strip() for i in range(config.num_labels))
         fields = {"class_names": tuple(names)} | fields
@@ -181,7 +183,7 @@ def from_timm(
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     rows = _Rows(dataset, "image", columns)
 
-    is_own = "score" in fields
+    is_own = fields.get("score") is not None
 
     def row(i: int) -> tuple[Tensor, Any]:
         image, label = rows[i]
@@ -191,7 +193,7 @@ def from_timm(
         return inputs, torch.as_tensor(label) if is_own else _class(label, {}, model.num_classes, i)
 
     if rows.is_labelled and not is_own:
-        fields = {"metric": "accuracy", "score": _accuracy} | fields
+        fields |= {"metric": "accuracy", "score": _accuracy}
     return _task(model, _Mapped(len(rows), row), rows.is_labelled, batch_size, rows.notes, **fields)
 
 
@@ -519,8 +521,8 @@ def _from_pretrained(cls: Any, path: Any, **options: Any) -> Any:
         ) from error
 
 
-def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str]:
-    """Return the model, float32 and in eval mode, and which of `KINDS` it is."""
+def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str, torch.dtype | None]:
+    """Return the model, float32 and in eval mode, which of `KINDS` it is, and the dtype of the stored weights."""
     if task and task not in KINDS:
         raise InvalidInput(f"`task` must be {options([*KINDS])}, got {task!r}.")
     is_model = isinstance(path, nn.Module)
@@ -533,7 +535,7 @@ def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str
             "of the model and an example."
         )
     if is_model:
-        return path, kind
+        return path, kind, None
     loaded = {"dtype": torch.float32, "output_loading_info": True}
     model, info = _from_pretrained(getattr(transformers, KINDS[kind][1]), path, **loaded)
     if missing := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
@@ -541,7 +543,7 @@ def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str
             f"{os.fspath(path)} must hold all weights of {type(model).__name__}, but has none for {missing[0]} "
             f"({len(missing)} in all), which would be random. Choose another `task`, or pass a model."
         )
-    return model.eval(), kind
+    return model.eval(), kind, config.dtype
 
 
 def _class(label: Any, names: Mapping[str, int], classes: int, row: int) -> int:

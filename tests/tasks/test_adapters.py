@@ -1,7 +1,9 @@
 """Tasks of Hugging Face models, timm models and DataLoaders, with models and tokenizers that are made here."""
 
+import functools
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from shrinkkit import cli
+from shrinkkit.core import recipe, studies
 from shrinkkit.core.run_folder import read_sums
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported
 from shrinkkit.tasks import adapters, checks, loader
@@ -206,6 +210,69 @@ def test_a_model_and_a_file_are_a_task_in_text_with_their_files_in_the_fingerpri
     assert loader.inspect(text).fingerprint != before.fingerprint
 
 
+def test_a_model_and_a_folder_of_images_are_a_task_in_text(tmp_path):
+    model = vit()
+    model.save_pretrained(tmp_path / "vit")
+    processor().save_pretrained(tmp_path / "vit")
+    for i, image in enumerate(IMAGES):
+        label = LABELS["id2label"][model(**processor()(image, return_tensors="pt")).logits.argmax().item()]
+        (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "images" / label / f"{i}.png")
+    text = f"hf:{tmp_path / 'vit'}?data={tmp_path / 'images'}"
+    task = loader.load(text)
+    assert task.metric == "accuracy"
+    assert all(task.score(task.model(x[None]), torch.tensor([y])) == 1 for (x,), y in task.test)
+    assert len(adapters.files(text)) == len(IMAGES) + 3
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("hf:m?data=t.txt", "hf:{0}/m?data={0}/t.txt"),
+        ("hf:./m?data=t.txt", "hf:{0}/m?data={0}/t.txt"),
+        ("hf:someone/model?data=t.txt", "hf:someone/model?data={0}/t.txt"),
+    ],
+)
+def test_paths_in_a_text_are_those_of_the_study(tmp_path, task, expected):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "t.txt").write_text("a")
+    (tmp_path / "s.yaml").write_text(f"task: {task}\nrecipes: [dynamic-int8]\ntargets: [cpu/torch]")
+    assert studies.read_study(tmp_path / "s.yaml").task == expected.format(tmp_path)
+
+
+def test_paths_in_a_text_move_and_names_on_the_hub_stay():
+    up = functools.partial(os.path.join, "..")
+    assert recipe.relocated("hf:./m?data=./t.txt", up) == "hf:.././m?data=.././t.txt"
+    assert recipe.relocated("hf:someone/model?data=./t.txt", up) == "hf:someone/model?data=.././t.txt"
+    assert recipe.relocated("digits-cnn", up) == "digits-cnn"
+    assert recipe.title("hf:someone/model-0.5b?data=t.txt") == "model-0.5b"
+
+
+def test_the_command_line_runs_a_model_with_data_by_paths_relative_to_its_steps(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    options = ["--recipe", "dynamic-int8", "--target", "cpu/torch", "--threads", "1", "--dry-run", "--json"]
+    assert cli.main(["run", "hf:small-bert", "--data", "texts.txt", *options]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["run"] == "reports/small-bert"
+    made = {step["parameters"]["task"] for step in plan["steps"] if "task" in step["parameters"]}
+    assert made == {"hf:../../../small-bert?data=../../../texts.txt"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hf:small-bert"], "names no data"),
+        (["hf:small-bert", "--data", "none.txt"], "no none.txt"),
+        (["hf:./none", "--data", "texts.txt"], "no ./none"),
+        (["digits-cnn", "--data", "texts.txt"], "`--data` goes with a model"),
+    ],
+)
+def test_the_command_line_refuses_incomplete_tasks(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder.parent)
+    assert cli.main(["run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_rows_are_read_from_tables_and_folders(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nalpha beta,yes\n")
     (tmp_path / "a.jsonl").write_text(json.dumps({"tokens": ["alpha"], "tags": [1]}) + "\n")
@@ -267,6 +334,14 @@ def test_a_head_without_weights_is_refused(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InvalidInput, match="has none for classifier"):
         adapters.from_transformers(tmp_path, TEXTS, task="text-classification")
+
+
+def test_weights_stored_in_16_bits_are_computed_in_float32_and_a_note_says_so(tmp_path):
+    bert(**LABELS).bfloat16().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    task = adapters.from_transformers(tmp_path, TEXTS)
+    assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+    assert any("stored in bfloat16" in note for note in task.notes)
 
 
 def test_an_architecture_without_a_task_and_an_unknown_task_are_refused(folder):
