@@ -23,6 +23,8 @@ from shrinkkit.runtimes import registry
 from shrinkkit.tasks import outputs
 
 FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
+FEWEST_HOPELESS_BLOCKS, HOPELESS = 3, 3.0
+"""Blocks that suffice after the cap for a candidate that is slower by this factor with its whole interval."""
 CALLBACK_PERIOD_S = 0.5
 WARMUP_WINDOW, STEADY, WARMUP_CAP_S = 5, 0.05, 5.0
 MOST_CALLS = 32
@@ -54,7 +56,7 @@ class Protocol:
     """Half-width of the 95 % interval, as a fraction, at which timing stops. *No difference* needs well below 1 %."""
     cap_s: float = 4.0
     """Seconds after which timing stops in any case, once there are 20 blocks; slow models get 3 times that, and then 6
-    blocks suffice."""
+    blocks suffice. After 3 blocks it stops for a candidate that is `HOPELESS`."""
     fresh_copies: int = 8
     """Most fresh copies of each model in 20 blocks, which average over places in memory; fewer where copying would take
     more than a tenth of the time."""
@@ -93,9 +95,13 @@ def measure(
     a model returns values that are not finite, or does not reproduce its outputs.
     """
     shuffle = Random(protocol.seed)
-    calls, copy_s = _fresh_copies(makers, shuffle)
+    calls, copy_s, fresh_calls = _fresh_copies(makers, shuffle)
+    start = time.perf_counter()
     _check_outputs(calls, *names)
-    warmup_calls, steady, call_ms = _warm_up(calls, timer)
+    # Of calls that take seconds, each counts as a window.
+    window = WARMUP_WINDOW if time.perf_counter() - start < WARMUP_CAP_S else 1
+    warmup_calls, steady, call_ms = _warm_up(calls, timer, window)
+    warmup_calls += fresh_calls + CHECK_CALLS * len(calls)
     samples, last_s, stopped = PairedSamples(), time.perf_counter(), False
     blocks = _blocks(samples, makers, calls, copy_s, call_ms, protocol, shuffle, timer)
     del calls  # or the first copies would occupy memory to the end
@@ -134,24 +140,31 @@ def _blocks(
         # At least one renewal, in the middle of the fewest blocks that slow models get.
         if age >= most and (copying_s + copy_s <= elapsed_s / 10 or len(samples) == FEWEST_SLOW_BLOCKS // 2):
             # The old copies live until the new ones exist, so that these cannot reuse their memory.
-            calls, copy_s = _fresh_copies(makers, shuffle)
+            calls, copy_s, _ = _fresh_copies(makers, shuffle)
             copying_s += copy_s
             age = 0
         order = random.sample(range(3), 3)
         with _no_collection():
             for arm in (*order, *reversed(order)):
                 # Not recorded: it runs with the caches and spinning threads of the previous model.
-                calls[arm]()
+                if call_ms[arm] < 1000 * protocol.cap_s:
+                    calls[arm]()
                 arms[arm].append(timer(calls[arm], count))
         age += 1
         yield
 
 
 def _enough(samples: PairedSamples, protocol: Protocol, elapsed_s: float) -> bool:
-    """Return whether to stop: by the width of the interval or by time, never by the value of the interval."""
+    """Return whether to stop: by the width of the interval or by time, and by its value only if that is `HOPELESS`.
+
+    That cannot favour a candidate: the verdict is *slower*, from which the interval is far.
+    """
     count = len(samples)
     if count < FEWEST_BLOCKS:
-        return count >= FEWEST_SLOW_BLOCKS and elapsed_s > 3 * protocol.cap_s
+        if count >= FEWEST_SLOW_BLOCKS and elapsed_s > 3 * protocol.cap_s:
+            return True
+        over = count >= FEWEST_HOPELESS_BLOCKS and elapsed_s > protocol.cap_s
+        return over and estimate.block_ratio(log_ratios(samples, min), seed=protocol.seed).high * HOPELESS < 1
     if elapsed_s > protocol.cap_s:
         return True
     if count % CHECK_EVERY:
@@ -177,26 +190,30 @@ def _check_outputs(calls: Sequence[Call], reference: str, candidate: str) -> Non
         raise InvalidInput(f"Copies of a model must agree, but two of {reference} differ. Nothing was timed.")
 
 
-def _fresh_copies(makers: Sequence[Make], shuffle: Random) -> tuple[list[Call], float]:
-    """Return a new copy of each model, after its first calls, and the seconds that this took."""
-    start = time.perf_counter()
+def _fresh_copies(makers: Sequence[Make], shuffle: Random) -> tuple[list[Call], float, int]:
+    """Return a new copy of each model, after its first calls, the seconds that this took, and the number of calls."""
+    start, count = time.perf_counter(), 0
     # In another order each time: the copy made last was found to be slower by a third of a per cent.
     copies = {arm: makers[arm]() for arm in shuffle.sample(range(len(makers)), len(makers))}
     calls = [copies[arm] for arm in range(len(makers))]
     for call in calls:
+        began = time.perf_counter()
         for _ in range(FRESH_CALLS):
             call()
-    return calls, time.perf_counter() - start
+            count += 1
+            if time.perf_counter() - began > WARMUP_CAP_S:
+                break
+    return calls, time.perf_counter() - start, count
 
 
-def _warm_up(calls: Sequence[Call], timer: Timer) -> tuple[int, bool, tuple[float, ...]]:
-    """Call each model until two windows agree; return the calls so far, whether all became steady, and their ms."""
-    total, all_steady, times = (FRESH_CALLS + CHECK_CALLS) * len(calls), True, []
+def _warm_up(calls: Sequence[Call], timer: Timer, window: int) -> tuple[int, bool, tuple[float, ...]]:
+    """Call each model until two windows agree; return the number of calls, whether all became steady, and their ms."""
+    total, all_steady, times = 0, True, []
     for call in calls:
         start, previous, steady = time.perf_counter(), math.inf, False
         while not steady:
-            current = statistics.median(timer(call, WARMUP_WINDOW))
-            total += WARMUP_WINDOW
+            current = statistics.median(timer(call, window))
+            total += window
             steady = abs(current - previous) <= STEADY * current
             previous = current
             if time.perf_counter() - start > WARMUP_CAP_S:

@@ -18,6 +18,8 @@ from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.errors import InvalidInput
 
 SUCCEEDED = ("done", "cached")
+EVERY_S = 30.0
+"""Time between two lines in which a log says what a running step is doing."""
 STYLES = {"done": "green", "cached": "dim", "running": "cyan", "failed": "bold red", "skipped": "red"}
 
 
@@ -29,7 +31,7 @@ class Progress:
     current: Step
     """The step that has changed. While it is running, its duration is that so far."""
     phase: str = ""
-    """The section of its notebook that is being executed."""
+    """What is being done: the section of its notebook, and the action in it."""
     expected_s: Mapping[str, float] | None = None
     """Duration to expect of a step, by name, where an earlier run or a step of the same kind tells."""
 
@@ -60,12 +62,12 @@ class Monitor:
 
 
 class LineMonitor(Monitor):
-    """Prints a line as each step starts and ends, without escape codes."""
+    """Prints a line as each step starts and ends, and now and then while it runs, without escape codes."""
 
     def __init__(self, console: Console) -> None:
         """Print to `console`."""
         self.console = console
-        self._state = ("", "")
+        self._state, self._shown_s = ("", ""), 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -78,11 +80,14 @@ class LineMonitor(Monitor):
         self.console.print(text, markup=False, soft_wrap=True)
 
     def step(self, progress: Progress) -> None:
-        """Print a line if the state of the step has changed."""
-        state = (progress.current.name, progress.current.state)
-        if state != self._state:
-            self._state = state
-            self.message(f"{progress.position} {describe(progress.current)}")
+        """Print a line if the state of the step has changed, or `EVERY_S` after the last line of a running one."""
+        step = progress.current
+        if (state := (step.name, step.state)) != self._state:
+            self._state, self._shown_s = state, step.duration_s
+            self.message(f"{progress.position} {describe(step)}")
+        elif step.state == "running" and step.duration_s - self._shown_s >= EVERY_S:
+            self._shown_s = step.duration_s
+            self.message(f"{progress.position} {step.name} · {duration(step.duration_s)} · {progress.phase}")
 
 
 class LiveMonitor(LineMonitor):

@@ -19,13 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shrinkkit import progress
 from shrinkkit.core import processes, store
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
 from shrinkkit.pipeline.plan import REPORT, Planned
-from shrinkkit.pipeline.run_status import log
+from shrinkkit.pipeline.run_status import duration, log
 
-NOTEBOOK, ANSWER = "notebook.ipynb", "answer.json"
+NOTEBOOK, ANSWER, ACTIVITY = "notebook.ipynb", "answer.json", "activity.txt"
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -47,7 +48,8 @@ def execute(
 
     The notebook works in a new folder inside the run folder. The executed notebook and its page go to the folder's
     `steps`; the pages of the report go to the folder itself. `tick` is called several times a second with the seconds
-    that have passed and the section of the notebook that is executed.
+    that have passed and what is being done: the section of the notebook, the action in it, and the time until the limit
+    once half of it is over.
     """
     is_report = step.notebook == REPORT
     run.steps.mkdir(exist_ok=True)
@@ -55,11 +57,19 @@ def execute(
 
     def on_line(line: str) -> bool:
         nonlocal phase
-        phase = line.removeprefix(_PHASE) if line.startswith(_PHASE) else phase
+        if line.startswith(_PHASE):
+            phase = line.removeprefix(_PHASE)
+            activity.unlink(missing_ok=True)
         return False
+
+    def doing(seconds: float) -> str:
+        now = activity.read_text(encoding="utf-8", errors="replace") if activity.is_file() else ""
+        left = f"stopped in {duration(timeout_s - seconds)}" if seconds > timeout_s / 2 else ""
+        return " · ".join(filter(None, [phase, now, left]))
 
     with tempfile.TemporaryDirectory(dir=run, prefix=".attempt-") as folder, processes.short_folder() as sockets:
         attempt = Path(folder).resolve()
+        activity = attempt / ACTIVITY
         request = {
             "notebook": str(notebook),
             "parameters": dict(step.parameters),
@@ -71,9 +81,10 @@ def execute(
             processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
             limit_s=timeout_s,
             cwd=attempt,
-            variables=_variables(threads, sockets, training=step.notebook.startswith("2-")),
+            variables=_variables(threads, sockets, training=step.notebook.startswith("2-"))
+            | {progress.VARIABLE: str(activity)},
             on_line=on_line,
-            tick=lambda seconds: tick(seconds, phase),
+            tick=lambda seconds: tick(seconds, doing(seconds)),
             patience_s=10.0,
         )
         lines = ended.output.splitlines() + ended.errors.splitlines()
@@ -87,7 +98,8 @@ def execute(
             if (attempt / f"notebook{suffix}").is_file():
                 (attempt / f"notebook{suffix}").replace(path)
         if ended.status is None:
-            return Ended(f"It took longer than {timeout_s:g} s and was stopped. Raise `timeout_s` in the study.")
+            where = f" during: {doing(0)}" if doing(0) else ""
+            return Ended(f"It took longer than {timeout_s:g} s and was stopped{where}. Raise `timeout_s` in the study.")
         if (attempt / ANSWER).is_file():
             answer = Ended(**json.loads((attempt / ANSWER).read_text(encoding="utf-8")))
             # The report is nothing but its page.

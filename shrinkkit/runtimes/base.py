@@ -86,6 +86,8 @@ class BuildRequest:
     """Inputs that set the ranges of activations for `static-int8`, and on which int8 forms are compared."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Intermediate results by name; a runtime that needs one may leave it to the next."""
+    announce: Callable[[str], None] = lambda _: None
+    """Called with what is being done, such as `verify`."""
 
     @cached_property
     def skipped(self) -> frozenset[str]:
@@ -197,6 +199,7 @@ def prove(
     Raises:
         ModelFileError: The outputs differ by more than the tolerance.
     """
+    request.announce("verify")
     copies.trim_heap()
     options = {"device": "cpu", "threads": torch.get_num_threads()}
     if expected is None:

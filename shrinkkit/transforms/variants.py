@@ -64,7 +64,7 @@ def write(
         precision: As in a recipe.
         history: How `model` was made.
         seed: Of the stages; recorded.
-        progress: Called before each runtime's file and after the last: files done, their number, and which is next.
+        progress: Called before each action and after the last: files done, their number, runtime and action.
 
     Raises:
         Unsupported: No runtime can have the variant; the reason of each is given.
@@ -231,9 +231,13 @@ def _files(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         making = BuildRequest(folder, Path(scratch), model, example, method, skip, observed)
         for number, runtime in enumerate(runtimes):
-            progress(number, len(runtimes), f"for {runtime}")
+
+            def announce(action: str, number: int = number, runtime: str = runtime) -> None:
+                progress(number, len(runtimes), f"{runtime}: {action}")
+
+            announce(f"quantize to {method}" if method else "export")
             try:
-                one = files.build(runtime, making)
+                one = files.build(runtime, replace(making, announce=announce))
             except (Unsupported, ModelFileError) as error:
                 made.refusals[runtime] = str(error)
                 continue

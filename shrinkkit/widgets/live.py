@@ -12,7 +12,7 @@ from typing import Any
 
 from shrinkkit.display.tables import ProgressBar, Shown, Statement
 from shrinkkit.errors import ShrinkkitError
-from shrinkkit.progress import Progress
+from shrinkkit.progress import Progress, announce
 
 PAUSE_S = 0.3
 """Least time between two updates of a progress bar."""
@@ -122,6 +122,7 @@ def progress(work: str) -> Progress:
 
     def update(done: float, total: float, note: str = "") -> None:
         nonlocal shown_s
+        announce(f"{work} · {note} · {done:.0f} of {total:.0f} done" if done < total else "")
         now = time.monotonic()
         if done >= total or now - shown_s >= PAUSE_S:
             shown_s = now

@@ -103,6 +103,26 @@ def test_models_too_slow_for_the_cap_still_get_the_fewest_blocks(clock):
     assert blocks_in(take(slow, slow)) == FEWEST_BLOCKS
 
 
+@pytest.mark.parametrize(("ms", "blocks", "calls"), [(3_500.0, 3, 18), (60_000.0, 3, 10), (299.0, 6, None)])
+def test_a_candidate_many_times_slower_is_timed_just_enough_to_say_so(clock, ms, blocks, calls):
+    log: list = []
+    found = take(clock.models(lambda: 100.0), clock.models(lambda: ms, log=log))
+    assert blocks_in(found) >= blocks if calls is None else blocks_in(found) == blocks
+    assert calls is None or len(log) == calls
+    conclusion = evidence.conclude(found.samples)
+    assert conclusion.verdict == "slower"
+    assert conclusion.speedup.value == pytest.approx(100 / ms)
+
+
+def test_a_slow_candidate_whose_interval_reaches_beyond_the_factor_gets_all_blocks(clock):
+    times = itertools.cycle([400.0] * 9 + [2000.0] * 7)
+    assert blocks_in(take(clock.models(lambda: 200.0), clock.models(lambda: next(times)))) >= FEWEST_SLOW_BLOCKS
+
+
+def test_a_fast_candidate_is_never_stopped_early_for_being_much_faster(clock):
+    assert blocks_in(take(clock.models(lambda: 4000.0), clock.models(lambda: 100.0))) == FEWEST_SLOW_BLOCKS
+
+
 def blocks_in(found: timing.Timing) -> int:
     slots = {len(arm) for arm in vars(found.samples).values()}
     assert len(slots) == 1

@@ -1,6 +1,7 @@
 """A step in its own process, with real notebooks: its pages, its parameters, and how each failure is reported."""
 
 import json
+import textwrap
 
 import nbformat
 import pytest
@@ -61,14 +62,12 @@ def execute(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
 
-    def taken(source, name="1-baseline", timeout_s=60.0):
+    def taken(source, name="1-baseline", timeout_s=60.0, tick=lambda seconds, phase: None):
         path = tmp_path / f"{name}.ipynb"
         cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
         nbformat.write(new_notebook(cells=cells), path)
         step = Planned(f"{name}-mine" * (name != REPORT) or name, name, "", {"x": 2}, (), "")
-        ended = steps.execute(
-            path, step, RunFolder(folder), timeout_s=timeout_s, threads=1, tick=lambda seconds, phase: None
-        )
+        ended = steps.execute(path, step, RunFolder(folder), timeout_s=timeout_s, threads=1, tick=tick)
         assert ended.note == ""
         return folder, ended.error
 
@@ -107,3 +106,18 @@ def test_every_library_computes_with_the_same_number_of_threads(execute):
 def test_a_step_that_takes_too_long_is_stopped(execute):
     _, error = execute("import time; time.sleep(60)", timeout_s=0.6)
     assert "longer than 0.6 s and was stopped" in error
+
+
+def test_a_running_step_says_what_it_does_and_when_it_will_be_stopped_and_so_does_its_error(execute):
+    source = """
+        import time
+        from shrinkkit.widgets import live
+        progress = live.progress("Exporting")
+        progress(1, 3, "torch: verify")
+        time.sleep(60)
+    """
+    seen = []
+    _, error = execute(textwrap.dedent(source), timeout_s=30.0, tick=lambda seconds, phase: seen.append(phase))
+    assert "Exporting · torch: verify · 1 of 3 done" in seen
+    assert "Exporting · torch: verify · 1 of 3 done · stopped in 5 s" in seen
+    assert "was stopped during: Exporting · torch: verify · 1 of 3 done" in error

@@ -1,5 +1,6 @@
 """How progress is shown, in a terminal of any size and in a log."""
 
+import dataclasses
 import io
 
 import pytest
@@ -53,6 +54,20 @@ def test_a_log_has_a_line_for_each_change_of_state_and_no_escape_codes():
         "[21/40] 2-prune-20 · failed · 4.0 s",
         "    " + "x" * 200,
         "a [bold] message",
+    ]
+
+
+def test_a_log_says_now_and_then_what_a_running_step_is_doing():
+    shown, running = console(80), progress()
+    with LineMonitor(shown) as monitor:
+        for seconds in (4.0, 20.0, 33.0, 35.0, 70.0):
+            step = dataclasses.replace(running.current, duration_s=seconds)
+            steps = tuple(step if one.name == step.name else one for one in running.steps)
+            monitor.step(dataclasses.replace(running, current=step, steps=steps, phase="Export"))
+    assert shown.file.getvalue().splitlines() == [
+        "[21/40] 2-prune-20 · running",
+        "[21/40] 2-prune-20 · 35 s · Export",
+        "[21/40] 2-prune-20 · 1:10 min · Export",
     ]
 
 

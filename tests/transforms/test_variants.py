@@ -62,7 +62,16 @@ def test_who_watches_sees_each_runtime_s_file_before_it_is_made(task, tmp_path):
     seen = []
     options = {"precision": "float16", "progress": lambda *event: seen.append(event)}
     variants.write(tmp_path / "half", task, task.model, runtimes=RUNTIMES, **options)
-    assert seen == [(0, 2, "for torch"), (1, 2, "for onnxruntime"), (2, 2, "1 of 2 written and verified")]
+    assert seen == [
+        (0, 2, "torch: quantize to float16"),
+        (0, 2, "torch: verify"),
+        (1, 2, "onnxruntime: quantize to float16"),
+        (2, 2, "1 of 2 written and verified"),
+    ]
+    seen.clear()
+    variants.write(tmp_path / "float", task, task.model, runtimes=["onnxruntime"], progress=options["progress"])
+    actions = ["onnxruntime: export", "onnxruntime: export to ONNX", "onnxruntime: verify"]
+    assert [text for _, _, text in seen] == [*actions, "1 of 1 written and verified"]
 
 
 def test_a_pruned_variant_is_smaller_and_its_audit_says_where(run):

@@ -41,6 +41,7 @@ def source(request: BuildRequest) -> Export:
     It lies in the variant's folder if it is what is delivered, and otherwise in the scratch folder.
     """
     if "onnx" not in request.shared:
+        request.announce("export to ONNX")
         path = (request.scratch if request.precision else request.folder) / "model.onnx"
         request.shared["onnx"] = write(request.model, request.example, path)
     exported: Export = request.shared["onnx"]
