@@ -473,8 +473,9 @@ def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple["_Mapped", i
     collate, size, given = None, 0, loader
     if isinstance(loader, DataLoader):
         collate, size = loader.collate_fn, loader.batch_size or 0
-        # The examples of a loader over a stream are batches of it, taken apart.
-        collate = None if collate is default_collate or isinstance(loader.dataset, IterableDataset) else collate
+        # A loader over a stream is read as batches, which are taken apart; one without batches collates nothing.
+        if collate is default_collate or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+            collate = None
     else:
         batches = iter(loader)
         first = [*itertools.islice(batches, 1)]

@@ -555,5 +555,5 @@ def _place(error: BaseException, path: Path | None) -> str:
     return f"{Path(last.filename).name}:{last.lineno}" + (f" (`{code}`)" if code else "")
 
 
-_CALLERS: Sequence[str] = ("checks", "loader", "task")
+_CALLERS: Sequence[str] = ("adapters", "checks", "data", "loader", "task")
 """Modules here that call a user's code."""

@@ -408,10 +408,11 @@ def padded(items):
         DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True),
         DataLoader(TensorDataset(X, Y), batch_size=8, collate_fn=padded),
         DataLoader(Stream(), batch_size=8),
+        DataLoader(TensorDataset(X, Y), batch_size=None),
         batches(),
         [*batches()],
     ],
-    ids=["shuffled", "collated", "stream", "generator", "list"],
+    ids=["shuffled", "collated", "stream", "single", "generator", "list"],
 )
 def test_a_loader_of_classes_is_scored_by_accuracy_in_the_datasets_order(given):
     task = adapters.from_loader(linear(), given)
@@ -515,7 +516,7 @@ def test_a_timm_model_reads_images_by_its_own_configuration(timm, tmp_path):
     task = adapters.from_timm("resnet10t", IMAGES, checkpoint=tmp_path / "weights.pt", num_classes=3)
     config = timm.data.resolve_model_data_config(model)
     assert task.example[0].shape == (8, *config["input_size"])
-    assert task.metric == "top-1 agreement with the original"
+    assert task.is_fidelity
     assert torch.equal(task.model(task.example[0]), model(task.example[0]))
 
 
