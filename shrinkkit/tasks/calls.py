@@ -81,6 +81,11 @@ def positional(model: nn.Module, call: Call) -> nn.Module:
     return result
 
 
+def varying(model: nn.Module) -> tuple[frozenset[int], ...]:
+    """Return, for each input of a task's model, the dimensions other than the batch whose sizes vary; empty if none."""
+    return next((vars(module)["varying"] for module in model.modules() if "varying" in vars(module)), ())
+
+
 def _as_dict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_dict(inner) for key, inner in value.items()}

@@ -113,7 +113,7 @@ def _completed(task: Task) -> dict[str, Any]:
     if output is None:
         return fields | {"metric": task.metric or "accuracy", "example": example}
     is_positional = isinstance(example, tuple) and all(isinstance(x, torch.Tensor) for x in example)
-    if not (is_positional and outputs.is_plain(output)):
+    if task.collate or not (is_positional and outputs.is_plain(output)):
         fields["model"] = calls.positional(task.model, call)
         for function in ("score", "loss"):
             if given := getattr(task, function):
@@ -138,7 +138,8 @@ def _completed(task: Task) -> dict[str, Any]:
             f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in flat]} without the batch, "
             "but some have others. Pass `collate`, a function that pads a list of examples to a batch."
         )
-    made["varying"] = varying if task.collate else ()
+    if task.collate:
+        made["varying"] = model.varying = varying
     inputs, _ = data.batch(made["test"], range(min(data.EXAMPLES_OF_SHAPE, len(made["test"]))))
     with torch.no_grad():
         typical = model(*inputs)
