@@ -13,7 +13,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, FAINT, INK, Picture, canvas, picture, style
 from shrinkkit.display.tables import Shown, Statement
-from shrinkkit.results.results import CONCLUSIVE
+from shrinkkit.results.results import CONCLUSIVE, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,6 +119,10 @@ def tradeoff(results: "Results") -> Shown:
     lines = [[t for t in results.of(name).targets if t in drawn] for name in results.machines]
     lines = [targets for targets in lines if targets]
     names = [name for name in results.names if any(row.variant == name for row in rows)]
+    if len(names) > _MOST_NAMED:
+        best = [row.variant for target in drawn for row in pareto_front([r for r in rows if r.target == target])]
+        names = [name for name in names if name in best][:_MOST_NAMED]
+    others = len({row.variant for row in rows}) - len(names)
     largest = max(row.size_bytes or 0 for row in rows)
     with canvas(9.2, 1.1 + 3.0 * len(lines)) as figure:
         grid = figure.subplots(len(lines), max(map(len, lines)), sharex=True, sharey=True, squeeze=False)
@@ -126,9 +130,11 @@ def tradeoff(results: "Results") -> Shown:
         for axes in set(grid.flat) - set(panels.values()):
             axes.set_axis_off()
         for target, axes in panels.items():
-            for row in rows:
+            # Grey marks are drawn first, below those with a name.
+            for row in sorted(rows, key=lambda row: row.variant in names):
                 if row.target == target:
-                    _point(axes, row, names.index(row.variant), largest, is_fraction=results.is_fraction)
+                    mark = style(names.index(row.variant)) if row.variant in names else _UNNAMED
+                    _point(axes, row, mark, largest, is_fraction=results.is_fraction)
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
             title = above + str(Place.parse(target).target)
@@ -140,11 +146,23 @@ def tradeoff(results: "Results") -> Shown:
             axes.set_xlabel(axes.get_xlabel() if axes in lowest.values() else "")
             axes.set_ylabel(axes.get_ylabel() if axes in grid[:, 0] else "")
             axes.tick_params(labelbottom=axes in lowest.values())
-        marks = [Line2D([], [], linestyle="none", label=name, **style(i)) for i, name in enumerate(names)]  # type: ignore[arg-type]
-        figure.legend(handles=marks, loc="outside lower center", ncols=min(4, len(marks)))
-        return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF)
+        labels = {name: style(i) for i, name in enumerate(names)}
+        labels |= {f"{formats.counted(others, 'other variant')}, not Pareto-optimal": _UNNAMED} if others else {}
+        marks = [Line2D([], [], linestyle="none", label=label, **mark) for label, mark in labels.items()]  # type: ignore[arg-type]
+        columns = max(1, min(4, len(marks), _LEGEND_CHARACTERS // max(map(len, labels))))
+        figure.legend(handles=marks, loc="outside lower center", ncols=columns)
+        is_log = next(iter(panels.values())).get_yscale() == "symlog"
+        bent = f" Beyond {_LINEAR_POINTS / 2:.0f} points the vertical axis is logarithmic." if is_log else ""
+        return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF + bent)
 
 
+_MOST_NAMED = 16
+"""Variants that a chart tells apart; of more, the Pareto-optimal ones."""
+_LINEAR_POINTS = 10
+"""Change of accuracy, in points, up to which its axis is linear throughout."""
+_UNNAMED = {"color": "#999999", "marker": "."}
+_LEGEND_CHARACTERS = 110
+"""Characters of a legend as wide as the figure."""
 _TRADEOFF = (
     "Right is faster, up is more accurate, and a smaller mark is a smaller file (area: file size). Bars are 95 % CIs. "
     "Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
@@ -157,6 +175,15 @@ def tradeoff_axes(axes: "Axes", rows: Sequence["Row"], *, metric: str, is_fracti
     speed_axis(axes, [end for ratio in ratios for end in (ratio.low, ratio.high)])
     axes.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {metric}{' (pts)' if is_fraction else ''}")
     axes.set_title(title, loc="left")
+    changes = [position(row, is_fraction=is_fraction)[1] for row in rows]
+    if is_fraction and max(map(abs, changes), default=0) > _LINEAR_POINTS:
+        # One broken variant would press all others onto a line.
+        axes.set_yscale("symlog", linthresh=_LINEAR_POINTS / 2)
+        ticks = [
+            tick for tick in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10) if min(changes) * 1.3 < tick < max(2, *changes)
+        ]
+        axes.set_yticks(ticks, [f"{tick}" for tick in ticks], minor=False)
+        axes.set_yticks([], minor=True)
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(color=FAINT)
@@ -168,7 +195,7 @@ def position(row: "Row", *, is_fraction: bool) -> tuple[float, float]:
     return row.speedup_today.value if row.speedup_today else 1.0, (100 if is_fraction else 1) * change
 
 
-def _point(axes: "Axes", row: "Row", index: int, largest: int, *, is_fraction: bool) -> None:
+def _point(axes: "Axes", row: "Row", look: Mapping[str, str], largest: int, *, is_fraction: bool) -> None:
     speed, change, scale = row.speedup_today, row.difference, 100 if is_fraction else 1
     if speed is None or change is None:
         return
@@ -177,7 +204,7 @@ def _point(axes: "Axes", row: "Row", index: int, largest: int, *, is_fraction: b
         "xerr": [[speed.value - speed.low], [speed.high - speed.value]],
         "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
     }
-    mark: dict[str, Any] = {**style(index), "alpha": 0.85 if row.timing_today in CONCLUSIVE else 0.35}
+    mark: dict[str, Any] = {**look, "alpha": 0.85 if row.timing_today in CONCLUSIVE else 0.35}
     axes.errorbar([x], [y], fmt="none", ecolor=mark["color"], elinewidth=1, **bars)
     axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, **mark)
 

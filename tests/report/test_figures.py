@@ -97,3 +97,10 @@ def test_machines_stand_below_each_other_and_every_column_has_an_axis(tmp_path):
     assert drawn.svg.count("speed-up over PyTorch") == 2
     assert drawn.svg.count(">4\N{MULTIPLICATION SIGN}<") == 2
     assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE}: 1.36" in drawn.alt
+
+
+def test_of_many_variants_the_pareto_optimal_ones_are_named_and_the_others_counted(found, monkeypatch):
+    monkeypatch.setattr(figures, "_MOST_NAMED", 3)
+    svg = figures.tradeoff(found).svg
+    assert "other variants, not Pareto-optimal" in svg
+    assert ">weights-80<" not in svg
