@@ -149,6 +149,12 @@ def load(run: Path) -> Results:
 
     What is missing or cannot be read is a row with its reason, or a note.
 
+    Args:
+        run: The run folder.
+
+    Returns:
+        The rows, measurements and notes of the folder.
+
     Raises:
         InvalidInput: The folder holds neither a study nor a variant.
     """
