@@ -27,6 +27,7 @@ _ERRORS = (
 )
 _PUBLIC = {
     "Task": "tasks.task:Task",
+    "Metric": "tasks.metrics:Metric",
     "from_transformers": "tasks.adapters:from_transformers",
     "from_timm": "tasks.adapters:from_timm",
     "from_loader": "tasks.adapters:from_loader",

@@ -22,6 +22,7 @@ from shrinkkit.runtimes.torch.quantize import dynamic_int8, half, static_int8
 from shrinkkit.tasks.adapters import from_loader, from_timm, from_transformers
 from shrinkkit.tasks.checks import check as check_task
 from shrinkkit.tasks.loader import load as load_task
+from shrinkkit.tasks.metrics import Metric
 from shrinkkit.tasks.modules import macs, parameters
 from shrinkkit.tasks.task import Task
 from shrinkkit.transforms.compress import compress
@@ -36,6 +37,7 @@ __all__ = [
     "InvalidInput",
     "InvalidTask",
     "LeaseLost",
+    "Metric",
     "ModelFileError",
     "NothingChanged",
     "NothingToPrune",

@@ -14,7 +14,7 @@ import torch
 import shrinkkit
 
 NAMES = """
-Budget InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError
+Budget InvalidInput InvalidTask LeaseLost Metric ModelFileError NothingChanged NothingToPrune Recipe ShrinkkitError
 StepFailed Study Task UnfairComparison Unsupported check_task compare compress create_study dynamic_int8 fine_tune
 from_loader from_timm from_transformers half load_results load_task macs parameters prune_channels
 prune_weights read_recipe read_study run score static_int8 verify

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,73 +31,116 @@ Z = 1.959964
 ONE_SIDED = 0.025
 """Error probability on each side of a 95 % interval."""
 RESAMPLES = 1000
+MOST_EXAMPLES = 1e8
+"""From which on no number of examples is named as enough."""
 MARGIN = 0.01
 """Ratios of times within this fraction of 1 count as no difference."""
 
 
-def mean(scores: Sequence[float]) -> Estimate:
-    """Return the mean of `scores`: with Wilson's interval if they are all 0 or 1, else with Student's.
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of a whole set of examples, and its value on bootstrap resamples of them.
+
+    A resample draws the same examples for every model, so replicates of two models are paired by position.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
+    """
+
+    value: float
+    replicates: tuple[float, ...]
+    examples: int
+
+
+Sample = Sequence[float] | Resampled
+"""Raw data of a metric: a score per example, or a value with its replicates."""
+Bounds = tuple[float, float] | None
+"""Worst and best value of a metric in ascending order, None if they are not known."""
+
+
+def mean(sample: Sample, *, bounds: Bounds = None) -> Estimate:
+    """Return the metric of a model: the mean of scores, with Wilson's interval if they are all 0 or 1, else Student's.
+
+    A metric of a whole set has the percentiles of its replicates; see `paired_difference`.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
-    values = _checked(scores)
+    if isinstance(sample, Resampled):
+        low, high = bounds or (-math.inf, math.inf)
+        data = _Difference.of(replace(sample, value=0.0, replicates=(0.0,) * len(sample.replicates)), sample, bounds)
+        found = data.interval()
+        return Estimate(found.value, max(found.low, min(low, found.value)), min(found.high, max(high, found.value)))
+    values = _checked(sample)
     n, centre = len(values), float(values.mean())
     if not _binary(values):
         # Equal values do not show how unseen examples vary: widen as the score interval would.
         varies = np.ptp(values) > 1e-12 * _scale(values)
         half = _student_half_width(values) if varies else _scale(values) * Z**2 / (n + Z**2)
-        return Estimate(centre, centre - half, centre + half)
+        low, high = bounds or (-math.inf, math.inf)
+        return Estimate(centre, max(centre - half, min(low, centre)), min(centre + half, max(high, centre)))
     middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
     return Estimate(centre, max(0.0, min(centre, middle - half)), min(1.0, max(centre, middle + half)))
 
 
-def paired_difference(baseline: Sequence[float], variant: Sequence[float]) -> Estimate:
-    """Return the mean of variant minus baseline over the same examples in order, with an interval by the pairing.
+def paired_difference(baseline: Sample, variant: Sample, *, bounds: Bounds = None) -> Estimate:
+    """Return variant minus baseline on the same examples in order, with an interval by the pairing.
 
     Scores that are all 0 or 1 get Tango's score interval, which has its coverage even if no example changed. Others
     get Student's interval of the differences, augmented at each end of the scale with as many pseudo-examples as
     Wilson's interval adds: a variant that ruins a few examples may ruin none or one of the sample. The scale is the
-    range of the scores, or their largest magnitude if that is more; larger losses per example are not covered.
+    range of the metric or of the scores, or their largest magnitude if that is more; larger losses per example are not
+    covered. Values of a whole set get percentiles of the differences of replicates, smoothed by the standard error of
+    those pseudo-examples. No interval exceeds what `bounds` leave possible.
 
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 1998; Agresti and Coull, "Approximate is better than exact for interval estimation
     of binomial proportions", The American Statistician 1998.
     """
-    difference, scores = _paired(baseline, variant)
-    centre = float(difference.mean())
-    if _binary(scores):
-        low, high = _tango(*_discordant(difference))
-        return Estimate(centre, low, high)
-    middle, error = _augmented(difference, scores)
-    half = _quantile(len(difference)) * error
-    return Estimate(centre, min(centre, middle - half), max(centre, middle + half))
+    found = _Difference.of(baseline, variant, bounds).interval()
+    if bounds is None:
+        return found
+    before = baseline.value if isinstance(baseline, Resampled) else float(np.mean(baseline))
+    low, high = (end - before for end in bounds)
+    return Estimate(found.value, max(found.low, min(low, found.value)), min(found.high, max(high, found.value)))
 
 
-def within(baseline: Sequence[float], variants: Sequence[Sequence[float]], drop: float) -> tuple[bool, ...]:
+def gain(difference: Estimate | None, *, higher_is_better: bool) -> Estimate | None:
+    """Return a difference with the sign by which more is better."""
+    if difference is None or higher_is_better:
+        return difference
+    return Estimate(-difference.value, -difference.high, -difference.low)
+
+
+def within(
+    baseline: Sample, variants: Sequence[Sample], drop: float, *, higher_is_better: bool = True, bounds: Bounds = None
+) -> tuple[bool, ...]:
     """Return which variants lose less than `drop`, with a family-wise error rate of at most 2.5 %.
 
-    For one variant this is whether its interval lies above -`drop`. For several, Holm's step-down procedure limits the
-    probability that any of them is wrongly called within the budget. `drop` is >= 0.
+    For one variant this is whether its interval lies above -`drop` (below `drop` where lower is better). For several,
+    Holm's step-down procedure limits the probability that any of them is wrongly called within the budget.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
     """
-    from scipy.special import ndtr, stdtr
-
-    p_values = []
-    for variant in variants:
-        difference, scores = _paired(baseline, variant)
-        if _binary(scores):
-            p_values.append(float(ndtr(-_tango_score(-drop, *_discordant(difference)))))
-        else:
-            middle, error = _augmented(difference, scores)
-            p_values.append(float(stdtr(max(1, len(difference) - 1), -(middle + drop) / error)) if error else 1.0)
+    # Where lower is better, what is gained is the difference of the baseline to the variant.
+    pairs = [(baseline, one) if higher_is_better else (one, baseline) for one in variants]
+    p_values = [_Difference.of(*pair, bounds).p_value(drop) for pair in pairs]
     is_within = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if not p_values[index] <= ONE_SIDED / (len(p_values) - rank):
             break
         is_within[index] = True
     return tuple(is_within)
+
+
+def needed(
+    baseline: Sample, variant: Sample, drop: float, *, higher_is_better: bool = True, bounds: Bounds = None
+) -> int | None:
+    """Return about how many examples like these would show a loss of less than `drop`; None if none would."""
+    difference = _Difference.of(*((baseline, variant) if higher_is_better else (variant, baseline)), bounds)
+    n = float(difference.n)
+    while n < MOST_EXAMPLES and difference.p_value(drop, n) > ONE_SIDED:
+        n *= 1.02
+    return math.ceil(n) if n < MOST_EXAMPLES else None
 
 
 def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
@@ -174,28 +217,101 @@ def _scale(scores: NDArray[np.float64]) -> float:
     return max(float(np.ptp(scores)), float(np.abs(scores).max()))
 
 
-def _paired(baseline: Sequence[float], variant: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the difference of each pair of scores, and all scores."""
-    before, after = _checked(baseline), _checked(variant)
-    if len(before) != len(after):
+@dataclass(frozen=True)
+class _Difference:
+    """The evidence on a mean difference: what its interval and the test of the budget depend on."""
+
+    n: int
+    mean: float
+    square: float
+    """Mean square of the differences of examples."""
+    scale: float
+    discordant: tuple[int, int] | None = None
+    """Pairs gained and lost, if all scores are 0 or 1."""
+    replicates: NDArray[np.float64] | None = None
+    """Differences on resamples, of a metric of the whole set."""
+
+    @classmethod
+    def of(cls, baseline: Sample, variant: Sample, bounds: Bounds) -> "_Difference":
+        width = bounds[1] - bounds[0] if bounds else 0.0
+        if isinstance(baseline, Resampled) and isinstance(variant, Resampled):
+            shared = min(len(baseline.replicates), len(variant.replicates))
+            before, after = (_checked(s.replicates[:shared]) for s in (baseline, variant))
+            scale = width or max(abs(baseline.value), abs(variant.value))
+            value = variant.value - baseline.value
+            return cls(_same(baseline.examples, variant.examples), value, 0.0, scale, replicates=after - before)
+        if isinstance(baseline, Resampled) or isinstance(variant, Resampled):
+            raise InvalidInput(
+                "`baseline` and `variant` must both have scores of examples, or both a value of the set."
+            )
+        before, after = _checked(baseline), _checked(variant)
+        n, difference = _same(len(before), len(after)), after - before
+        moments = float(difference.mean()), float((difference**2).mean())
+        scores = np.concatenate([before, after])
+        counts = int((difference > 0).sum()), int((difference < 0).sum())
+        scale = max(width, float(np.ptp(scores))) if width else _scale(scores)
+        return cls(n, *moments, scale, discordant=counts if _binary(scores) else None)
+
+    def interval(self) -> Estimate:
+        if self.discordant:
+            return Estimate(self.mean, *_tango(*self.discordant, self.n))
+        if self.replicates is not None:
+            low, high = (self._percentile(q) for q in (ONE_SIDED, 1 - ONE_SIDED))
+        else:
+            middle, error = self._augmented(self.n)
+            half = _quantile(self.n) * error
+            low, high = middle - half, middle + half
+        return Estimate(self.mean, min(self.mean, low), max(self.mean, high))
+
+    def p_value(self, drop: float, n: float | None = None) -> float:
+        """Return the probability of these data, or of `n` examples like them, if the true difference is -`drop`."""
+        from scipy.special import ndtr, stdtr
+
+        n = n or self.n
+        if self.discordant:
+            gained, lost = (count * n / self.n for count in self.discordant)
+            return float(ndtr(-_tango_score(-drop, gained, lost, n)))
+        if self.replicates is not None:
+            error, spread = self._unseen(n), (self.replicates - self.mean) * math.sqrt(self.n / n)
+            # Few replicates do not reach the tails that several variants need; the normal distribution does.
+            total = math.hypot(error, float(spread.std()))
+            if not total:
+                return 1.0
+            smoothed = ndtr(-(self.mean + spread + drop) / (error or 1e-12 * total)).mean()
+            return max(float(smoothed), float(ndtr(-(self.mean + drop) / total)))
+        middle, error = self._augmented(n)
+        return float(stdtr(max(1.0, n - 1), -(middle + drop) / error)) if error else 1.0
+
+    def _augmented(self, n: float) -> tuple[float, float]:
+        """Return mean and standard error with Z^2 / 2 pseudo-examples at each end of the scale."""
+        total = n + Z**2
+        middle = n * self.mean / total
+        variance = (n * self.square + Z**2 * self.scale**2) / total - middle**2
+        return middle, math.sqrt(max(0.0, variance) / total)
+
+    def _unseen(self, n: float) -> float:
+        """Return the standard error that the pseudo-examples alone would have."""
+        return Z * self.scale / (n + Z**2)
+
+    def _percentile(self, q: float) -> float:
+        """Return a percentile of the replicates, smoothed by the standard error of unseen examples."""
+        from scipy.optimize import bisect
+        from scipy.special import ndtr
+
+        assert self.replicates is not None
+        error, replicates = self._unseen(self.n), self.replicates
+        if not error:
+            return float(np.quantile(replicates, q))
+        ends = replicates.min() - 9 * error, replicates.max() + 9 * error
+        return float(bisect(lambda x: ndtr((x - replicates) / error).mean() - q, *ends))
+
+
+def _same(before: int, after: int) -> int:
+    if before != after:
         raise InvalidInput(
-            f"`baseline` and `variant` must score the same examples, got {len(before)} and {len(after)} scores. "
-            "Score one split."
+            f"`baseline` and `variant` must score the same examples, got {before} and {after} scores. Score one split."
         )
-    return after - before, np.concatenate([before, after])
-
-
-def _discordant(difference: NDArray[np.float64]) -> tuple[int, int, int]:
-    """Return how many scores rose, how many fell, and their number."""
-    return int((difference > 0).sum()), int((difference < 0).sum()), len(difference)
-
-
-def _augmented(values: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[float, float]:
-    """Return mean and standard error of `values` with Z^2 / 2 pseudo-examples at each end of the scale of `scores`."""
-    total = len(values) + Z**2
-    middle = float(values.sum()) / total
-    variance = (float((values**2).sum()) + Z**2 * _scale(scores) ** 2) / total - middle**2
-    return middle, math.sqrt(max(0.0, variance) / total)
+    return before
 
 
 def _quantile(count: int) -> float:
@@ -211,7 +327,7 @@ def _student_half_width(values: NDArray[np.float64]) -> float:
     return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
+def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:
     """Return the interval of the difference in proportions if `gained` and `lost` of `n` pairs are discordant."""
     from scipy.optimize import bisect
 
@@ -225,7 +341,7 @@ def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
     return root(-1.0, Z), root(1.0, -Z)
 
 
-def _tango_score(d: float, gained: int, lost: int, n: int) -> float:
+def _tango_score(d: float, gained: float, lost: float, n: float) -> float:
     """Return the distance of the data from a true difference of `d`, in standard errors."""
     b = -(gained + lost) + (2 * n - gained + lost) * d
     c = -lost * d * (1 - d)

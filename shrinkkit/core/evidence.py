@@ -8,14 +8,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
-from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, TargetRecord
+from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, Point, Scores, TargetRecord
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.errors import InvalidInput
 
@@ -27,6 +27,7 @@ Logs = NDArray[np.float64]
 """Logarithms of times in ms, one for each slot."""
 Samples = list[tuple[float, ...]]
 """Call times in ms, one tuple per slot, in the order in which they ran."""
+S = TypeVar("S", bound=Scores)
 Statistic = Callable[[Sequence[float]], float]
 """Reduces the calls of a slot to one time: `min` for the speed of the code, `statistics.median` for a typical call."""
 
@@ -106,7 +107,7 @@ def _blocks(slots: Logs) -> list[float]:
 def derive(record: TargetRecord) -> TargetRecord:
     """Return `record` with every figure computed from its samples and scores; raises InvalidInput if that fails."""
     baseline = next((m for m in record.measurements if m.variant == BASELINE), None)
-    scores = baseline.accuracy.scores if baseline and baseline.accuracy else None
+    scores = baseline.accuracy if baseline else None
     runtime = comparison(record.runtime) if record.runtime else None
     timed = [replace(m, latency=comparison(m.latency)) if m.latency else m for m in record.measurements]
     base_ms = _pooled([m.latency for m in timed if m.latency], runtime)
@@ -145,8 +146,9 @@ def today_ms(record: TargetRecord) -> Estimate | None:
     return estimate.product(base, record.runtime.speedup) if base and record.runtime else None
 
 
-def changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Return the change of each example's score, 0 where it is within rounding."""
+def changes(before: Sequence[float], after: Sequence[float], *, higher_is_better: bool = True) -> list[float]:
+    """Return how much better each example's score is, 0 where it is within rounding."""
+    before, after = (before, after) if higher_is_better else (after, before)
     least = ROUNDING * max(map(abs, [*before, *after]), default=0.0)
     return [b - a if abs(b - a) > least else 0.0 for a, b in zip(before, after, strict=True)]
 
@@ -163,7 +165,9 @@ def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ..
 
 def _figures(of: Measurement) -> list[Any]:
     timed = [of.latency.speedup, of.latency.control_ratio, of.latency.verdict] if of.latency else []
-    scored = [of.accuracy.mean, of.accuracy.difference, of.accuracy.regressions] if of.accuracy else []
+    metrics = [of.accuracy, *of.accuracy.further] if of.accuracy else []
+    scored: list[Any] = [figure for one in metrics for figure in (one.mean, one.difference)]
+    scored += [of.accuracy.regressions] if of.accuracy else []
     return [of.latency_ms, *timed, *scored]
 
 
@@ -193,24 +197,30 @@ def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate 
     return estimate.product(base_ms, estimate.inverse(compared.speedup))
 
 
-def _measurement(of: Measurement, base_ms: Estimate | None, scores: Sequence[float] | None) -> Measurement:
+def _measurement(of: Measurement, base_ms: Estimate | None, scores: Accuracy | None) -> Measurement:
     latency_ms = (base_ms if not of.error else None) if of.variant == BASELINE else _latency(base_ms, of.latency)
-    return replace(of, latency_ms=latency_ms, accuracy=_accuracy(of, scores) if of.accuracy else None)
+    return replace(of, latency_ms=latency_ms, accuracy=_accuracy(of, scores))
 
 
-def _accuracy(of: Measurement, scores: Sequence[float] | None) -> Accuracy:
-    assert of.accuracy is not None
-    after = of.accuracy.scores
-    accuracy = replace(of.accuracy, mean=estimate.mean(after), difference=None, regressions=0, improvements=0)
-    if of.variant == BASELINE or scores is None:
+def _accuracy(of: Measurement, baseline: Accuracy | None) -> Accuracy | None:
+    if of.accuracy is None:
+        return None
+    paired = baseline if of.variant != BASELINE else None
+    others = {one.metric: one for one in paired.further} if paired else {}
+    further = tuple(scores(one, others.get(one.metric)) for one in of.accuracy.further)
+    accuracy = replace(scores(of.accuracy, paired), further=further, regressions=0, improvements=0)
+    if paired is None:
         return accuracy
-    moved = changes(scores, after) if len(scores) == len(after) else []
+    moved = changes(paired.scores, accuracy.scores, higher_is_better=accuracy.higher_is_better)
     return replace(
-        accuracy,
-        difference=estimate.paired_difference(scores, after),
-        regressions=sum(change < 0 for change in moved),
-        improvements=sum(change > 0 for change in moved),
+        accuracy, regressions=sum(change < 0 for change in moved), improvements=sum(change > 0 for change in moved)
     )
+
+
+def scores(of: S, baseline: Scores | None) -> S:
+    """Return a metric with the figures of its raw data, paired with those of the baseline if there is one."""
+    difference = estimate.paired_difference(baseline.sample, of.sample, bounds=of.bounds) if baseline else None
+    return replace(of, mean=estimate.mean(of.sample, bounds=of.bounds), difference=difference)
 
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:

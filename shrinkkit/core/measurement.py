@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shrinkkit.core.estimate import Estimate
+from shrinkkit.core import estimate
+from shrinkkit.core.estimate import Bounds, Estimate, Resampled, Sample
 from shrinkkit.core.machines import Environment
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Place
@@ -15,8 +16,6 @@ from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Column, Shown, Statement, Table, facts
 from shrinkkit.errors import UnfairComparison
 
-FIDELITY = "with the original"
-"""End of the name of a metric that compares outputs with the original model's."""
 WIDE, SCATTERED = 0.05, 0.25
 """Half-width of the interval, and interquartile range of the calls, as fractions, beyond which a warning is given."""
 
@@ -172,15 +171,61 @@ class Regression(Rich):
     """The input as a PNG in base64, where it is an image."""
 
 
-@dataclass(frozen=True, repr=False)
-class Accuracy(Rich):
-    """Per-example scores on the test split, and the paired difference to the baseline."""
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Scores(Rich):
+    """A metric of a model on the test split with its raw data, and the paired difference to the baseline."""
 
     metric: str
     scores: tuple[float, ...]
+    """Of each example; empty for a metric of the whole set."""
+    resampled: Resampled | None = None
+    """The metric of the whole set on resamples; None for scores of examples."""
     mean: Estimate
+    """Mean score, or the metric of the whole set."""
     difference: Estimate | None
     """Variant minus baseline, on the same examples and target; None for the baseline."""
+    higher_is_better: bool = True
+    bounds: Bounds = None
+    percent: bool = True
+    """Whether it may be shown in per cent; continuous measures such as the cosine are not."""
+
+    @property
+    def sample(self) -> Sample:
+        """The raw data that the figures follow from."""
+        return self.resampled or self.scores
+
+    @property
+    def examples(self) -> int:
+        """Number of test examples."""
+        return self.resampled.examples if self.resampled else len(self.scores)
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it is shown in per cent, and changes in percentage points."""
+        return self.percent and formats.is_fraction(self.scores or (self.mean.value,))
+
+    @property
+    def gain(self) -> Estimate | None:
+        """`difference` with the sign by which more is better."""
+        return estimate.gain(self.difference, higher_is_better=self.higher_is_better)
+
+    @property
+    def title(self) -> str:
+        """The metric's name, and that lower is better where it is."""
+        return formats.metric(self.metric, higher_is_better=self.higher_is_better)
+
+    def change_cell(self) -> Cell:
+        """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
+        return cells.change(self.difference, is_fraction=self.is_fraction)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"example": i, "score": score} for i, score in enumerate(self.scores)]
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Accuracy(Scores):
+    """The metric of the budget on the test split, and how outputs changed."""
+
     agreement: float | None
     """Share of examples with the baseline's top-1 answer; None for outputs that are no classes."""
     cosine: float
@@ -194,26 +239,21 @@ class Accuracy(Rich):
     regressions: int
     improvements: int
     """Examples that the variant answered better than the baseline."""
+    further: tuple[Scores, ...] = ()
+    """Other metrics of the same outputs, which decide nothing."""
 
     def shown(self) -> Shown:
         """Return the score with its interval, and how the predictions changed against the baseline's."""
-        mean = cells.score(self.mean, is_fraction=formats.is_fraction(self.scores)).plain()
-        pairs = [(self.metric, mean)]
+        pairs = [(self.title, cells.score(self.mean, is_fraction=self.is_fraction).plain())]
         if self.difference:
             pairs += [
-                ("\N{GREEK CAPITAL LETTER DELTA} accuracy", self.change_cell().plain()),
+                (f"\N{GREEK CAPITAL LETTER DELTA} {self.metric}", self.change_cell().plain()),
                 ("same predictions", "" if self.agreement is None else formats.percent(self.agreement)),
                 ("cosine similarity of outputs", f"{self.cosine:.4f}"),
-                ("regressions and improvements", f"{self.regressions} and {self.improvements}"),
+                ("regressions and improvements", f"{self.regressions} and {self.improvements}" if self.scores else ""),
             ]
-        return facts(f"{self.metric.capitalize()} on {len(self.scores):,} examples", pairs)
-
-    def change_cell(self) -> Cell:
-        """Return the paired difference to the baseline with its interval; `reference` for the baseline."""
-        return cells.change(self.difference, is_fraction=formats.is_fraction(self.scores))
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return [{"example": i, "score": score} for i, score in enumerate(self.scores)]
+        pairs += [(one.title, cells.score(one.mean, is_fraction=one.is_fraction).plain()) for one in self.further]
+        return facts(f"{self.metric[:1].upper()}{self.metric[1:]} on {self.examples:,} examples", pairs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -298,7 +338,8 @@ class Measurement(Rich):
     def shown(self) -> Shown:
         """Return what was measured."""
         values = [] if self.error else self.row()[1:]
-        names = ("latency", "vs FP32, same runtime", "accuracy")
+        metric = self.accuracy.metric if self.accuracy else "score"
+        names = ("latency", "vs FP32, same runtime", f"\N{GREEK CAPITAL LETTER DELTA} {metric}")
         pairs = [
             ("error", self.error),
             *((name, cell.plain()) for name, cell in zip(names, values, strict=False)),
@@ -339,6 +380,9 @@ class TargetRecord(Rich):
     sweep: tuple[Point, ...]
     """Other batch sizes and numbers of threads."""
     notes: tuple[str, ...]
+    """Contention during the benchmark."""
+    task_notes: tuple[str, ...] = ()
+    """What the task was given without, and how it was filled in."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -348,14 +392,20 @@ class TargetRecord(Rich):
 
     def shown(self) -> Shown:
         """Return each variant's latency and accuracy."""
-        titles = ("latency / batch", "vs FP32, same runtime", "\N{GREEK CAPITAL LETTER DELTA} accuracy")
+        metric = next((m.accuracy.title for m in self.measurements if m.accuracy), "score")
+        titles = ("latency / batch", "vs FP32, same runtime", f"\N{GREEK CAPITAL LETTER DELTA} {metric}")
         columns = (Column("variant"), *(Column(title, True) for title in titles))
         rows = tuple(measurement.row() for measurement in self.measurements)
-        return Table(f"Measured on {self.target}", columns, rows, "; ".join(self.notes))
+        return Table(
+            f"Measured on {self.target}", columns, rows, " ".join([*self.task_notes, "; ".join(self.notes)]).strip()
+        )
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [row for one in self.measurements for row in one._rows()]
-        return [{k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores"))} for row in rows]
+        return [
+            {k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores", "replicates", ".further"))}
+            for row in rows
+        ]
 
 
 def speedup(reference: Comparison, candidate: Comparison) -> float:

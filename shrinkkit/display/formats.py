@@ -62,7 +62,7 @@ def estimate(of: Estimated, *, unit: str = "") -> str:
     return with_ci(f"{rounded(of)}{unit}", of)
 
 
-def with_ci(text: str, of: Estimated, *, is_fraction: bool = False) -> str:
+def with_ci(text: str, of: Estimated, *, is_fraction: bool | None = None) -> str:
     """Return a value's text with its interval, of a fraction in per cent: `+0.2 pts (95 % CI -0.3 to 0.7)`."""
     return f"{text} (95 % CI {interval(of, is_fraction=is_fraction)})"
 
@@ -72,9 +72,14 @@ def rounded(of: Estimated) -> str:
     return _fixed(of.value, _decimals(of))
 
 
-def interval(of: Estimated, *, is_fraction: bool = False) -> str:
-    """Return both ends of an interval without unit: `8.2-9.1`, `-3.1 to 3.1`; of a fraction, in per cent."""
-    scale, decimals = (100, 1) if is_fraction else (1, _decimals(of))
+def interval(of: Estimated, *, is_fraction: bool | None = None) -> str:
+    """Return both ends of an interval without unit: `8.2-9.1`, `-3.1 to 3.1`; of a fraction, in per cent.
+
+    Ends of other scores (`is_fraction` False) have two digits of its half-width, because they may be close to 0 or 1.
+    """
+    width = (of.high - of.low) / 2
+    decimals = min(6, max(0, 1 - _magnitude(width))) if is_fraction is False and width > 0 else _decimals(of)
+    scale, decimals = (100, 1) if is_fraction else (1, decimals)
     ends = [_fixed(scale * end, decimals) for end in (of.low, of.high)]
     return (" to " if MINUS in "".join(ends) else DASH).join(ends)
 
@@ -90,8 +95,13 @@ def is_fraction(scores: Sequence[float]) -> bool:
 
 
 def score(value: float, *, is_fraction: bool) -> str:
-    """Return a score: in per cent for fractions, else as a plain number."""
-    return percent(value) if is_fraction else signed(digits(value))
+    """Return a score: in per cent for fractions, else as a plain number, with four decimals up to 1."""
+    return percent(value) if is_fraction else _fixed(value, 4) if abs(value) <= 1 else signed(digits(value, 4))
+
+
+def metric(name: str, *, higher_is_better: bool) -> str:
+    """Return the title of a metric: its name, and the direction where lower is better."""
+    return name if higher_is_better else f"{name} (lower is better)"
 
 
 def change(value: float, *, is_fraction: bool, unit: bool = True) -> str:
@@ -102,11 +112,11 @@ def change(value: float, *, is_fraction: bool, unit: bool = True) -> str:
     return f"{text if text.startswith(MINUS) or text == '0.0' else '+' + text}{' pts' if unit else ''}"
 
 
-def digits(value: float) -> str:
+def digits(value: float, significant: int = 3) -> str:
     """Return `value` with three significant digits, and without an exponent from 0.0001 to a million."""
     if not math.isfinite(value) or value == 0 or not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    decimals = max(0, 2 - _magnitude(value))
+        return f"{value:.{significant}g}"
+    decimals = max(0, significant - 1 - _magnitude(value))
     return f"{value:,.{decimals}f}" if decimals == 0 else f"{value:.{decimals}f}"
 
 

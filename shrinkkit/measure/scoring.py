@@ -12,12 +12,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from shrinkkit.core import estimate, evidence
-from shrinkkit.core.measurement import Accuracy, ClassScore, Regression
+from shrinkkit.core.estimate import Resampled, Sample
+from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, Scores
 from shrinkkit.errors import InvalidInput, InvalidTask, nearest, options
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import files
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.tasks import copies
+from shrinkkit.tasks import checks, copies, metrics
+from shrinkkit.tasks.metrics import Metric
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
 from shrinkkit.transforms import variants
@@ -38,7 +40,10 @@ _LEAST_PROBABILITY = 2.0**-24
 class Scored:
     """Scores and outputs of a model for every example of a split, in the split's order."""
 
-    scores: tuple[float, ...]
+    sample: Sample
+    """Of the score: one for each example, or of the whole set."""
+    further: dict[str, Sample]
+    """Of the task's further metrics."""
     outputs: torch.Tensor
     """The first output of each example, flattened: (examples, values), on the CPU."""
     predictions: tuple[int, ...]
@@ -48,6 +53,11 @@ class Scored:
     dataset: "Dataset[Any]"
     span: torch.Tensor | None
     """Smallest and largest value of each channel of the first input, (2, channels); None unless it is an image."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The score of each example; empty for a metric of the whole set."""
+        return () if isinstance(self.sample, Resampled) else tuple(self.sample)
 
 
 def score(model: nn.Module, task: Task, *, split: str = "validation", baseline: nn.Module | None = None) -> Accuracy:
@@ -104,6 +114,7 @@ def scores(
     split = next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")
     total = -(-len(dataset) // size)  # type: ignore[arg-type]
     values: list[float] = []
+    pairs: list[tuple[Any, Any]] = []
     firsts: list[torch.Tensor] = []
     labels: list[int | None] = []
     spans: list[torch.Tensor] = []
@@ -114,9 +125,12 @@ def scores(
         with torch.inference_mode():
             output = _first_examples(call(*padded), count, size)
             _check_outputs(output, where)
-            batch = task.score(output, target)
-        _check_scores(batch, count, where)
-        values.extend(batch.double().tolist())
+            batch = task.score(output, target) if task.score.per_example else None
+        if batch is not None:
+            _check_scores(batch, count, where)
+            values.extend(batch.double().tolist())
+        if task.metrics or batch is None:
+            pairs.append((output, target))
         first = tensors(output)[0]
         multi_label = isinstance(target, torch.Tensor) and target.shape == first.shape
         classes &= first.shape[1:] == (names,) and first.is_floating_point() and not multi_label
@@ -125,11 +139,15 @@ def scores(
         if is_image(inputs[0][0]):
             spans.append(span(inputs[0]))
         progress(number + 1, total, split)
-    if not values:
+    if not firsts:
         raise InvalidTask(f"{split} must hold at least one example to score a model on, but it is empty. Add examples.")
     outputs = torch.cat(firsts)
+    whole = metrics.whole(pairs) if pairs else ()
+    with checks.blaming(f"Metrics must accept the outputs and targets of {split}"):
+        sample = tuple(values) if task.score.per_example else task.score.sample(*whole, len(outputs))
+        further = {name: metric.sample(*whole, len(outputs)) for name, metric in task.metrics.items()}
     predictions = tuple(outputs.argmax(1).tolist()) if classes else ()
-    return Scored(tuple(values), outputs, predictions, tuple(labels), dataset, join(spans) if spans else None)
+    return Scored(sample, further, outputs, predictions, tuple(labels), dataset, join(spans) if spans else None)
 
 
 def _first_examples(output: Any, count: int, size: int) -> Any:
@@ -172,29 +190,44 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
     `baseline`, the model is the baseline. Raises InvalidInput if examples or sizes of outputs differ.
     """
     reference = baseline or scored
-    difference = estimate.paired_difference(reference.scores, scored.scores)
     if scored.outputs.shape != reference.outputs.shape:
         raise InvalidInput(
             "`scored` and `baseline` must hold outputs of one shape, got "
             f"{tuple(scored.outputs.shape)} and {tuple(reference.outputs.shape)}. Score the same task's models."
         )
-    changes = evidence.changes(reference.scores, scored.scores)
+    changes = evidence.changes(reference.scores, scored.scores, higher_is_better=task.score.higher_is_better)
     falls = sorted((change, index) for index, change in enumerate(changes) if change < 0)
     same = sum(before == after for before, after in zip(reference.predictions, scored.predictions, strict=True))
     classes = bool(scored.predictions)
+    others = [(name, metric, one.further[name] if (one := baseline) else None) for name, metric in task.metrics.items()]
     return Accuracy(
-        metric=task.metric,
-        scores=scored.scores,
-        mean=estimate.mean(scored.scores),
-        difference=difference if baseline else None,
+        **_figures(task.metric, task.score, scored.sample, baseline.sample if baseline else None),
         agreement=same / len(scored.predictions) if classes else None,
         cosine=cosine(reference.outputs, scored.outputs),
         divergence=divergence(reference.outputs, scored.outputs) if classes else None,
-        classes=_class_scores(task, scored, baseline),
+        classes=_class_scores(task, scored, baseline) if scored.scores else (),
         worst_regressions=tuple(_regression(task, scored, reference, index) for _, index in falls[:MOST_REGRESSIONS]),
         regressions=len(falls),
         improvements=sum(change > 0 for change in changes),
+        further=tuple(
+            Scores(**_figures(name, metric, scored.further[name], paired)) for name, metric, paired in others
+        ),
     )
+
+
+def _figures(name: str, metric: Metric, sample: Sample, baseline: Sample | None) -> dict[str, Any]:
+    """Return the fields of `Scores`, paired with the baseline's raw data if there are any."""
+    bounds, of_set = metric.range, isinstance(sample, Resampled)
+    return {
+        "metric": name,
+        "scores": () if of_set else sample,
+        "resampled": sample if of_set else None,
+        "mean": estimate.mean(sample, bounds=bounds),
+        "difference": estimate.paired_difference(baseline, sample, bounds=bounds) if baseline else None,
+        "higher_is_better": metric.higher_is_better,
+        "bounds": bounds,
+        "percent": metric.percent,
+    }
 
 
 def _class_scores(task: Task, scored: Scored, baseline: Scored | None) -> tuple[ClassScore, ...]:

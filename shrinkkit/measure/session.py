@@ -398,6 +398,7 @@ def record(
         runtime=runtime,
         sweep=tuple(sweep),
         notes=tuple(sorted(notes)),
+        task_notes=settings.task.notes,
     )
     return evidence.derive(stated)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Accuracy, ClassScore, Regression, TargetRecord
 from shrinkkit.display import cells, formats
@@ -27,22 +28,22 @@ _INTEGERS_NOTE = (
 
 def accuracies(by_variant: Mapping[str, Accuracy], errors: Mapping[str, str]) -> Table:
     """Return each variant's accuracy, its paired difference to the baseline, and errors."""
-    return fidelity(by_variant, errors, caption="Accuracy on the test split", of="variant")
+    return fidelity(by_variant, errors, caption="Scores on the test split", of="variant")
 
 
 def fidelity(
     accuracies: Mapping[str, Accuracy],
     errors: Mapping[str, str] = MappingProxyType({}),
     *,
-    caption: str = "Accuracy vs. the original model",
+    caption: str = "Scores vs. the original model",
     of: str = "runtime",
 ) -> Table:
     """Return the accuracies of models by name, paired with the original model; `of` is the title of the names."""
-    metric = next((accuracy.metric for accuracy in accuracies.values()), "score")
+    metric, title = next(((accuracy.metric, accuracy.title) for accuracy in accuracies.values()), ("score", "score"))
     rows: list[Row] = [
         {
             of: name,
-            metric: cells.score(accuracy.mean, is_fraction=formats.is_fraction(accuracy.scores)),
+            title: cells.score(accuracy.mean, is_fraction=accuracy.is_fraction),
             f"{DELTA} {metric}": accuracy.change_cell(),
             "same predictions": _agreement(accuracy),
             "cosine": _cosine(accuracy.cosine) if accuracy.difference else "",
@@ -50,8 +51,8 @@ def fidelity(
         }
         for name, accuracy in accuracies.items()
     ]
-    rows += [{of: name, metric: Cell(error, tone="bad", wide=True)} for name, error in errors.items()]
-    examples = max((len(accuracy.scores) for accuracy in accuracies.values()), default=0)
+    rows += [{of: name, title: Cell(error, tone="bad", wide=True)} for name, error in errors.items()]
+    examples = max((accuracy.examples for accuracy in accuracies.values()), default=0)
     note = "With 95 % CIs. Cosine: mean cosine similarity of outputs with the reference's."
     if any(accuracy.divergence is not None for accuracy in accuracies.values()):
         note += " KL divergence: of class probabilities from the reference's."
@@ -61,7 +62,7 @@ def fidelity(
 def _agreement(accuracy: Accuracy) -> Cell:
     if accuracy.difference is None or accuracy.agreement is None:
         return Cell("")
-    total = len(accuracy.scores)
+    total = accuracy.examples
     return Cell(formats.percent(accuracy.agreement), f"{round(accuracy.agreement * total):,} of {total:,}")
 
 
@@ -78,45 +79,66 @@ def _divergence(nats: float | None) -> str:
     return "" if nats is None else "< 0.0001" if 0 < nats < 1e-4 else formats.digits(nats)
 
 
+def further(accuracies: Mapping[str, Accuracy]) -> tuple[Table, ...]:
+    """Return a table of the further metrics of each variant with their paired differences; none without any."""
+    rows: list[Row] = []
+    for name, accuracy in accuracies.items():
+        row: dict[str, Cell | str] = {"variant": name}
+        for one in accuracy.further:
+            row |= {one.title: cells.score(one.mean, is_fraction=one.is_fraction)}
+            row |= {f"{DELTA} {one.metric}": one.change_cell()}
+        rows += [row] if accuracy.further else []
+    note = "With 95 % CIs, paired with the baseline. They have no part in the budget."
+    return (table("Further metrics on the test split", rows, note),) if rows else ()
+
+
 def classes(accuracies: Mapping[str, Accuracy]) -> Shown:
     """Return the change of the score on each class by variant; a change is marked if its interval excludes 0."""
     compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference and accuracy.classes}
     if not compared:
-        return Statement("No per-class accuracy: targets are no classes, or no variant was evaluated.")
+        reason = _of_set(accuracies) or "targets are no classes, or no variant was evaluated."
+        return Statement(f"No scores per class: {reason}")
     by_class = {name: {row.name: row for row in a.classes} for name, a in accuracies.items() if a.classes}
     first = next(iter(compared.values()))
-    fraction = formats.is_fraction(first.scores)
+    fraction, better = first.is_fraction, first.higher_is_better
     names = [row.name for row in first.classes]
     chosen, which = names, ""
     if len(names) > CLASSES:
-        lowest = {name: min(_change(by_class[variant].get(name)) for variant in compared) for name in names}
+        lowest = {name: min(_gain(by_class[variant].get(name), better) for variant in compared) for name in names}
         chosen = sorted((name for name in names if lowest[name] < 0), key=lambda name: lowest[name])[:WORST]
         if not chosen:
-            return Statement(f"None of {len(names):,} classes scores lower in any variant than in the baseline.")
+            return Statement(f"None of {len(names):,} classes scores worse in any variant than in the baseline.")
         which = f", the {len(chosen)} of {len(names):,} classes with the largest regressions"
     rows: list[Row] = []
     for name in chosen:
         examples = next(scores[name].examples for scores in by_class.values() if name in scores)
-        changes = {variant: _class(scores.get(name), fraction) for variant, scores in by_class.items()}
+        changes = {variant: _class(scores.get(name), fraction, better) for variant, scores in by_class.items()}
         rows.append({"class": Cell(name, formats.counted(examples, "example")), **changes})
     shown = (by_class[variant].get(name) for variant in compared for name in chosen)
     differences = [score.difference for score in shown if score]
     marked = sum(map(_excludes_zero, differences))
-    metric = f"{DELTA} {first.metric} per class{' (pts)' if fraction else ''}"
+    metric = f"{DELTA} {first.title} per class{' (pts)' if fraction else ''}"
     caption = f"{metric}{which}; {marked or 'none'} of {len(differences)} marked"
     note = _CLASSES_NOTE + (_CHOSEN_NOTE if which else "")
     return table(caption, rows, note, folded=None if marked else True, shaded=True)
 
 
-def _change(score: ClassScore | None) -> float:
-    return score.difference.value if score and score.difference else 0.0
+def _gain(score: ClassScore | None, better: bool) -> float:
+    change = estimate.gain(score.difference if score else None, higher_is_better=better)
+    return change.value if change else 0.0
+
+
+def _of_set(accuracies: Mapping[str, Accuracy]) -> str:
+    """Return why a metric has no scores of examples; '' if it has."""
+    metric = next((one.metric for one in accuracies.values() if one.resampled), "")
+    return metric and f"{metric} is a metric of the whole set, without a score for each example."
 
 
 def _excludes_zero(change: Estimate | None) -> bool:
     return change is not None and (change.low > 0 or change.high < 0)
 
 
-def _class(score: ClassScore | None, fraction: bool) -> Cell:
+def _class(score: ClassScore | None, fraction: bool, better: bool) -> Cell:
     if score is None:
         return Cell("")
     if score.difference is None:
@@ -124,7 +146,7 @@ def _class(score: ClassScore | None, fraction: bool) -> Cell:
     value = formats.change(score.difference.value, is_fraction=fraction, unit=False)
     if not _excludes_zero(score.difference):
         return Cell(value, tone="quiet")
-    tone = "bad" if score.difference.high < 0 else "good"
+    tone = "good" if _gain(score, better) > 0 else "bad"
     return Cell(value, formats.interval(score.difference, is_fraction=fraction), tone)
 
 
@@ -133,6 +155,8 @@ def regressions(accuracies: Mapping[str, Accuracy]) -> Shown:
     compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference}
     if not compared:
         return Statement("No variant was compared with the baseline.")
+    if reason := _of_set(accuracies):
+        return Statement(f"No single regressions: {reason}")
     parts: list[Shown] = [_regressions(name, a) for name, a in compared.items() if a.regressions]
     unchanged = [
         f"{name}{f' ({a.improvements:,} of {len(a.scores):,} improved)' if a.improvements else ''}"
@@ -156,7 +180,7 @@ def _regressions(name: str, accuracy: Accuracy) -> Shown:
         caption += f"; {'first' if is_binary else 'worst'} {len(shown)} shown"
     if pictured:
         return Strip(caption, tuple(image(example, name) for example in shown))
-    fraction = formats.is_fraction(accuracy.scores)
+    fraction = accuracy.is_fraction
     rows: list[Row] = [
         {
             "example": f"{example.index:,}",

@@ -138,8 +138,12 @@ def tradeoff(results: "Results") -> Shown:
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
             title = above + str(Place.parse(target).target)
-            tradeoff_axes(axes, rows, metric=results.metric, is_fraction=results.is_fraction, title=title)
-            axes.axhline(-(100 if results.is_fraction else 1) * results.budget.accuracy_drop, **_BUDGET)
+            tradeoff_axes(axes, rows, metric=results.metric_title, is_fraction=results.is_fraction, title=title)
+            drop = (100 if results.is_fraction else 1) * results.budget.accuracy_drop
+            axes.axhline(-drop if results.higher_is_better else drop, **_BUDGET)
+        if not results.higher_is_better:
+            # Axes are shared, so that one is inverted for all.
+            next(iter(panels.values())).invert_yaxis()
         # Below the lowest panel of a column there may be none on the last line.
         lowest = {j: grid[i, j] for i, targets in enumerate(lines) for j in range(len(targets))}
         for axes in panels.values():
@@ -164,7 +168,7 @@ _UNNAMED = {"color": "#999999", "marker": "."}
 _LEGEND_CHARACTERS = 110
 """Characters of a legend as wide as the figure."""
 _TRADEOFF = (
-    "Right is faster, up is more accurate, and a smaller mark is a smaller file (area: file size). Bars are 95 % CIs. "
+    "Right is faster, up is better, and a smaller mark is a smaller file (area: file size). Bars are 95 % CIs. "
     "Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
 )
 
@@ -231,6 +235,8 @@ def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric
             axes.scatter(*point, s=42, color=COLOURS[0], marker="s", gid=f"point-{i - 1}")
             axes.annotate(str(i), point, xytext=(5, 4), textcoords="offset points")
         tradeoff_axes(axes, [*best, *others], metric=metric, is_fraction=is_fraction)
+        if not all(row.higher_is_better for row in best):
+            axes.invert_yaxis()
         axes.margins(y=0.15)
         numbered = ", ".join(
             f"{i} {row.variant} on {row.place.target}, {formats.speedup(row.speedup_today, ci=False)}, "

@@ -27,8 +27,8 @@ _FILES = {"md": "report.md", "json": "results.json"}
 _TEXT = ("status", "conclusion", "task", "machine", "started", *_FILES)
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 _RUNS_NOTE = (
-    "Speed-up, size and accuracy are those of the best variant, against PyTorch on the same machine and the baseline's "
-    "file, with 95 % CIs. Inconclusive speed-ups are left out."
+    "Speed-up, size and change of the metric are the best variant's, against PyTorch on the same machine and the "
+    "baseline's file, with 95 % CIs. Inconclusive speed-ups are left out."
 )
 
 
@@ -185,8 +185,10 @@ def _conclusion(loaded: Results) -> tables.Row:
         size = Cell(formats.times(smaller), f"to {formats.size(row.size_bytes)}", key=f"{smaller:g}")
     if row and row.difference:
         cell = cells.change(row.difference, is_fraction=loaded.is_fraction)
-        change = replace(cell, aside=f"{cell.aside}\n{loaded.metric}", key=f"{row.difference.value:g}")
-    return {"conclusion": conclusion, "speed-up": speed, "size reduction": size, f"{DELTA} accuracy": change}
+        change = replace(
+            cell, aside=f"{cell.aside}\n{loaded.metric_title}", key=f"{row.gain.value if row.gain else 0:g}"
+        )
+    return {"conclusion": conclusion, "speed-up": speed, "size reduction": size, f"{DELTA} metric": change}
 
 
 def fronts(runs: Sequence[Run]) -> Fronts:

@@ -117,7 +117,7 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
         f"{DELTA} {results.metric}{unit}": cells.change(
             row.difference, is_fraction=results.is_fraction, verdict=verdict
         ),
-        results.metric: cells.score(row.accuracy, is_fraction=results.is_fraction),
+        results.metric_title: cells.score(row.accuracy, is_fraction=results.is_fraction),
         "latency / batch": cells.latency(row.latency_ms),
         "sparsity": formats.percent(row.sparsity or 0),
         "parameters": formats.count(row.parameters or 0),
@@ -170,7 +170,7 @@ def objectives(row: Row, results: Results) -> tables.Row:
         "target": str(row.place.target),
         "vs PyTorch": cells.speedup(row.speedup_today, row.timing_today),
         "file size": cells.size(row.size_bytes),
-        f"{DELTA} {results.metric}": change,
+        f"{DELTA} {results.metric_title}": change,
     }
 
 
@@ -191,7 +191,7 @@ def predictions(results: Results) -> Several:
 
     def parts(record: TargetRecord) -> tuple[Shown, ...]:
         accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
-        return accuracy.regressions(accuracies), accuracy.classes(accuracies)
+        return *accuracy.further(accuracies), accuracy.regressions(accuracies), accuracy.classes(accuracies)
 
     return _by_target(results, parts)
 
@@ -321,10 +321,10 @@ def shrunk(*, parameters: Sequence[int], macs: Sequence[int], sparsity: Sequence
 
 def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
     """Return the speed-up of a model and the change of its accuracy, both against the same reference."""
-    fraction, text = formats.is_fraction(accuracy.scores), formats.speedup(latency.speedup, latency.verdict)
+    fraction, text = accuracy.is_fraction, formats.speedup(latency.speedup, latency.verdict)
     if difference := accuracy.difference:
         change = formats.change(difference.value, is_fraction=fraction)
-        text = f"{text}, {accuracy.metric} {formats.with_ci(change, difference, is_fraction=fraction)}"
+        text = f"{text}, {accuracy.title} {formats.with_ci(change, difference, is_fraction=fraction)}"
     return Statement(f"Speed-up {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
 
 

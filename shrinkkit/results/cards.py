@@ -168,7 +168,7 @@ def _summary(variant: Variant) -> Summary:
 def _figures(row: Row, loaded: Results) -> Figures:
     record, measurement = loaded.measured.get(row.target), loaded.measurement(row)
     target = row.place.target
-    fields = {**vars(row), "target": str(target), "machine": loaded.machine(row.target), "metric": loaded.metric}
+    fields = {**vars(row), "target": str(target), "machine": loaded.machine(row.target), "metric": loaded.metric_title}
     if record:
         environment, timed = record.environment, _timed(record)
         versions, packages = environment.versions, registry.get(target.runtime).packages
@@ -184,7 +184,11 @@ def _figures(row: Row, loaded: Results) -> Figures:
             "p50_ms": _p50(record, measurement) if row.state == "measured" else None,
             "peak_memory_bytes": measurement.memory.peak_bytes if measurement.memory else None,
             "saturated": measurement.integers.saturated if measurement.integers else (),
-            "notes": (*measurement.notes, *([f"Timing warning: {'; '.join(warnings)}."] if warnings else [])),
+            "notes": (
+                *record.task_notes,
+                *measurement.notes,
+                *([f"Timing warning: {'; '.join(warnings)}."] if warnings else []),
+            ),
         }
     return Figures(**fields)
 

@@ -15,7 +15,7 @@ from shrinkkit.results.results import Results, missing, target_table
 from shrinkkit.results.verdict import decide
 
 WIDTH = 100
-_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "png")
+_SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "replicates", "png")
 
 
 def table(results: Results, *, width: int = WIDTH) -> str:
@@ -27,7 +27,7 @@ def table(results: Results, *, width: int = WIDTH) -> str:
     ]
     reasons += [textwrap.fill(text, width, subsequent_indent="  ") for text in faults(results)]
     legend = (
-        f"score: {results.metric}. change: vs. FP32 on the same target, with 95 % CI; ok: within the budget of "
+        f"score: {results.metric_title}. change: vs. FP32 on the same target, with 95 % CI; ok: within the budget of "
         f"{results.budget_text()}, no: over it, ?: inconclusive. vs FP32: speed-up on the same target; vs PyTorch: "
         "over your module in PyTorch on the same device; ?: inconclusive."
     )
@@ -57,7 +57,10 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
     status, row = results.status, verdict.row
     data = {
         "schema_version": SCHEMA_VERSION,
-        **{name: getattr(results, name) for name in ("name", "task", "metric", "machines", "notes")},
+        **{
+            name: getattr(results, name)
+            for name in ("name", "task", "metric", "higher_is_better", "task_notes", "machines", "notes")
+        },
         "faults": faults(results),
         "started": status.started if status else None,
         "command": status.command if status else None,

@@ -64,6 +64,12 @@ class Row(Rich):
     load_ms: float | None = None
     first_call_ms: float | None = None
     file_sha256: str = ""
+    higher_is_better: bool = True
+
+    @property
+    def gain(self) -> Estimate | None:
+        """`difference` with the sign by which more is better."""
+        return estimate.gain(self.difference, higher_is_better=self.higher_is_better)
 
     @property
     def place(self) -> Place:
@@ -78,8 +84,9 @@ class Results(Rich):
     name: str
     task: str
     metric: str
+    higher_is_better: bool
     is_fraction: bool
-    """Whether every score is in [0, 1], so that scores are shown in per cent and changes in percentage points."""
+    """Whether scores are shown in per cent and changes in percentage points."""
     budget: Budget
     study: Study | None
     """None for a folder that was created from notebooks."""
@@ -96,6 +103,16 @@ class Results(Rich):
     status: Status | None
     notes: tuple[str, ...]
     """Problems of the folder itself, such as a record that cannot be read."""
+
+    @property
+    def metric_title(self) -> str:
+        """The metric's name, and that lower is better where it is."""
+        return formats.metric(self.metric, higher_is_better=self.higher_is_better)
+
+    @property
+    def task_notes(self) -> tuple[str, ...]:
+        """What the task was given without, such as labels."""
+        return tuple(dict.fromkeys(note for record in self.measured.values() for note in record.task_notes))
 
     def row(self, variant: str, target: str) -> Row:
         """Return the row of `variant` at the place `target`."""
@@ -123,9 +140,9 @@ class Results(Rich):
         return next((recipe.settings() for recipe in recipes if recipe.name == name), {})
 
     def budget_text(self) -> str:
-        """Return the budget with its unit."""
+        """Return the budget with its unit and metric."""
         drop = self.budget.accuracy_drop
-        return formats.points(drop) if self.is_fraction else f"{drop:g}"
+        return f"{formats.points(drop) if self.is_fraction else f'{drop:g}'} of {self.metric}"
 
     def shown(self) -> Shown:
         """Return a table for each place; the report shows more of each row."""
@@ -178,7 +195,8 @@ def load(run: Path) -> Results:
         name=study.name if study else Path(run).resolve().name,
         task=study.task if study else next((v.task for v in variants.values()), ""),
         metric=accuracies[0].metric if accuracies else "accuracy",
-        is_fraction=all(formats.is_fraction(accuracy.scores) for accuracy in accuracies),
+        higher_is_better=all(accuracy.higher_is_better for accuracy in accuracies),
+        is_fraction=all(accuracy.is_fraction for accuracy in accuracies),
         budget=budget,
         study=study,
         targets=targets,
@@ -216,11 +234,12 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
     baseline = accuracies.pop(BASELINE, None)
     if baseline is None:
         return {}
-    within = estimate.within(baseline.scores, [accuracy.scores for accuracy in accuracies.values()], drop)
+    samples, better = [accuracy.sample for accuracy in accuracies.values()], baseline.higher_is_better
+    within = estimate.within(baseline.sample, samples, drop, higher_is_better=better, bounds=baseline.bounds)
     return {
-        name: "within budget" if is_within else "over budget" if accuracy.difference.high < -drop else "cannot tell"
+        name: "within budget" if is_within else "over budget" if accuracy.gain.high < -drop else "cannot tell"
         for (name, accuracy), is_within in zip(accuracies.items(), within, strict=True)
-        if accuracy.difference
+        if accuracy.gain
     }
 
 
@@ -246,7 +265,7 @@ def _objectives(row: Row) -> tuple[float, ...]:
     within = row.variant == BASELINE or row.accuracy_verdict == "within budget"
     if row.timing_today not in CONCLUSIVE or not within:
         return ()
-    return row.speedup_today.value, row.difference.value if row.difference else 0.0, -row.size_bytes
+    return row.speedup_today.value, row.gain.value if row.gain else 0.0, -row.size_bytes
 
 
 def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) -> Row:
@@ -333,6 +352,7 @@ def _figures(measurement: Measurement, runtime: Comparison | None) -> dict[str, 
         fields |= {"speedup": compared.speedup, "timing": compared.verdict}
     if accuracy:
         fields |= {"accuracy": accuracy.mean, "difference": accuracy.difference, "agreement": accuracy.agreement}
+        fields["higher_is_better"] = accuracy.higher_is_better
     if runtime and (compared or measurement.variant == BASELINE):
         chain = [runtime, *([compared] if compared else [])]
         product = estimate.product(*(c.speedup for c in chain))

@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shrinkkit.core import evidence
-from shrinkkit.core.measurement import FIDELITY
+from shrinkkit.core import estimate, evidence
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
@@ -57,7 +56,7 @@ def decide(results: Results) -> Verdict:
     parts = {name: part for name, part in everywhere.items() if any(_in_budget(at, part) for at in part.targets)}
     chosen = next((name for name, part in parts.items() if _has_figures(part)), next(iter(parts), ""))
     verdict = _of_machine(parts.get(chosen, results))
-    remarks = [*_saturation(results), *verdict.remarks, *_failures(results)]
+    remarks = [*results.task_notes, *_saturation(results), *verdict.remarks, *_failures(results)]
     remarks += [f"On {name}: {_of_machine(part).sentence}" for name, part in parts.items() if name != chosen]
     where = f"On {chosen}: " if chosen and len(results.machines) > 1 else ""
     return replace(verdict, headline=where + verdict.headline, remarks=tuple(remarks))
@@ -77,7 +76,7 @@ def _has_figures(part: Results) -> bool:
 
 def _of_machine(results: Results) -> Verdict:
     rows = [row for row in results.rows if _eligible(row, results)]
-    remarks = (*_fidelity(results), *_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
+    remarks = (*_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
     if not rows:
         return Verdict(_no_conclusion(results), remarks, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
@@ -85,10 +84,10 @@ def _of_machine(results: Results) -> Verdict:
         candidates = [row for row in better if row.accuracy_verdict == kind]
         if candidates and kind == "within budget":
             best = max(candidates, key=lambda row: _rank(row, results))
-            headline = f"{_claim(best, results)}. Within the budget of {results.budget_text()} of {results.metric}."
+            headline = f"{_claim(best, results)}. Within the budget of {results.budget_text()}."
             return Verdict(headline, (*_classes(best, results), *remarks), kind, best)
         if candidates:
-            best = max(candidates, key=lambda r: (r.difference.low if r.difference else 0.0, _gain(r, results)))
+            best = max(candidates, key=lambda r: (r.gain.low if r.gain else 0.0, _gain(r, results)))
             return Verdict(_closest(best, kind, results), remarks, kind, best)
     adjective = "faster" if results.budget.want == "fastest" else "smaller"
     return Verdict(f"No variant is {adjective} than the original model; keep the baseline.", remarks, "none", None)
@@ -135,7 +134,7 @@ def _claim(row: Row, results: Results) -> str:
     if row.difference:
         change = formats.change(row.difference.value, is_fraction=results.is_fraction)
         change = formats.with_ci(change, row.difference, is_fraction=results.is_fraction)
-    return f"{_where(row, results)}: {speed}, {_size(row, results)}, {results.metric} {change}"
+    return f"{_where(row, results)}: {speed}, {_size(row, results)}, {results.metric_title} {change}"
 
 
 def _where(row: Row, results: Results) -> str:
@@ -156,29 +155,31 @@ def _size(row: Row, results: Results) -> str:
     return f"{factor} ({formats.size(before)} \N{RIGHTWARDS ARROW} {formats.size(row.size_bytes or 0)})"
 
 
-def _fidelity(results: Results) -> tuple[str, ...]:
-    is_fidelity = results.metric.endswith(FIDELITY)
-    return ("No accuracy was measured: outputs are compared with the original model's.",) if is_fidelity else ()
-
-
 def _closest(row: Row, kind: str, results: Results) -> str:
     if kind == "over budget":
         return f"No variant is within the budget of {results.budget_text()}. Closest: {_claim(row, results)}."
     return (
-        f"No variant is surely within the budget of {results.budget_text()} of {results.metric}. Closest: "
+        f"No variant is surely within the budget of {results.budget_text()}. Closest: "
         f"{_claim(row, results)}; its confidence interval extends beyond the budget. {_needed(row, results)}"
     )
 
 
 def _needed(row: Row, results: Results) -> str:
     """Return how many test examples would be enough for a conclusion, if the change stays as it is."""
-    measurement, difference = results.measurement(row), row.difference
-    examples = len(measurement.accuracy.scores) if measurement and measurement.accuracy else 0
-    if difference is None or difference.value <= -results.budget.accuracy_drop:
+    found = [results.measurement(one) for one in (results.row(BASELINE, row.target), row)]
+    before, after = (one.accuracy if one else None for one in found)
+    drop, count = results.budget.accuracy_drop, None
+    if before and after and row.gain and row.gain.value > -drop:
+        better, bounds = after.higher_is_better, after.bounds
+        count = estimate.needed(before.sample, after.sample, drop, higher_is_better=better, bounds=bounds)
+    if not (count and after and row.gain):
         return "More test examples would narrow it."
-    # Intervals narrow with the square root of the number of examples.
-    ratio = (difference.value - difference.low) / (difference.value + results.budget.accuracy_drop)
-    return f"About {math.ceil(examples * ratio**2 / 100) * 100:,} test examples would be enough; it has {examples:,}."
+    shown = formats.percent(-row.gain.low).replace("%", "points") if results.is_fraction else f"{-row.gain.low:.2g}"
+    step = 10 if count < 1000 else 100
+    return (
+        f"{formats.counted(after.examples, 'test example')} can show no drop below {shown}; about "
+        f"{math.ceil(count / step) * step:,} would be enough."
+    )
 
 
 def _no_conclusion(results: Results) -> str:
@@ -236,7 +237,8 @@ def _classes(row: Row, results: Results) -> Iterator[str]:
         f"{each.name} ({formats.score(each.mean.value, is_fraction=results.is_fraction)} of "
         f"{formats.counted(each.examples, 'example')})"
         for each in (accuracy.classes if accuracy else ())
-        if each.difference and each.difference.high < -results.budget.accuracy_drop
+        if (change := estimate.gain(each.difference, higher_is_better=results.higher_is_better))
+        and change.high < -results.budget.accuracy_drop
     ]
     if classes:
         yield f"But {row.variant} loses more than the budget on the class {', '.join(classes)}."

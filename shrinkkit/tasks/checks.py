@@ -18,13 +18,14 @@ import psutil
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from shrinkkit.core import estimate
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask, brief
 from shrinkkit.tasks import data, outputs
 from shrinkkit.tasks.duplicates import Sketches
+from shrinkkit.tasks.metrics import Metric, whole
 from shrinkkit.tasks.modules import Example, raw_bytes
 from shrinkkit.tasks.task import SPLITS, Task, batches, spaced
 
@@ -34,7 +35,7 @@ LARGEST_SCORE = 1e9
 """Scores beyond this magnitude lose differences when averaged."""
 
 _EXAMPLES_COMPARED, _EXAMPLES_SCORED, _BATCH_CHECKED = 20_000, 2048, 32
-_SHIFTS, _BATCHES_HALVED = 4, 8
+_SHIFTS, _BATCHES_HALVED, _PERMUTATIONS = 4, 8, 20
 _LONGEST_TEXT, _LONGEST_NAME = 80, 300
 _CALLS, _CALLS_S = 40, 10.0
 """Repeated calls that must give equal outputs, and the seconds after which fewer are enough."""
@@ -70,13 +71,18 @@ def score_range(task: Task) -> tuple[float, float]:
     _check_texts_and_functions(task)
     _check_splits(task)
     _check_batch_independence(task.model, _mixed_batch(task))
+    if task.metrics or not task.score.per_example:
+        low_high = _set_range(task)
+    if not task.score.per_example:
+        _check_loss(task)
+        return low_high
     for split in ("train", "calibration"):
         if split not in task.unlabelled:
             _split_scores(task, split)
     parts = [_split_scores(task, split) for split in ("validation", "test")]
     scores, shuffled, zeros = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if not task.is_fidelity:
-        _check_above_chance(scores, shuffled, zeros)
+        _check_above_chance(scores, shuffled, zeros, task.score)
     _check_loss(task)
     return float(scores.min()), float(scores.max())
 
@@ -86,7 +92,8 @@ def _check_texts_and_functions(task: Task) -> None:
         raise InvalidTask(
             f'`class_names` must be a tuple of strings, got {task.class_names!r:.80}. Write `("cat", "dog")`.'
         )
-    for field, text in [("name", task.name), ("metric", task.metric), *(("class_names", n) for n in task.class_names)]:
+    named = [("name", task.name), ("metric", task.metric), *(("class_names", n) for n in task.class_names)]
+    for field, text in [*named, *(("metrics", n) for n in task.metrics)]:
         is_line = isinstance(text, str) and text.isprintable() and text == text.strip()
         if not is_line or not 1 <= len(text) <= _LONGEST_TEXT:
             raise InvalidTask(
@@ -99,6 +106,10 @@ def _check_texts_and_functions(task: Task) -> None:
                 f"`{field}` must be a function of (output, targets), got {type(getattr(task, field)).__name__}. "
                 "Pass the function itself, without calling it."
             )
+    if wrong := [name for name, metric in task.metrics.items() if not callable(metric)]:
+        raise InvalidTask(
+            f"`metrics[{wrong[0]!r}]` must be a function of the outputs and targets of a set, or a `Metric`."
+        )
 
 
 # --- the model
@@ -349,6 +360,66 @@ def _mixed_batch(task: Task) -> Example:
 
 # --- score and loss
 
+_ALWAYS_WORST = (
+    "`{}` must not be at its worst for the original model, but it is {}. The function or the labels are wrong rather "
+    "than the model: compare what it is given, such as `output.argmax(1)` and `target`, with their shapes and dtypes."
+)
+
+
+def _worst(metric: Metric, default: float) -> float:
+    """Return the worst value of a metric; 0 if its range is not known and higher is better."""
+    if metric.range:
+        return metric.range[0 if metric.higher_is_better else 1]
+    return default if metric.higher_is_better else math.inf
+
+
+def _set_range(task: Task) -> tuple[float, float]:
+    """Check metrics of a whole set on validation and test, and return the smallest and the largest possible value."""
+    pairs = []
+    for split in ("validation", "test"):
+        dataset = getattr(task, split)
+        chosen = spaced(len(dataset), _EXAMPLES_SCORED)
+        for number, (inputs, target) in enumerate(batches(Subset(dataset, chosen), len(task.example[0]))):
+            pairs.append((_output(task.model, inputs, f"batch {number} of {split}"), target))
+    size = sum(len(outputs.tensors(output)[0]) for output, _ in pairs)
+    with blaming("Outputs and targets of batches must concatenate to those of a set"):
+        both = whole(pairs)
+    for name, metric in task.metrics.items():
+        with blaming(f"`metrics[{name!r}]` must accept the outputs and targets of a set"):
+            metric.of_set(*both)
+    metric = task.score
+    if metric.per_example:
+        return 0.0, 0.0
+    with blaming(f"`{metric.name}` must accept the outputs and targets of {size} examples"):
+        value, repeated = metric.of_set(*both), metric.of_set(*both)
+    low, high = metric.range or (min(0.0, value), max(0.0, value))
+    if not low <= value <= high:
+        raise InvalidTask(
+            f"`{metric.name}` must lie in its `range` {low:g} to {high:g}, got {value:g}. Correct `range`."
+        )
+    if not math.isclose(value, repeated, rel_tol=1e-6):
+        raise InvalidTask(
+            f"`{metric.name}` must give the same value for the same outputs, got {value:g} and {repeated:g}. Leave out "
+            "what is random, and what it keeps from call to call."
+        )
+    if value == _worst(metric, 0.0):
+        raise InvalidTask(_ALWAYS_WORST.format(metric.name, f"{value:g} on {size} examples"))
+    chance = [_by_chance(metric, *both, size, seed) for seed in range(_PERMUTATIONS)]
+    best = max(chance) if metric.higher_is_better else min(chance)
+    if not (value > best if metric.higher_is_better else value < best):
+        raise InvalidTask(
+            f"The model must be better than chance, but its {metric.name} on {size} examples is {value:.4g}, and up to "
+            f"{best:.4g} with shuffled targets. Check the metric, its `higher_is_better`, the labels and their order, "
+            "and that the model's weights are loaded."
+        )
+    return low, high
+
+
+def _by_chance(metric: Metric, output: Any, target: Any, size: int, seed: int) -> float:
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    with blaming(f"`{metric.name}` must accept shuffled targets"):
+        return metric.of_set(output, outputs.select(target, order))
+
 
 def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores of at most 2048 examples of a split (one batch of train), in a fixed random order.
@@ -414,7 +485,8 @@ def _scores(score: Callable[[Any, Any], Tensor], output: Any, target: Any, size:
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise InvalidTask(
             f"`score` must return one score per example, a tensor of shape ({size},) for {where}, got {got}. "
-            "Leave out the mean over the batch, and reduce all other dimensions."
+            "Leave out the mean over the batch, and reduce all other dimensions; a metric of the whole set is "
+            "`score=shrinkkit.Metric(function)`."
         )
     dtype = str(scores.dtype).removeprefix("torch.")
     if scores.is_complex() or scores.device.type != "cpu" or scores.is_quantized:
@@ -468,29 +540,33 @@ def _check_score_independence(together: Tensor, alone: Tensor) -> None:
         )
 
 
-def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor) -> None:
-    """Check that outputs score higher, (n,), than with targets of other examples, (n, several), and than zeros."""
-    values, by_others = scores.numpy(), shuffled.numpy()
+def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor, metric: Metric) -> None:
+    """Check that outputs score better, (n,), than with targets of other examples, (n, several), and than zeros."""
     remedy = "Check the score function, the labels and their order, and that the model's weights are loaded."
+    if bool((scores == _worst(metric, 0.0)).all()):
+        raise InvalidTask(_ALWAYS_WORST.format("score", f"{scores[0]:g} for each of {len(scores)} examples"))
+    sign = 1 if metric.higher_is_better else -1
+    values, by_others = (sign * scores).numpy(), (sign * shuffled).numpy()
+    zeros, scores = torch.where(torch.isfinite(zeros), sign * zeros, zeros), sign * scores
     if not (by_others != values[:, None]).any() and bool((scores == zeros).all()):
         low, high = float(values.min()), float(values.max())
         raise InvalidTask(
             f"`score` must depend on the outputs, but each of {len(values)} examples has the same score, "
-            f"{f'{low:g}' if low == high else f'{low:g} to {high:g}'}, by another's target and with outputs of zeros. "
-            f"{remedy}"
+            f"{f'{sign * low:g}' if low == high else f'{low:g} to {high:g}'}, by another's target and with outputs of "
+            f"zeros. {remedy}"
         )
     # Whether there is any gain at all, not how much might be lost on examples not seen.
     gain = estimate.mean((values - by_others.mean(axis=1)).tolist())
     if not gain.low > 0:
         raise InvalidTask(
             f"The model must score above chance, but over {len(values)} examples its mean score is "
-            f"{values.mean():.4g}, and {by_others.mean():.4g} by the targets of other examples (difference "
-            f"{gain.value:.4g}, 95 % interval {gain.low:.4g} to {gain.high:.4g}). {remedy}"
+            f"{sign * values.mean():.4g}, and {sign * by_others.mean():.4g} by the targets of other examples "
+            f"(difference {gain.value:.4g}, 95 % interval {gain.low:.4g} to {gain.high:.4g}). {remedy}"
         )
     if not values.mean() > zeros.numpy().mean():
         raise InvalidTask(
-            f"The model must score above outputs of nothing but zeros, but its mean score is {values.mean():.4g}, "
-            f"theirs {zeros.mean():.4g}. {remedy}"
+            f"The model must score above outputs of nothing but zeros, but its mean score is "
+            f"{sign * values.mean():.4g}, theirs {sign * zeros.mean():.4g}. {remedy}"
         )
 
 
@@ -555,5 +631,5 @@ def _place(error: BaseException, path: Path | None) -> str:
     return f"{Path(last.filename).name}:{last.lineno}" + (f" (`{code}`)" if code else "")
 
 
-_CALLERS: Sequence[str] = ("adapters", "checks", "data", "loader", "task")
+_CALLERS: Sequence[str] = ("adapters", "checks", "data", "loader", "metrics", "task")
 """Modules here that call a user's code."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from shrinkkit.core.measurement import FIDELITY
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.calls import TARGET_KEYS, Call
+from shrinkkit.tasks.metrics import Metric
 from shrinkkit.tasks.modules import Example
 
 MOST_MATERIALISED, MOST_BYTES = 10_000, 1 << 30
@@ -262,21 +262,20 @@ def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str
     return result
 
 
-def metric_name(compared: Sequence[str]) -> str:
-    """Return the name of the score of `fidelity` in tables."""
+def fidelity(compared: Sequence[str]) -> Metric:
+    """Return a metric of outputs against the original's: the mean over tensors of each one's measure.
+
+    1 is equality. An output that has nothing in common with the original's has about 0, which is what can be lost.
+    """
     titles = {"agreement": "top-1 agreement", "cosine": "cosine similarity", "error": "1 - relative error"}
     used = dict.fromkeys(titles[kind] for kind in compared if kind)
-    return f"{' and '.join(used)} {FIDELITY}"
-
-
-def fidelity(compared: Sequence[str]) -> Callable[[Any, Any], Tensor]:
-    """Return a score of outputs against the original's: the mean over tensors of each one's measure; 1 is equality."""
+    name, percent = " and ".join(used) + " with the original", set(compared) <= {"agreement", ""}
 
     def score(output: Any, target: Any) -> Tensor:
         pairs = zip(compared, outputs.tensors(output), outputs.tensors(target), strict=True)
         return torch.stack([_MEASURES[kind](y, wanted) for kind, y, wanted in pairs if kind]).mean(0)
 
-    return score
+    return Metric(score, name, range=(0.0, 1.0), per_example=True, percent=percent)
 
 
 def _agreement(y: Tensor, wanted: Tensor) -> Tensor:

@@ -83,3 +83,34 @@ def close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
         a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= 1e-3 * b.abs().max()))
         for a, b in ((x.double(), y.double()) for x, y in zip(left, right, strict=True))
     )
+
+
+class Ragged(list[Any]):
+    """Tensors of examples that cannot be stacked."""
+
+
+def concatenate(batches: Sequence[Any]) -> Any:
+    """Return outputs or targets of several batches as those of one.
+
+    Texts and other values, and tensors that differ in more than the size of the batch, become a list of examples.
+    """
+    first = batches[0]
+    if isinstance(first, torch.Tensor):
+        if first.dim() == 0 or len({batch.shape[1:] for batch in batches}) == 1:
+            return torch.stack(tuple(batches)) if first.dim() == 0 else torch.cat(tuple(batches))
+        return Ragged(example for batch in batches for example in batch)
+    if isinstance(first, Mapping):
+        return {key: concatenate([batch[key] for batch in batches]) for key in first}
+    if tensors(first):
+        parts = [concatenate(parts) for parts in zip(*batches, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return [value for batch in batches for value in batch]
+
+
+def select(batch: Any, index: Sequence[int]) -> Any:
+    """Return as many examples of a batch, outputs or targets, as it has: those at `index`, which may repeat."""
+    if isinstance(batch, Mapping):
+        return {key: select(value, index) for key, value in batch.items()}
+    if isinstance(batch, Ragged) or (isinstance(batch, list) and not tensors(batch)):
+        return type(batch)(batch[i] for i in index)
+    return convert(batch, lambda t: t[list(index)] if t.shape[:1] == (len(index),) else t)

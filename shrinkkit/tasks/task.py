@@ -12,7 +12,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
 from shrinkkit.errors import InvalidInput, InvalidTask
-from shrinkkit.tasks import calls, data, outputs
+from shrinkkit.tasks import calls, data, metrics, outputs
 from shrinkkit.tasks.modules import Example
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -48,11 +48,14 @@ class Task(Rich):
     validation: Any = None
     test: Any = None
     score: Any = None
-    """(output, targets) of a batch -> one score per example, shape (batch,); higher is better."""
+    """(output, targets) of a batch -> one score per example, shape (batch,), higher is better; or a `Metric`, such as
+    one of a whole set or one where lower is better; or a `torchmetrics.Metric`."""
     loss: Any = None
     """(output, targets) of a batch -> scalar tensor that fine-tuning minimises."""
     metric: str = ""
-    """Name of `score` in tables and figures, by default `accuracy`."""
+    """Name of `score` in tables and figures, by default that of its `Metric`, or `accuracy`."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Further metrics by name, which are reported and decide nothing; functions are of the whole set."""
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was missing, and how it was filled."""
@@ -101,7 +104,11 @@ class Task(Rich):
 
 def _completed(task: Task) -> dict[str, Any]:
     """Return the fields of a task that differ from what was given."""
-    fields: dict[str, Any] = {"name": task.name or type(task.model).__name__.lower()}
+    score = metrics.metric_of(task.score, "accuracy", per_example=True)
+    further = {name: metrics.metric_of(one, name, per_example=False) for name, one in task.metrics.items()}
+    metric = task.metric or (score.name if isinstance(score, metrics.Metric) else "accuracy")
+    name = task.name or type(task.model).__name__.lower()
+    fields: dict[str, Any] = {"name": name, "score": score, "metrics": further}
     if not isinstance(task.model, nn.Module) or isinstance(task.model, torch.jit.ScriptModule):
         return fields
     example = (task.example,) if isinstance(task.example, torch.Tensor) else task.example
@@ -111,17 +118,19 @@ def _completed(task: Task) -> dict[str, Any]:
         return fields
     output = _output(task.model, example, call)
     if output is None:
-        return fields | {"metric": task.metric or "accuracy", "example": example}
+        return fields | {"metric": metric, "example": example}
     is_positional = isinstance(example, tuple) and all(isinstance(x, torch.Tensor) for x in example)
     if task.collate or not (is_positional and outputs.is_plain(output)):
         fields["model"] = calls.positional(task.model, call)
-        for function in ("score", "loss"):
-            if given := getattr(task, function):
-                fields[function] = _restoring(given, output)
+        fields["metrics"] = {name: metrics.restoring(one, output) for name, one in further.items()}
+        if isinstance(score, metrics.Metric):
+            fields["score"] = metrics.restoring(score, output)
+        if task.loss:
+            fields["loss"] = metrics.restored(task.loss, output)
     fields["example"] = flat
     model, splits = fields.get("model", task.model), {split: getattr(task, split) for split in SPLITS}
     if (task.inputs, task.collate) == (None, None) and None not in (*splits.values(), task.score, task.loss):
-        return fields | {"metric": task.metric or "accuracy"}
+        return fields | {"metric": metric}
     made = data.complete(
         splits,
         task.inputs,
@@ -146,11 +155,12 @@ def _completed(task: Task) -> dict[str, Any]:
     is_classifier = bool(task.class_names) or _is_classifier(task.model, output)
     compared = data.kinds(typical, outputs.names(typical), is_classifier=is_classifier)
     if task.score is None:
-        fields |= {"score": data.fidelity(compared), "metric": data.metric_name(compared), "is_fidelity": True}
+        fields |= {"score": data.fidelity(compared), "is_fidelity": True}
+        metric = fields["score"].name
     if task.loss is None:
         fields["loss"] = data.distillation(compared)
     made |= {"inputs": None, "collate": None, "notes": (*task.notes, *made["notes"])}
-    return {"metric": task.metric or "accuracy"} | fields | made
+    return fields | {"metric": metric} | made
 
 
 def _output(model: nn.Module, example: Any, call: calls.Call) -> Any:
@@ -165,11 +175,6 @@ def _output(model: nn.Module, example: Any, call: calls.Call) -> Any:
             return model(*copied[0], **copied[1], **call.constants)
     except Exception:  # a user's model may raise anything
         return None
-
-
-def _restoring(function: Callable[[Any, Any], Any], like: Any) -> Callable[[Any, Any], Any]:
-    """Return a score or loss of plain outputs that calls `function` with the model's own kind of output."""
-    return lambda output, targets: function(outputs.restore(outputs.tensors(output), like), targets)
 
 
 def _is_classifier(model: nn.Module, output: Any) -> bool:

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
+from shrinkkit.tasks import metrics
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import batchnorm, prune
@@ -160,8 +161,12 @@ def _step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, zero
 
 
 def _validated(model: nn.Module, task: Task, batch_size: int, device: torch.device) -> float:
-    scores = []
+    cpu, pairs, scores = torch.device("cpu"), [], []
     with torch.no_grad():
         for inputs, target in batches(task.validation, batch_size):
-            scores.append(task.score(model(*_moved(inputs, device)), _moved(target, device)).double().cpu())
-    return float(torch.cat(scores).mean())
+            output = model(*_moved(inputs, device))
+            if task.score.per_example:
+                scores.append(task.score(output, _moved(target, device)).double().cpu())
+            else:
+                pairs.append((_moved(output, cpu), target))
+    return float(torch.cat(scores).mean()) if scores else float(task.score.of_set(*metrics.whole(pairs)))

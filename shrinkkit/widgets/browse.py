@@ -72,7 +72,7 @@ def drawing(results: Results) -> Picture:
     rows = _own(results)
     best = pareto_front(rows)
     others = [row for row in rows if row not in best and row.speedup_today and row.difference and not row.intermediate]
-    return figures.pareto(results.name, best, others, metric=results.metric, is_fraction=results.is_fraction)
+    return figures.pareto(results.name, best, others, metric=results.metric_title, is_fraction=results.is_fraction)
 
 
 def _own(results: Results) -> tuple[Row, ...]:

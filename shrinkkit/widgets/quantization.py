@@ -133,9 +133,9 @@ def _effect(result: Comparison) -> Statement:
     accuracy = result.accuracy
     if accuracy is None:
         return Statement(f"{title}: cannot be evaluated. {result.reason}", tuple(remarks), tone="bad")
-    change = cells.change(accuracy.difference, is_fraction=formats.is_fraction(accuracy.scores))
-    examples = formats.counted(len(accuracy.scores), "validation example")
-    remarks.append(f"Change of {accuracy.metric} on {examples}: {change.plain()}.")
+    change = cells.change(accuracy.difference, is_fraction=accuracy.is_fraction)
+    examples = formats.counted(accuracy.examples, "validation example")
+    remarks.append(f"Change of {accuracy.title} on {examples}: {change.plain()}.")
     same = f"cosine similarity of outputs {accuracy.cosine:.4f}"
     if accuracy.agreement is not None:
         same = f"{formats.percent(accuracy.agreement)} of predictions unchanged"

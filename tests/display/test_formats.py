@@ -45,7 +45,8 @@ def test_digits_follow_the_interval(estimate, text):
 def test_an_interval_with_negative_ends_is_written_in_words():
     assert formats.interval(Estimate(-2.5, -2.6, -2.4)) == f"{MINUS}2.6 to {MINUS}2.4"
     assert formats.interval(Estimate(0.0, -0.031, 0.031), is_fraction=True) == f"{MINUS}3.1 to 3.1"
-    assert formats.score(-2.5, is_fraction=False) == f"{MINUS}2.50"
+    assert formats.score(-2.5, is_fraction=False) == f"{MINUS}2.500"
+    assert [formats.score(value, is_fraction=False) for value in (0.99982, 20.126)] == ["0.9998", "20.13"]
 
 
 def test_a_speedup_says_no_more_than_its_verdict():

@@ -374,7 +374,7 @@ def test_lost_images_come_as_pictures_and_other_inputs_without(corner):
 
 def test_models_are_only_compared_on_the_same_examples(corner):
     test, validation = (scoring.scores(corner.model, corner, split) for split in (corner.test, corner.validation))
-    with pytest.raises(InvalidInput, match="same examples"):
+    with pytest.raises(InvalidInput, match="outputs of one shape"):
         scoring.accuracy(corner, test, validation)
     with pytest.raises(InvalidInput, match="outputs of one shape"):
         scoring.accuracy(corner, dataclasses.replace(test, outputs=test.outputs[:, :2]), test)

@@ -169,7 +169,9 @@ def test_a_thousand_classes_of_which_none_lost_are_a_sentence():
 
 
 def test_a_task_without_classes_has_none_to_show():
-    assert "No per-class accuracy" in repr(views.classes({"baseline": REGRESSION, "a": compared()}))
+    assert "No scores per class: targets are no classes" in repr(
+        views.classes({"baseline": REGRESSION, "a": compared()})
+    )
 
 
 def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
@@ -228,7 +230,7 @@ def test_where_answers_are_no_classes_the_scores_are_shown():
     )
     (table,) = views.regressions({"int8": one}).parts
     assert titles(table) == ["example", "score before", "score after"]
-    assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.250", "\N{MINUS SIGN}2.50"]
+    assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.2500", "\N{MINUS SIGN}2.500"]
 
 
 def test_an_image_whose_answer_stayed_and_whose_score_fell_shows_its_score():
