@@ -177,7 +177,7 @@ def _needed(row: Row, results: Results) -> str:
     shown = formats.percent(-row.gain.low).replace("%", "points") if results.is_fraction else f"{-row.gain.low:.2g}"
     step = 10 if count < 1000 else 100
     return (
-        f"{formats.counted(after.examples, 'test example')} can show no drop below {shown}; about "
+        f"{after.examples:,} test examples can show no drop below {shown}; about "
         f"{math.ceil(count / step) * step:,} would be enough."
     )
 

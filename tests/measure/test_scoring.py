@@ -16,7 +16,7 @@ from shrinkkit.errors import InvalidInput, InvalidTask
 from shrinkkit.measure import scoring
 from shrinkkit.measure.scoring import MOST_REGRESSIONS
 from shrinkkit.tasks import modules
-from shrinkkit.tasks.task import Task
+from shrinkkit.tasks.task import SPLITS, Task
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -37,7 +37,8 @@ def read_off(inputs, targets, *, names=NAMES, score=right):
 
     splits = [split() for _ in range(4)]
     loss = nn.functional.cross_entropy
-    return Task(nn.Identity(), inputs[:4].clone(), "read-off", None, *splits, score, loss, class_names=names)
+    data = dict(zip(SPLITS, splits, strict=True))
+    return Task(nn.Identity(), inputs[:4].clone(), "read-off", **data, score=score, loss=loss, class_names=names)
 
 
 def logits(answers, *, sure=5.0, classes=4):
@@ -154,7 +155,7 @@ def test_an_empty_split_is_refused_by_its_name():
 
 def test_accuracy_pairs_the_variant_with_the_baseline(corner):
     baseline = scoring.scores(corner.model, corner, corner.test)
-    constant = dataclasses.replace(baseline, scores=(1.0,) + (0.0,) * 41, outputs=torch.zeros(42, 4))
+    constant = dataclasses.replace(baseline, sample=(1.0,) + (0.0,) * 41, outputs=torch.zeros(42, 4))
     found = scoring.accuracy(corner, constant, baseline)
     assert found.mean.value == pytest.approx(1 / 42)
     assert found.difference.value == pytest.approx(found.mean.value - sum(baseline.scores) / 42)
@@ -267,7 +268,7 @@ def test_whatever_two_models_answer_the_record_is_finite_and_in_range(first, sec
         before,
         outputs=torch.from_numpy(second),
         predictions=tuple(second.argmax(1).tolist()),
-        scores=tuple(right(torch.from_numpy(second), targets).tolist()),
+        sample=tuple(right(torch.from_numpy(second), targets).tolist()),
     )
     found, swapped = scoring.accuracy(task, other, before), scoring.accuracy(task, before, other)
     assert 0 <= found.agreement <= 1
