@@ -65,18 +65,15 @@ def mean(sample: Sample, *, bounds: Bounds = None) -> Estimate:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
     if isinstance(sample, Resampled):
-        low, high = bounds or (-math.inf, math.inf)
-        data = _Difference.of(replace(sample, value=0.0, replicates=(0.0,) * len(sample.replicates)), sample, bounds)
-        found = data.interval()
-        return Estimate(found.value, max(found.low, min(low, found.value)), min(found.high, max(high, found.value)))
+        nothing = replace(sample, value=0.0, replicates=(0.0,) * len(sample.replicates))
+        return _clamped(_Difference.of(nothing, sample, bounds).interval(), bounds)
     values = _checked(sample)
     n, centre = len(values), float(values.mean())
     if not _binary(values):
         # Equal values do not show how unseen examples vary: widen as the score interval would.
         varies = np.ptp(values) > 1e-12 * _scale(values)
         half = _student_half_width(values) if varies else _scale(values) * Z**2 / (n + Z**2)
-        low, high = bounds or (-math.inf, math.inf)
-        return Estimate(centre, max(centre - half, min(low, centre)), min(centre + half, max(high, centre)))
+        return _clamped(Estimate(centre, centre - half, centre + half), bounds)
     middle = (centre + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(centre * (1 - centre) / n + Z**2 / (4 * n**2))
     return Estimate(centre, max(0.0, min(centre, middle - half)), min(1.0, max(centre, middle + half)))
@@ -96,11 +93,14 @@ def paired_difference(baseline: Sample, variant: Sample, *, bounds: Bounds = Non
     design", Statistics in Medicine 1998; Agresti and Coull, "Approximate is better than exact for interval estimation
     of binomial proportions", The American Statistician 1998.
     """
-    found = _Difference.of(baseline, variant, bounds).interval()
-    if bounds is None:
-        return found
     before = baseline.value if isinstance(baseline, Resampled) else float(np.mean(baseline))
-    low, high = (end - before for end in bounds)
+    possible = (bounds[0] - before, bounds[1] - before) if bounds else None
+    return _clamped(_Difference.of(baseline, variant, bounds).interval(), possible)
+
+
+def _clamped(found: Estimate, bounds: Bounds) -> Estimate:
+    """Return an estimate whose interval ends at the bounds, unless its value is beyond them."""
+    low, high = bounds or (-math.inf, math.inf)
     return Estimate(found.value, max(found.low, min(low, found.value)), min(found.high, max(high, found.value)))
 
 

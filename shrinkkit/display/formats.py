@@ -107,7 +107,7 @@ def metric(name: str, *, higher_is_better: bool) -> str:
 def change(value: float, *, is_fraction: bool, unit: bool = True) -> str:
     """Return a difference of scores with its sign: in percentage points for fractions, with or without the unit."""
     if not is_fraction:
-        return signed(f"{value:+.3g}")
+        return signed(f"{value:+.3g}") if value else "0"
     text = _fixed(100 * value, 1)
     return f"{text if text.startswith(MINUS) or text == '0.0' else '+' + text}{' pts' if unit else ''}"
 

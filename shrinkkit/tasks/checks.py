@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from shrinkkit.core import estimate
 from shrinkkit.display import formats
@@ -375,12 +375,12 @@ def _worst(metric: Metric, default: float) -> float:
 
 def _set_range(task: Task) -> tuple[float, float]:
     """Check metrics of a whole set on validation and test, and return the smallest and the largest possible value."""
-    pairs = []
+    pairs, batch = [], len(task.example[0])
     for split in ("validation", "test"):
-        dataset = getattr(task, split)
-        chosen = spaced(len(dataset), _EXAMPLES_SCORED)
-        for number, (inputs, target) in enumerate(batches(Subset(dataset, chosen), len(task.example[0]))):
-            pairs.append((_output(task.model, inputs, f"batch {number} of {split}"), target))
+        chosen = spaced(len(getattr(task, split)), _EXAMPLES_SCORED)
+        for start in range(0, len(chosen), batch):
+            inputs, target = data.batch(getattr(task, split), chosen[start : start + batch])
+            pairs.append((_output(task.model, inputs, f"{split}[{chosen[start]}, ...]"), target))
     size = sum(len(outputs.tensors(output)[0]) for output, _ in pairs)
     with blaming("Outputs and targets of batches must concatenate to those of a set"):
         both = whole(pairs)
@@ -543,7 +543,7 @@ def _check_score_independence(together: Tensor, alone: Tensor) -> None:
 def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor, metric: Metric) -> None:
     """Check that outputs score better, (n,), than with targets of other examples, (n, several), and than zeros."""
     remedy = "Check the score function, the labels and their order, and that the model's weights are loaded."
-    if bool((scores == _worst(metric, 0.0)).all()):
+    if bool((scores == _worst(metric, 0.0)).all()) and (metric.range or bool((shuffled >= 0).all())):
         raise InvalidTask(_ALWAYS_WORST.format("score", f"{scores[0]:g} for each of {len(scores)} examples"))
     sign = 1 if metric.higher_is_better else -1
     values, by_others = (sign * scores).numpy(), (sign * shuffled).numpy()

@@ -8,9 +8,10 @@ import tiny
 import torch
 from torch.nn import functional
 
-from shrinkkit import Metric
+from shrinkkit import Metric, Task
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import Resampled
+from shrinkkit.display import cells
 from shrinkkit.errors import InvalidTask
 from shrinkkit.measure import scoring
 from shrinkkit.tasks import checks, outputs
@@ -205,3 +206,23 @@ def test_a_right_metric_passes_the_check(corner, score):
 def test_a_wrong_metric_is_refused_before_any_work(corner, score, rule):
     with pytest.raises(InvalidTask, match=rule):
         checks.check(with_score(corner, score))
+
+
+def test_fidelity_by_cosine_has_decimals_and_cannot_gain():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Unflatten(1, (2, 4))).eval()
+    task = Task(model, torch.randn(4, 6), inputs=torch.randn(100, 6))
+    baseline, found = judged(task, lambda x: model(x) + 0.01)
+    assert (baseline.is_fraction, found.is_fraction) == (False, False)
+    assert cells.score(found.mean, is_fraction=found.is_fraction).text.startswith("0.99")
+    # Of 50 inputs none was ruined: the rule of three, for 97.5 %, and nothing above equality.
+    assert found.difference.high == pytest.approx(0.0, abs=1e-6)
+    assert -0.08 < found.difference.low < -0.06
+    count = estimate.needed(baseline.sample, found.sample, 0.01, bounds=found.bounds)
+    assert 370 < count < 420
+    repeated = [one.scores * (count // 50 + 1) for one in (baseline, found)]
+    assert estimate.within(repeated[0], [repeated[1]], 0.01, bounds=found.bounds) == (True,)
+
+
+def test_a_drop_that_the_variant_has_is_shown_by_no_number_of_examples():
+    assert estimate.needed([1.0] * 50, [0.9] * 50, 0.05) is None
