@@ -366,11 +366,11 @@ _ALWAYS_WORST = (
 )
 
 
-def _worst(metric: Metric, default: float) -> float:
+def _worst(metric: Metric) -> float:
     """Return the worst value of a metric; 0 if its range is not known and higher is better."""
     if metric.range:
         return metric.range[0 if metric.higher_is_better else 1]
-    return default if metric.higher_is_better else math.inf
+    return 0.0 if metric.higher_is_better else math.inf
 
 
 def _set_range(task: Task) -> tuple[float, float]:
@@ -402,7 +402,7 @@ def _set_range(task: Task) -> tuple[float, float]:
             f"`{metric.name}` must give the same value for the same outputs, got {value:g} and {repeated:g}. Leave out "
             "what is random, and what it keeps from call to call."
         )
-    if value == _worst(metric, 0.0):
+    if value == _worst(metric):
         raise InvalidTask(_ALWAYS_WORST.format(metric.name, f"{value:g} on {size} examples"))
     chance = [_by_chance(metric, *both, size, seed) for seed in range(_PERMUTATIONS)]
     best = max(chance) if metric.higher_is_better else min(chance)
@@ -543,7 +543,7 @@ def _check_score_independence(together: Tensor, alone: Tensor) -> None:
 def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor, metric: Metric) -> None:
     """Check that outputs score better, (n,), than with targets of other examples, (n, several), and than zeros."""
     remedy = "Check the score function, the labels and their order, and that the model's weights are loaded."
-    if bool((scores == _worst(metric, 0.0)).all()) and (metric.range or bool((shuffled >= 0).all())):
+    if bool((scores == _worst(metric)).all()) and (metric.range or bool((shuffled >= 0).all())):
         raise InvalidTask(_ALWAYS_WORST.format("score", f"{scores[0]:g} for each of {len(scores)} examples"))
     sign = 1 if metric.higher_is_better else -1
     values, by_others = (sign * scores).numpy(), (sign * shuffled).numpy()
