@@ -34,7 +34,7 @@ HALF_DTYPES = {name: getattr(torch, name) for name in HALF}
 
 MOST_OUTPUT_ERROR = 0.5
 """Largest `output_error` of an int8 file that is kept: about a cosine of 0.87."""
-_COMPARED_BATCHES = 8
+COMPARED_BATCHES = 8
 
 Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
@@ -241,14 +241,8 @@ def output_error(request: BuildRequest, load: Callable[..., Loaded], path: Path)
     """
     copies.trim_heap()
     loaded = load(path, device="cpu", threads=torch.get_num_threads(), like=None)
-    squares, total = 0.0, 0.0
-    for inputs in (request.example, *request.calibration[: _COMPARED_BATCHES - 1]):
-        expected = outputs.tensors(request.outputs_of(request.model, inputs))
-        for reference, output in zip(expected, outputs.tensors(loaded(*inputs)), strict=True):
-            squares += (output.double() - reference.double()).square().sum().item()
-            total += reference.double().square().sum().item()
-    error = (squares / total) ** 0.5 if total else squares**0.5
-    return error if math.isfinite(error) else math.inf
+    batches = (request.example, *request.calibration[: COMPARED_BATCHES - 1])
+    return relative_error(lambda *inputs: request.outputs_of(request.model, inputs), loaded, batches)
 
 
 def refuse_unfaithful(request: BuildRequest, title: str, error: float) -> None:
@@ -379,6 +373,22 @@ def max_relative_error(expected: Any, output: Any) -> float:
     scale = max((a.double().abs().max().item() for a, _ in pairs if a.numel()), default=0.0)
     error = max(((a.double() - b.double()).abs().max().item() for a, b in pairs if a.numel()), default=0.0)
     return error / scale if scale else error
+
+
+def relative_error(expected: Callable[..., Any], found: Callable[..., Any], batches: Iterable[Example]) -> float:
+    """Return the root mean square difference of two models' outputs, relative to the first one's.
+
+    It is infinite where an output is not finite.
+    """
+    squares, total = 0.0, 0.0
+    with torch.inference_mode():
+        for inputs in batches:
+            pairs = zip(outputs.tensors(expected(*inputs)), outputs.tensors(found(*inputs)), strict=True)
+            for reference, output in pairs:
+                squares += (output.double() - reference.double()).square().sum().item()
+                total += reference.double().square().sum().item()
+    error = (squares / total) ** 0.5 if total else squares**0.5
+    return error if math.isfinite(error) else math.inf
 
 
 def count_denormals(tensors: Iterable[torch.Tensor]) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import HalfPrecision
+from shrinkkit.runtimes.torch.export import HalfPrecision
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms.groups import counted

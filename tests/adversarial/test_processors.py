@@ -24,7 +24,6 @@ from shrinkkit.runtimes.onnxruntime.quantize import FORMS
 from shrinkkit.runtimes.openvino import build as openvino_build
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import _Candidates
 
 EXAMPLE = (corners(4, 2).tensors[0],)
 CALIBRATION = [(corners(4, seed).tensors[0],) for seed in range(8)]
@@ -194,16 +193,21 @@ def test_the_same_model_gives_the_same_torch_file_whatever_the_race_took(method,
 
 def test_engines_as_fast_as_each_other_are_chosen_by_a_fixed_order(monkeypatch):
     times = {"x86": 1.05, "fbgemm": 1.0, "onednn": 1.0, "qnnpack": 3.0}
-    monkeypatch.setattr(_Candidates, "time_ms", lambda _, engine: times[engine])
+    monkeypatch.setattr(quantize, "_call_ms", lambda *_: times[torch.backends.quantized.engine])
     engine = quantize.engine_of(quantize.dynamic_int8(Zeros().eval(), (torch.rand(4, 64),)))
     assert engine == quantize.supported_engines()[0]
     times[quantize.supported_engines()[0]] = 1.2
     assert quantize.engine_of(quantize.dynamic_int8(Zeros().eval(), (torch.rand(4, 64),))) != engine
 
 
-def test_an_engine_that_saturates_is_not_chosen_for_its_speed(monkeypatch):
-    monkeypatch.setattr(quantize, "saturates", lambda engine: engine == "onednn")
-    monkeypatch.setattr(_Candidates, "time_ms", lambda _, engine: 0.1 if engine == "onednn" else 1.0)
-    found = quantize.static_int8(Corner().eval(), EXAMPLE, CALIBRATION)
-    assert quantize.engine_of(found) != "onednn"
-    assert "onednn" not in quantize.engine_times_ms(found)
+@pytest.mark.parametrize("saturates", [True, False])
+def test_an_engine_that_saturates_with_8_bits_gets_activations_of_7(saturates, monkeypatch):
+    monkeypatch.setattr(quantize, "saturates", lambda engine: saturates)
+    made = quantize.static_int8(Zeros().eval(), (torch.rand(4, 64),), [(torch.rand(16, 64),)], engine="fbgemm")
+    assert quantize.conversion_of(made).narrow == saturates
+    layer = next(module for module in made.modules() if quantize.is_int8(module))
+    with torch.inference_mode(), quantize.using_engine("fbgemm"):
+        seen = []
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].int_repr().max()))
+        made(torch.ones(4, 64))
+    assert (max(seen) <= 127) == saturates

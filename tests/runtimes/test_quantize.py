@@ -1,6 +1,5 @@
 import copy
 import gc
-import weakref
 
 import pytest
 import torch
@@ -8,6 +7,7 @@ from builds import request
 from torch import nn
 
 from shrinkkit.errors import InvalidInput, Unsupported
+from shrinkkit.runtimes import base
 from shrinkkit.runtimes.base import HALF_DTYPES
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import quantize
@@ -49,7 +49,7 @@ def test_dynamic_int8_leaves_the_input_model_unchanged():
 
 def test_the_engine_is_chosen_among_those_that_were_timed():
     made = quantize.dynamic_int8(Recurrent().eval(), (torch.randn(4, 5, 8),))
-    times = quantize.engine_times_ms(made)
+    times = quantize.conversion_of(made).times_ms
     assert len(times) >= 1
     assert times[quantize.engine_of(made)] <= _CLEARLY_SLOWER * min(times.values())
 
@@ -112,7 +112,7 @@ def test_static_int8_of_control_flow_that_depends_on_data_is_refused_with_the_ca
         def forward(self, x):
             return self.fc(x) if x.sum() > 0 else x
 
-    with pytest.raises(Unsupported, match=r"torch.fx can trace.*Possible for this model: dynamic-int8"):
+    with pytest.raises(Unsupported, match=r"torch.export can take.*Possible for this model: dynamic-int8"):
         quantize.static_int8(Branching().eval(), (torch.ones(2, 4),), [(torch.ones(2, 4),)])
 
 
@@ -131,12 +131,17 @@ def test_half_refuses_other_widths(dtype):
         quantize.half(CONVOLUTIONAL, IMAGES, dtype=dtype)
 
 
-def test_attention_of_torch_is_quantized_without_breaking_it():
+def test_attention_of_torch_is_quantized_whole(tmp_path):
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
-    made = quantize.dynamic_int8(model, (torch.randn(2, 5, 16),))
-    assert {"layers.0.linear1", "layers.0.linear2"} <= quantized_layers(made)
-    assert "layers.0.self_attn.out_proj" not in quantized_layers(made)
+    inputs = (torch.randn(2, 5, 16),)
+    made = quantize.dynamic_int8(model, inputs)
+    attention = {"layers.0.self_attn.in_proj", "layers.0.self_attn.out_proj"}
+    assert quantized_layers(made) == {"layers.0.linear1", "layers.0.linear2", *attention}
+    rows = torch_build.int8_layers(request(tmp_path, model, inputs, "dynamic-int8"), made)
+    assert rows["layers.0.self_attn"].runs_as == rows["layers.0.self_attn.out_proj"].runs_as == "int8"
+    with torch.inference_mode(), quantize.using_engine(quantize.engine_of(made)):
+        assert torch.allclose(made(*inputs), model(*inputs), atol=0.1)
 
 
 def test_transposed_convolutions_stay_in_float_because_their_integer_kernels_are_wrong(tmp_path):
@@ -182,39 +187,130 @@ def test_an_engine_whose_weights_cannot_be_saved_is_not_chosen():
     # qnnpack computes these convolutions and cannot give their weights back.
     with pytest.raises(Unsupported, match=r"no engine of this machine.*qnnpack"):
         quantize.static_int8(model, images, [images], engine="qnnpack")
-    times = quantize.engine_times_ms(quantize.static_int8(model, images, [images]))
-    assert times.keys() == {e for e in quantize.supported_engines() if quantize.is_exact(e, "static-int8")} - {
-        "qnnpack"
-    }
+    times = quantize.conversion_of(quantize.static_int8(model, images, [images])).times_ms
+    assert times.keys() == set(quantize.supported_engines()) - {"qnnpack"}
 
 
-class Watching(nn.Module):
-    """Notes at each call how many copies of it there are in memory."""
+class Awkward(nn.Module):
+    """What torch.fx cannot trace: a default argument, control flow on shapes, a dict of outputs."""
 
     def __init__(self):
         super().__init__()
-        self.fc = nn.Linear(8, 4)
-        self.alive, self.seen = weakref.WeakSet(), []
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 4)
 
-    def __deepcopy__(self, known):
-        copied = Watching()
-        copied.fc, copied.alive, copied.seen = copy.deepcopy(self.fc, known), self.alive, self.seen
-        self.alive.add(copied)
-        return copied
+    def forward(self, x, scale: float = 0.5, **options):
+        if x.shape[1] > 4:
+            x = x * scale
+        for _ in range(x.shape[1] // 4):
+            x = x + 1
+        return {"logits": self.second(torch.relu(self.first(x)))}
+
+
+class Transposed(nn.Module):
+    """A linear layer whose weight is stored as GPT-2 stores it, inputs first."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x):
-        self.seen.append(len(self.alive))
-        return self.fc(x)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_engines_for_a_large_model_are_timed_with_one_conversion_in_memory_at_a_time(large, monkeypatch):
-    if large:
-        monkeypatch.setattr(quantize, "_TOGETHER_BYTES", 0)
-    model = Watching().eval()
-    made = quantize.dynamic_int8(model, (torch.randn(4, 8),))
-    engines = set(torch.backends.quantized.supported_engines) - {"none"}
-    times = quantize.engine_times_ms(made)
-    assert times.keys() == engines
-    assert times[quantize.engine_of(made)] <= _CLEARLY_SLOWER * min(times.values())
-    assert max(model.seen) == (1 if large else len(engines))
+def error_of(made, model, inputs):
+    with torch.inference_mode(), quantize.using_engine(quantize.engine_of(made)):
+        return base.output_error(model, made, [inputs])
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
+def test_a_model_that_only_torch_export_can_capture_is_quantized_and_written(method, tmp_path):
+    model, inputs = Awkward().eval(), (torch.randn(4, 8),)
+    built = torch_build.build(request(tmp_path, model, inputs, method, calibration=[inputs]))
+    assert {name: layer.runs_as for name, layer in built.layers.items()} == {"first": "int8", "second": "int8"}
+    assert built.file.inputs[0].shape == ("batch", 8)
+    assert built.output.keys() == {"logits"}
+    with torch.inference_mode():
+        assert base.max_relative_error(model(*inputs), built.output) < 0.05
+
+
+@pytest.mark.parametrize("method", [quantize.dynamic_int8, quantize.static_int8])
+def test_a_product_with_a_matrix_of_parameters_is_a_linear_layer_under_its_own_name(method):
+    model, inputs = nn.Sequential(Transposed(8, 16), nn.GELU(), Transposed(16, 4)).eval(), (torch.randn(4, 8),)
+    made = method(model, inputs, [inputs], engine="fbgemm")
+    assert quantized_layers(made) == {"0", "2"}
+    assert error_of(made, model, inputs) < 0.05
+
+
+def test_a_layer_that_is_called_twice_is_one_in_dynamic_int8_and_two_in_static_int8():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.fc(torch.tanh(self.fc(x)) * 10)
+
+    model, inputs = Shared().eval(), (torch.randn(16, 8),)
+    dynamic = quantize.dynamic_int8(model, inputs, engine="fbgemm")
+    static = quantize.static_int8(model, inputs, [inputs], engine="fbgemm")
+    assert (quantized_layers(dynamic), quantized_layers(static)) == ({"fc"}, {"fc", "fc_call1"})
+    assert max(error_of(dynamic, model, inputs), error_of(static, model, inputs)) < 0.05
+
+
+def test_rows_of_an_embedding_are_int8_and_stay_close(tmp_path):
+    model = nn.Sequential(nn.Embedding(500, 64), nn.Linear(64, 64)).eval()
+    inputs = (torch.arange(500)[:400].reshape(4, 100),)
+    built = torch_build.build(request(tmp_path, model, inputs, "dynamic-int8"))
+    assert {layer.runs_as for layer in built.layers.values()} == {"int8"}
+    assert built.file.size_bytes < 0.5 * sum(p.nbytes for p in model.parameters())
+    rows = nn.Embedding.from_pretrained(model[0].weight)
+    made = quantize.dynamic_int8(rows, inputs)
+    with torch.inference_mode():
+        assert torch.cosine_similarity(made(*inputs), rows(*inputs), dim=-1).min() > 0.99
+
+
+def test_a_recurrent_layer_that_int8_changes_too_much_stays_in_float_with_the_reason(tmp_path):
+    model = Recurrent().eval()
+    with torch.no_grad():
+        for parameter in model.lstm.parameters():
+            parameter *= 6
+    # Most inputs are small next to the largest, whose range int8 divides into 128 steps.
+    inputs = (torch.randn(8, 20, 8).mul(3).exp(),)
+    built = torch_build.build(request(tmp_path, model, inputs, "dynamic-int8"))
+    assert built.layers["lstm"].runs_as == "float32"
+    assert "int8 changes its outputs by" in built.layers["lstm"].why
+    assert built.layers["head"].runs_as == "int8"
+
+
+def test_integers_are_not_passed_on_where_that_costs_fidelity():
+    class Residual(nn.Module):
+        """The sum has a range in which what is added is less than a step."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            large = self.fc(x) + x * 0 + 1000
+            return (large + self.fc(-x)) - 1000
+
+    model, inputs = Residual().eval(), (torch.randn(64, 8),)
+    made = quantize.static_int8(model, inputs, [inputs], engine="fbgemm")
+    assert quantized_layers(made)
+    assert error_of(made, model, inputs) < 0.1
+
+
+def test_engines_are_timed_with_one_conversion_in_memory_at_a_time(monkeypatch):
+    call_ms, alive = quantize._call_ms, []
+
+    def counted(*arguments):
+        alive.append(sum(isinstance(o, torch.fx.GraphModule) and bool(quantized_layers(o)) for o in gc.get_objects()))
+        return call_ms(*arguments)
+
+    monkeypatch.setattr(quantize, "_call_ms", counted)
+    before = sum(isinstance(o, torch.fx.GraphModule) and bool(quantized_layers(o)) for o in gc.get_objects())
+    made = quantize.dynamic_int8(CONVOLUTIONAL, IMAGES)
+    assert quantize.conversion_of(made).times_ms.keys() == set(quantize.supported_engines())
+    assert {count - before for count in alive} == {1}

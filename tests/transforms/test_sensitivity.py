@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.runtimes.torch.quantize import HalfPrecision
+from shrinkkit.runtimes.torch.export import HalfPrecision
 from shrinkkit.transforms import sensitivity
 
 

@@ -20,6 +20,7 @@ from shrinkkit.runtimes.base import TOLERANCE, BuildRequest, BuiltFile, prove, r
 from shrinkkit.runtimes.inductor import load, profile
 from shrinkkit.runtimes.spec import HALF
 from shrinkkit.runtimes.torch import build as torch_build
+from shrinkkit.runtimes.torch import export as torch_export
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import modules, outputs
 
@@ -78,7 +79,7 @@ def write_int8(request: BuildRequest, path: Path, *, narrow: bool = False) -> tu
     model, example = request.model, request.example
     try:
         with quiet.libraries(), torch.no_grad(), modules.plain_attention():
-            program, fixed = torch_build.export(model, example)
+            program, fixed = torch_export.export(model, example)
             module = program.module()
             _spell_padding(module)
             _relabel_calls(module, model)
@@ -86,13 +87,13 @@ def write_int8(request: BuildRequest, path: Path, *, narrow: bool = False) -> tu
             output = quantized(*example)
             if not outputs.is_plain(output):
                 output = _return_plain(quantized, output)
-            final = torch.export.export(quantized, example) if fixed else torch_build.export(quantized, example)[0]
+            final = torch.export.export(quantized, example) if fixed else torch_export.export(quantized, example)[0]
             for node in final.graph.nodes:
                 # The history of the node, with numbers that differ from run to run.
                 node.meta.pop("from_node", None)
                 stack = node.meta.get("nn_module_stack", {})
                 node.meta["nn_module_stack"] = {key: (_plain(name), kind) for key, (name, kind) in stack.items()}
-            torch_build.save(final, path)
+            torch_export.save(final, path)
     except _FAILURES as error:
         raise Unsupported(
             f"torch.export cannot quantize this model to {request.precision} for inductor: {brief(error)}. "

@@ -14,7 +14,7 @@ from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.runtimes.base import BuildRequest, BuiltFile, Loaded, prove
 from shrinkkit.runtimes.onnx import store
-from shrinkkit.runtimes.torch.build import export
+from shrinkkit.runtimes.torch.export import export
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 

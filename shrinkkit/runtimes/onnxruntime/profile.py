@@ -21,7 +21,7 @@ from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
 from shrinkkit.runtimes.layers import CONVERSIONS, no_recurrent, precisions, tied
 from shrinkkit.runtimes.onnx.export import SCOPES
 from shrinkkit.runtimes.onnxruntime import load
-from shrinkkit.runtimes.torch.build import NOWHERE
+from shrinkkit.runtimes.torch.export import NOWHERE
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example
 

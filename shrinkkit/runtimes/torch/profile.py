@@ -6,7 +6,6 @@ Source: torch.fx.Interpreter; torch.profiler.
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -20,7 +19,7 @@ from shrinkkit import quiet
 from shrinkkit.core import processes
 from shrinkkit.errors import Unsupported
 from shrinkkit.runtimes.base import Calls, count_denormals
-from shrinkkit.runtimes.torch import build, load
+from shrinkkit.runtimes.torch import export, load
 from shrinkkit.runtimes.torch.spec import read_entry
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
@@ -84,7 +83,7 @@ class _Stepped(torch.fx.Interpreter):
         result = n.target(*args, **kwargs)
         end = self._mark()
         if tensors := outputs.tensors(result):
-            self.marks.append((build.layer_of(n), build.operator(n.target), start, end))
+            self.marks.append((export.layer_of(n), export.operator(n.target), start, end))
         if self.count:
             known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
             # A view holds numbers of a tensor that is there already.
@@ -124,7 +123,7 @@ def _scripted(path: Path, inputs: Example, repeats: Callable[[Callable[[], Any]]
         )
     cost = max(0.0, min(recorded) - min(plain)) * len(recorded) / sum(inside for *_, inside in events)
     owned = zip(owners * len(recorded), events, strict=True)
-    times = [(layer, build.operator(event[0]), _unrecorded(event, cost)) for layer, event in owned]
+    times = [(layer, export.operator(event[0]), _unrecorded(event, cost)) for layer, event in owned]
     return [times[i : i + len(owners)] for i in range(0, len(times), len(owners))]
 
 
@@ -172,38 +171,12 @@ def _owners(module: Any, call: Callable[[], Any], stated: Sequence[tuple[str, st
     operators = [e for e in events if e.get("cat") == "cpu_op" and "::" in e["name"]]
     spans = _outermost(((e["name"], e["args"]["Module Hierarchy"]), e["ts"], e["ts"] + e["dur"]) for e in operators)
     if stated:
-        return _aligned((build.operator(name) for (name, _), *_ in spans), stated)
+        return _aligned((export.operator(name) for (name, _), *_ in spans), stated)
     # A hierarchy reads like `TOP(Net)::forward.stem(Conv2d)::forward.SELF(Conv2d)::_conv_forward.`.
     places = [(name, re.findall(r"\b(?!TOP\(|SELF\()(\w+)\(\w+\)::", text)) for (name, text), *_ in spans]
-    if module.original_name == "GraphModule":
-        places = _completed(module, places)
     known = [name for name, _ in module.named_modules()]
     resolved = {tuple(path): _resolved(path, known) for _, path in places}
     return [resolved[tuple(path)] for _, path in places]
-
-
-def _completed(module: Any, places: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
-    """Return the places in a model traced from torch.fx, where a path lacks all but the last name of what is called.
-
-    Its graph calls layers one by one, so it is the next of that name, which begins where the last one's operators end.
-    """
-    called, modules = _called(module), dict(module.named_modules())
-    completed, current, remaining = [], -1, Counter[str]()
-    for operator, path in places:
-        if not path:
-            remaining = Counter()
-        elif (
-            not remaining
-            or (operator in remaining and not remaining[operator])
-            or called[current].rpartition(".")[2] != path[0]
-        ):
-            following = (i for i in range(current + 1, len(called)) if called[i].rpartition(".")[2] == path[0])
-            current = next(following, current)
-            remaining = Counter(node.kind() for node in modules[called[current]].inlined_graph.nodes())
-        if operator in remaining:
-            remaining[operator] -= 1
-        completed.append((operator, [*called[current].split("."), *path[1:]] if path else path))
-    return completed
 
 
 def _resolved(path: Sequence[str], known: Sequence[str]) -> str:
@@ -215,15 +188,3 @@ def _resolved(path: Sequence[str], known: Sequence[str]) -> str:
 
     names = [".".join(path)] if ".".join(path) in known else [name for name in known if leads_to(name)]
     return names[0] if len(names) == 1 else ""
-
-
-def _called(module: Any) -> list[str]:
-    """Return the modules that the model's own graph calls, in order."""
-    names, order = {next(module.graph.inputs()).debugName(): ""}, []
-    for node in module.graph.nodes():
-        if node.kind() == "prim::GetAttr":
-            parent = names.get(node.inputsAt(0).debugName(), "")
-            names[node.output().debugName()] = f"{parent}.{node.s('name')}".removeprefix(".")
-        elif node.kind() == "prim::CallMethod":
-            order.append(names[node.inputsAt(0).debugName()])
-    return order

@@ -4,44 +4,71 @@ Nothing falls back: what a method cannot do for a model is an `Unsupported` erro
 """
 
 import contextlib
+import copy
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.base import HALF_DTYPES
-from shrinkkit.runtimes.layers import RECURRENT, TRANSPOSED
-from shrinkkit.tasks import copies, modules, outputs
+from shrinkkit.runtimes.base import COMPARED_BATCHES, HALF_DTYPES, MOST_ERROR, output_error
+from shrinkkit.runtimes.layers import RECURRENT
+from shrinkkit.runtimes.torch import export
+from shrinkkit.runtimes.torch.export import HalfPrecision
+from shrinkkit.tasks import copies, modules
 from shrinkkit.tasks.modules import Example, matching
 
-_TOGETHER_BYTES = 100_000_000
-"""Weights of a model whose int8 copies for all engines may be in memory at once, so that their calls interleave."""
 _PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
-_TIMES_MS: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+_CLEARLY_SLOWER = 1.1
+"""Ratio of times up to which the order of preference decides between engines."""
+_CHANGED = 0.1
+"""Relative error from which a recurrent layer is left in float, and a note is made of a model."""
+_STATIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a model was quantized."""
+
+    times_ms: Mapping[str, float] = field(default_factory=dict)
+    """The fastest call of each engine that was tried."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Why a layer that int8 covers stayed in float, by layer."""
+    note: str = ""
+    narrow: bool = True
+    """Whether activations have 7 bits, so that no sum of two products exceeds 16 bits."""
+
+
+_CONVERSIONS: WeakKeyDictionary[nn.Module, Conversion] = WeakKeyDictionary()
 """By model. An attribute would be scripted and saved, so that the same model gave another file each time."""
-_FAR_BEHIND, _CLEARLY_SLOWER = 2.0, 1.1
-"""Ratios of times from which an engine is no longer timed, and up to which the order of preference decides."""
 
 
 def dynamic_int8(
-    model: nn.Module, example: Example, *, skip: Sequence[str] = (), engine: str | None = None
+    model: nn.Module,
+    example: Example,
+    calibration: Iterable[Example] = (),
+    *,
+    skip: Sequence[str] = (),
+    engine: str | None = None,
 ) -> nn.Module:
-    """Return a CPU copy of `model` whose Linear, LSTM and GRU layers compute in int8.
+    """Return a CPU copy of `model` whose Linear, LSTM, GRU and Embedding layers have int8 weights.
 
-    Weights become int8 (per output channel for Linear), activations are quantized on the fly at each
-    call. `model` is left unchanged, on its device. For convolutions see `static_int8`.
+    Weights are int8 per output channel, or per row of an Embedding. Activations are quantized on the fly at each call,
+    to 7 bits, which saturate on no processor. A recurrent layer that int8 changes by more than 10 % stays in float, for
+    its errors add up over time. `model` is left unchanged, on its device. For convolutions see `static_int8`.
 
     Args:
         model: Float model in eval mode, on any device.
         example: Positional inputs of one call, batch first; used to measure the engines.
+        calibration: More inputs, on which recurrent layers are compared with float.
         skip: Patterns of layers to leave in float.
-        engine: One of torch's quantized engines; None measures those that are exact here and takes the fastest.
+        engine: One of torch's quantized engines; None measures them and takes the fastest.
 
     Returns:
         A quantized copy on the CPU. It runs with the engine that `engine_of` names.
@@ -50,31 +77,43 @@ def dynamic_int8(
         InvalidInput: A pattern in `skip` matches no layer.
         Unsupported: The model has no such layer, or does not run once they are quantized.
     """
-    from torch.ao.quantization import default_dynamic_qconfig, per_channel_dynamic_qconfig, quantize_dynamic
+    from torch.ao.nn import quantized as nnq
+    from torch.ao.nn.quantized import dynamic as nnqd
+    from torch.ao.quantization import float_qparams_weight_only_qconfig, per_channel_dynamic_qconfig, quantize_dynamic
 
-    left = _skipped(model, skip)
+    left, names = _skipped(model, skip), dict(model.named_modules())
+    base: nn.Module = copies.shallow_copy(model, device="cpu", dtype=torch.float32)
+    inputs, convention, note = _on_cpu(example), None, ""
+    kinds: Any = {nn.Linear: nnqd.Linear, nn.LSTM: nnqd.LSTM, nn.GRU: nnqd.GRU}
+    try:
+        program, note = export.export(base, inputs)
+    except export.FAILURES:
+        # Its layers are replaced where they are, and its source is scripted.
+        pass
+    else:
+        base, convention = export.layered(program, base, distinct=False)
+        kinds[nn.Embedding] = nnq.Embedding
     layers = {
-        name: default_dynamic_qconfig if isinstance(module, RECURRENT) else per_channel_dynamic_qconfig
-        for name, module in model.named_modules()
-        # NonDynamicallyQuantizableLinear, inside nn.MultiheadAttention, is read by code that wants a float weight.
-        if (type(module) is nn.Linear or isinstance(module, RECURRENT)) and name not in left
+        name: float_qparams_weight_only_qconfig if type(module) is nn.Embedding else per_channel_dynamic_qconfig
+        for name, module in base.named_modules(remove_duplicate=False)
+        if type(module) in kinds and export.layer_name(name, names) not in left
     }
+
+    def convert(engine: str) -> tuple[nn.Module, float]:
+        copied = copies.shallow_copy(base)
+        return quantize_dynamic(copied, dict(layers), mapping=kinds, inplace=True), 0.0  # type: ignore[no-untyped-call]
+
+    changed = _changed(base, convert, layers, [inputs, *map(_on_cpu, calibration)][:COMPARED_BATCHES])
+    for name in changed:
+        del layers[name]
     if not layers:
         raise Unsupported(
-            "`dynamic_int8` quantizes Linear, LSTM and GRU layers, and this model has none"
-            + (" outside `skip`" if skip else "")
+            "`dynamic_int8` quantizes Linear, LSTM, GRU and Embedding layers, and this model has none"
+            + " outside `skip`" * bool(skip)
+            + "".join(f"; {name}: {why}" for name, why in changed.items())
             + f". {_possible(model, 'dynamic-int8')}"
         )
-
-    def convert(engine: str) -> nn.Module:
-        with using_engine(engine), quiet.libraries():
-            quantized: nn.Module = quantize_dynamic(  # type: ignore[no-untyped-call]
-                copies.shallow_copy(model, device="cpu", dtype=torch.float32), dict(layers), inplace=True
-            )
-            return quantized
-
-    engines = _engines(engine, "dynamic-int8")
-    return _fastest(convert, model, example, engines, "dynamic_int8")
+    return _fastest(convert, model, inputs, engine, "dynamic_int8", convention, Conversion(kept=changed, note=note))
 
 
 def static_int8(
@@ -85,81 +124,100 @@ def static_int8(
     skip: Sequence[str] = (),
     engine: str | None = None,
 ) -> nn.Module:
-    """Return a CPU copy of `model` whose convolutions and Linear layers compute in int8 throughout.
+    """Return a CPU copy of `model` whose convolutions and Linear layers compute in int8.
 
-    Transposed convolutions stay in float, since torch's integer kernels for them compute wrong numbers. The ranges of
-    activations are fixed from `calibration`, so layers pass integers to each other. `model` is left unchanged, on its
-    device. For recurrent layers see `dynamic_int8`.
+    The ranges of activations are fixed from `calibration`, so that layers can pass integers to each other. Ranges by
+    histogram and by minimum and maximum are tried, with integers passed on between layers and without, and the most
+    faithful is taken; passing integers on is faster, and may have up to `MOST_ERROR` times the error. Activations have
+    7 bits where an engine saturates with 8. Weights of an Embedding become int8 too. Transposed convolutions stay in
+    float, since torch's integer kernels for them compute wrong numbers. `model` is left unchanged, on its device. For
+    recurrent layers see `dynamic_int8`.
 
     Args:
-        model: Float model in eval mode that torch.fx can trace, on any device.
+        model: Float model in eval mode that torch can export, on any device.
         example: Positional inputs of one call, batch first.
         calibration: Inputs to observe; some tens of typical examples in all. Read once.
         skip: Patterns of layers to leave in float.
-        engine: One of torch's quantized engines; None measures those that are exact here and takes the fastest.
+        engine: One of torch's quantized engines; None measures them and takes the fastest.
 
     Returns:
         A quantized torch.fx.GraphModule on the CPU. It runs with the engine that `engine_of` names.
 
     Raises:
         InvalidInput: A pattern in `skip` matches no layer.
-        Unsupported: torch.fx cannot trace the model, or nothing in it can be quantized.
+        Unsupported: torch cannot export the model, or nothing in it can be quantized.
     """
-    from torch.ao.quantization import get_default_qconfig_mapping
-    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+    from torch.ao.quantization.fx.convert import convert as convert_fx
+    from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
-    left = _skipped(model, skip)
-    batches = [tuple(x.cpu() for x in batch) for batch in calibration]
+    left, names = _skipped(model, skip), dict(model.named_modules())
+    batches, inputs = [_on_cpu(batch) for batch in calibration], _on_cpu(example)
     if not batches:
         raise Unsupported("`static_int8` fixes the ranges of activations from `calibration`, and it yields no batch.")
-    inputs = tuple(x.cpu() for x in example)
+    shared = copies.shallow_copy(model, device="cpu", dtype=torch.float32)
+    try:
+        program, note = export.export(shared, inputs)
+    except export.FAILURES as error:
+        raise Unsupported(
+            f"`static_int8` needs a model that torch.export can take; this one stops it with: {brief(error)}. "
+            f"{_possible(model, 'static-int8')}"
+        ) from error
+    base, convention = export.layered(program, shared, distinct=True)
+    layers = {n for n, m in base.named_modules() if type(m) in _STATIC and export.layer_name(n, names) not in left}
+    if all(isinstance(base.get_submodule(name), nn.Embedding) for name in layers):
+        raise Unsupported(
+            "`static_int8` quantizes convolutions and Linear layers, and found none in this model"
+            + " outside `skip`" * bool(skip)
+            + f". {_possible(model, 'static-int8')}"
+        )
 
-    def convert(engine: str) -> nn.Module:
-        mapping = get_default_qconfig_mapping(engine)
-        for kind in TRANSPOSED:
-            # Their integer kernels are wrong: by up to 90 steps, or from call to call, depending on the engine.
-            mapping.set_object_type(kind, None)
-        for name in left:
+    @functools.cache
+    def most_faithful(narrow: bool) -> tuple[float, fx.GraphModule]:
+        def tried(observer: Any, *, passing: bool) -> tuple[float, fx.GraphModule]:
+            activation = observer.with_args(reduce_range=narrow)
+            observed = _observed(base, layers, batches, activation, passing=passing)
+            return output_error(base, convert_fx(copy.deepcopy(observed)), batches[:COMPARED_BATCHES]), observed
+
+        passed = {observer: tried(observer, passing=True) for observer in (HistogramObserver, MinMaxObserver)}
+        best = min(passed, key=lambda observer: passed[observer][0])
+        apart = tried(best, passing=False)
+        return passed[best] if passed[best][0] <= MOST_ERROR * apart[0] else apart
+
+    def convert(engine: str) -> tuple[nn.Module, float]:
+        error, observed = most_faithful(saturates(engine))
+        return convert_fx(copy.deepcopy(observed)), error
+
+    return _fastest(convert, model, inputs, engine, "static_int8", convention, Conversion(note=note))
+
+
+def _observed(
+    base: fx.GraphModule, layers: Container[str], batches: Sequence[Example], activation: Any, *, passing: bool
+) -> fx.GraphModule:
+    """Return `base` with the ranges of activations that it has on `batches`.
+
+    `activation` constructs an observer; `passing` quantizes operators between the `layers` too.
+    """
+    from torch.ao.quantization import QConfig, QConfigMapping, float_qparams_weight_only_qconfig
+    from torch.ao.quantization.fx.fuse import fuse
+    from torch.ao.quantization.fx.prepare import prepare
+    from torch.ao.quantization.observer import default_per_channel_weight_observer
+
+    config = QConfig(activation=activation, weight=default_per_channel_weight_observer)  # type: ignore[no-untyped-call]
+    mapping = QConfigMapping().set_global(config if passing else None)
+    for name, module in base.named_modules():
+        embedding = type(module) is nn.Embedding
+        if name in layers:
+            mapping.set_module_name(name, float_qparams_weight_only_qconfig if embedding else config)
+        elif not isinstance(module, nn.modules.batchnorm._BatchNorm) and name:
             mapping.set_module_name(name, None)
-        with using_engine(engine), quiet.libraries(), torch.inference_mode():
-            try:
-                shared = copies.shallow_copy(model, device="cpu", dtype=torch.float32)
-                observed = prepare_fx(shared, mapping, inputs)
-            except (torch.fx.proxy.TraceError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
-                raise Unsupported(
-                    f"`static_int8` needs a model that torch.fx can trace; this one stops it with: {brief(error)}. "
-                    f"{_possible(model, 'static-int8')}"
-                ) from error
-            for batch in batches:
-                observed(*batch)
-            quantized: nn.Module = convert_fx(observed)
-            # It keeps every model that it has ever seen.
-            getattr(assert_and_get_unique_device, "cache_clear", lambda: None)()
-        if not any(is_int8(module) for module in quantized.modules()):
-            raise Unsupported(
-                "`static_int8` quantizes convolutions and Linear layers, and found none in this model"
-                + (" outside `skip`" if skip else "")
-                + f". {_possible(model, 'static-int8')}"
-            )
-        return quantized
-
-    return _fastest(convert, model, inputs, _engines(engine, "static-int8"), "static_int8")
-
-
-class HalfPrecision(nn.Module):
-    """A model that computes in 16 bits behind float32 inputs and outputs, so that it can stand in for the original."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Hold `model`, which must already be in `dtype`."""
-        super().__init__()
-        self.model = model
-        self.dtype = dtype
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """Return the model's outputs, floating ones as float32."""
-        cast = [x.to(self.dtype) if x.is_floating_point() else x for x in inputs]
-        return outputs.convert(self.model(*cast), lambda y: y.float() if y.is_floating_point() else y)
+    copied: Any = copies.shallow_copy(base)
+    fused = fuse(copied, False)
+    scopes = {node.name: (export.layer_of(node), type(None)) for node in fused.graph.nodes}
+    observed = prepare(fused, mapping, False, scopes, batches[0])
+    with torch.inference_mode():
+        for batch in batches:
+            observed(*batch)
+    return observed
 
 
 def half(model: nn.Module, example: Example, *, dtype: str) -> HalfPrecision:
@@ -208,32 +266,15 @@ def engine_of(model: nn.Module) -> str:
     return str(getattr(model, "quantized_engine", ""))
 
 
-def engine_times_ms(model: nn.Module) -> dict[str, float]:
-    """Return the fastest call, in ms, of each engine that was tried for `model`; empty when none was compared."""
-    return dict(_TIMES_MS.get(model, {}))
+def conversion_of(model: nn.Module) -> Conversion:
+    """Return how a model that `dynamic_int8` or `static_int8` returned was quantized."""
+    return _CONVERSIONS.get(model, Conversion())
 
 
 def supported_engines() -> list[str]:
     """Return torch's quantized engines on this machine, in the order in which equally fast ones are preferred."""
     engines = set(torch.backends.quantized.supported_engines) - {"none"}
     return sorted(engines, key=lambda engine: (*_PREFERENCE, engine).index(engine))
-
-
-def narrow(engine: str, method: str) -> bool:
-    """Return whether an engine's activations have 7 bits, so that no sum of two products exceeds 16 bits.
-
-    Args:
-        engine: One of `supported_engines`.
-        method: `dynamic-int8` or `static-int8`.
-    """
-    from torch.ao.quantization import get_default_qconfig
-
-    if method == "dynamic-int8":
-        # qnnpack ignores torch's request for 7 bits.
-        return engine != "qnnpack"
-    with quiet.libraries():
-        observer = get_default_qconfig(engine).activation()  # type: ignore[no-untyped-call]
-    return bool(observer.quant_max < 255)
 
 
 @functools.cache
@@ -259,115 +300,99 @@ def saturates(engine: str) -> bool:
     return any(bool((output.int_repr().int() - 200).abs().max() > 1) for output in sums)
 
 
-def is_exact(engine: str, method: str) -> bool:
-    """Return whether an engine computes what its integers mean on this processor, whatever the inputs."""
-    return narrow(engine, method) or not saturates(engine)
-
-
-def _engines(engine: str | None, method: str) -> list[str]:
-    """Return the engines to choose from: the one asked for, or those that are exact here, or all if none is."""
-    allowed = supported_engines()
-    if engine is not None and engine not in allowed:
-        raise Unsupported(f"`engine` must be one of {', '.join(allowed)} on this machine, got {engine!r}.")
-    return [engine] if engine else [name for name in allowed if is_exact(name, method)] or allowed
-
-
 def _fastest(
-    convert: Callable[[str], nn.Module], model: nn.Module, example: Example, engines: Sequence[str], verb: str
+    convert: Callable[[str], tuple[nn.Module, float]],
+    model: nn.Module,
+    inputs: Example,
+    asked: str | None,
+    verb: str,
+    convention: Any,
+    conversion: Conversion,
 ) -> nn.Module:
-    """Return the conversion of `model` for the first of `engines` that none is clearly faster than."""
-    inputs = tuple(x.cpu() for x in example)
-    small = sum(p.nbytes for p in model.parameters()) <= _TOGETHER_BYTES
+    """Return the conversion of `model` for an engine, if none is `asked` for one that no other is clearly faster than.
+
+    No two conversions are in memory at once.
+
+    `convert` returns the conversion for the engine in force, and the error of its outputs. `convention` gives a graph
+    the inputs and outputs of `model`.
+    """
+    engines = supported_engines()
+    if asked is not None and asked not in engines:
+        raise Unsupported(f"`engine` must be one of {', '.join(engines)} on this machine, got {asked!r}.")
+    best, errors, failures = dict[str, float](), dict[str, float](), dict[str, str]()
     with torch.inference_mode(), quiet.libraries(), modules.plain_attention():
-        candidates = _Candidates(convert, inputs, engines)
-        best = _side_by_side(candidates) if small else _there_and_back(candidates)
+        for name in [asked] if asked else engines:
+            candidate: Any = None
+            with using_engine(name):
+                try:
+                    candidate, errors[name] = convert(name)
+                    _unpack(candidate)
+                    best[name] = _call_ms(candidate, inputs)
+                except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+                    failures[name] = brief(error)
+            # Graphs of torch.fx refer to themselves.
+            del candidate
+            copies.trim_heap()
         if not best:
             raise Unsupported(
-                f"`{verb}`: the quantized model runs with no engine of this machine: {candidates.failures}. "
+                f"`{verb}`: the quantized model runs with no engine of this machine: {failures}. "
                 "Leave the layer out with `skip`, or use another method."
             )
-        name = next(e for e in engines if best.get(e, float("inf")) <= _CLEARLY_SLOWER * min(best.values()))
-        candidates.forget(but=name)
-        candidates.has(name)
-    chosen = candidates.kept[name].eval()
-    copies.unshare(chosen, model)
-    # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
-    chosen.__dict__["quantized_engine"] = name
-    _TIMES_MS[chosen] = best
-    return chosen
-
-
-class _Candidates:
-    """Conversions of one model for several engines, made when they are asked for."""
-
-    def __init__(self, convert: Callable[[str], nn.Module], inputs: Example, engines: Sequence[str]) -> None:
-        self.failures: dict[str, str] = {}
-        self.engines = engines
-        self.kept: dict[str, nn.Module] = {}
-        self._convert, self._inputs = convert, inputs
-
-    def has(self, engine: str) -> bool:
-        """Return whether there is a conversion for `engine` that runs and can be saved, after making it if need be."""
-        if engine not in self.kept and engine not in self.failures:
-            with using_engine(engine):
-                try:
-                    model = self._convert(engine)
-                    model(*self._inputs)
-                    _unpack(model)
-                except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
-                    self.failures[engine] = brief(error)
-                else:
-                    self.kept[engine] = model
-        return engine in self.kept
-
-    def forget(self, *, but: str) -> None:
-        """Let go of all conversions but the one for an engine."""
-        self.kept = {name: model for name, model in self.kept.items() if name == but}
-        # Graphs of torch.fx refer to themselves.
-        copies.trim_heap()
-
-    def time_ms(self, engine: str) -> float:
-        """Return how long one call of a conversion that is there takes."""
+        faithful = [name for name in best if errors[name] <= MOST_ERROR * min(errors[name] for name in best)]
+        fastest = min(best[name] for name in faithful)
+        engine = next(name for name in engines if name in faithful and best[name] <= _CLEARLY_SLOWER * fastest)
         with using_engine(engine):
-            start = time.perf_counter()
-            self.kept[engine](*self._inputs)
-            return 1e3 * (time.perf_counter() - start)
+            chosen: Any = convert(engine)[0].eval()
+    copies.unshare(chosen, model)
+    if convention is not None:
+        chosen.graph.set_codegen(convention)
+        chosen.recompile()
+    # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
+    chosen.__dict__["quantized_engine"] = engine
+    lossy = (
+        f"int8 changes the outputs by {errors[engine]:.0%} on the calibration inputs: see layer by layer in 3-quantize"
+    )
+    narrow = verb == "dynamic_int8" or saturates(engine)
+    notes = [conversion.note, lossy * (errors[engine] > _CHANGED)]
+    _CONVERSIONS[chosen] = replace(conversion, narrow=narrow, times_ms=best, note="; ".join(filter(None, notes)))
+    return cast("nn.Module", chosen)
 
 
-def _side_by_side(candidates: _Candidates) -> dict[str, float]:
-    """Return the fastest of up to 30 interleaved calls of each candidate, in ms, within about 2 s.
-
-    Those that are far behind are not called again, so that the others have calls enough.
-    """
-    best = {name: float("inf") for name in candidates.engines if candidates.has(name)}
-    deadline = time.perf_counter() + 2.0
-    for turn in range(30):
-        for name in [name for name in best if turn < 2 or best[name] < _FAR_BEHIND * min(best.values())]:
-            best[name] = min(best[name], candidates.time_ms(name))
+def _call_ms(model: nn.Module, inputs: Example) -> float:
+    """Return the fastest of up to 10 calls within about a second, after one that compiles its code, in ms."""
+    model(*inputs)
+    best, deadline = float("inf"), time.perf_counter() + 1.0
+    for _ in range(10):
+        start = time.perf_counter()
+        model(*inputs)
+        best = min(best, 1e3 * (time.perf_counter() - start))
         if time.perf_counter() > deadline:
             break
     return best
 
 
-def _there_and_back(candidates: _Candidates) -> dict[str, float]:
-    """Return the fastest call of each candidate, in ms, with no two of them in memory at once.
+def _changed(base: nn.Module, convert: Any, layers: Iterable[str], batches: Sequence[Example]) -> dict[str, str]:
+    """Return the recurrent ones of `layers` that int8 changes too much on `batches`, and by how much."""
+    recurrent = [name for name in layers if isinstance(base.get_submodule(name), RECURRENT)]
+    if not recurrent:
+        return {}
+    given: dict[str, list[Any]] = {name: [] for name in recurrent}
+    hooks = [base.get_submodule(n).register_forward_pre_hook(lambda _, x, n=n: given[n].append(x)) for n in recurrent]
+    with torch.inference_mode(), quiet.libraries():
+        for batch in batches:
+            base(*batch)
+        for hook in hooks:
+            hook.remove()
+        int8, changed = convert("")[0], {}
+        for name, calls in given.items():
+            error = output_error(base.get_submodule(name), int8.get_submodule(name), calls)
+            if error > _CHANGED:
+                changed[name] = f"int8 changes its outputs by {error:.0%}, and its errors add up over time"
+    return changed
 
-    Each has up to 10 calls within about a second, and once more in the opposite order, so that a machine that becomes
-    slower favours none; those that are far behind are not converted again.
-    """
-    best: dict[str, float] = {}
-    for name in (*candidates.engines, *reversed(candidates.engines)):
-        if best.get(name, 0.0) > _FAR_BEHIND * min(best.values(), default=0.0) or name in candidates.failures:
-            continue
-        candidates.forget(but=name)
-        if not candidates.has(name):
-            continue
-        deadline = time.perf_counter() + 1.0
-        for _ in range(10):
-            best[name] = min(best.get(name, float("inf")), candidates.time_ms(name))
-            if time.perf_counter() > deadline:
-                break
-    return best
+
+def _on_cpu(inputs: Example) -> Example:
+    return tuple(x.cpu() for x in inputs)
 
 
 def _unpack(model: nn.Module) -> None:
