@@ -172,7 +172,7 @@ def layer_times(
     A layer is the innermost module that an operator was called in, by its name in the task's model. Times are medians
     over calls after a warm-up; operators of one kind in a layer are one entry. What runs in no module but the model
     itself has the layer ''. So has what belongs to no layer with weights where a file does not tell more: TorchScript
-    of a model that torch.fx traced, and quantized ONNX.
+    compiled from source, and quantized ONNX.
 
     Args:
         path: A model file.

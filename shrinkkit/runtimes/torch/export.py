@@ -148,7 +148,10 @@ def script(module: fx.GraphModule) -> tuple[torch.jit.ScriptModule, list[tuple[s
             # A recurrent layer has several forwards.
             kind = inner[node.target].original_name.lower()
             code = getattr(inner[node.target], "inlined_graph", None)
-            stated += [(operator(k), node.target) for k in (_kinds(code) if code else (kind, f"quantized_{kind}"))]
+            stated += [
+                (operator(k), layer_of(node) or node.target)
+                for k in (_kinds(code) if code else (kind, f"quantized_{kind}"))
+            ]
         elif node.op.startswith("call"):
             stated.append((operator(node.target), layer_of(node)))
     return scripted, stated
@@ -181,9 +184,10 @@ def layered(
         with quiet.libraries(), torch.no_grad():
             program = program.run_decompositions({})
     module = program.module(check_guards=False)
+    convention, names = module.graph._codegen, dict(model.named_modules())
+    module.graph.set_codegen(fx.graph.CodeGen())
     # A copy, since a graph must name what its module holds.
-    graph, convention = copy.deepcopy(module.graph), module.graph._codegen
-    graph.set_codegen(fx.graph.CodeGen())
+    graph = copy.deepcopy(module.graph)
     root: dict[str, Any] = {n.target: _attribute(module, n.target) for n in graph.nodes if n.op == "get_attr"}
     node: Any
     for node in list(graph.nodes):
@@ -205,9 +209,14 @@ def layered(
             stem, number = target, 0
             while target in root and (distinct or root[target] is not layer):
                 target, number = f"{stem}_call{number + 1}", number + 1
-            root[target] = layer
+            # The quantizer knows each module by one name.
+            root[target] = copy.copy(layer) if number else layer
             node.op, node.target, node.args, node.kwargs = "call_module", target, inputs, {}
+            node.meta["nn_module_stack"] = {target: (layer_name(target, names), "")}
             _unpack(node, layer)
+    for node in graph.nodes:
+        # What else is known of a node refers to all that was exported.
+        node.meta = {"nn_module_stack": node.meta.get("nn_module_stack", {})}
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _writes(node))
     return fx.GraphModule(root, graph), convention
 

@@ -1,5 +1,6 @@
 """Integer kernels of TorchScript files, compared with the same integers in float."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,7 +171,8 @@ def _key(packed: Any) -> int:
 def _owners(module: Any) -> dict[int, str]:
     """Return the name of the layer that each of the packed parameters in a TorchScript module belongs to."""
     owners = {}
-    for name, inner in module.named_modules():
+    for target, inner in module.named_modules():
+        name = re.sub(r"_call\d+", "", target)
         packed, cell = getattr(inner, "_packed_params", None), getattr(inner, "param", None)
         if isinstance(packed, torch.ScriptObject):
             owners[_key(packed)] = name.removesuffix("._packed_params")

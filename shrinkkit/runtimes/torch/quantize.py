@@ -148,6 +148,7 @@ def static_int8(
         Unsupported: torch cannot export the model, or nothing in it can be quantized.
     """
     from torch.ao.quantization.fx.convert import convert as convert_fx
+    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
     from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
     left, names = _skipped(model, skip), dict(model.named_modules())
@@ -184,8 +185,11 @@ def static_int8(
         return passed[best] if passed[best][0] <= MOST_ERROR * apart[0] else apart
 
     def convert(engine: str) -> tuple[nn.Module, float]:
-        error, observed = most_faithful(saturates(engine))
-        return convert_fx(copy.deepcopy(observed)), error
+        error, observed = most_faithful(_narrow(engine))
+        quantized = convert_fx(copy.deepcopy(observed))
+        # It keeps every model that it has ever seen.
+        getattr(assert_and_get_unique_device, "cache_clear", lambda: None)()
+        return quantized, error
 
     return _fastest(convert, model, inputs, engine, "static_int8", convention, Conversion(note=note))
 
@@ -212,6 +216,10 @@ def _observed(
             mapping.set_module_name(name, None)
     copied: Any = copies.shallow_copy(base)
     fused = fuse(copied, False)
+    for node in fused.graph.nodes:
+        if node.target is torch.cat and not passing:
+            # The quantizer would give it some of its inputs in integers.
+            node.target = torch.ops.aten.cat
     scopes = {node.name: (export.layer_of(node), type(None)) for node in fused.graph.nodes}
     observed = prepare(fused, mapping, False, scopes, batches[0])
     with torch.inference_mode():
@@ -300,6 +308,11 @@ def saturates(engine: str) -> bool:
     return any(bool((output.int_repr().int() - 200).abs().max() > 1) for output in sums)
 
 
+def _narrow(engine: str) -> bool:
+    """Return whether an engine's activations need 7 bits here; FBGEMM's depthwise kernels need them everywhere."""
+    return engine in ("x86", "fbgemm") or saturates(engine)
+
+
 def _fastest(
     convert: Callable[[str], tuple[nn.Module, float]],
     model: nn.Module,
@@ -352,7 +365,7 @@ def _fastest(
     lossy = (
         f"int8 changes the outputs by {errors[engine]:.0%} on the calibration inputs: see layer by layer in 3-quantize"
     )
-    narrow = verb == "dynamic_int8" or saturates(engine)
+    narrow = verb == "dynamic_int8" or _narrow(engine)
     notes = [conversion.note, lossy * (errors[engine] > _CHANGED)]
     _CONVERSIONS[chosen] = replace(conversion, narrow=narrow, times_ms=best, note="; ".join(filter(None, notes)))
     return cast("nn.Module", chosen)
