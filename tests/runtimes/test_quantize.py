@@ -223,7 +223,7 @@ class Transposed(nn.Module):
 
 def error_of(made, model, inputs):
     with torch.inference_mode(), quantize.using_engine(quantize.engine_of(made)):
-        return base.output_error(model, made, [inputs])
+        return base.relative_error(model, made, [inputs])
 
 
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])

@@ -18,7 +18,7 @@ from shrinkkit import quiet
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.runtimes import layers
-from shrinkkit.runtimes.base import TOLERANCE, BuildRequest, BuiltFile, prove
+from shrinkkit.runtimes.base import TOLERANCE, BuildRequest, BuiltFile, prove, refuse_unfaithful
 from shrinkkit.runtimes.layers import TRANSPOSED
 from shrinkkit.runtimes.spec import HALF
 from shrinkkit.runtimes.torch import export, load, quantize
@@ -31,6 +31,7 @@ _MANGLED = re.compile(rb"___torch_mangle_\d+")
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for torch; int8 runs on the fastest engine that is exact on this processor."""
     model, precisions = lower(request)
+    refuse_unfaithful(request, "torch", quantize.conversion_of(model).error)
     path, format, note = write(model, request.example, request.folder)
     options: dict[str, Any] = {"expected": request.outputs_of(model), "layers": precisions, "notes": [note]}
     if request.precision not in ("", *HALF):

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.base import COMPARED_BATCHES, HALF_DTYPES, MOST_ERROR, output_error
+from shrinkkit.runtimes.base import COMPARED_BATCHES, HALF_DTYPES, relative_error
 from shrinkkit.runtimes.layers import RECURRENT
 from shrinkkit.runtimes.torch import export
 from shrinkkit.runtimes.torch.export import HalfPrecision
@@ -25,6 +25,8 @@ from shrinkkit.tasks import copies, modules
 from shrinkkit.tasks.modules import Example, matching
 
 _PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
+_MOST_ERROR = 4.0
+"""How many times the error of the most faithful form or engine a faster one may have: two bits."""
 _CLEARLY_SLOWER = 1.1
 """Ratio of times up to which the order of preference decides between engines."""
 _CHANGED = 0.1
@@ -41,6 +43,8 @@ class Conversion:
     kept: Mapping[str, str] = field(default_factory=dict)
     """Why a layer that int8 covers stayed in float, by layer."""
     note: str = ""
+    error: float = 0.0
+    """`relative_error` on the calibration inputs, of static int8."""
     narrow: bool = True
     """Whether activations have 7 bits, so that no sum of two products exceeds 16 bits."""
 
@@ -128,7 +132,7 @@ def static_int8(
 
     The ranges of activations are fixed from `calibration`, so that layers can pass integers to each other. Ranges by
     histogram and by minimum and maximum are tried, with integers passed on between layers and without, and the most
-    faithful is taken; passing integers on is faster, and may have up to `MOST_ERROR` times the error. Activations have
+    faithful is taken; passing integers on is faster, and may have up to 4 times the error. Activations have
     7 bits where an engine saturates with 8. Weights of an Embedding become int8 too. Transposed convolutions stay in
     float, since torch's integer kernels for them compute wrong numbers. `model` is left unchanged, on its device. For
     recurrent layers see `dynamic_int8`.
@@ -177,12 +181,12 @@ def static_int8(
         def tried(observer: Any, *, passing: bool) -> tuple[float, fx.GraphModule]:
             activation = observer.with_args(reduce_range=narrow)
             observed = _observed(base, layers, batches, activation, passing=passing)
-            return output_error(base, convert_fx(copy.deepcopy(observed)), batches[:COMPARED_BATCHES]), observed
+            return relative_error(base, convert_fx(copy.deepcopy(observed)), batches[:COMPARED_BATCHES]), observed
 
         passed = {observer: tried(observer, passing=True) for observer in (HistogramObserver, MinMaxObserver)}
         best = min(passed, key=lambda observer: passed[observer][0])
         apart = tried(best, passing=False)
-        return passed[best] if passed[best][0] <= MOST_ERROR * apart[0] else apart
+        return passed[best] if passed[best][0] <= _MOST_ERROR * apart[0] else apart
 
     def convert(engine: str) -> tuple[nn.Module, float]:
         error, observed = most_faithful(_narrow(engine))
@@ -351,7 +355,7 @@ def _fastest(
                 f"`{verb}`: the quantized model runs with no engine of this machine: {failures}. "
                 "Leave the layer out with `skip`, or use another method."
             )
-        faithful = [name for name in best if errors[name] <= MOST_ERROR * min(errors[name] for name in best)]
+        faithful = [name for name in best if errors[name] <= _MOST_ERROR * min(errors[name] for name in best)]
         fastest = min(best[name] for name in faithful)
         engine = next(name for name in engines if name in faithful and best[name] <= _CLEARLY_SLOWER * fastest)
         with using_engine(engine):
@@ -367,7 +371,9 @@ def _fastest(
     )
     narrow = verb == "dynamic_int8" or _narrow(engine)
     notes = [conversion.note, lossy * (errors[engine] > _CHANGED)]
-    _CONVERSIONS[chosen] = replace(conversion, narrow=narrow, times_ms=best, note="; ".join(filter(None, notes)))
+    _CONVERSIONS[chosen] = replace(
+        conversion, narrow=narrow, error=errors[engine], times_ms=best, note="; ".join(filter(None, notes))
+    )
     return cast("nn.Module", chosen)
 
 
@@ -398,7 +404,7 @@ def _changed(base: nn.Module, convert: Any, layers: Iterable[str], batches: Sequ
             hook.remove()
         int8, changed = convert("")[0], {}
         for name, calls in given.items():
-            error = output_error(base.get_submodule(name), int8.get_submodule(name), calls)
+            error = relative_error(base.get_submodule(name), int8.get_submodule(name), calls)
             if error > _CHANGED:
                 changed[name] = f"int8 changes its outputs by {error:.0%}, and its errors add up over time"
     return changed
