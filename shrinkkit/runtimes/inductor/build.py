@@ -22,7 +22,7 @@ from shrinkkit.runtimes.spec import HALF
 from shrinkkit.runtimes.torch import build as torch_build
 from shrinkkit.runtimes.torch import export as torch_export
 from shrinkkit.runtimes.torch import quantize
-from shrinkkit.tasks import modules, outputs
+from shrinkkit.tasks import calls, modules, outputs
 
 _FAILURES = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError, KeyError)
 _PRODUCTS = {
@@ -34,6 +34,11 @@ _PRODUCTS = {
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for inductor: an exported program, its integers spelled out."""
+    if any(calls.varying(request.model)):
+        raise Unsupported(
+            "inductor compiles for each length of the inputs, and here lengths vary. Use the torch runtime, or pad all "
+            "inputs to one length."
+        )
     if request.precision in ("", *HALF):
         model, precisions = torch_build.in_float(request)
         path, note = torch_build.write_program(model, request.example, request.folder)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from shrinkkit import quiet
 from shrinkkit.errors import brief
 from shrinkkit.runtimes.layers import RECURRENT, TRANSPOSED
-from shrinkkit.tasks import modules, outputs
+from shrinkkit.tasks import calls, modules, outputs
 from shrinkkit.tasks.modules import Example
 
 NOWHERE = "_empty_nn_module_stack"
@@ -56,6 +56,8 @@ class HalfPrecision(nn.Module):
 def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
     """Return the exported program with a dynamic batch, or with a fixed one and a note where the model forbids it.
 
+    Other dimensions are dynamic if they vary in the data of the task that the model is from; see `calls.varying`.
+
     Args:
         model: Model in eval mode, on the CPU.
         example: Positional inputs of one call, batch first.
@@ -70,7 +72,10 @@ def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPro
         try:
             # One that takes *inputs has a single name for all of them.
             named = inspect.signature(model.forward).bind(*sample).arguments
-            shapes = {name: tree_map(lambda _: {0: batch}, value) for name, value in named.items()}
+            dims = iter(calls.varying(model) or [frozenset[int]()] * len(sample))
+            # torch finds out which of them are equal.
+            dynamic = lambda _: {0: batch, **dict.fromkeys(sorted(next(dims)), torch.export.Dim.AUTO)}  # noqa: E731
+            shapes = {name: tree_map(dynamic, value) for name, value in named.items()}
             return torch.export.export(model, sample, dynamic_shapes=shapes), ""
         except (torch._dynamo.exc.UserError, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
             program = torch.export.export(model, example)
