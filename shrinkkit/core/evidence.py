@@ -199,7 +199,7 @@ def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate 
 
 def _measurement(of: Measurement, base_ms: Estimate | None, scores: Accuracy | None) -> Measurement:
     latency_ms = (base_ms if not of.error else None) if of.variant == BASELINE else _latency(base_ms, of.latency)
-    return replace(of, latency_ms=latency_ms, accuracy=_accuracy(of, scores))
+    return replace(of, latency_ms=latency_ms, accuracy=_accuracy(of, of.reference or scores))
 
 
 def _accuracy(of: Measurement, baseline: Accuracy | None) -> Accuracy | None:

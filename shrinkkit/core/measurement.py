@@ -333,7 +333,9 @@ class Measurement(Rich):
     integers: IntegerCheck | None = None
     """None for files in float, and if the runtime does not tell."""
     notes: tuple[str, ...] = ()
-    """Why one of these could not be measured."""
+    """Why one of these could not be measured, or not in full."""
+    reference: Accuracy | None = None
+    """The baseline's on the examples of `accuracy`, where these are only a part of the test split."""
 
     def shown(self) -> Shown:
         """Return what was measured."""
@@ -383,6 +385,8 @@ class TargetRecord(Rich):
     """Contention during the benchmark."""
     task_notes: tuple[str, ...] = ()
     """What the task was given without, and how it was filled in."""
+    partial: bool = False
+    """Whether the benchmark has not ended, so that variants and figures may be missing."""
     schema_version: int = SCHEMA_VERSION
 
     @property

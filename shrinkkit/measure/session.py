@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from shrinkkit.core import evidence, machines, store
 from shrinkkit.core.measurement import (
@@ -30,7 +32,8 @@ from shrinkkit.display.tables import Cell, Column, Table
 from shrinkkit.errors import InvalidInput, ShrinkkitError, UnfairComparison, Unsupported, brief
 from shrinkkit.measure import benchmark, peak_memory, scoring
 from shrinkkit.measure.benchmark import TimedModel
-from shrinkkit.measure.timing import Protocol, TimingCallback, never_stop
+from shrinkkit.measure.scoring import Scored
+from shrinkkit.measure.timing import FEWEST_BLOCKS, HOPELESS, Protocol, TimingCallback, never_stop
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.base import Loaded
@@ -45,6 +48,9 @@ SWEEP = Protocol(width=0.02, cap_s=0.5, fresh_copies=2)
 """Of other batch sizes and thread counts, where many wide intervals tell more than few narrow ones."""
 SWEEP_CALLS = 120
 """Approximate calls of the fewest blocks and the warm-up of one comparison."""
+SCORING_S = 60.0
+"""Time for which a variant that is `hopeless` is evaluated."""
+STOPPED = "It was not timed: the benchmark was stopped by hand."
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,17 @@ class Profile:
     denormals: int = 0
     integers: IntegerCheck | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Measured:
+    """What was measured of the variants of a target, by variant."""
+
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
+    references: dict[str, Accuracy] = field(default_factory=dict)
+    """See `Measurement.reference`."""
+    latencies: dict[str, Comparison] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 def write_missing_baseline(run: str | Path, settings: Settings) -> None:
@@ -144,31 +161,168 @@ def _load(folder: Path, settings: Settings, like: Any) -> LoadedVariant:
     return LoadedVariant(name, "", verified.loaded, file.sha256, verified.load_ms, verified.first_call_ms)
 
 
+def measure(
+    run: str | Path,
+    loaded: Mapping[str, LoadedVariant],
+    settings: Settings,
+    *,
+    callback: TimingCallback = never_stop,
+    progress: Progress = no_progress,
+) -> Measured:
+    """Time and evaluate each loaded file against the baseline's, one variant after another.
+
+    The record is saved after each, as a partial one. What an unfinished benchmark of the same files under the same
+    conditions saved is not measured again. Files with the quickest first call come first. A comparison for which the
+    machine was too noisy is repeated once at the end.
+    """
+    task, measured, scored = settings.task, Measured(), dict[str, Scored]()
+    names, done, stopped = [BASELINE, *(name for name in loaded if name != BASELINE)], [BASELINE], False
+
+    def compare(name: str) -> bool:
+        """Time a file and return whether that was stopped by hand."""
+        progress(names.index(name), len(names), f"timing {name}")
+        pair = {BASELINE: loaded[BASELINE], name: loaded[name]}
+        latencies, errors = compare_latency(pair, settings, callback=callback)
+        measured.latencies |= latencies
+        measured.errors |= errors
+        return STOPPED in errors.values() or any(compared.stopped for compared in latencies.values())
+
+    def score(name: str) -> None:
+        pair, part = {name: loaded[name]}, _part(task, measured.latencies.get(name), settings.seed)
+        count = f" on {len(part):,} of {len(task.test):,} examples" if part else ""
+        progress(names.index(name), len(names), f"evaluating {name}{count}")
+        if not part:
+            accuracies, errors = evaluate(pair, task, scored=scored)
+        else:
+            # The baseline too, because a metric of the whole set has no scores of single examples.
+            subset = replace(task, test=Subset(task.test, part))
+            accuracies, errors = evaluate({BASELINE: loaded[BASELINE]} | pair, subset)
+            measured.references |= {name: accuracies.pop(BASELINE)} if name in accuracies else {}
+            accuracies = {name: _renumbered(accuracy, part) for name, accuracy in accuracies.items()}
+        measured.accuracies |= accuracies
+        measured.errors = errors | measured.errors
+
+    def save() -> None:
+        write(run, record(settings, {name: loaded[name] for name in done}, **vars(measured), partial=True))
+
+    if loaded[BASELINE].loaded:
+        score(BASELINE)
+    saved = _saved(run, loaded, settings, measured.accuracies.get(BASELINE))
+    for name, earlier in saved.items():
+        done.append(name)
+        measured.latencies |= {name: earlier.latency} if earlier.latency else {}
+        measured.accuracies |= {name: earlier.accuracy} if earlier.accuracy else {}
+        measured.references |= {name: earlier.reference} if earlier.reference else {}
+    save()
+    names = [*done, *sorted(loaded.keys() - {*done}, key=lambda name: (loaded[name].first_call_ms or 0.0, name))]
+    for name in names[len(done) :]:
+        if stopped and loaded[name].loaded:
+            measured.errors[name] = STOPPED
+        elif loaded[name].loaded:
+            stopped = compare(name)
+        if loaded[name].loaded:
+            score(name)
+        done.append(name)
+        save()
+    # The control and the machine withhold a verdict, never the candidate, so a second try favours no variant.
+    for name in [n for n, c in measured.latencies.items() if c.verdict == "too noisy" and not hopeless(c)]:
+        stopped = stopped or compare(name)
+        save()
+    progress(len(names), len(names), "")
+    return measured
+
+
+def _saved(
+    run: str | Path, loaded: Mapping[str, LoadedVariant], settings: Settings, baseline: Accuracy | None
+) -> dict[str, Measurement]:
+    """Return what an unfinished benchmark of the same files, scores and conditions saved, by variant."""
+    path = RunFolder(run).measurement(str(settings.target), machines.this_machine(settings.target))
+    try:
+        earlier = evidence.derive(store.read(path, TargetRecord))
+    except InvalidInput:  # there is none, or none that this version can use
+        return {}
+    now = machines.environment(settings.threads, packages=registry.packages())
+    before = replace(earlier.environment, clock_mhz=now.clock_mhz, load_average=now.load_average)
+    files = {m.variant: m for m in earlier.measurements if m.variant in loaded}
+    same = {name: m for name, m in files.items() if m.file_sha256 == loaded[name].file_sha256}
+    if not earlier.partial or before != now or BASELINE not in same or same[BASELINE].accuracy != baseline:
+        return {}
+
+    def holds(m: Measurement) -> bool:
+        if m.error or m.latency is None or m.accuracy is None or m.latency.stopped or m.latency.verdict == "too noisy":
+            return False
+        here = settings.conditions(m.latency.conditions.form)
+        return (m.latency.conditions, m.latency.seed) == (here, settings.seed)
+
+    return {name: m for name, m in same.items() if holds(m)}
+
+
+def hopeless(compared: Comparison) -> bool:
+    """Return whether a variant is so slow, in relation to the baseline and in seconds, that it gets no more time."""
+    return compared.speedup.high * HOPELESS < 1 and len(compared.candidate_samples_ms) < 2 * FEWEST_BLOCKS
+
+
+def promising(loaded: Mapping[str, LoadedVariant], measured: Measured) -> dict[str, LoadedVariant]:
+    """Return the variants that are not `hopeless`, to profile them and to time them at other batch sizes."""
+    slow = {name for name, compared in measured.latencies.items() if hopeless(compared)}
+    return {name: variant for name, variant in loaded.items() if name not in slow}
+
+
+def _part(task: Task, compared: Comparison | None, seed: int) -> tuple[int, ...]:
+    """Return the test examples that a hopeless variant is evaluated on within `SCORING_S`; () for all of them."""
+    if compared is None or not hopeless(compared):
+        return ()
+    batches = max(1, int(1000 * SCORING_S / compared.candidate_ms.value))
+    count, total = batches * task.example[0].shape[0], len(task.test)
+    # Drawn at random, because test splits may be sorted by class.
+    return tuple(sorted(Random(seed).sample(range(total), count))) if count < total else ()
+
+
+def _renumbered(accuracy: Accuracy, part: Sequence[int]) -> Accuracy:
+    """Return an accuracy on a part of the test split with the numbers that examples have in the whole."""
+    worst = tuple(replace(one, index=part[one.index]) for one in accuracy.worst_regressions)
+    return replace(accuracy, worst_regressions=worst)
+
+
+def _limits(compared: Comparison | None, reference: Accuracy | None, examples: int) -> tuple[str, ...]:
+    """Return what was left out of the measurement of a hopeless variant."""
+    if compared is None or not hopeless(compared):
+        return ()
+    slow = f"{formats.times(1 / compared.speedup.value)} as slow as the baseline"
+    scored = (f"Scored on {reference.examples:,} of {examples:,} examples, drawn at random.",) if reference else ()
+    return (f"Slow: {slow}, so neither profiled nor timed at other batch sizes and threads.", *scored)
+
+
 def evaluate(
-    loaded: Mapping[str, LoadedVariant], task: Task, *, progress: Progress = no_progress
+    loaded: Mapping[str, LoadedVariant],
+    task: Task,
+    *,
+    progress: Progress = no_progress,
+    scored: dict[str, Scored] | None = None,
 ) -> tuple[dict[str, Accuracy], dict[str, str]]:
     """Return the accuracy of each loaded file on the test split, and why others could not be evaluated.
 
-    The baseline is evaluated first; the others are paired with it, example by example.
+    The baseline is evaluated first, unless it is in `scored`, to which it is added; the others are paired with it,
+    example by example.
     """
+    known = {} if scored is None else scored
     accuracies: dict[str, Accuracy] = {}
     errors: dict[str, str] = {}
-    reference = None
     for i, (name, variant) in enumerate(sorted(loaded.items(), key=lambda item: item[0] != BASELINE)):
         progress(i, len(loaded), name)
         if variant.loaded is None:
             continue
         try:
-            scored = scoring.scores(variant.loaded, task, task.test)
+            scores = scoring.scores(variant.loaded, task, task.test)
         except (ShrinkkitError, RuntimeError) as error:
             errors[name] = str(error)
             continue
         if name == BASELINE:
-            reference = scored
-        elif reference is None:
+            known[BASELINE] = scores
+        elif BASELINE not in known:
             errors[name] = "The baseline could not be evaluated, so there is nothing to pair this with."
             continue
-        accuracies[name] = scoring.accuracy(task, scored, None if name == BASELINE else reference)
+        accuracies[name] = scoring.accuracy(task, scores, None if name == BASELINE else known[BASELINE])
     progress(len(loaded), len(loaded), "")
     return accuracies, errors
 
@@ -178,8 +332,7 @@ def compare_latency(
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded file against the baseline's, and why others were not timed.
 
-    A comparison for which the machine was too noisy is repeated once at the end. If the callback or an interrupt
-    stops the timing, the comparisons before it are kept.
+    If the callback or an interrupt stops the timing, the comparisons before it are kept.
     """
     baseline = loaded[BASELINE].loaded
     if baseline is None:
@@ -206,12 +359,9 @@ def compare_latency(
             return not compared.stopped
         return True
 
-    completed = all(compare(name, file) for name, file in files.items())
-    # The control and the machine withhold a verdict, never the candidate, so a second try favours no variant.
-    for name in [name for name, compared in comparisons.items() if completed and compared.verdict == "too noisy"]:
-        completed = completed and compare(name, files[name])
+    all(compare(name, file) for name, file in files.items())  # up to the one that is stopped
     untimed = [name for name in files if name not in comparisons and name not in errors]
-    return comparisons, errors | dict.fromkeys(untimed, "It was not timed: the benchmark was stopped by hand.")
+    return comparisons, errors | dict.fromkeys(untimed, STOPPED)
 
 
 def compare_runtimes(
@@ -253,9 +403,9 @@ def profile(
             "denormals": ("Denormals", partial(files.denormals, path, **common)),
             "integers": ("Integer kernels", partial(files.check_integers, path, threads=settings.threads, **common)),
         }
-        for field, (title, measure) in measurements.items():
+        for key, (title, inspect) in measurements.items():
             try:
-                fields[field] = measure()
+                fields[key] = inspect()
             except (ShrinkkitError, RuntimeError, ValueError) as error:
                 notes.append(f"{title}: {error}")
         profiles[name] = Profile(**fields, notes=tuple(notes))
@@ -366,14 +516,19 @@ def record(
     loaded: Mapping[str, LoadedVariant],
     *,
     accuracies: Mapping[str, Accuracy] = MappingProxyType({}),
+    references: Mapping[str, Accuracy] = MappingProxyType({}),
     errors: Mapping[str, str] = MappingProxyType({}),
     latencies: Mapping[str, Comparison] = MappingProxyType({}),
     runtime: Comparison | None = None,
     profiles: Mapping[str, Profile] = MappingProxyType({}),
     sweep: Sequence[Point] = (),
+    partial: bool = False,
 ) -> TargetRecord:
     """Return the record of a benchmark, with one measurement for each variant and every figure derived from samples."""
     target = settings.target
+    examples = len(settings.task.test)
+    inside = {name: profiles.get(name, Profile()) for name in loaded}
+    limits = {name: _limits(latencies.get(name), references.get(name), examples) for name in loaded}
     measurements = [
         Measurement(
             variant=name,
@@ -384,7 +539,8 @@ def record(
             first_call_ms=variant.first_call_ms,
             accuracy=accuracies.get(name),
             latency=latencies.get(name),
-            **vars(profiles.get(name, Profile())),
+            reference=references.get(name),
+            **vars(replace(inside[name], notes=(*inside[name].notes, *limits[name]))),
         )
         for name, variant in loaded.items()
     ]
@@ -399,6 +555,7 @@ def record(
         sweep=tuple(sweep),
         notes=tuple(sorted(notes)),
         task_notes=settings.task.notes,
+        partial=partial,
     )
     return evidence.derive(stated)
 

@@ -14,6 +14,8 @@ from shrinkkit.core.target import Place, Target
 
 FOLDER = RunFolder("")
 """The layout of every run folder."""
+BENCHMARK = "4-benchmark"
+"""The notebook that measures."""
 REPORT = "5-report"
 """The notebook that ends every run."""
 
@@ -95,10 +97,10 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         parameters = {**common, "target": str(target), "variants": variants, **sizes, "today": study.today}
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
-        name = "-".join(filter(None, ["4-benchmark", target.slug, guest]))
+        name = "-".join(filter(None, [BENCHMARK, target.slug, guest]))
         leaves, place = FOLDER.measurement(str(target), here).as_posix(), str(Place(target, guest))
         reads = tuple(map(_record, variants))
-        benchmarks.append(Planned(name, "4-benchmark", place, parameters, ("1-baseline",), leaves, reads))
+        benchmarks.append(Planned(name, BENCHMARK, place, parameters, ("1-baseline",), leaves, reads))
     return (*made.values(), *benchmarks, _REPORT)
 
 

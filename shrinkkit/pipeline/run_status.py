@@ -187,10 +187,11 @@ class RunStatus:
         self.run = run
         self.monitor = monitor
         self.earlier = succeeded(run)
+        self.before = {step.name: step for step in before.steps} if before else {}
         self.planned = [step.name for step in planned]
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.command, self.started = (before.command, before.started) if before and partial else (command, now)
-        known = {step.name: step for step in before.steps} if before else {}
+        known = self.before
         measured = {name: step for name, step in self.earlier.items() if step.notebook == "4-benchmark"}
         new = {step.name: step for step in planned}
         steps = known | new if partial else new | {name: step for name, step in measured.items() if name not in new}

@@ -30,7 +30,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import parameters, plan, run_status, steps
-from shrinkkit.pipeline.plan import _REPORT, PACKAGE, Planned
+from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, LineMonitor, Monitor, Progress, RunStatus
 from shrinkkit.report import export, index_page
 from shrinkkit.results import results
@@ -102,9 +102,9 @@ class PreparedRun:
             status.steps[step.name] = status.earlier[step.name]
             status.set(step.name, state="cached")
             return
-        status.set(step.name, state="running")
         inputs, record = self._inputs_sha256(step), self.run.path / step.leaves
-        if step.leaves:
+        status.set(step.name, state="running", inputs_sha256=inputs)
+        if step.leaves and not self._resumes(step, inputs, status.before.get(step.name)):
             record.unlink(missing_ok=True)
         start = time.monotonic()
         ended = steps.execute(
@@ -127,9 +127,15 @@ class PreparedRun:
             error=error,
             note=ended.note,
             duration_s=time.monotonic() - start,
-            inputs_sha256=inputs,
-            files={} if error else self.run.step_files(step.leaves),
+            # What a benchmark saved before it failed is evidence too.
+            files={} if error and step.notebook != BENCHMARK else self.run.step_files(step.leaves),
         )
+
+    def _resumes(self, step: Planned, inputs_sha256: str, before: Step | None) -> bool:
+        """Return whether a benchmark with the same inputs did not end well, so that what it saved is kept."""
+        if self.force or before is None or step.notebook != BENCHMARK or before.state in SUCCEEDED:
+            return False
+        return before.inputs_sha256 == inputs_sha256 and not run_folder.altered(self.run.path, before.files)
 
     def _is_cached(self, step: Planned, earlier: Mapping[str, Step]) -> bool:
         """Return whether a step ended well with the same inputs and every file that it left is unchanged."""
@@ -248,7 +254,7 @@ def prepare_benchmark(
     inspection = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)
     whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
-    steps = _checked(replace(s, needs=()) for s in whole if s.notebook in ("4-benchmark", _REPORT.notebook))
+    steps = _checked(replace(s, needs=()) for s in whole if s.notebook in (BENCHMARK, _REPORT.notebook))
     inputs = (inspection.fingerprint + _software(), inspection.files)
     return PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=None)
 

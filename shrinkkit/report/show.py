@@ -95,10 +95,15 @@ def _tables(results: Results) -> tuple[Table, ...]:
         lines = [*_user_module(results, target), *(_variant(row, results, chosen=row == best) for row in rows)]
         signs = results.measured[target].notes if target in results.measured else ()
         contention = f"Contention during the benchmark: {'; '.join(signs)}." if signs else ""
-        note = " ".join(filter(None, [_dense_zeros(rows), contention]))
+        slow = [f"{m.variant}: {n}" for r in rows if (m := results.measurement(r)) for n in m.notes if _limits(n)]
+        note = " ".join(filter(None, [_dense_zeros(rows), contention, *slow]))
         caption = f"{results.where(target)}{_conditions(results, target)}"
         shown.append(tables.table(caption, lines, note, folded=False))
     return tuple(shown)
+
+
+def _limits(note: str) -> bool:
+    return note.startswith(("Slow: ", "Scored on "))
 
 
 def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:

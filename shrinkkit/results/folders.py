@@ -90,6 +90,16 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     order = [*targets, *registry.targets()]
     reported = map(Place.parse, {*targets, *others, *failed} - absent.keys())
     ordered = sorted(reported, key=lambda at: (at.machine, order.index(str(at.target))))
+    for at, record in folder.measured.items():
+        if record.partial:
+            step = folder.step(at)
+            names = {m.variant for m in record.measurements}
+            missing = [f"the variants {', '.join(rest)}"] if (rest := sorted(folder.variants.keys() - names)) else []
+            notes.append(
+                f"The benchmark of {at} did not end{f': {step.error}' if step and step.error else '.'} Not measured: "
+                f"{', '.join([*missing, 'memory, layers, other batch sizes and threads'])}. "
+                "Run the same command again to measure only what is missing."
+            )
     return tuple(map(str, ordered)), tuple(notes)
 
 

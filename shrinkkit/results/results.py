@@ -230,7 +230,8 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
 
     Holm's correction covers the number of variants; see `estimate.within`.
     """
-    accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
+    accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy and not m.reference}
+    parts = [(m.variant, m.accuracy.gain) for m in record.measurements if m.accuracy and m.reference]
     baseline = accuracies.pop(BASELINE, None)
     if baseline is None:
         return {}
@@ -240,6 +241,10 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
         name: "within budget" if is_within else "over budget" if accuracy.gain.high < -drop else "cannot tell"
         for (name, accuracy), is_within in zip(accuracies.items(), within, strict=True)
         if accuracy.gain
+    } | {
+        # A part of the examples shows at most that the budget is exceeded.
+        name: "over budget" if gain and gain.high < -drop else "cannot tell"
+        for name, gain in parts
     }
 
 
@@ -294,7 +299,7 @@ def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
     at = Place.parse(target).target
     if recipe and (reason := registry.refusal(recipe.precision.name, at)):
         return "unsupported", f"{reason}."
-    return _not_made(folder, name, at.runtime) or _not_measured(folder, target)
+    return _not_made(folder, name, at.runtime) or _not_measured(folder, name, target)
 
 
 def _not_made(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None:
@@ -309,11 +314,13 @@ def _not_made(folder: Folder, name: str, runtime: str) -> tuple[str, str] | None
     return ("unsupported", reason) if reason else None
 
 
-def _not_measured(folder: Folder, target: str) -> tuple[str, str] | None:
-    step = folder.step(target)
+def _not_measured(folder: Folder, name: str, target: str) -> tuple[str, str] | None:
+    step, record = folder.step(target), folder.measured.get(target)
+    if record and record.partial and any(m.variant == name for m in record.measurements):
+        return None
     if step and step.state in ("failed", "skipped"):
         return "failed", f"The benchmark of {target} failed: {_cause(folder, step)}"
-    if target in folder.measured:
+    if record and not (record.partial and step):
         return None
     reasons = (folder.altered[path] for path in (step.files if step else ()) if path in folder.altered)
     if reason := next(reasons, ""):

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import time
 
 import pytest
 from builds import write_variants
@@ -7,10 +8,13 @@ from tiny import task as tiny_task
 
 from shrinkkit.core import machines, store
 from shrinkkit.core.measurement import IntegerCheck, TargetRecord, speedup
+from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.session import Settings
+from shrinkkit.measure.timing import FEWEST_BLOCKS
+from shrinkkit.results import results
 from shrinkkit.runtimes import files, registry
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
@@ -244,3 +248,87 @@ def test_the_gpu_runs_the_files_that_the_cpu_wrote(run, task):
     assert errors == {}
     assert found["baseline"].mean.value > 0.5
     assert session.compare_latency(loaded, Settings(gpu, task, threads=1))[0]["half"].conditions.device == "cuda"
+
+
+def slowed(variant, seconds):
+    """Return a loaded variant whose every call takes `seconds` longer."""
+
+    def slow(loaded):
+        def bind(inputs):
+            call = loaded.bind(inputs)
+            return lambda: (time.sleep(seconds), call())[1]
+
+        return dataclasses.replace(loaded, bind=bind, clone=lambda: slow(loaded.clone()))
+
+    return dataclasses.replace(variant, loaded=slow(variant.loaded), first_call_ms=1000 * seconds)
+
+
+@pytest.fixture(scope="module")
+def hopeless(run, task):
+    """What was measured where one variant takes a quarter of a second a call, in which order, and the record."""
+    settings, texts = Settings(TORCH, task, threads=1), []
+    loaded = session.load(run, ["int8", "half"], settings)
+    loaded["int8"] = slowed(loaded["int8"], 0.25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "SCORING_S", 1.1)
+        measured = session.measure(run, loaded, settings, progress=lambda *event: texts.append(event[2]))
+    return measured, texts, session.promising(loaded, measured), session.record(settings, loaded, **vars(measured))
+
+
+def test_a_hopelessly_slow_variant_comes_last_and_is_timed_just_enough(hopeless):
+    measured, texts, promising, _ = hopeless
+    scored = f"evaluating int8 on {len(measured.accuracies['int8'].scores)} of 42 examples"
+    assert texts[:5] == ["evaluating baseline", "timing half", "evaluating half", "timing int8", scored]
+    assert texts.count("timing int8") == 1
+    assert measured.latencies["int8"].speedup.high < 1 / 3
+    assert measured.latencies["int8"].verdict in ("slower", "too noisy")
+    assert len(measured.latencies["int8"].candidate_samples_ms) < 2 * FEWEST_BLOCKS
+    assert set(promising) == {"baseline", "half"}
+
+
+def test_what_a_hopelessly_slow_variant_was_not_measured_for_is_said_and_it_is_never_within_the_budget(hopeless, task):
+    measured, _, _, record = hopeless
+    by_name = {m.variant: m for m in record.measurements}
+    int8 = by_name["int8"]
+    count = len(int8.accuracy.scores)
+    assert 4 <= count < 42
+    assert f"Scored on {count} of 42 examples" in int8.notes[1]
+    assert "as slow as the baseline" in int8.notes[0]
+    assert by_name["half"].notes == ()
+    assert len(int8.reference.scores) == count
+    assert int8.accuracy.difference == measured.accuracies["int8"].difference
+    assert {r.index for r in int8.accuracy.worst_regressions} <= set(range(42))
+    assert results.accuracy_verdicts(record, 1.0) == {"half": "within budget", "int8": "cannot tell"}
+
+
+def test_every_variant_is_saved_as_soon_as_it_is_measured_and_not_measured_again(run, task):
+    settings = Settings(ONNX, task, threads=1)
+    path = RunFolder(run).measurement("cpu/onnxruntime", machines.this_machine(ONNX))
+    path.unlink(missing_ok=True)
+    loaded = session.load(run, ["int8", "half"], settings)
+    loaded["other"] = dataclasses.replace(loaded["int8"], variant="other", first_call_ms=1e6)
+
+    def killed(_done, _total, text):
+        if text == "evaluating other":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.measure(run, loaded, settings, progress=killed)
+    kept = store.read(path, TargetRecord)
+    assert kept.partial
+    assert [m.variant for m in kept.measurements] == ["baseline", "half", "int8"]
+    texts = []
+    again = session.measure(run, loaded, settings, progress=lambda *event: texts.append(event[2]))
+    if kept.measurements[2].latency.verdict != "too noisy":
+        assert "timing int8" not in texts
+        assert again.latencies["int8"] == kept.measurements[2].latency
+        assert again.accuracies["int8"] == kept.measurements[2].accuracy
+    assert "timing other" in texts
+    assert store.read(path, TargetRecord).partial
+    for other in (dataclasses.replace(settings, seed=1), Settings(ONNX, tiny_task(batch=2), threads=1)):
+        baseline, _ = session.evaluate({"baseline": loaded["baseline"]}, task)
+        assert session._saved(run, loaded, other, baseline["baseline"]) == {}
+    changed = loaded | {"int8": dataclasses.replace(loaded["int8"], file_sha256="0")}
+    assert "int8" not in session._saved(run, changed, settings, again.accuracies["baseline"])
+    session.write(run, session.record(settings, loaded, **vars(again)))
+    assert session._saved(run, loaded, settings, again.accuracies["baseline"]) == {}
