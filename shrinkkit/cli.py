@@ -288,7 +288,7 @@ def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
         print(f"\n{output.table(loaded, width=console.width if console.is_terminal else output.WIDTH)}\n")
         console.print(verdict, style="bold", markup=False, soft_wrap=not console.is_terminal)
         print(f"\nreport: {run.report}")
-    return 1 if failures else 0
+    return 1 if failures or any(record.partial for record in loaded.measured.values()) else 0
 
 
 @app.command("list")

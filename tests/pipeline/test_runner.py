@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from shrinkkit.core import machines, store, studies
+from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.recipe import BUILT_IN
 from shrinkkit.core.run_folder import RunFolder, Status
 from shrinkkit.core.store import SCHEMA_VERSION
@@ -161,6 +162,46 @@ def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, 
     assert "longer than 1 s" in (tmp_path / "hasty/report.md").read_text()
     assert found["1-baseline"] == "failed"
     assert found["2-prune-half.stage-1"] == "skipped"
+
+
+def quiet(measurement):
+    """Return a measurement as a quiet machine would have made it, so that it needs no second try."""
+    slots = tuple((1.0 + i % 3 / 1000,) for i in range(40))
+    undisturbed = dataclasses.replace(measurement.latency.disturbance, withheld=False)
+    samples = {f"{arm}_samples_ms": slots for arm in ("reference", "candidate", "control")}
+    return dataclasses.replace(
+        measurement, latency=dataclasses.replace(measurement.latency, disturbance=undisturbed, **samples)
+    )
+
+
+def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "corner"))
+    whole, status = store.read(folder / RECORD, TargetRecord), store.read(folder / "status.json", Status)
+    by_name = {m.variant: m for m in whole.measurements}
+    left = (by_name["baseline"], kept := quiet(by_name["half"]))
+    store.write(folder / RECORD, dataclasses.replace(whole, measurements=left, partial=True))
+    failed = {"state": "failed", "error": "It took too long.", "files": {RECORD: store.sha256(folder / RECORD)}}
+    steps = [dataclasses.replace(s, **failed) if s.notebook == "4-benchmark" else s for s in status.steps]
+    store.write(folder / "status.json", dataclasses.replace(status, steps=tuple(steps)))
+
+    prepared = prepare(study, tmp_path)
+    step = next(s for s in prepared.steps if s.notebook == "4-benchmark")
+    before = next(s for s in steps if s.name == step.name)
+    assert prepared._resumes(step, before.inputs_sha256, before)
+    assert not prepared._resumes(step, "other inputs", before)
+    assert not dataclasses.replace(prepared, force=True)._resumes(step, before.inputs_sha256, before)
+    altered = dataclasses.replace(before, files={RECORD: "0" * 64})
+    assert not prepared._resumes(step, before.inputs_sha256, altered)
+
+    prepared.execute(SILENT)
+    assert states(folder)[step.name] == "done"
+    after = store.read(folder / RECORD, TargetRecord)
+    assert not after.partial
+    measured = {m.variant: m for m in after.measurements}
+    assert measured["half"].latency.candidate_samples_ms == kept.latency.candidate_samples_ms
+    assert measured["half"].accuracy == by_name["half"].accuracy
+    assert measured["half"].memory is not None
+    assert measured["half-int8"].latency.reference_samples_ms != by_name["half-int8"].latency.reference_samples_ms
 
 
 def test_a_run_folder_in_use_is_refused(study, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from shrinkkit.core import store
 from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.target import Place, Target
-from shrinkkit.results import folders
+from shrinkkit.report import show
+from shrinkkit.results import folders, results, verdict
 
 AWAY = str(Place(Target("cpu", "torch"), examples.ELSEWHERE))
 
@@ -80,6 +81,28 @@ def test_a_benchmark_that_broke_is_a_failure_although_another_machine_ended_well
     (run / RunFolder("").measurement("cpu/torch", examples.HERE).as_posix()).unlink()
     with_step(run, Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", "failed", error="the kernel died"))
     assert folders.places(folders.read(run)) == (("cpu/torch", "cpu/onnxruntime", AWAY), ())
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_what_a_benchmark_saved_before_it_ended_is_reported_and_the_rest_named_with_the_reason(run, state):
+    whole = examples.target_record("cpu/torch")
+    kept = tuple(
+        dataclasses.replace(m, memory=None, layers=()) for m in whole.measurements if m.variant != "channels-50"
+    )
+    partial = dataclasses.replace(whole, measurements=kept, runtime=None, sweep=(), partial=True)
+    examples.write_measured(run, partial)
+    cause = "It took longer than 1800 s and was stopped during: Measuring · timing channels-50"
+    with_step(run, Step("4-benchmark-cpu-torch", "4-benchmark", "cpu/torch", state, error=cause))
+    loaded = results.load(run)
+    (note,) = [note for note in loaded.notes if "did not end" in note]
+    assert cause in note
+    assert "Not measured: the variants channels-50, memory" in note
+    states = {row.variant: row.state for row in loaded.rows if row.target == "cpu/torch"}
+    assert states["static-int8"] == states["baseline"] == "measured"
+    assert states["channels-50"] == {"failed": "failed", "interrupted": "not run"}[state]
+    assert loaded.row("static-int8", "cpu/torch").speedup is not None
+    for part in (verdict.decide, show.variants, show.missing, show.deployment, show.layer_latency):
+        assert part(loaded)
 
 
 def test_a_benchmark_that_failed_on_another_machine_has_its_place(run):
