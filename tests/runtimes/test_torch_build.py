@@ -44,7 +44,7 @@ def test_a_model_is_exported_whole_and_nothing_is_noted(model, tmp_path):
     path, kind, note = torch_build.write(model, EXAMPLE, tmp_path)
     assert (path.name, kind, note) == ("model.torchscript.pt", "torchscript", "")
     assert torch_build.write_program(model, EXAMPLE, tmp_path) == (tmp_path / "model.pt2", "")
-    assert onnx_export.write(model, EXAMPLE, tmp_path / "model.onnx") == ""
+    assert onnx_export.write(model, EXAMPLE, tmp_path / "model.onnx").note == ""
 
 
 @pytest.mark.parametrize("fixed", [False, True])

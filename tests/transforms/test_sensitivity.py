@@ -77,9 +77,10 @@ def test_work_in_place_does_not_change_what_is_compared():
 def test_every_layer_of_other_models_can_be_compared(name):
     model, inputs = sample(name)
     layers, output = found(model, quantize.dynamic_int8(model, inputs[0]), inputs)
-    assert {one.why for one in layers.values()} == {""}
+    # Attention has become the layers of its products.
+    assert {one.layer for one in layers.values() if one.why} == {n for n in layers if n.endswith("self_attn")}
     assert "int8" in {one.runs_as for one in layers.values()}
-    assert max(one.error for one in layers.values()) < 0.1
+    assert max(one.error for one in layers.values() if not one.why) < 0.1
     assert 0 < output < 0.1
 
 

@@ -1,6 +1,7 @@
 """Models captured by torch.export, and what is made of the graph: TorchScript, and calls of the layers int8 covers."""
 
 import copy
+import functools
 import inspect
 import operator as python
 import re
@@ -146,6 +147,7 @@ def script(module: fx.GraphModule) -> tuple[torch.jit.ScriptModule, list[tuple[s
     end = graph.output_node()
     results = end.args[0] if isinstance(end.args[0], list | tuple) else (end.args[0],)
     end.args = (results[0] if len(results) == 1 else tuple(results),)
+    _take_name()
     scripted = torch.jit.script(fx.GraphModule(root, graph).eval())
     inner, stated = dict(scripted.named_modules()), list[tuple[str, str]]()
     for node in graph.nodes:
@@ -160,6 +162,12 @@ def script(module: fx.GraphModule) -> tuple[torch.jit.ScriptModule, list[tuple[s
         elif node.op.startswith("call"):
             stated.append((operator(node.target), layer_of(node)))
     return scripted, stated
+
+
+@functools.cache
+def _take_name() -> torch.jit.ScriptModule:
+    """Return a TorchScript graph that is kept, so that the types of all others are numbered, also that of the first."""
+    return torch.jit.script(fx.GraphModule(nn.Module(), fx.symbolic_trace(nn.Identity()).graph))
 
 
 def _kinds(graph: Any) -> list[str]:
@@ -204,6 +212,9 @@ def layered(
         elif name == "sym_size":
             # torch's quantizer takes operators that it does not know for those of tensors.
             node.op, node.target = "call_method", "size"
+        elif name == "view":
+            # Integer convolutions order their outputs otherwise.
+            node.target = torch.ops.aten.reshape.default
         elif name in _FUNCTIONS:
             operands = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
             numbers = all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in operands)
