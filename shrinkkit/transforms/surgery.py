@@ -166,7 +166,7 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
 
 
 def _shared(model: nn.Module, change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor) -> nn.Module:
-    """Return a copy of `model` with the parameters that `change` makes of its own; unchanged ones share memory."""
+    """Return a copy of `model` whose parameters are what `change` returns for them; unchanged ones share memory."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(change(name, p.detach()), p.requires_grad) for name, p in model.named_parameters()
     }

@@ -10,7 +10,7 @@ LARGE_BYTES = 1 << 16
 
 
 def write(model: Any, path: Path, *, folder: Path | None = None) -> tuple[Path, ...]:
-    """Write an `onnx_ir.Model` to `path`, and return the files beside it: its weights if they are large.
+    """Write an `onnx_ir.Model` to `path`, and return its second file, of the weights, if they are large.
 
     Args:
         model: What is written; used up.

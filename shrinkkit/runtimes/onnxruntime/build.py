@@ -44,7 +44,7 @@ def build(request: BuildRequest) -> BuiltFile:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An ONNX file in one of the forms of int8 weights, in a folder of its own."""
+    """An ONNX file in one of the forms of int8 weights, in a separate folder."""
 
     form: Form
     path: Path

@@ -86,7 +86,7 @@ def write(
     skip: Sequence[str] = (),
     form: Form = FORMS[0],
 ) -> tuple[Path, ...]:
-    """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's tools, and return files beside it.
+    """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's tools, and return its further files.
 
     Weights are int8 per output channel, and per row in the tables of embeddings. `source` is left unchanged.
 
