@@ -12,6 +12,7 @@ import psutil
 import torch
 from torch import nn
 
+from shrinkkit import quiet
 from shrinkkit.core import machines
 from shrinkkit.core.evidence import conclude
 from shrinkkit.core.measurement import Accuracy, Comparison, Conditions, Disturbance, differences
@@ -214,7 +215,8 @@ def copies(model: nn.Module, example: Example, *, form: str = "eager") -> Make:
     engine = quantize.engine_of(model)
 
     def make() -> Call:
-        with quantize.using_engine(engine):  # copying packs int8 weights again, for the engine in force
+        # Copying packs int8 weights again, for the engine in force.
+        with quantize.using_engine(engine), quiet.libraries():
             duplicate: Any = copy.deepcopy(model).to(example[0].device)
         duplicate = torch.compile(duplicate) if form == "compiled" else duplicate
 

@@ -16,7 +16,7 @@ NOTHING = {field.name: None for field in dataclasses.fields(Figures)}
 def reported(value, **changes):
     """Return figures of a target with a speed-up and its latency."""
     latency = examples.around(12 / value, 0.004)
-    found = {"machine": "xeon-2-cores", "threads": 2, "verdict": "faster", "latency_ms": latency}
+    found = {"machine": "xeon-2-cores", "threads": 2, "timing": "faster", "latency_ms": latency}
     return Figures(**NOTHING | found | {"speedup": examples.around(value, 0.02)} | changes)
 
 
@@ -53,7 +53,7 @@ def test_another_machine_and_other_threads_are_named():
     ("before", "after", "where"), [("too noisy", "faster", "there"), ("faster", "too noisy", "here")]
 )
 def test_nothing_is_told_from_a_timing_that_was_too_noisy(before, after, where):
-    said = verification.compare_with_report(reported(12.2, verdict=before), measured(5.1, verdict=after), **HERE)
+    said = verification.compare_with_report(reported(12.2, timing=before), measured(5.1, verdict=after), **HERE)
     assert said.endswith(f": inconclusive, too noisy {where}.")
 
 
