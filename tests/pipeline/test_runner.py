@@ -365,7 +365,7 @@ def test_a_run_without_variants_cannot_be_measured(travelled):
 
 def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
     before = contents(travelled)
-    with pytest.raises(InvalidInput, match=r"there is no .*mine.py. Copy that file"):
+    with pytest.raises(InvalidInput, match=r"there is no .*mine.py. Copy it"):
         measure_here(travelled, task=str(travelled.parent / "mine.py"))
     assert contents(travelled) == before
 
