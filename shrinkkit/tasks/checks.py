@@ -436,8 +436,10 @@ def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
         indices = chosen[start : start + batch]
         where = f"{split}[{', '.join(map(str, indices[:8]))}{', ...' * (len(indices) > 8)}]"
         with blaming(f"The examples `{where}` must stack to a batch"):
-            inputs, target = data.batch(dataset, indices)
-            targets = [] if task.varying else [dataset[i][1] for i in indices]
+            # Each is read once, because `train` may be augmented at random.
+            examples = [] if task.varying else [dataset[i] for i in indices]
+            inputs, target = data.batch(dataset, indices) if task.varying else data.collated(examples)
+            targets = [target for _, target in examples]
         output = _output(task.model, inputs, where)
         scores = _scores(task.score, output, target, len(indices), f"`{where}`")
         previous = (previous or targets * _SHIFTS)[-_SHIFTS:]
@@ -455,7 +457,7 @@ def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
         if len(indices) > 1 and len(halved) < 2 * _BATCHES_HALVED and not task.varying:
             # With other targets too, because a mean over examples that are all right is right for each.
             size = len(indices) // 2
-            inputs, target = data.batch(dataset, indices[:size])
+            inputs, target = data.collated(examples[:size])
             other = default_collate([*previous, *targets][len(previous) - 1 :][:size])
             output = _output(task.model, inputs, where)
             for together, wanted in ((scores, target), (shuffled[0], other)):

@@ -84,7 +84,7 @@ def in_place(output, target):
 
 SCORES = {
     "always 1": (lambda o, t: torch.ones(len(t)), "depend on the outputs"),
-    "always 0": (lambda o, t: torch.zeros(len(t)), "depend on the outputs"),
+    "always 0": (lambda o, t: torch.zeros(len(t)), "at its worst"),
     "always half": (lambda o, t: torch.full((len(t),), 0.5), "depend on the outputs"),
     "of the target alone": (lambda o, t: t.float() / 2, "above chance"),
     "of the output alone": (lambda o, t: o.softmax(1).amax(1), "above chance"),
@@ -105,10 +105,10 @@ SCORES = {
     "NaN": (lambda o, t: right(o, t) * float("nan"), "must be finite"),
     "infinite where it is right": (lambda o, t: right(o, t) / 0, "must be finite"),
     "NaN for one class": (lambda o, t: torch.where(t == 2, torch.nan, right(o, t)), "must be finite"),
-    "the wrong way round": (lambda o, t: 1 - right(o, t), "above chance"),
+    "the wrong way round": (lambda o, t: 1 - right(o, t), "at its worst"),
     "a loss": (lambda o, t: functional.cross_entropy(o, t, reduction="none"), "above chance"),
-    "of labels off by one": (lambda o, t: (o.argmax(1) == (t + 1) % 3).float(), "above chance"),
-    "of the least likely class": (lambda o, t: (o.argmin(1) == t).float(), "above chance"),
+    "of labels off by one": (lambda o, t: (o.argmax(1) == (t + 1) % 3).float(), "at its worst"),
+    "of the least likely class": (lambda o, t: (o.argmin(1) == t).float(), "at its worst"),
     "a number": (lambda o, t: 0.5, "one score per example"),
     "a list": (lambda o, t: right(o, t).tolist(), "one score per example"),
     "None": (lambda o, t: None, "one score per example"),

@@ -272,7 +272,7 @@ def test_what_a_task_prints_or_leaves_running_does_not_disturb_the_look(tmp_path
         "import atexit, threading, time\natexit.register(print, 'bye')\nos.write(1, b'{}\\n')\nos.system('echo x')\n"
     )
     noise += "threading.Thread(target=time.sleep, args=(60,)).start()\n"
-    said = refused(tmp_path, head=noise, body="of['score'] = None")
+    said = refused(tmp_path, head=noise, body="of['score'] = 1")
     assert said.startswith("`score` must be a function")
 
 
