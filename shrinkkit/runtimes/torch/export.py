@@ -22,7 +22,14 @@ from shrinkkit.tasks.modules import Example
 
 NOWHERE = "_empty_nn_module_stack"
 """How torch.export names the module of an operator that is called in none."""
-FAILURES = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError)
+FAILURES = (
+    torch._dynamo.exc.TorchDynamoException,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 """What torch raises for a model that it cannot export."""
 _FUNCTIONS = {
     **{name: getattr(F, name) for name in ("relu", "hardtanh", "hardswish", "leaky_relu", "elu")},
