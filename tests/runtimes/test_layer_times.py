@@ -199,7 +199,9 @@ def test_conversions_around_every_layer_explain_a_slow_down(tmp_path):
     found = []
     for converts in (False, True):
         torch.jit.script(Converting(converts).eval()).save(path := tmp_path / f"{converts}.torchscript.pt")
-        found.append(files.layer_times(path, runtime="torch", inputs=inputs, threads=1))
+        # Of three, the one that other processes disturbed least.
+        several = [files.layer_times(path, runtime="torch", inputs=inputs, threads=1) for _ in range(3)]
+        found.append(min(several, key=lambda times: sum(one.ms for one in times)))
     before, after = (sum(one.ms for one in times) for times in found)
     speedup = Estimate(before / after, before / after, before / after)
     said = diagnosis.slow_down(*found, (), runtime="torch", denormals=0, speedup=speedup, verdict="slower")
