@@ -5,6 +5,7 @@ A file states the settings that it is measured with; see `OpenVino.settings`.
 
 import functools
 import re
+import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,7 @@ from openvino._offline_transformations import apply_moc_transformations
 from shrinkkit import quiet
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported, brief
-from shrinkkit.runtimes.base import (
-    MOST_OUTPUT_ERROR,
-    BuildRequest,
-    BuiltFile,
-    output_error,
-    prove,
-    refuse_float,
-    refuse_unfaithful,
-    remove,
-)
+from shrinkkit.runtimes.base import BuildRequest, BuiltFile, output_error, prove, refuse_float, refuse_unfaithful
 from shrinkkit.runtimes.onnx.export import TOLERANCE, build_float32, source
 from shrinkkit.runtimes.openvino import load, profile
 from shrinkkit.runtimes.openvino.spec import GROUP_SIZE, PRECISION, OpenVino
@@ -121,19 +113,21 @@ def write(
     profile.restore_names(graph, exported)
     # Folds what NNCF would not recognise as weights: those of LSTMs, and transposed ones.
     apply_moc_transformations(graph, cf=True)
-    second = _SECOND[_attends(graph)]
-    errors: dict[str, float] = {}
-    for note in ("", second) if request.precision == "static-int8" else ("",):
-        _save(_quantized(graph, request, narrow=narrow, second=bool(note)), request, path)
-        errors[note] = output_error(request, load.load, path) if "int8" in request.precision else 0.0
-        if errors[note] <= FAITHFUL:
-            break
-    note = min(errors, key=errors.__getitem__)
-    if errors[note] > MOST_OUTPUT_ERROR:
-        remove(path, path.with_suffix(".bin"))
-    refuse_unfaithful(request, "OpenVINO", errors[note])
-    if note != list(errors)[-1]:
-        _save(_quantized(graph, request, narrow=narrow, second=False), request, path)
+    candidates: dict[str, tuple[float, Path]] = {}
+    with tempfile.TemporaryDirectory(dir=request.scratch) as scratch:
+        for note in ("", _SECOND[_attends(graph)]) if request.precision == "static-int8" else ("",):
+            candidate = Path(scratch) / str(len(candidates)) / path.name
+            candidate.parent.mkdir()
+            _save(_quantized(graph, request, narrow=narrow, second=bool(note)), request, candidate)
+            error = output_error(request, load.load, candidate) if "int8" in request.precision else 0.0
+            candidates[note] = error, candidate.parent
+            if error <= FAITHFUL:
+                break
+        note = min(candidates, key=candidates.__getitem__)
+        error, folder = candidates[note]
+        refuse_unfaithful(request, "OpenVINO", error)
+        for file in folder.iterdir():
+            file.replace(path.parent / file.name)
     settings = OpenVino().settings(path, threads=torch.get_num_threads())
     saved = core.read_model(path)
     dynamic = request.precision == "dynamic-int8" and _quantizes_activations(core, saved, request.example, settings)
