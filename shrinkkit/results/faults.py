@@ -41,8 +41,7 @@ def _accuracy(row: Row, results: Results) -> Accuracy | None:
 
 def _broken(row: Row, accuracy: Accuracy, results: Results) -> str:
     """Return at what level the score is if the variant has nearly lost what the baseline knows, '' otherwise."""
-    baseline = next((r for r in results.rows if (r.variant, r.target) == (BASELINE, row.target)), None)
-    before = _accuracy(baseline, results) if baseline else None
+    before = _accuracy(results.row(BASELINE, row.target), results)
     if before is None or row.accuracy_verdict != "over budget":
         return ""
     examples = sum(one.examples for one in before.classes)
