@@ -1,10 +1,8 @@
 """Tasks from what people have: a Hugging Face model and its data, a timm model, or a model and a DataLoader."""
 
 import copy
-import csv
 import inspect
 import itertools
-import json
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from shrinkkit import quiet
-from shrinkkit.core.recipe import hub_parts
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported, brief, options, require
 from shrinkkit.tasks import data, outputs
 from shrinkkit.tasks.calls import TARGET_KEYS
@@ -43,7 +40,6 @@ COLUMNS = {
 """Usual names of the columns of a dataset. `input_ids` and `pixel_values` are processed already."""
 IGNORED = -100
 """Label of a token that is not scored."""
-_IMAGES = frozenset(".png .jpg .jpeg .bmp .gif .webp .tif .tiff".split())
 
 
 def from_transformers(
@@ -110,7 +106,7 @@ def from_transformers(
 
     if is_image:
         notes: tuple[str, ...] = rows.notes
-        prepared: Any = _Mapped(len(rows), lambda i: _image(rows, i, prepare, model, settings, target))
+        prepared: Any = data.Mapped(len(rows), lambda i: _image(rows, i, prepare, model, settings, target))
         call = "images=[image], "
     else:
         prepare = _padding(prepare, kind)
@@ -194,7 +190,7 @@ def from_timm(
 
     if rows.is_labelled and not is_own:
         fields |= {"metric": "accuracy", "score": _accuracy}
-    return _task(model, _Mapped(len(rows), row), rows.is_labelled, batch_size, rows.notes, **fields)
+    return _task(model, data.Mapped(len(rows), row), rows.is_labelled, batch_size, rows.notes, **fields)
 
 
 def from_loader(
@@ -238,78 +234,7 @@ def from_loader(
     return _task(model, rows, is_labelled and score is not None, batch_size, notes, score=score, loss=loss, **fields)
 
 
-# --- a task by its text, `hf:PATH?data=FILE`
-
-
-def from_text(text: str) -> Task:
-    """Return the task of a text `hf:PATH?data=FILE`; see `hub_parts`, and `from_transformers` for the errors."""
-    model, file = hub_parts(text)
-    if not file:
-        raise InvalidInput(f"`task` must name its data, got {text!r}. Write `hf:PATH?data=FILE`, or add `--data FILE`.")
-    if model.startswith((".", os.sep)) and not os.path.isdir(model):
-        raise InvalidInput(
-            f"`task` names the model {model}, but there is no such folder. Save it there, or correct it."
-        )
-    return from_transformers(model, read(Path(file)))
-
-
-def files(text: str) -> set[Path]:
-    """Return the files of the model and of the data that a text `hf:PATH?data=FILE` names; none of the hub's."""
-    parts = [Path(part) for part in hub_parts(text)]
-    return {
-        file.absolute() for part in parts for file in (part.rglob("*") if part.is_dir() else [part]) if file.is_file()
-    }
-
-
-def read(path: Path) -> Any:
-    """Return the rows of a file: a mapping of columns each.
-
-    A line of a `.txt` file is a text; `.csv`, `.jsonl` and `.npz` files have columns. Images in a folder are labelled
-    by `metadata.csv` with the column `file_name`, or by the folders in it that hold them; both may be absent.
-    """
-    try:
-        if path.is_dir():
-            return _image_rows(path)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                columns = {name: arrays[name] for name in arrays.files}
-            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as lines:
-            readers: dict[str, Callable[[], list[Any]]] = {
-                ".txt": lambda: [{"text": line.strip()} for line in lines if line.strip()],
-                ".csv": lambda: list(csv.DictReader(lines)),
-                ".jsonl": lambda: [json.loads(line) for line in lines if line.strip()],
-            }
-            if path.suffix in readers:
-                return readers[path.suffix]()
-    except (OSError, ValueError, csv.Error) as error:
-        raise InvalidInput(f"The data {path} cannot be read: {brief(error)}. Correct the path or the file.") from error
-    raise InvalidInput(f"The data must be a .txt, .csv, .jsonl or .npz file, or a folder of images, got {str(path)!r}.")
-
-
-def _image_rows(folder: Path) -> list[dict[str, Any]]:
-    table = folder / "metadata.csv"
-    if table.is_file():
-        return [{**row, "image": folder / row.get("file_name", "")} for row in read(table)]
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
-    is_labelled = all(path.parent != folder for path in images)
-    return [{"image": path} | ({"label": path.parent.name} if is_labelled else {}) for path in images]
-
-
 # --- data
-
-
-class _Mapped(Dataset[Any]):
-    """A map-style dataset of what a function returns for each index."""
-
-    def __init__(self, size: int, row: Callable[[int], Any]) -> None:
-        self._size, self._row = size, row
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> Any:
-        return self._row(index)
 
 
 class _Rows:
@@ -375,7 +300,7 @@ def _task(
     """Return a task of rows (inputs, target): its test data if they are scored, else inputs to compare outputs on."""
     if batch_size < 1:
         raise InvalidInput(f"`batch_size` must be at least 1, got {batch_size}.")
-    rows = prepared if is_scored else _Mapped(len(prepared), lambda i: prepared[i][0])
+    rows = prepared if is_scored else data.Mapped(len(prepared), lambda i: prepared[i][0])
     first = [prepared[i][0] for i in range(min(batch_size, len(prepared)))]
     example = default_collate(first)
     fields |= {"notes": (*fields.get("notes", ()), *notes), "test" if is_scored else "inputs": rows}
@@ -468,14 +393,11 @@ def _texts(
 # --- batches of loaders
 
 
-def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple["_Mapped", int, tuple[str, ...]]:
+def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple[data.Mapped, int, tuple[str, ...]]:
     """Return the examples of a loader in the order of its dataset, the size of a batch, and a note on those unread."""
-    collate, size, given = None, 0, loader
+    given: Any = loader
     if isinstance(loader, DataLoader):
-        collate, size = loader.collate_fn, loader.batch_size or 0
-        # A loader over a stream is read as batches, which are taken apart; one without batches collates nothing.
-        if collate is default_collate or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
-            collate = None
+        size = loader.batch_size or 0
     else:
         batches = iter(loader)
         first = [*itertools.islice(batches, 1)]
@@ -486,7 +408,7 @@ def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple["_Mapped", i
     required = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty and p.kind < 2]
 
     def split(i: int) -> tuple[Any, Any]:
-        item = source[i] if collate is None else data.unbatched(collate([source[i]]))[0]
+        item = source[i]
         if isinstance(item, Mapping):
             label = next((item[key] for key in TARGET_KEYS if key in item), None)
             return {key: value for key, value in item.items() if key not in TARGET_KEYS}, label
@@ -501,7 +423,7 @@ def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple["_Mapped", i
             f"target, got {len(item)} parts. Make the inputs one tuple."
         )
 
-    return _Mapped(len(source), split), min(size or 8, len(source)), (note,) if note else ()
+    return data.Mapped(len(source), split), min(size or 8, len(source)), (note,) if note else ()
 
 
 # --- models, labels and scores

@@ -71,9 +71,11 @@ def score_range(task: Task) -> tuple[float, float]:
     _check_texts_and_functions(task)
     _check_splits(task)
     _check_batch_independence(task.model, _mixed_batch(task))
-    if task.metrics or not task.score.per_example:
-        low_high = _set_range(task)
-    if not task.score.per_example:
+    low_high = _set_range(task) if task.metrics or not task.score.per_example else (1.0, 1.0)
+    if task.is_fidelity:
+        for split in ("calibration", "validation", "test"):
+            deque(_forwards(task, split), maxlen=0)
+    if task.is_fidelity or not task.score.per_example:
         _check_loss(task)
         return low_high
     for split in ("train", "calibration"):
@@ -81,8 +83,7 @@ def score_range(task: Task) -> tuple[float, float]:
             _split_scores(task, split)
     parts = [_split_scores(task, split) for split in ("validation", "test")]
     scores, shuffled, zeros = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    if not task.is_fidelity:
-        _check_above_chance(scores, shuffled, zeros, task.score)
+    _check_above_chance(scores, shuffled, zeros, task.score)
     _check_loss(task)
     return float(scores.min()), float(scores.max())
 
@@ -282,7 +283,7 @@ def _check_splits(task: Task) -> None:
     for split in SPLITS:
         for inputs, _ in _examples(task, split, _EXAMPLES_COMPARED):
             sketches.add(split, inputs)
-        if split != "train" and not _reads_alike(getattr(task, split)):
+        if split != "train" and not _reads_alike(data.without_outputs(getattr(task, split))):
             raise InvalidTask(
                 f"`{split}` must give the same example each time, but `{split}[0]` differs when read twice. "
                 "Augment at random in `train` only."
@@ -309,7 +310,7 @@ def _reads_alike(dataset: Dataset[Any]) -> bool:
 
 def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]]:
     """Yield inputs (as a tuple) and target of at most `most` examples of a split, after checking each."""
-    dataset = getattr(task, split)
+    dataset = data.without_outputs(getattr(task, split))
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InvalidTask(
             f"`{split}` must be a map-style dataset (`__len__`, `__getitem__`), got {type(dataset).__name__}."
@@ -353,7 +354,7 @@ def _mixed_batch(task: Task) -> Example:
     """Return inputs of calibration and validation as one batch."""
     half = _BATCH_CHECKED // 2
     if task.varying:
-        return data.batch(task.validation, range(min(half, len(task.validation))))[0]
+        return data.batch(data.without_outputs(task.validation), range(min(half, len(task.validation))))[0]
     chosen = [inputs for split in ("calibration", "validation") for inputs, _ in _examples(task, split, half)]
     return tuple(torch.stack(tensors) for tensors in zip(*chosen, strict=True))
 
@@ -375,12 +376,7 @@ def _worst(metric: Metric) -> float:
 
 def _set_range(task: Task) -> tuple[float, float]:
     """Check metrics of a whole set on validation and test, and return the smallest and the largest possible value."""
-    pairs, batch = [], len(task.example[0])
-    for split in ("validation", "test"):
-        chosen = spaced(len(getattr(task, split)), _EXAMPLES_SCORED)
-        for start in range(0, len(chosen), batch):
-            inputs, target = data.batch(getattr(task, split), chosen[start : start + batch])
-            pairs.append((_output(task.model, inputs, f"{split}[{chosen[start]}, ...]"), target))
+    pairs = [pair for split in ("validation", "test") for pair in _forwards(task, split)]
     size = sum(len(outputs.tensors(output)[0]) for output, _ in pairs)
     with blaming("Outputs and targets of batches must concatenate to those of a set"):
         both = whole(pairs)
@@ -413,6 +409,18 @@ def _set_range(task: Task) -> tuple[float, float]:
             "and that the model's weights are loaded."
         )
     return low, high
+
+
+def _forwards(task: Task, split: str) -> Iterator[tuple[Any, Any]]:
+    """Yield output and targets of batches of at most 2048 examples of a split; raises if an output is not finite."""
+    dataset, batch = data.without_outputs(getattr(task, split)), len(task.example[0])
+    chosen = spaced(len(dataset), _EXAMPLES_SCORED)
+    for start in range(0, len(chosen), batch):
+        where = f"{split}[{chosen[start]}, ...]"
+        with blaming(f"The examples `{where}` must stack to a batch"):
+            inputs, target = data.batch(dataset, chosen[start : start + batch])
+        output = _output(task.model, inputs, where)
+        yield output, output if task.is_fidelity else target
 
 
 def _by_chance(metric: Metric, output: Any, target: Any, size: int, seed: int) -> float:

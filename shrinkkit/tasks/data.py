@@ -1,4 +1,4 @@
-"""Data as people have it, turned into map-style datasets; splits and fidelity targets for what is missing."""
+"""Data as people have it, turned into map-style datasets, and splits for what is missing."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from shrinkkit.display import formats
 from shrinkkit.errors import InvalidTask
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.calls import TARGET_KEYS, Call
-from shrinkkit.tasks.metrics import Metric
 from shrinkkit.tasks.modules import Example
 
 MOST_MATERIALISED, MOST_BYTES = 10_000, 1 << 30
@@ -26,10 +24,22 @@ LEAST = 8
 """Inputs from which splits can be made."""
 CACHED_BYTES = 512 << 20
 """Outputs of the original model that are kept between passes over the data."""
-
-
 EXAMPLES_OF_SHAPE = 64
 """Examples of a split, evenly spaced, whose shapes tell which dimensions vary."""
+
+
+class Mapped(Dataset[Any]):
+    """A map-style dataset of what a function returns for each index."""
+
+    def __init__(self, size: int, row: Callable[[int], Any]) -> None:
+        """Hold the number of rows, and the function that makes one."""
+        self._size, self._row = size, row
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        return self._row(index)
 
 
 class Examples(Dataset[Any]):
@@ -80,12 +90,12 @@ class WithOutputs(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], model: nn.Module) -> None:
         """Hold a dataset of (inputs, target), and the original model in eval mode on the CPU."""
-        self._dataset, self._model = dataset, model
+        self.dataset, self._model = dataset, model
         self._outputs: dict[tuple[int, ...], Any] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Example, Any]:
         inputs, output = self.batch([index])
@@ -93,7 +103,7 @@ class WithOutputs(Dataset[Any]):
 
     def batch(self, indices: Sequence[int]) -> tuple[Example, Any]:
         """Return some inputs as one batch, and the model's outputs for it."""
-        inputs, _ = batch(self._dataset, indices)
+        inputs, _ = batch(self.dataset, indices)
         output = self._outputs.get(tuple(indices))
         if output is None:
             with torch.no_grad():
@@ -103,6 +113,11 @@ class WithOutputs(Dataset[Any]):
                 self._bytes += size
                 self._outputs[tuple(indices)] = output
         return inputs, output
+
+
+def without_outputs(dataset: Any) -> Any:
+    """Return a dataset as it was given, whose inputs can be read without a call of the original model."""
+    return dataset.dataset if isinstance(dataset, WithOutputs) else dataset
 
 
 def batch(dataset: Any, indices: Sequence[int]) -> tuple[Example, Any]:
@@ -162,8 +177,9 @@ def _is_canonical(dataset: Any, call: Call) -> bool:
 def map_style(data: Any, name: str) -> tuple[Any, str]:
     """Return `data` as a sequence or map-style dataset, and a sentence on what was left unread ('' if nothing).
 
-    A DataLoader gives its dataset's examples, in the dataset's order, those that its sampler visits. Other iterables
-    are read once, up to 10,000 examples or 1 GiB; the batches of a loader over an iterable dataset are taken apart.
+    A DataLoader gives its dataset's examples as its own collate function returns each, in the dataset's order, those
+    that its sampler visits. Other iterables are read once, up to 10,000 examples or 1 GiB; the batches of a loader over
+    an iterable dataset are taken apart.
     """
     if isinstance(data, DataLoader):
         if isinstance(data.dataset, IterableDataset):
@@ -172,7 +188,10 @@ def map_style(data: Any, name: str) -> tuple[Any, str]:
         visited = data.sampler if data.batch_sampler is None or data.sampler is not None else data.batch_sampler
         indices = sorted({i for entry in visited for i in (entry if isinstance(entry, (list, tuple)) else (entry,))})
         whole = indices == list(range(len(data.dataset)))  # type: ignore[arg-type]
-        return (data.dataset if whole else Subset(data.dataset, indices)), ""
+        source = data.dataset if whole else Subset(data.dataset, indices)
+        if data.batch_sampler is None or data.collate_fn is default_collate:
+            return source, ""
+        return Mapped(len(source), lambda i: unbatched(data.collate_fn([source[i]]))[0]), ""  # type: ignore[arg-type]
     if isinstance(data, Tensor) or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return data, ""
     return _materialised(data, name) if isinstance(data, Iterable) else (data, "")
@@ -234,128 +253,37 @@ def sampled(example: Example, count: int = SAMPLED) -> list[Example]:
     return [tuple(like(x, i % len(x)) for x in example) for i in range(count)]
 
 
-# --- fidelity
-
-
-def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str]:
-    """Return how each tensor of an output is compared with the original's: `agreement`, `cosine`, `error` or ``.
-
-    Tensors called `logits`, probabilities, and the first output of a classifier are classes (top-1 agreement), unless
-    all inputs give the same one. Single numbers are compared by their error, integers not at all, all other outputs by
-    the cosine.
-    """
-    result = []
-    for number, (name, y) in enumerate(zip(names, outputs.tensors(output), strict=True)):
-        last = y.shape[-1] if y.dim() > 1 else 1
-        rows = y.reshape(-1, last).double()
-        probabilities = bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
-        if not y.is_floating_point():
-            result.append("")
-        elif (
-            last > 1
-            and ("logits" in name or probabilities or (number == 0 and is_classifier))
-            and bool((rows.argmax(1) != rows[0].argmax()).any())
-        ):
-            result.append("agreement")
-        else:
-            result.append("cosine" if y[0].numel() > 1 else "error")
-    return result
-
-
-def fidelity(compared: Sequence[str]) -> Metric:
-    """Return a metric of outputs against the original's: the mean over tensors of each one's measure.
-
-    1 is equality. An output that has nothing in common with the original's has about 0, which is what can be lost.
-    """
-    titles = {"agreement": "top-1 agreement", "cosine": "cosine similarity", "error": "1 - relative error"}
-    used = dict.fromkeys(titles[kind] for kind in compared if kind)
-    name, percent = " and ".join(used) + " with the original", set(compared) <= {"agreement", ""}
-
-    def score(output: Any, target: Any) -> Tensor:
-        pairs = zip(compared, outputs.tensors(output), outputs.tensors(target), strict=True)
-        return torch.stack([_MEASURES[kind](y, wanted) for kind, y, wanted in pairs if kind]).mean(0)
-
-    return Metric(score, name, range=(0.0, 1.0), per_example=True, percent=percent)
-
-
-def _agreement(y: Tensor, wanted: Tensor) -> Tensor:
-    return (y.argmax(-1) == wanted.argmax(-1)).float().flatten(1 if y.dim() > 2 else 0).reshape(len(y), -1).mean(1)
-
-
-def _cosine(y: Tensor, wanted: Tensor) -> Tensor:
-    return torch.cosine_similarity(y.flatten(1).double(), wanted.flatten(1).double(), eps=1e-30)
-
-
-def _relative_error(y: Tensor, wanted: Tensor) -> Tensor:
-    size = wanted.double().abs().reshape(len(y), -1).amax(1).clamp(min=1e-30)
-    return 1 - (y.double() - wanted.double()).abs().reshape(len(y), -1).amax(1) / size
-
-
-_MEASURES = {"agreement": _agreement, "cosine": _cosine, "error": _relative_error}
-
-
-def distillation(compared: Sequence[str]) -> Callable[[Any, Any], Tensor]:
-    """Return a loss of outputs against the original's: the Kullback-Leibler divergence of classes, and the squared
-    error of other outputs relative to their variance.
-
-    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
-    """
-
-    def loss(output: Any, target: Any) -> Tensor:
-        parts = []
-        for kind, y, wanted in zip(compared, outputs.tensors(output), outputs.tensors(target), strict=True):
-            if kind == "agreement":
-                flat, classes = y.flatten(0, -2), wanted.flatten(0, -2)
-                logs = nn.functional.log_softmax(flat, -1), nn.functional.log_softmax(classes, -1)
-                parts.append(nn.functional.kl_div(*logs, reduction="batchmean", log_target=True))
-            elif kind:
-                spread = wanted.var(correction=0).clamp(min=1e-12)
-                parts.append(nn.functional.mse_loss(y, wanted) / spread)
-        return torch.stack(parts).sum()
-
-    return loss
-
-
-def complete(
+def splits(
     given: Mapping[str, Any],
     inputs: Any,
-    model: nn.Module,
     example: Example,
     call: Call,
     *,
     collate: Callable[[Any], Any] | None,
     scored: bool,
     trained: bool,
-) -> dict[str, Any]:
-    """Return the fields of a task that follow from its data: the four splits, `unlabelled` and `notes`.
+) -> tuple[dict[str, Dataset[Any]], tuple[str, ...], tuple[str, ...]]:
+    """Return the four splits, those whose targets are not the score's, and sentences on how missing ones were made.
 
     Args:
         given: The splits that the user gave, None for the others.
         inputs: Unlabelled inputs, or None.
-        model: The original.
-        example: Its example.
-        call: The structure of its calls.
+        example: The task's example.
+        call: The structure of the model's calls.
         collate: The user's function of a list of examples that returns a batch.
-        scored: Whether the user gave a score; otherwise targets of `validation` and `test` are the original's outputs.
+        scored: Whether the user gave a score; otherwise `validation` and `test` need no targets.
         trained: The same of a loss, for `train`.
     """
-    notes: list[str] = []
-    pools: dict[str, Any] = {}
-    for name, data in (("inputs", inputs), *given.items()):
-        if data is not None:
-            source, note = map_style(data, name)
-            as_it_is = scored and trained and name != "inputs" and source is data and _is_canonical(source, call)
-            pools[name] = source if as_it_is and not collate else Examples(source, call, name, collate)
-            notes += [note] if note else []
+    pools, notes = _pools({"inputs": inputs, **given}, call, collate, as_it_is=scored and trained)
     if not pools:
         pools["inputs"] = [(x, 0) for x in sampled(example)]
         notes.append(
             f"No inputs were given: {SAMPLED} were drawn at random like `example`. Pass a hundred typical `inputs`."
         )
-    origins: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for split in given:
-        free = {"calibration": True, "train": not trained}.get(split, not scored)
-        candidates = (split, "inputs" if free else "", "test" if split != "test" else "")
+        is_free = {"calibration": True, "train": not trained}.get(split, not scored)
+        candidates = (split, "inputs" if is_free else "", "test" if split != "test" else "")
         origin = next((name for name in candidates if name in pools), None)
         if origin is None:
             own = "loss" if split == "train" else "score"
@@ -363,19 +291,28 @@ def complete(
                 f"`{split}` must be given if a {own} is, because `inputs` have no targets. Give labelled examples, or "
                 f"leave `{own}` out: outputs are then compared with the original's."
             )
-        origins.setdefault(origin, []).append(split)
-    splits: dict[str, Dataset[Any]] = {}
-    for origin, parts in origins.items():
-        splits |= cut(pools[origin], parts, origin)
-        if len(parts) > 1:
-            counts = ", ".join(f"{len(splits[part]):,} {part}" for part in parts)  # type: ignore[arg-type]
-            notes.append(f"`{origin}` was cut into {counts}.")
-    if not scored:
-        notes.insert(0, f"Fidelity on {formats.counted(len(splits['test']), 'input')}; no accuracy was measured.")  # type: ignore[arg-type]
-    for split in splits:
-        if not (trained if split == "train" else scored):
-            splits[split] = WithOutputs(splits[split], model)
+        parts.setdefault(origin, []).append(split)
+    result: dict[str, Dataset[Any]] = {}
+    for origin, names in parts.items():
+        result |= cut(pools[origin], names, origin)
+        if len(names) > 1:
+            notes.append(f"`{origin}` was cut into {', '.join(f'{len(result[name]):,} {name}' for name in names)}.")  # type: ignore[arg-type]
     # Targets of `train` belong to the loss: they are the score's if both are the user's, or neither.
     unlabelled = ["train"] * (scored != trained)
-    unlabelled += ["calibration"] * (scored and "calibration" in origins.get("inputs", ()))
-    return {**splits, "unlabelled": tuple(unlabelled), "notes": tuple(notes)}
+    unlabelled += ["calibration"] * (scored and "calibration" in parts.get("inputs", ()))
+    return result, tuple(unlabelled), tuple(notes)
+
+
+def _pools(
+    given: Mapping[str, Any], call: Call, collate: Callable[[Any], Any] | None, *, as_it_is: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the data that were given as datasets, and notes; `as_it_is` leaves those that need no conversion."""
+    pools: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, data in given.items():
+        if data is not None:
+            source, note = map_style(data, name)
+            kept = as_it_is and not collate and name != "inputs" and source is data and _is_canonical(source, call)
+            pools[name] = source if kept else Examples(source, call, name, collate)
+            notes += [note] if note else []
+    return pools, notes

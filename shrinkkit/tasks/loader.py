@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from shrinkkit.core.recipe import HUB
 from shrinkkit.errors import InvalidInput, InvalidTask, ShrinkkitError, nearest, options
-from shrinkkit.tasks import adapters, checks, modules, outputs, sources
+from shrinkkit.tasks import checks, data, hub, modules, outputs, sources
 from shrinkkit.tasks.bundled import TASKS
 from shrinkkit.tasks.checks import blaming, type_and_message
 from shrinkkit.tasks.modules import raw_bytes
@@ -54,7 +54,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
 
         return digits.task(text)
     if text.startswith(HUB):
-        return adapters.from_text(text)
+        return hub.from_text(text)
     path = Path(text)
     if path.suffix != ".py":
         raise InvalidInput(
@@ -120,7 +120,7 @@ def inspect(name_or_path: str | os.PathLike[str]) -> Inspection:
             f"The task {os.fspath(name_or_path)} must load and run, but it raised {type_and_message(error)}."
         ) from error
     text = os.fspath(name_or_path)
-    own = set() if is_bundled else adapters.files(text) if text.startswith(HUB) else {Path(text).resolve()}
+    own = set() if is_bundled else hub.files(text) if text.startswith(HUB) else {Path(text).resolve()}
     files = sources.hashes(opened if is_bundled else opened | sources.imported(*own))
     return Inspection(fingerprint(contents, files), modules.layers(task.model), files, scores)
 
@@ -144,7 +144,8 @@ def _contents(task: Task) -> str:
     for x in task.example:
         digest.update(raw_bytes(x))
     for split in SPLITS:
-        dataset = getattr(task, split)
+        # Outputs of the model follow from its weights and the inputs.
+        dataset = data.without_outputs(getattr(task, split))
         digest.update(f"{split} {len(dataset)}".encode())
         if split != "train":
             digest.update(_digest(dataset, EXAMPLES_HASHED).encode())

@@ -12,7 +12,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
 from shrinkkit.errors import InvalidInput, InvalidTask
-from shrinkkit.tasks import calls, data, metrics, outputs
+from shrinkkit.tasks import calls, data, fidelity, metrics, outputs
 from shrinkkit.tasks.modules import Example
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -108,7 +108,7 @@ def _completed(task: Task) -> dict[str, Any]:
     further = {name: metrics.metric_of(one, name, per_example=False) for name, one in task.metrics.items()}
     metric = task.metric or (score.name if isinstance(score, metrics.Metric) else "accuracy")
     name = task.name or type(task.model).__name__.lower()
-    fields: dict[str, Any] = {"name": name, "score": score, "metrics": further}
+    fields: dict[str, Any] = {"name": name, "score": score, "metrics": further, "metric": metric}
     if not isinstance(task.model, nn.Module) or isinstance(task.model, torch.jit.ScriptModule):
         return fields
     example = (task.example,) if isinstance(task.example, torch.Tensor) else task.example
@@ -118,7 +118,7 @@ def _completed(task: Task) -> dict[str, Any]:
         return fields
     output = _output(task.model, example, call)
     if output is None:
-        return fields | {"metric": metric, "example": example}
+        return fields | {"example": example}
     is_positional = isinstance(example, tuple) and all(isinstance(x, torch.Tensor) for x in example)
     if task.collate or not (is_positional and outputs.is_plain(output)):
         fields["model"] = calls.positional(task.model, call)
@@ -128,39 +128,43 @@ def _completed(task: Task) -> dict[str, Any]:
         if task.loss:
             fields["loss"] = metrics.restored(task.loss, output)
     fields["example"] = flat
-    model, splits = fields.get("model", task.model), {split: getattr(task, split) for split in SPLITS}
-    if (task.inputs, task.collate) == (None, None) and None not in (*splits.values(), task.score, task.loss):
-        return fields | {"metric": metric}
-    made = data.complete(
-        splits,
-        task.inputs,
-        model,
-        flat,
-        call,
-        collate=task.collate,
-        scored=task.score is not None,
-        trained=task.loss is not None,
+    splits = [getattr(task, split) for split in SPLITS]
+    if (task.inputs, task.collate) == (None, None) and None not in (*splits, task.score, task.loss):
+        return fields
+    return fields | _filled(task, fields.get("model", task.model), flat, call)
+
+
+def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) -> dict[str, Any]:
+    """Return the fields of a task that follow from its data and from what is missing, for its positional model."""
+    scored, trained = task.score is not None, task.loss is not None
+    given = {split: getattr(task, split) for split in SPLITS}
+    splits, unlabelled, notes = data.splits(
+        given, task.inputs, example, call, collate=task.collate, scored=scored, trained=trained
     )
-    varying = data.varying([made[split] for split in SPLITS], flat)
+    varying = data.varying(splits.values(), example)
     if any(varying) and not task.collate:
         raise InvalidTask(
-            f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in flat]} without the batch, "
-            "but some have others. Pass `collate`, a function that pads a list of examples to a batch."
+            f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in example]} without the "
+            "batch, but some have others. Pass `collate`, a function that pads a list of examples to a batch."
         )
+    fields: dict[str, Any] = {**splits, "unlabelled": unlabelled, "inputs": None, "collate": None}
     if task.collate:
-        made["varying"] = model.varying = varying
-    inputs, _ = data.batch(made["test"], range(min(data.EXAMPLES_OF_SHAPE, len(made["test"]))))
+        fields["varying"] = vars(model)["varying"] = varying
+    inputs, _ = data.batch(splits["test"], range(min(data.EXAMPLES_OF_SHAPE, len(splits["test"]))))  # type: ignore[arg-type]
     with torch.no_grad():
-        typical = model(*inputs)
-    is_classifier = bool(task.class_names) or _is_classifier(task.model, output)
-    compared = data.kinds(typical, outputs.names(typical), is_classifier=is_classifier)
-    if task.score is None:
-        fields |= {"score": data.fidelity(compared), "is_fidelity": True}
-        metric = fields["score"].name
-    if task.loss is None:
-        fields["loss"] = data.distillation(compared)
-    made |= {"inputs": None, "collate": None, "notes": (*task.notes, *made["notes"])}
-    return fields | {"metric": metric} | made
+        output = model(*inputs)
+    is_classifier = bool(task.class_names) or _is_classifier(model, output)
+    compared = fidelity.kinds(output, outputs.names(output), is_classifier=is_classifier)
+    if not scored:
+        score, count = fidelity.score(compared), formats.counted(len(splits["test"]), "input")  # type: ignore[arg-type]
+        fields |= {"score": score, "metric": score.name, "is_fidelity": True}
+        notes = (f"Fidelity on {count}; no accuracy was measured.", *notes)
+    if not trained:
+        fields["loss"] = fidelity.distillation(compared)
+    for split in SPLITS:
+        if not (trained if split == "train" else scored):
+            fields[split] = data.WithOutputs(splits[split], model)
+    return fields | {"notes": (*task.notes, *notes)}
 
 
 def _output(model: nn.Module, example: Any, call: calls.Call) -> Any:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import padded
 from torch import nn
 
 from shrinkkit.errors import Unsupported
@@ -22,12 +23,6 @@ class Encoder(nn.Module):
     def forward(self, ids, mask):
         kept = self.layer(self.table(ids), src_key_padding_mask=mask == 0) * mask[..., None]
         return self.head(kept.sum(1) / mask.sum(1, keepdim=True))
-
-
-def padded(examples):
-    length = max(map(len, examples))
-    ids = torch.stack([torch.cat([x, x.new_zeros(length - len(x))]) for x in examples])
-    return {"ids": ids, "mask": torch.stack([(torch.arange(length) < len(x)).float() for x in examples])}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from small import classifier
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -20,7 +21,7 @@ from shrinkkit import cli
 from shrinkkit.core import recipe, studies
 from shrinkkit.core.run_folder import read_sums
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported
-from shrinkkit.tasks import adapters, checks, loader
+from shrinkkit.tasks import adapters, checks, hub, loader
 from shrinkkit.tasks.task import batches as batches_of
 from shrinkkit.transforms import variants
 
@@ -222,7 +223,7 @@ def test_a_model_and_a_folder_of_images_are_a_task_in_text(tmp_path):
     task = loader.load(text)
     assert task.metric == "accuracy"
     assert all(task.score(task.model(x[None]), torch.tensor([y])) == 1 for (x,), y in task.test)
-    assert len(adapters.files(text)) == len(IMAGES) + 3
+    assert len(hub.files(text)) == len(IMAGES) + 3
 
 
 @pytest.mark.parametrize(
@@ -280,12 +281,12 @@ def test_rows_are_read_from_tables_and_folders(tmp_path):
     for name in ("yes", "no"):
         (tmp_path / "images" / name).mkdir(parents=True)
         IMAGES[0].save(tmp_path / "images" / name / "1.png")
-    assert adapters.read(tmp_path / "a.csv") == [{"text": "alpha beta", "label": "yes"}]
-    assert adapters.read(tmp_path / "a.jsonl") == [{"tokens": ["alpha"], "tags": [1]}]
-    assert [row["label"] for row in adapters.read(tmp_path / "a.npz")] == [0, 2]
-    assert [row["label"] for row in adapters.read(tmp_path / "images")] == ["no", "yes"]
+    assert hub.read(tmp_path / "a.csv") == [{"text": "alpha beta", "label": "yes"}]
+    assert hub.read(tmp_path / "a.jsonl") == [{"tokens": ["alpha"], "tags": [1]}]
+    assert [row["label"] for row in hub.read(tmp_path / "a.npz")] == [0, 2]
+    assert [row["label"] for row in hub.read(tmp_path / "images")] == ["no", "yes"]
     (tmp_path / "images/metadata.csv").write_text("file_name,label\nyes/1.png,maybe\n")
-    (row,) = adapters.read(tmp_path / "images")
+    (row,) = hub.read(tmp_path / "images")
     assert (row["label"], row["image"].is_file()) == ("maybe", True)
 
 
@@ -296,7 +297,7 @@ def test_rows_are_read_from_tables_and_folders(tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InvalidInput, match=message):
-        adapters.read(tmp_path / name)
+        hub.read(tmp_path / name)
 
 
 # --- bad input
@@ -379,18 +380,10 @@ class Stream(IterableDataset):
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = linear()
+        self.layer = classifier()
 
     def forward(self, left, right):
         return self.layer(left + right)
-
-
-def linear():
-    model = nn.Linear(6, 3)
-    with torch.no_grad():
-        model.weight.copy_(3 * torch.eye(3, 6))
-        model.bias.zero_()
-    return model.eval()
 
 
 def batches():
@@ -415,7 +408,7 @@ def padded(items):
     ids=["shuffled", "collated", "stream", "single", "generator", "list"],
 )
 def test_a_loader_of_classes_is_scored_by_accuracy_in_the_datasets_order(given):
-    task = adapters.from_loader(linear(), given)
+    task = adapters.from_loader(classifier(), given)
     checks.check(task)
     assert task.metric == "accuracy"
     assert torch.equal(task.example[0], X[:8])
@@ -425,15 +418,15 @@ def test_a_loader_of_classes_is_scored_by_accuracy_in_the_datasets_order(given):
 
 def test_a_training_loader_is_minimised_with_cross_entropy():
     train = DataLoader(TensorDataset(X + 7, Y), batch_size=8)
-    task = adapters.from_loader(linear(), DataLoader(TensorDataset(X, Y), batch_size=8), train_loader=train)
+    task = adapters.from_loader(classifier(), DataLoader(TensorDataset(X, Y), batch_size=8), train_loader=train)
     ((x,), y), *_ = batches_of(task.train, 8)
     assert len(task.train) == 64
-    assert torch.allclose(task.loss(task.model(x), y), nn.functional.cross_entropy(linear()(x), y))
+    assert torch.allclose(task.loss(task.model(x), y), nn.functional.cross_entropy(classifier()(x), y))
 
 
 @pytest.mark.parametrize("target", [X[:, :3], Y + 1, Y.float(), Y[:, None].expand(-1, 2)])
 def test_targets_that_are_no_classes_are_said_to_be_unused(target):
-    task = adapters.from_loader(linear(), DataLoader(TensorDataset(X, target.contiguous()), batch_size=8))
+    task = adapters.from_loader(classifier(), DataLoader(TensorDataset(X, target.contiguous()), batch_size=8))
     assert "with the original" in task.metric
     assert any("Targets are not used" in note for note in task.notes)
 
@@ -445,7 +438,7 @@ def test_loaders_of_several_inputs_of_mappings_and_of_inputs_alone():
     assert ("with the original" in two.metric, len(two.example)) == (True, 2)
     rows = [{"left": x, "right": 0 * x, "labels": y} for x, y in zip(X, Y, strict=True)]
     assert adapters.from_loader(Two().eval(), DataLoader(rows, batch_size=8)).metric == "accuracy"
-    alone = adapters.from_loader(linear(), DataLoader(X, batch_size=8))
+    alone = adapters.from_loader(classifier(), DataLoader(X, batch_size=8))
     assert "with the original" in alone.metric
 
 
@@ -461,11 +454,11 @@ class Random(nn.Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: adapters.from_loader(linear(), DataLoader(TensorDataset(X[:0], Y[:0]))), "empty"),
-        (lambda: adapters.from_loader(linear(), iter([])), "only once"),
+        (lambda: adapters.from_loader(classifier(), DataLoader(TensorDataset(X[:0], Y[:0]))), "empty"),
+        (lambda: adapters.from_loader(classifier(), iter([])), "only once"),
         (lambda: adapters.from_loader(nn.Linear(7, 3).eval(), DataLoader(TensorDataset(X, Y))), "first batch"),
-        (lambda: adapters.from_loader(linear(), DataLoader(TensorDataset(X, X, X, Y))), "4 parts"),
-        (lambda: adapters.from_loader(linear(), DataLoader(TensorDataset(X, Y)), score=failing), "no metric today"),
+        (lambda: adapters.from_loader(classifier(), DataLoader(TensorDataset(X, X, X, Y))), "4 parts"),
+        (lambda: adapters.from_loader(classifier(), DataLoader(TensorDataset(X, Y)), score=failing), "no metric today"),
         (lambda: adapters.from_loader(Random().eval(), DataLoader(TensorDataset(X, Y))), "same outputs"),
     ],
 )
@@ -481,7 +474,7 @@ def test_the_short_tasks_of_the_readme_are_tasks(folder, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     snippets = re.findall(r"```python\n(from shrinkkit import .*?)```", readme, re.DOTALL)
     monkeypatch.chdir(folder.parent)
-    names = {"model": linear(), "example": X[:4], "test_loader": DataLoader(TensorDataset(X, Y), batch_size=8)}
+    names = {"model": classifier(), "example": X[:4], "test_loader": DataLoader(TensorDataset(X, Y), batch_size=8)}
     metrics = []
     for snippet in snippets:
         code = snippet.replace('"my-bert"', '"small-bert"').replace('["A text.", ...]', str(TEXTS))

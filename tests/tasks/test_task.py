@@ -1,24 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from small import classifier, padded
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from shrinkkit.errors import InvalidTask
-from shrinkkit.tasks import checks, data
+from shrinkkit.tasks import checks, data, fidelity, loader
 from shrinkkit.tasks.task import SPLITS, Task, batches
 from shrinkkit.transforms import finetune
 
 X = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)
-
-
-def classifier():
-    model = nn.Linear(6, 3)
-    with torch.no_grad():
-        model.weight.copy_(3 * torch.eye(3, 6))
-        model.bias.zero_()
-    return model.eval()
 
 
 class Keywords(nn.Module):
@@ -89,13 +82,13 @@ def test_fidelity_falls_when_a_weight_changes_and_is_one_for_the_original():
     ],
 )
 def test_outputs_are_compared_by_their_kind(output, is_classifier, kind):
-    assert data.kinds(output, ["output"], is_classifier=is_classifier) == [kind]
+    assert fidelity.kinds(output, ["output"], is_classifier=is_classifier) == [kind]
 
 
 @pytest.mark.parametrize("kind", ["agreement", "cosine", "error"])
 def test_a_measure_of_equal_outputs_is_one_and_of_others_less(kind):
     y = torch.randn(5, 4) if kind != "error" else torch.randn(5, 1)
-    score = data.fidelity([kind])
+    score = fidelity.score([kind])
     assert torch.allclose(score(y, y).double(), torch.ones(5, dtype=torch.double))
     assert (score(-y, y) < 1).all()
 
@@ -149,9 +142,32 @@ def test_labelled_data_of_any_kind_give_the_users_score(given):
     assert sum(len(getattr(task, split)) for split in SPLITS) == 120
 
 
+def test_a_loaders_own_function_prepares_each_example():
+    def halved(items):
+        return torch.stack([x / 2 for x, _ in items]), torch.tensor([y for _, y in items])
+
+    task = Task(classifier(), X[:4], test=DataLoader(TensorDataset(X, Y), batch_size=7, collate_fn=halved), score=right)
+    first = min(task.test.indices)
+    (inputs,), target = task.test[0]
+    assert torch.equal(inputs, X[first] / 2)
+    assert target == Y[first]
+
+
+def test_a_fingerprint_reads_inputs_and_calls_no_model():
+    task = Task(classifier(), X[:4], inputs=X)
+    calls = []
+    task.model.register_forward_hook(lambda *_: calls.append(1))
+    loader._contents(task)
+    assert not calls
+    checks._check_splits(task)
+    assert not calls
+    assert task.test[0] is not None
+    assert calls
+
+
 def test_a_loader_gives_only_what_its_sampler_visits():
-    loader = DataLoader(TensorDataset(X, Y), sampler=torch.utils.data.SubsetRandomSampler(range(40)))
-    task = Task(classifier(), X[:4], test=loader, score=right)
+    sampled = DataLoader(TensorDataset(X, Y), sampler=torch.utils.data.SubsetRandomSampler(range(40)))
+    task = Task(classifier(), X[:4], test=sampled, score=right)
     assert sum(len(getattr(task, split)) for split in SPLITS) == 40
 
 
@@ -188,12 +204,6 @@ class Pooled(nn.Module):
 
     def forward(self, ids, mask):
         return self.head((self.table(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-
-
-def padded(examples):
-    length = max(map(len, examples))
-    ids = torch.stack([torch.cat([x, x.new_zeros(length - len(x))]) for x in examples])
-    return {"ids": ids, "mask": torch.stack([(torch.arange(length) < len(x)).float() for x in examples])}
 
 
 def test_examples_of_several_lengths_are_padded_by_the_users_function():
