@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from shrinkkit.errors import InvalidInput, LeaseLost
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised whenever a stored record can no longer be read as an older version wrote it."""
 PART = ".part"
 """Suffix of a file that is being written; its name begins with a dot."""
