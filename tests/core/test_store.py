@@ -59,6 +59,8 @@ def of_kind(kind):
         hints = typing.get_type_hints(kind)
         fields = {f.name: of_kind(hints[f.name]) for f in dataclasses.fields(kind) if f.name != "schema_version"}
         return st.builds(kind, **fields)
+    if origin is tuple and arguments[1:] != (...,):
+        return st.tuples(*map(of_kind, arguments))
     if origin is tuple:
         return st.lists(of_kind(arguments[0]), max_size=2).map(tuple)
     if origin is dict:
