@@ -20,14 +20,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Any, Protocol
 
 import psutil
 from filelock import FileLock
 
 SOCKET_FOLDER_LENGTH = 40
 """Characters of a folder in which a folder for sockets is made; a socket's whole path must stay below about 100."""
-_PREFIX, _OWNER = "sk-", "owner"
+PREFIX = 5
+"""Words of `command` before the module."""
+_FOLDER, _OWNER = "sk-", "owner"
 _SEARCH_PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")
 _PR_SET_PDEATHSIG = 1
 _KEPT_LINES, _POLL_S = 200, 0.25
@@ -50,6 +52,43 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "shrinkkit.core.processes", str(os.getpid()), module, *arguments]
 
 
+class Process(Protocol):
+    """What `run` needs of a `subprocess.Popen`, or of a process started in another way."""
+
+    pid: int
+    stderr: IO[str] | None
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Return the exit status, below 0 for the signal that ended it; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended and return the exit status; raises TimeoutExpired."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+
+def cold(command: Sequence[str], **options: Any) -> Process:
+    """Start `command` as a process of its own that leads a session."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        # Ctrl-C is for this process alone, which then stops the child in order.
+        start_new_session=True,
+        **options,
+    )
+
+
 def run(
     command: Sequence[str],
     *,
@@ -59,39 +98,31 @@ def run(
     on_line: Callable[[str], bool] = lambda _: False,
     tick: Callable[[float], None] = lambda _: None,
     patience_s: float = 0.0,
+    start: Callable[..., Process] | None = None,
 ) -> Ended:
     """Run `command` and return how it ended. It and its children are killed after `limit_s`, and on Ctrl-C.
 
     They get `variables` in addition to `environment()`, and `patience_s` between the request to terminate and the kill.
     `on_line` is called with each line of standard error and returns whether the time limit starts again; `tick` several
-    times a second with the seconds since it started.
+    times a second with the seconds since it started. `start` starts it, as `cold` does by default.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        child = subprocess.Popen(
-            command,
-            env=environment() | dict(variables),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            # Ctrl-C is for this process alone, which then stops the child in order.
-            start_new_session=True,
+        child = (start or cold)(
+            command, env=environment() | dict(variables), cwd=cwd, stdout=output, stderr=subprocess.PIPE
         )
         assert child.stderr is not None
         reader = threading.Thread(target=_forward, args=(child.stderr, lines), daemon=True)
         reader.start()
-        start, overdue = time.monotonic(), False
+        begin, overdue = time.monotonic(), False
         try:
             while child.poll() is None and not overdue:
                 with suppress(queue.Empty):
                     kept.append(lines.get(timeout=_POLL_S))
-                    start = time.monotonic() if on_line(kept[-1]) else start
-                tick(time.monotonic() - start)
-                overdue = not time.monotonic() - start <= limit_s
+                    begin = time.monotonic() if on_line(kept[-1]) else begin
+                tick(time.monotonic() - begin)
+                overdue = not time.monotonic() - begin <= limit_s
         finally:
             stop(child, patience_s=patience_s)
             reader.join(timeout=_POLL_S)
@@ -108,7 +139,7 @@ def _forward(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
             lines.put(line.rstrip("\n"))
 
 
-def stop(child: "subprocess.Popen[str]", *, patience_s: float) -> None:
+def stop(child: Process, *, patience_s: float) -> None:
     """Ask `child`, which leads a session, to terminate; then kill what is left of it and of its children."""
     family: list[psutil.Process] = []
     try:
@@ -165,13 +196,13 @@ def short_folder() -> Iterator[Path]:
     usable = (p for p in places if len(p) <= SOCKET_FOLDER_LENGTH and os.access(p, os.W_OK | os.X_OK))
     place = next(usable, places[0])
     _remove_abandoned(Path(place))
-    folder = tempfile.TemporaryDirectory(dir=place, prefix=_PREFIX, ignore_cleanup_errors=True)
+    folder = tempfile.TemporaryDirectory(dir=place, prefix=_FOLDER, ignore_cleanup_errors=True)
     with folder as name, FileLock(Path(name, _OWNER)):
         yield Path(name)
 
 
 def _remove_abandoned(place: Path) -> None:
-    for folder in place.glob(f"{_PREFIX}*"):
+    for folder in place.glob(f"{_FOLDER}*"):
         # Errors are ignored: another user's folder, for instance, is not ours to remove.
         with suppress(OSError):
             state = folder.lstat()
@@ -182,7 +213,12 @@ def _remove_abandoned(place: Path) -> None:
                     shutil.rmtree(folder)
 
 
+def become(module: str, *arguments: str) -> None:
+    """Run `module` as the main one of this process."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
-    del sys.argv[:2]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    become(*sys.argv[2:])

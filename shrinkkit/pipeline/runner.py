@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,7 @@ from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import parameters, plan, run_status, steps
 from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, LineMonitor, Monitor, Progress, RunStatus
+from shrinkkit.pipeline.steps import WarmStart
 from shrinkkit.report import export, index_page
 from shrinkkit.results import results
 from shrinkkit.results.results import Results
@@ -83,15 +84,17 @@ class PreparedRun:
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
             run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
             try:
-                for step in self.steps:
-                    self._execute_step(step, status)
+                with ExitStack() as stack:
+                    warm_start = WarmStart(self.threads, stack)
+                    for step in self.steps:
+                        self._execute_step(step, status, warm_start)
             except KeyboardInterrupt:
                 status.interrupt()
                 raise
             _check_report(self.run, status[_REPORT.name].error)
         return self.run
 
-    def _execute_step(self, step: Planned, status: RunStatus) -> None:
+    def _execute_step(self, step: Planned, status: RunStatus, warm_start: WarmStart) -> None:
         if step.leaves and (error := sources.changed(self.task_files)):
             status.set(step.name, state="failed", error=error)
             return
@@ -115,6 +118,7 @@ class PreparedRun:
             timeout_s=self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S),
             threads=self.threads,
             tick=lambda seconds, phase: status.tick(step.name, seconds, phase),
+            warm_start=warm_start,
         )
         error = ended.error
         if not error and step.leaves and not record.is_file():

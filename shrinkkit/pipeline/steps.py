@@ -10,23 +10,46 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from shrinkkit import progress
-from shrinkkit.core import processes, store
+from shrinkkit.core import processes, store, warm
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
 from shrinkkit.pipeline.plan import REPORT, Planned
 from shrinkkit.pipeline.run_status import duration, log
 
 NOTEBOOK, ANSWER, ACTIVITY = "notebook.ipynb", "answer.json", "activity.txt"
+IMPORTS = (
+    "shrinkkit.quiet",
+    "papermill",
+    "nbconvert",
+    "ipykernel.kernelapp",
+    "ipykernel.zmqshell",
+    "ipywidgets",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "torch.export",
+    "shrinkkit.measure.session",
+    "shrinkkit.transforms.transform",
+    "shrinkkit.report.export",
+    "shrinkkit.report.layer_profile",
+    "shrinkkit.widgets.browse",
+    "shrinkkit.widgets.monitor",
+    "shrinkkit.widgets.pruning",
+    "shrinkkit.widgets.quantization",
+)
+"""What steps import, but for runtimes, whose libraries start threads, which a fork would lose."""
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -41,8 +64,37 @@ class Ended:
     """Why a step that worked has no page; empty if it has one."""
 
 
+class WarmStart:
+    """The processes that a run's steps are forked from, by whether a step trains; each starts when it is first needed.
+
+    To be closed by the `ExitStack` that it is given.
+    """
+
+    def __init__(self, threads: int, stack: ExitStack) -> None:
+        """Start nothing yet."""
+        self._threads, self._stack = threads, stack
+        self._addresses: dict[bool, str] = {}
+
+    def address(self, step: Planned, tick: Callable[[float, str], None]) -> str:
+        """Return the address of the process to fork a step from; '' if it is to start cold."""
+        training = _trains(step)
+        # A report alone needs few of the imports.
+        if warm.AVAILABLE and training not in self._addresses and step.leaves:
+            variables = _variables(self._threads, training=training)
+            server = warm.server(IMPORTS, variables, lambda seconds: tick(seconds, "importing libraries"))
+            self._addresses[training] = self._stack.enter_context(server)
+        return self._addresses.get(training, "")
+
+
 def execute(
-    notebook: Path, step: Planned, run: RunFolder, *, timeout_s: float, threads: int, tick: Callable[[float, str], None]
+    notebook: Path,
+    step: Planned,
+    run: RunFolder,
+    *,
+    timeout_s: float,
+    threads: int,
+    tick: Callable[[float, str], None],
+    warm_start: WarmStart | None = None,
 ) -> Ended:
     """Execute a step's notebook in a new process, publish the pages that it left, and return how it ended.
 
@@ -52,6 +104,7 @@ def execute(
     once half of it is over.
     """
     is_report = step.notebook == REPORT
+    address = warm_start.address(step, tick) if warm_start else ""
     run.steps.mkdir(exist_ok=True)
     phase = ""
 
@@ -75,14 +128,23 @@ def execute(
             "parameters": dict(step.parameters),
             "title": run.name if is_report else f"{step.name} · {run.name}",
             "home": "" if is_report else "../report.html",
+            "warm": address,
         }
         (attempt / "request.json").write_text(json.dumps(request), encoding="utf-8")
         ended = processes.run(
             processes.command("shrinkkit.pipeline.steps", str(attempt / "request.json")),
             limit_s=timeout_s,
             cwd=attempt,
-            variables=_variables(threads, sockets, training=step.notebook.startswith("2-"))
-            | {progress.VARIABLE: str(activity)},
+            variables={
+                **store.lease_variable(),
+                **_variables(threads, training=_trains(step)),
+                progress.VARIABLE: str(activity),
+                "JUPYTER_RUNTIME_DIR": str(sockets),
+                "IPYTHONDIR": str(sockets / "ipython"),
+                # A cache of compiled code would shorten the start that is measured.
+                "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
+            },
+            start=partial(warm.start, address) if address else None,
             on_line=on_line,
             tick=lambda seconds: tick(seconds, doing(seconds)),
             patience_s=10.0,
@@ -108,20 +170,19 @@ def execute(
         return Ended(f"The step's process ended with status {ended.status} and left no answer: {last}.")
 
 
-def _variables(threads: int, sockets: Path, *, training: bool) -> dict[str, str]:
-    """Return the environment variables of a step: equal threads everywhere, and none of the user's start-up files."""
+def _trains(step: Planned) -> bool:
+    return step.notebook.startswith("2-")
+
+
+def _variables(threads: int, *, training: bool) -> dict[str, str]:
+    """Return the environment variables that libraries read when they are loaded: equal threads everywhere."""
     # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
     # timed, an engine or a variant, they stay as users have them.
     patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
     return {
-        **store.lease_variable(),
         **patience,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
-        "JUPYTER_RUNTIME_DIR": str(sockets),
-        "IPYTHONDIR": str(sockets / "ipython"),
         "MPLBACKEND": "Agg",
-        # A cache of compiled code would shorten the start that is measured.
-        "TORCHINDUCTOR_CACHE_DIR": str(sockets / "compiled"),
         # torch's own deprecation notices would appear in the middle of a page.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
@@ -147,7 +208,7 @@ def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                kernel_manager_class=_kernel_manager(),
+                kernel_manager_class=_kernel_manager(request["warm"]),
                 on_cell_start=_print_phase,
                 config=Config({"KernelManager": kernel}),
             )
@@ -170,17 +231,34 @@ def _print_phase(cell: Mapping[str, Any], cell_index: int) -> None:
         print(f"{_PHASE}{heading[1]}", file=sys.stderr, flush=True)
 
 
-def _kernel_manager() -> type:
-    """Return a manager of kernels that run by this interpreter; Jupyter's kernelspecs may belong to another one."""
+def _kernel_manager(address: str) -> type:
+    """Return a manager of kernels that run by this interpreter; Jupyter's kernelspecs may belong to another one.
+
+    They are forked from the process at `address`, or start cold if it is ''.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
     options = ["--InteractiveShellApp.ignore_cwd=True", "--InteractiveShellApp.exec_PYTHONSTARTUP=False"]
     options.append("--HistoryManager.enabled=False")
     call = processes.command("ipykernel_launcher", "-f", "{connection_file}", *options)
 
+    class Provisioner(LocalProvisioner):
+        async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+            # Without it ipykernel takes itself for one that a person started.
+            env = options["env"] | {"JPY_PARENT_PID": str(os.getpid())}
+            self.process = process = cast("subprocess.Popen[Any]", warm.start(address, cmd, env=env))
+            self.pid = self.pgid = process.pid
+            return self.connection_info
+
     class Manager(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=call, display_name="Python 3", language="python")
+
+        async def _async_pre_start_kernel(self, **options: Any) -> Any:
+            if address:
+                self.provisioner = Provisioner(parent=self, kernel_spec=self.kernel_spec)
+            return await super()._async_pre_start_kernel(**options)
 
     return Manager
 

@@ -9,8 +9,8 @@ import time
 
 import examples
 import nbformat
-import psutil
 import pytest
+from children import running
 from nbformat.v4 import new_code_cell, new_notebook
 
 from shrinkkit import cli
@@ -114,7 +114,7 @@ def test_a_folder_that_is_removed_during_the_run_is_not_made_again(tmp_path):
     asked = ["run", "digits-cnn", "--recipe", "static-int8", "--target", "cpu/torch"]
     child = subprocess.Popen([*CLI, *asked], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "reports/digits-cnn"
-    while not any("ipykernel_launcher" in p.cmdline() for p in psutil.Process(child.pid).children(recursive=True)):
+    while not running(child.pid, "ipykernel_launcher"):
         assert child.poll() is None
         time.sleep(0.05)
     shutil.rmtree(run)

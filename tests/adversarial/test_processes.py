@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from children import running
 
 from shrinkkit.core import processes, store
 from shrinkkit.core.processes import command, short_folder, stop
@@ -34,7 +35,7 @@ def start(folder, *, hup=signal.SIG_DFL, **variables):
 
 def kernels(process):
     """Return the processes that execute notebooks below `process`."""
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if "ipykernel_launcher" in p.cmdline()]
+    return running(process.pid, "ipykernel_launcher")
 
 
 def working(child):
@@ -82,12 +83,11 @@ def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers, status):
 
 def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_path):
     child = start(tmp_path)
-    below = working(child)
-    step = next(
-        p for p in below if "shrinkkit.pipeline.steps" in p.cmdline() and "ipykernel_launcher" not in p.cmdline()
-    )
+    working(child)
+    (step,) = running(child.pid, "shrinkkit.pipeline.steps")
+    kernel = kernels(child)
     step.kill()
-    assert living(below) == []
+    assert living([step, *kernel]) == []
     while state(tmp_path) == "running":
         assert child.poll() is None
         time.sleep(0.1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import examples
 import psutil
 import pytest
+from children import running
 
 from shrinkkit.core import machines, store, studies
 from shrinkkit.core.measurement import TargetRecord
@@ -210,11 +211,6 @@ def test_a_run_folder_in_use_is_refused(study, tmp_path):
         execute(study, tmp_path)
 
 
-def steps_of(child):
-    """Return the processes of steps that a run has started, which it waits for."""
-    return [p for p in psutil.Process(child.pid).children() if "shrinkkit.pipeline.steps" in p.cmdline()]
-
-
 def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
     (tmp_path / "s.yaml").write_text(RECIPES.format(task=TASK))
     child = subprocess.Popen(
@@ -224,7 +220,11 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     status = tmp_path / "reports/corner/status.json"
-    while not (status.is_file() and "running" in states(status.parent).values() and steps_of(child)):
+    while not (
+        status.is_file()
+        and "running" in states(status.parent).values()
+        and running(child.pid, "shrinkkit.pipeline.steps")
+    ):
         assert child.poll() is None
         time.sleep(0.1)
     os.kill(child.pid, signal.SIGINT)

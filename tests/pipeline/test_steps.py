@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from contextlib import ExitStack
 
 import nbformat
 import pytest
@@ -21,7 +22,7 @@ def notebook(path, *sources, parameters="ratio: float = 0.5  # share to remove")
 
 
 def request(path, **changes):
-    return {"notebook": str(path), "parameters": {}, "title": "a step", "home": ""} | changes
+    return {"notebook": str(path), "parameters": {}, "title": "a step", "home": "", "warm": ""} | changes
 
 
 def test_execute_passes_parameters_and_returns_no_error(tmp_path):
@@ -56,8 +57,14 @@ def test_main_leaves_an_answer_and_an_exported_notebook(tmp_path):
     assert "on purpose" in (tmp_path / "attempt/notebook.html").read_text()
 
 
-@pytest.fixture
-def execute(tmp_path):
+@pytest.fixture(scope="module")
+def warm_start():
+    with ExitStack() as stack:
+        yield steps.WarmStart(1, stack)
+
+
+@pytest.fixture(params=["cold", "warm"])
+def execute(tmp_path, warm_start, request):
     """Return a function that executes a notebook of one cell in a run folder, which it returns with the error."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -66,8 +73,12 @@ def execute(tmp_path):
         path = tmp_path / f"{name}.ipynb"
         cells = [new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]}), new_code_cell(source)]
         nbformat.write(new_notebook(cells=cells), path)
-        step = Planned(f"{name}-mine" * (name != REPORT) or name, name, "", {"x": 2}, (), "")
-        ended = steps.execute(path, step, RunFolder(folder), timeout_s=timeout_s, threads=1, tick=tick)
+        step = Planned(
+            f"{name}-mine" * (name != REPORT) or name, name, "", {"x": 2}, (), "" if name == REPORT else "left"
+        )
+        started = warm_start if request.param == "warm" else None
+        limits = {"timeout_s": timeout_s, "threads": 1, "tick": tick}
+        ended = steps.execute(path, step, RunFolder(folder), **limits, warm_start=started)
         assert ended.note == ""
         return folder, ended.error
 
@@ -108,6 +119,7 @@ def test_a_step_that_takes_too_long_is_stopped(execute):
     assert "longer than 0.6 s and was stopped" in error
 
 
+@pytest.mark.parametrize("execute", ["cold"], indirect=True)
 def test_a_running_step_says_what_it_does_and_when_it_will_be_stopped_and_so_does_its_error(execute):
     source = """
         import time

@@ -1,0 +1,218 @@
+"""Processes that start warm: forks of a process that has imported what they need, so nothing but imports is shared.
+
+`python -P -m shrinkkit.core.processes PARENT_PID shrinkkit.core.warm SOCKET MODULE...` is that process. It listens on
+the file descriptor SOCKET. For each connection it forks a keeper, which forks the process that the request describes,
+sends its process number and, when it has ended, its exit status. If the client ends first, so does that process.
+Linux only: on macOS, system libraries do not survive a fork.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from shrinkkit.core import processes
+
+AVAILABLE = sys.platform == "linux"
+_LONGEST_REQUEST, _POLL_S = 1 << 17, 0.1
+_PR_SET_NAME = 15
+
+
+@contextlib.contextmanager
+def server(
+    modules: Sequence[str], variables: Mapping[str, str], tick: Callable[[float], None] = lambda _: None
+) -> Iterator[str]:
+    """Start a process that imports `modules` in the environment plus `variables`, and yield its address.
+
+    Libraries that read the environment when they are loaded read this one, whatever a later process asks for. Until it
+    is ready, `tick` is called several times a second with the seconds that have passed. The address of one that ended
+    is refused.
+    """
+    with processes.short_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        address = str(folder / "warm")
+        listener.bind(address)
+        process = processes.cold(
+            processes.command("shrinkkit.core.warm", str(listener.fileno()), *modules),
+            env=processes.environment() | dict(variables),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+        )
+        try:
+            start = time.monotonic()
+            while process.poll() is None and not _listens(address):
+                time.sleep(_POLL_S)
+                tick(time.monotonic() - start)
+            yield address
+        finally:
+            processes.stop(process, patience_s=0)
+
+
+def start(address: str, command: Sequence[str], **options: Any) -> processes.Process:
+    """Start `command` from the server at `address`; as a process of its own if that has ended. See `Child`."""
+    try:
+        return Child(address, command, **options)
+    except OSError:
+        return processes.cold(command, **options)
+
+
+def _listens(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(address) == 0
+
+
+class Child:
+    """A process started warm, with the methods of `subprocess.Popen` that are needed. It leads a session."""
+
+    stdin = stdout = None
+
+    def __init__(
+        self,
+        address: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None = None,
+        stdout: IO[str] | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        """Start the module and the arguments of `command`, made by `processes.command`; raises OSError.
+
+        `stdout` is a file, `stderr` may be `subprocess.PIPE`; by default both are this process's.
+        """
+        self.returncode: int | None = None
+        self.stderr: IO[str] | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(address)
+        request = {"argv": list(command[processes.PREFIX :]), "env": dict(env), "cwd": str(cwd or Path.cwd())}
+        reading, writing = os.pipe() if stderr == subprocess.PIPE else (None, os.dup(2))
+        try:
+            files = [stdout.fileno() if stdout else 1, writing]
+            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
+        finally:
+            os.close(writing)
+        if reading is not None:
+            self.stderr = open(reading, encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.pid = int(self._answer())
+
+    def _answer(self) -> bytes:
+        if answer := self._socket.recv(100):
+            return answer
+        raise ConnectionResetError("the process to fork from has ended")
+
+    def poll(self) -> int | None:
+        """Return the exit status, below 0 for the signal that ended it; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended and return the exit status; raises TimeoutExpired."""
+        if self.returncode is None:
+            self._socket.settimeout(timeout)
+            try:
+                self.returncode = int(self._answer())
+            except TimeoutError as error:
+                raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0) from error
+            except BlockingIOError as error:
+                raise subprocess.TimeoutExpired([str(self.pid)], 0) from error
+            except ConnectionError:
+                self.returncode = -signal.SIGKILL
+            self._socket.close()
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process."""
+        self.send_signal(signal.SIGKILL)
+
+
+def main(argv: list[str]) -> None:
+    """Import, listen and fork until the parent ends; then, in a fork, run the module of the request."""
+    listener = socket.socket(fileno=int(argv[0]))
+    for name in argv[1:]:
+        # The process that needs it says why it cannot be imported.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    # Collections in forks would copy every page.
+    gc.collect()
+    gc.freeze()
+    listener.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    here = os.getpid()
+    while True:
+        connection, _ = listener.accept()
+        # A client that only asks whether this listens sends nothing.
+        if connection.recv(1, socket.MSG_PEEK) and os.fork() == 0:
+            break
+        connection.close()
+    processes.die_with(here)
+    listener.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, files, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 2)
+    keeper = os.getpid()
+    if child := os.fork():
+        _keep(child, connection)
+    connection.close()
+    os.setsid()
+    processes.die_with(keeper)
+    request = json.loads(message)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, request["argv"][0].rpartition(".")[2].encode()[:15])
+    for number, file in enumerate(files, start=1):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    _reseed()
+    processes.become(*request["argv"])
+
+
+def _keep(child: int, connection: socket.socket) -> None:
+    """Tell the client the process number of `child` and how it ended; end it if the client ends. Does not return."""
+
+    def follow() -> None:
+        with contextlib.suppress(OSError):
+            connection.recv(1)  # nothing comes but the end
+            os.killpg(child, signal.SIGKILL)
+
+    with contextlib.suppress(OSError):
+        connection.send(str(child).encode())
+    threading.Thread(target=follow, daemon=True).start()
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def _reseed() -> None:
+    """Seed NumPy's generator anew: what a task draws without a seed must not be equal in each process by chance."""
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
