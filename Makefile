@@ -46,7 +46,6 @@ $(STAMP): pyproject.toml requirements.lock
 	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) $(PIP) --python $(BIN)/python install pip; fi \
 	|| { echo "Python cannot make an environment. On Debian: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv (once, a minute or two)"
-# Python compiles what it imports. All 20,000 files would take a minute.
 	@$(BIN)/python $(PIP) install -r requirements.lock
 	@$(BIN)/python $(PIP) install --no-deps -e .
 	@touch $@
