@@ -178,6 +178,9 @@ def _run(
     accuracy_drop: Annotated[float | None, Option(metavar="D", help="Maximum accuracy drop (0.01).")] = None,
     unit: Annotated[str | None, Option(metavar="U", help="Of the drop: share (scores in [0, 1]) or score.")] = None,
     threads: Annotated[int | None, Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
+    effort: Annotated[
+        Literal["quick", "standard", "thorough"] | None, Option(help="How much is measured (standard).")
+    ] = None,
     reports: Annotated[Path, Option(metavar="DIR", help="Folder of the run folders.")] = Path("reports"),
     only: Annotated[Literal["benchmark"] | None, Option(help="Measure the variants of an earlier run here.")] = None,
     task: Annotated[str | None, Option(metavar="FILE", help="With --only RUN: its task, if you trust it.")] = None,
@@ -206,13 +209,14 @@ def _run(
                     "settled. Leave them out."
                 )
             folder, task = _run_folder(study, reports, task)
-            common |= {"targets": target or (), "threads": threads, "task": task}
+            common |= {"targets": target or (), "threads": threads, "task": task, "effort": effort}
             prepared = runner.prepare_benchmark(folder, monitor=monitor, **common)
         elif task:
             text = "`--task` goes with `--only` and a run folder. Name the task as the first argument instead."
             raise InvalidInput(text)
         else:
-            chosen = _study(study, recipe or (), target or (), threads, budget)
+            settings = budget | {"threads": threads} | ({"effort": effort} if effort else {})
+            chosen = _study(study, recipe or (), target or (), settings)
             count = chosen.threads or machines.cores()
             machines.check_threads(count, *chosen.thread_counts)
             prepared = runner.prepare(chosen, reports=reports, threads=count, monitor=monitor, **common)
@@ -236,10 +240,8 @@ def _run_folder(study: str, reports: Path, task: str | None) -> tuple[Path, str 
     return reports / title(study), task or study
 
 
-def _study(
-    name: str, recipes: Sequence[str], targets: Sequence[str], threads: int | None, budget: Mapping[str, Any]
-) -> "Study":
-    """Return the study that is named, or the one of a task with `recipes` and `targets`."""
+def _study(name: str, recipes: Sequence[str], targets: Sequence[str], settings: Mapping[str, Any]) -> "Study":
+    """Return the study that is named, or the one of a task with `recipes` and `targets`, with other settings."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import TASKS
     from shrinkkit.core.target import Target
@@ -249,13 +251,13 @@ def _study(
         if recipes or targets:
             text = "`--recipe` and `--target` go with a task; a study names its own. Edit the study instead."
             raise InvalidInput(text)
-        return studies.changed(studies.read_study(name), threads=threads, **budget)
+        return studies.changed(studies.read_study(name), **settings)
     # By default, every target that is available without compiling.
     compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
     available = [t for t, why in registry.available().items() if not why and Target.parse(t).runtime not in compiled]
     targets = targets or available
     chosen, notes = (recipes, ()) if recipes else registry.default_recipes(targets)
-    return studies.study(name, recipes=chosen, targets=targets, threads=threads, notes=notes, **budget)
+    return studies.study(name, recipes=chosen, targets=targets, notes=notes, **settings)
 
 
 def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:

@@ -35,6 +35,7 @@ MOST_STAGES = 100
 """Of a recipe."""
 RECIPES = "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`"
 
+Effort = Literal["quick", "standard", "thorough"]
 TargetName = Annotated[
     str, Field(pattern="^(cpu|cuda|mps)/[A-Za-z0-9_]+$", description="device/runtime, such as cpu/torch")
 ]
@@ -169,11 +170,13 @@ class Study(Rich, Section):
     threads: Annotated[_Threads | None, Field(description=f"a whole number >= 1 and at most {MOST_THREADS}")] = None
     """None takes every core that this process may use."""
     batch_sizes: BatchSizes = (1, 32)
-    """Batches to time every variant on besides that of the task's example."""
+    """Batches to time variants on besides that of the task's example."""
     thread_counts: ThreadCounts = (1,)
-    """Numbers of threads to time every variant with besides `threads`."""
+    """Numbers of threads to time variants with besides `threads`."""
     today: Literal["eager", "compiled"] = "eager"
     """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""
+    effort: Effort = "standard"
+    """How long variants are timed, and which of them at other batch sizes and thread counts; see `measure.session`."""
     timeout_s: Annotated[
         float, Field(gt=0, le=MOST_SECONDS, description=f"a number of seconds > 0 and at most {MOST_SECONDS}")
     ] = 1800.0

@@ -73,6 +73,7 @@ def study(
     name: str | None = None,
     seed: int = 0,
     threads: int | None = None,
+    effort: str = "standard",
     timeout_s: float = 1800.0,
     notes: Sequence[str] = (),
 ) -> Study:
@@ -89,6 +90,7 @@ def study(
         name: Name of the run folder; None takes the task's.
         seed: In [0, 2**32).
         threads: Intra-op threads, >= 1; None takes every core that this process may use.
+        effort: How much is measured: `quick`, `standard` or `thorough`.
         timeout_s: Seconds that one step may take, > 0.
         notes: Sentences for the log and the report.
 
@@ -100,15 +102,22 @@ def study(
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget, "notes": tuple(notes)}
-    names = {"name": name or title(task), "task": task, "recipes": tuple(recipes), "targets": tuple(targets)}
+    names = {
+        "name": name or title(task),
+        "task": task,
+        "effort": effort,
+        "recipes": tuple(recipes),
+        "targets": tuple(targets),
+    }
     return _study(Source(names | settings), Path())
 
 
-def changed(study: Study, *, threads: int | None = None, **budget: Any) -> Study:
-    """Return `study` with other threads and keys of its budget, by the rules of its file; None leaves one as it is."""
+def changed(study: Study, *, threads: int | None = None, effort: str | None = None, **budget: Any) -> Study:
+    """Return `study` with other settings and keys of its budget, by the rules of its file; None leaves one as it is."""
     data = study.model_dump(exclude_unset=True)
     section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
-    data |= {"budget": section} | ({} if threads is None else {"threads": threads})
+    others = {"threads": threads, "effort": effort}
+    data |= {"budget": section} | {name: value for name, value in others.items() if value is not None}
     return _study(Source(data | {"recipes": study.recipes}), Path())
 
 

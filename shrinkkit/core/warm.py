@@ -25,19 +25,18 @@ from typing import IO, Any
 from shrinkkit.core import processes
 
 AVAILABLE = sys.platform == "linux"
+Tick = Callable[[float], None]
 _LONGEST_REQUEST, _POLL_S = 1 << 17, 0.1
 _PR_SET_NAME = 15
 
 
 @contextlib.contextmanager
-def server(
-    modules: Sequence[str], variables: Mapping[str, str], tick: Callable[[float], None] = lambda _: None
-) -> Iterator[str]:
-    """Start a process that imports `modules` in the environment plus `variables`, and yield its address.
+def server(modules: Sequence[str], variables: Mapping[str, str]) -> Iterator[Callable[[Tick], str]]:
+    """Start a process that imports `modules` in the environment plus `variables`; yield what waits for its address.
 
-    Libraries that read the environment when they are loaded read this one, whatever a later process asks for. Until it
-    is ready, `tick` is called several times a second with the seconds that have passed. The address of one that ended
-    is refused.
+    Libraries that read the environment when they are loaded read this one, whatever a later process asks for. Until the
+    process is ready, the argument is called several times a second with the seconds that have passed. The address of
+    one that ended is refused.
     """
     with processes.short_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         address = str(folder / "warm")
@@ -50,12 +49,16 @@ def server(
             stderr=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
         )
-        try:
-            start = time.monotonic()
+        begin = time.monotonic()
+
+        def ready(tick: Tick) -> str:
             while process.poll() is None and not _listens(address):
                 time.sleep(_POLL_S)
-                tick(time.monotonic() - start)
-            yield address
+                tick(time.monotonic() - begin)
+            return address
+
+        try:
+            yield ready
         finally:
             processes.stop(process, patience_s=0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from shrinkkit.core import evidence, machines, store
+from shrinkkit.core import estimate, evidence, machines, store
 from shrinkkit.core.measurement import (
     Accuracy,
     Comparison,
@@ -33,7 +33,7 @@ from shrinkkit.errors import InvalidInput, ShrinkkitError, UnfairComparison, Uns
 from shrinkkit.measure import benchmark, peak_memory, scoring
 from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.scoring import Scored
-from shrinkkit.measure.timing import FEWEST_BLOCKS, HOPELESS, Protocol, TimingCallback, never_stop
+from shrinkkit.measure.timing import DEFAULT, FEWEST_BLOCKS, HOPELESS, Protocol, TimingCallback, half_width, never_stop
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import files, registry
 from shrinkkit.runtimes.base import Loaded
@@ -46,6 +46,13 @@ TODAY = "your module today"
 """Name of the reference of `compare_runtimes`."""
 SWEEP = Protocol(width=0.02, cap_s=0.5, fresh_copies=2)
 """Of other batch sizes and thread counts, where many wide intervals tell more than few narrow ones."""
+EFFORTS: Mapping[str, tuple[Protocol, Protocol | None]] = {
+    "quick": (Protocol(width=0.02, cap_s=1.5, clear_s=0.5), None),
+    "standard": (Protocol(clear_s=1.0), Protocol()),
+    "thorough": (Protocol(cap_s=10.0), None),
+}
+"""Protocols by effort: of each variant, and of a second timing of those that lead. Other batch sizes and thread counts
+are timed of those that lead, with `thorough` of all, with `quick` of none."""
 SWEEP_CALLS = 120
 """Approximate calls of the fewest blocks and the warm-up of one comparison."""
 SCORING_S = 60.0
@@ -63,6 +70,8 @@ class Settings:
     """Intra-op threads, >= 1."""
     seed: int = 0
     """Of the order of calls and of the bootstrap."""
+    effort: str = "standard"
+    """A key of `EFFORTS`."""
     today: str = "eager"
     """How the task's module is called today: `eager`, or `compiled` by `torch.compile`."""
 
@@ -84,6 +93,7 @@ class LoadedVariant:
     error: str
     loaded: Loaded | None = None
     file_sha256: str = ""
+    size_bytes: int = 0
     load_ms: float | None = None
     first_call_ms: float | None = None
 
@@ -158,7 +168,9 @@ def _load(folder: Path, settings: Settings, like: Any) -> LoadedVariant:
     if verified.reason:
         saturated = benchmark.saturated(folder / file.path, target, inputs, threads)
         return LoadedVariant(name, " ".join([verified.reason, *benchmark.saturation(saturated)]))
-    return LoadedVariant(name, "", verified.loaded, file.sha256, verified.load_ms, verified.first_call_ms)
+    return LoadedVariant(
+        name, "", verified.loaded, file.sha256, file.size_bytes, verified.load_ms, verified.first_call_ms
+    )
 
 
 def measure(
@@ -173,16 +185,18 @@ def measure(
 
     The record is saved after each, as a partial one. What an unfinished benchmark of the same files under the same
     conditions saved is not measured again. Files with the quickest first call come first. A comparison for which the
-    machine was too noisy is repeated once at the end.
+    machine was too noisy is repeated once at the end, and so is, with the second protocol of the effort, that of each
+    variant in the lead: what looked best by luck does not again.
     """
     task, measured, scored = settings.task, Measured(), dict[str, Scored]()
     names, done, stopped = [BASELINE, *(name for name in loaded if name != BASELINE)], [BASELINE], False
+    first, second = EFFORTS[settings.effort]
 
-    def compare(name: str) -> bool:
+    def compare(name: str, protocol: Protocol = first) -> bool:
         """Time a file and return whether that was stopped by hand."""
         progress(names.index(name), len(names), f"timing {name}")
         pair = {BASELINE: loaded[BASELINE], name: loaded[name]}
-        latencies, errors = compare_latency(pair, settings, callback=callback)
+        latencies, errors = compare_latency(pair, settings, protocol=protocol, callback=callback)
         measured.latencies |= latencies
         measured.errors |= errors
         return STOPPED in errors.values() or any(compared.stopped for compared in latencies.values())
@@ -228,6 +242,12 @@ def measure(
     for name in [n for n, c in measured.latencies.items() if c.verdict == "too noisy" and not hopeless(c)]:
         stopped = stopped or compare(name)
         save()
+    for name in leading(loaded, measured) if second else ():
+        compared = measured.latencies.get(name)
+        # What was timed until it was narrow enough, or to the cap, stays.
+        if second and compared and compared.duration_s < second.cap_s and half_width(compared.speedup) > second.width:
+            stopped = stopped or compare(name, second)
+            save()
     progress(len(names), len(names), "")
     return measured
 
@@ -266,6 +286,33 @@ def promising(loaded: Mapping[str, LoadedVariant], measured: Measured) -> dict[s
     """Return the variants that are not `hopeless`, to profile them and to time them at other batch sizes."""
     slow = {name for name, compared in measured.latencies.items() if hopeless(compared)}
     return {name: variant for name, variant in loaded.items() if name not in slow}
+
+
+def leading(loaded: Mapping[str, LoadedVariant], measured: Measured) -> dict[str, LoadedVariant]:
+    """Return the baseline, and the variants that no other one beats.
+
+    One beats another if it is faster, its file is no larger, and its change of accuracy may reach the other's.
+    """
+    timed = {n: c.speedup.value for n, c in measured.latencies.items() if c.verdict != "too noisy" and not hopeless(c)}
+    gains = {
+        name: gain
+        for name, accuracy in measured.accuracies.items()
+        if name in timed and (gain := estimate.gain(accuracy.difference, higher_is_better=accuracy.higher_is_better))
+    }
+
+    def beats(one: str, other: str) -> bool:
+        is_smaller = loaded[one].size_bytes <= loaded[other].size_bytes
+        return timed[one] > timed[other] and is_smaller and gains[one].high >= gains[other].value
+
+    best = [name for name in gains if not any(beats(one, name) for one in gains)]
+    return {name: loaded[name] for name in (BASELINE, *best)}
+
+
+def swept(loaded: Mapping[str, LoadedVariant], measured: Measured, settings: Settings) -> dict[str, LoadedVariant]:
+    """Return the variants to time at other batch sizes and thread counts, which the effort decides."""
+    if settings.effort == "quick":
+        return {}
+    return (promising if settings.effort == "thorough" else leading)(loaded, measured)
 
 
 def _part(task: Task, compared: Comparison | None, seed: int) -> tuple[int, ...]:
@@ -328,7 +375,11 @@ def evaluate(
 
 
 def compare_latency(
-    loaded: Mapping[str, LoadedVariant], settings: Settings, *, callback: TimingCallback = never_stop
+    loaded: Mapping[str, LoadedVariant],
+    settings: Settings,
+    *,
+    protocol: Protocol = DEFAULT,
+    callback: TimingCallback = never_stop,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Return the paired timing of each loaded file against the baseline's, and why others were not timed.
 
@@ -345,8 +396,8 @@ def compare_latency(
     def compare(name: str, file: Loaded) -> bool:
         """Time one file and return whether to continue."""
         try:
-            pair, protocol = (reference, settings.timed(name, file)), Protocol(seed=settings.seed)
-            compared = benchmark.time_pair(*pair, protocol=protocol, callback=callback)
+            pair, seeded = (reference, settings.timed(name, file)), replace(protocol, seed=settings.seed)
+            compared = benchmark.time_pair(*pair, protocol=seeded, callback=callback)
             # A file that writes to its inputs would change the work of the next ones.
             if benchmark.inputs_sha256(settings.task.example) != reference.conditions.inputs_sha256:
                 raise UnfairComparison(f"{name} or {BASELINE} changed the inputs while it was timed.")
@@ -378,7 +429,8 @@ def compare_runtimes(
     device, task, form = settings.target.device, settings.task, settings.today
     module = benchmark.copies(task.model, tuple(x.to(device) for x in task.example), form=form)
     today = TimedModel(TODAY, module, replace(settings, target=Target(device, "torch")).conditions(form))
-    pair, protocol = (today, settings.timed(BASELINE, baseline)), Protocol(seed=settings.seed)
+    first, second = EFFORTS[settings.effort]
+    pair, protocol = (today, settings.timed(BASELINE, baseline)), replace(second or first, seed=settings.seed)
     return benchmark.time_pair(*pair, across_runtimes=True, protocol=protocol, callback=callback)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from shrinkkit.core import estimate
+from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.evidence import PairedSamples, log_ratios
 from shrinkkit.errors import InvalidInput
 from shrinkkit.runtimes import registry
@@ -25,6 +26,8 @@ from shrinkkit.tasks import outputs
 FEWEST_BLOCKS, FEWEST_SLOW_BLOCKS, FEWEST_STOPPED, CHECK_EVERY = 20, 6, 2, 5
 FEWEST_HOPELESS_BLOCKS, HOPELESS = 3, 3.0
 """Blocks that suffice after the cap for a candidate that is slower by this factor with its whole interval."""
+CLEAR = 1.1
+"""Ratio beyond which a difference is clear, if its whole interval is."""
 CALLBACK_PERIOD_S = 0.5
 WARMUP_WINDOW, STEADY, WARMUP_CAP_S = 5, 0.05, 5.0
 MOST_CALLS = 32
@@ -57,6 +60,8 @@ class Protocol:
     cap_s: float = 4.0
     """Seconds after which timing stops in any case, once there are 20 blocks; slow models get 3 times that, and then 6
     blocks suffice. After 3 blocks it stops for a candidate that is `HOPELESS`."""
+    clear_s: float = math.inf
+    """Seconds after which timing stops for a candidate that is `CLEAR`, to be timed again if a decision hangs on it."""
     fresh_copies: int = 8
     """Most fresh copies of each model in 20 blocks, which average over places in memory; fewer where copying would take
     more than a tenth of the time."""
@@ -66,7 +71,7 @@ class Protocol:
     """Of the order within blocks and of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "cap_s", "fresh_copies", "slot_ms"):
+        for name in ("width", "cap_s", "clear_s", "fresh_copies", "slot_ms"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"`{name}` must be above 0, got {getattr(self, name)}. Leave it out.")
 
@@ -155,9 +160,10 @@ def _blocks(
 
 
 def _enough(samples: PairedSamples, protocol: Protocol, elapsed_s: float) -> bool:
-    """Return whether to stop: by the width of the interval or by time, and by its value only if that is `HOPELESS`.
+    """Return whether to stop: by the width of the interval or by time, and sooner if its value leaves no doubt.
 
-    That cannot favour a candidate: the verdict is *slower*, from which the interval is far.
+    *Faster* or *slower* beyond 1 % cannot come about by stopping where the whole interval is `CLEAR` or `HOPELESS`. The
+    value of one that stopped so is not what a recommendation rests on; see `session.measure`.
     """
     count = len(samples)
     if count < FEWEST_BLOCKS:
@@ -170,7 +176,13 @@ def _enough(samples: PairedSamples, protocol: Protocol, elapsed_s: float) -> boo
     if count % CHECK_EVERY:
         return False
     ratio = estimate.block_ratio(log_ratios(samples, min), seed=protocol.seed)
-    return math.log(ratio.high / ratio.low) / 2 <= protocol.width
+    clear = elapsed_s > protocol.clear_s and (ratio.low > CLEAR or ratio.high * CLEAR < 1)
+    return clear or half_width(ratio) <= protocol.width
+
+
+def half_width(ratio: Estimate) -> float:
+    """Return half the width of a ratio's interval, as a fraction of the ratio."""
+    return math.log(ratio.high / ratio.low) / 2
 
 
 def _check_outputs(calls: Sequence[Call], reference: str, candidate: str) -> None:

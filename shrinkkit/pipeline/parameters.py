@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from shrinkkit.core.recipe import BASELINE, MOST_THREADS, BatchSizes, FolderName, ThreadCounts
+from shrinkkit.core.recipe import BASELINE, MOST_THREADS, BatchSizes, Effort, FolderName, ThreadCounts
 from shrinkkit.core.stages import MOST_EPOCHS, Section, settings_of, whole
 from shrinkkit.errors import InvalidInput, nearest, options
 from shrinkkit.runtimes import registry
@@ -48,6 +48,7 @@ class _Ranges(Section):
     variants: Annotated[tuple[str, ...], Field(strict=False, description="a list of strings in quotes")] = ()
     batch_sizes: BatchSizes = ()
     thread_counts: ThreadCounts = ()
+    effort: Effort = "standard"
     today: Literal["eager", "compiled"] = "eager"
 
 

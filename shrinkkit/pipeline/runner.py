@@ -84,8 +84,10 @@ class PreparedRun:
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
             run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
             try:
+                states = self.preview()
                 with ExitStack() as stack:
-                    warm_start = WarmStart(self.threads, stack)
+                    to_run = [step for step in self.steps if states[step.name] == "run"]
+                    warm_start = WarmStart(to_run, self.threads, stack)
                     for step in self.steps:
                         self._execute_step(step, status, warm_start)
             except KeyboardInterrupt:
@@ -237,6 +239,7 @@ def prepare_benchmark(
     threads: int | None,
     monitor: Monitor,
     task: str | None = None,
+    effort: str | None = None,
     force: bool = False,
 ) -> PreparedRun:
     """Check a run folder, and return the run of the steps that measure its variants on this machine and report them.
@@ -253,7 +256,7 @@ def prepare_benchmark(
     study, baseline = _read_run(run)
     task = _trusted_task(run, study.task, task)
     chosen = _measurable(study, baseline, targets, monitor)
-    study = study.model_copy(update={"task": task, "targets": chosen})
+    study = study.model_copy(update={"task": task, "targets": chosen, "effort": effort or study.effort})
     threads = threads or study.threads or machines.cores()
     inspection = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)

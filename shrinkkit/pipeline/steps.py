@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,10 @@ IMPORTS = (
     "matplotlib.pyplot",
     "scipy.stats",
     "torch.export",
+    "torch.onnx._internal.exporter._core",
+    "onnx_ir.passes.common",
+    "nncf.quantization",
+    "openvino",
     "shrinkkit.measure.session",
     "shrinkkit.transforms.transform",
     "shrinkkit.report.export",
@@ -49,7 +53,7 @@ IMPORTS = (
     "shrinkkit.widgets.pruning",
     "shrinkkit.widgets.quantization",
 )
-"""What steps import, but for runtimes, whose libraries start threads, which a fork would lose."""
+"""What steps import, but for ONNX Runtime, which starts a thread when it is imported, which a fork would lose."""
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -65,25 +69,21 @@ class Ended:
 
 
 class WarmStart:
-    """The processes that a run's steps are forked from, by whether a step trains; each starts when it is first needed.
+    """The processes that a run's steps are forked from, one for those that train and one for the others."""
 
-    To be closed by the `ExitStack` that it is given.
-    """
-
-    def __init__(self, threads: int, stack: ExitStack) -> None:
-        """Start nothing yet."""
-        self._threads, self._stack = threads, stack
-        self._addresses: dict[bool, str] = {}
+    def __init__(self, steps: Sequence[Planned], threads: int, stack: ExitStack) -> None:
+        """Start what `steps` need, in the background; `stack` stops it."""
+        # A report alone needs few of the imports.
+        kinds = {_trains(step) for step in steps if step.leaves} if warm.AVAILABLE else ()
+        self._servers = {
+            training: stack.enter_context(warm.server(IMPORTS, _variables(threads, training=training)))
+            for training in kinds
+        }
 
     def address(self, step: Planned, tick: Callable[[float, str], None]) -> str:
-        """Return the address of the process to fork a step from; '' if it is to start cold."""
-        training = _trains(step)
-        # A report alone needs few of the imports.
-        if warm.AVAILABLE and training not in self._addresses and step.leaves:
-            variables = _variables(self._threads, training=training)
-            server = warm.server(IMPORTS, variables, lambda seconds: tick(seconds, "importing libraries"))
-            self._addresses[training] = self._stack.enter_context(server)
-        return self._addresses.get(training, "")
+        """Wait for the process to fork a step from, and return its address; '' if the step is to start cold."""
+        ready = self._servers.get(_trains(step))
+        return ready(lambda seconds: tick(seconds, "importing libraries")) if ready else ""
 
 
 def execute(

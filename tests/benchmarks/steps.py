@@ -69,8 +69,8 @@ def main() -> None:
         step = Planned("4-timed", "4-timed", "", {"threads": threads}, (), "none")
         run = RunFolder(folder / "run")
         run.path.mkdir()
-        warm_start = steps.WarmStart(threads, stack)
         start = time.time()
+        warm_start = steps.WarmStart([step], threads, stack)
         warm_start.address(step, lambda *_: None)
         print(f"imports, once: {time.time() - start:.2f} s")
         found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}

@@ -24,8 +24,8 @@ def code(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(code):
-    with warm.server(["csv", "no_such_module", "numpy"], {"PYTHONPATH": str(code), "SHARED": "1"}) as found:
-        yield found
+    with warm.server(["csv", "no_such_module", "numpy"], {"PYTHONPATH": str(code), "SHARED": "1"}) as ready:
+        yield ready(lambda _: None)
 
 
 @pytest.fixture
@@ -139,7 +139,8 @@ def test_it_ends_with_the_server_after_which_processes_start_cold(code, tmp_path
     (code / "lasting.py").write_text("import time; time.sleep(60)")
     (code / "imported.py").write_text("import sys; print('csv' in sys.modules)")
     variables = {"PYTHONPATH": str(code)}
-    with warm.server(["csv"], variables) as address:
+    with warm.server(["csv"], variables) as ready:
+        address = ready(lambda _: None)
         child = warm.start(address, processes.command("lasting"), env=dict(os.environ))
         ended = processes.run(processes.command("imported"), limit_s=30, start=partial(warm.start, address))
         assert ended.output == "True\n"
@@ -151,7 +152,8 @@ def test_it_ends_with_the_server_after_which_processes_start_cold(code, tmp_path
 
 def test_a_server_that_cannot_start_is_not_waited_for():
     ticks = []
-    with warm.server(["antigravity_that_exits"], {"PYTHONHASHSEED": "no number"}, ticks.append) as address:
+    with warm.server(["antigravity_that_exits"], {"PYTHONHASHSEED": "no number"}) as ready:
+        address = ready(ticks.append)
         ended = processes.run(processes.command("this"), limit_s=30, start=partial(warm.start, address))
     assert "Zen of Python" in ended.output
     assert len(ticks) < 100
@@ -160,6 +162,7 @@ def test_a_server_that_cannot_start_is_not_waited_for():
 def test_it_tells_how_long_imports_take(code):
     (code / "slow.py").write_text("import time; time.sleep(1)")
     ticks = []
-    with warm.server(["slow"], {"PYTHONPATH": str(code)}, ticks.append):
+    with warm.server(["slow"], {"PYTHONPATH": str(code)}) as ready:
+        ready(ticks.append)
         assert ticks == sorted(ticks)
         assert ticks[-1] >= 1

@@ -60,7 +60,7 @@ def test_main_leaves_an_answer_and_an_exported_notebook(tmp_path):
 @pytest.fixture(scope="module")
 def warm_start():
     with ExitStack() as stack:
-        yield steps.WarmStart(1, stack)
+        yield steps.WarmStart([Planned("1-baseline", "1-baseline", "", {}, (), "left")], 1, stack)
 
 
 @pytest.fixture(params=["cold", "warm"])
