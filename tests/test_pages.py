@@ -9,6 +9,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from shrinkkit.core import store
 from shrinkkit.report import export, index_page
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
@@ -135,6 +136,48 @@ def test_a_page_is_printed_whole(place, tmp_path, name):
     assert 1 <= export.pages(tmp_path / "page.pdf") <= 60
 
 
+def test_a_report_is_printed_as_a_summary_or_in_full(place, tmp_path):
+    export.pdf(place / "run/report.html", tmp_path / "summary.pdf")
+    export.pdf(place / "run/report.html", tmp_path / "full.pdf", full=True)
+    assert 3 <= export.pages(tmp_path / "summary.pdf") <= 6
+    assert export.pages(tmp_path / "full.pdf") > 12
+
+
+@pytest.mark.parametrize(("fragment", "section", "hint"), [("", False, True), ("#full", True, False)])
+def test_the_print_of_a_report_says_what_it_leaves_out(place, show, fragment, section, hint):
+    page = show(place / "run/report.html")
+    page.goto((place / "run/report.html").as_uri() + fragment)
+    page.emulate_media(media="print")
+    assert page.get_by_role("heading", name="Changed predictions").is_visible() == section
+    assert page.get_by_text("The full report").is_visible() == hint
+    assert page.get_by_role("heading", name="Speed-up breakdown").is_visible()
+    page.emulate_media(media="screen")
+    assert page.get_by_role("heading", name="Changed predictions").is_visible()
+    assert not page.get_by_text("The full report").is_visible()
+
+
+def test_a_copy_button_copies_the_code_and_the_hash(place, show):
+    page = show(place / "run/report.html")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy SHA-256").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == store.sha256(place / "run/variants/channels-50-static-int8/model.onnx")
+    page.get_by_text("Load it").click()
+    page.get_by_role("button", name="Copy code").click()
+    code = page.evaluate("navigator.clipboard.readText()")
+    assert code in (place / "run/variants/channels-50-static-int8/README.md").read_text()
+
+
+def test_the_links_of_the_summary_lead_to_files_and_sections(place, show):
+    page = show(place / "run/report.html")
+    for link in page.locator(".sk-download a").all():
+        assert (place / "run" / link.get_attribute("href")).is_file()
+    page.evaluate(OPEN)
+    sections = [link.get_attribute("href") for link in page.locator(".sk-warnings a").all()]
+    assert sections
+    assert all(page.locator(section).count() == 1 for section in sections)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_cut_off_at_the_width_of_paper(place, show, name):
     # A4 less its margins, in CSS pixels.
@@ -219,6 +262,15 @@ def test_the_index_is_complete_without_scripts(place, opened):
     asked = page.locator("#filter").is_visible()
     context.close()
     assert (rows, asked) == (3, False)
+
+
+def test_the_summary_has_no_dead_button_without_scripts(place, opened):
+    context = opened.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto((place / "run/report.html").as_uri())
+    shown = [page.locator(".sk-figures").is_visible(), page.get_by_role("button", name="Copy SHA-256").count()]
+    context.close()
+    assert shown == [True, 0]
 
 
 def test_a_link_of_the_index_leads_to_the_report(place, show):

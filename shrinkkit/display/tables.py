@@ -53,7 +53,13 @@ def _macros(form: str) -> Any:
         keep_trailing_newline=True,
     )
     environment.filters["typeset"] = _typeset
+    environment.filters["anchor"] = anchor
     return environment.get_template(f"shown.{form}.j2").module
+
+
+def anchor(heading: str) -> str:
+    """Return the id of a section by its heading."""
+    return re.sub(r"\W+", "-", heading.lower()).strip("-") or "section"
 
 
 def _typeset(text: str) -> str:
@@ -139,6 +145,63 @@ class Statement(Shown):
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.label}: {self.text}" if self.label else self.text, *self.remarks])
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Warnings with one cause: `2`, `timing`, `too noisy`, the section that shows more, and what to know."""
+
+    count: int
+    noun: str
+    state: str
+    section: str
+    sentences: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        return f"{formats.counted(self.count, self.noun)} {self.state}"
+
+
+@dataclass(frozen=True, repr=False)
+class Warnings(Shown):
+    """Warnings by cause, counted and folded."""
+
+    causes: tuple[Cause, ...]
+
+    @property
+    def caption(self) -> str:
+        return formats.counted(sum(cause.count for cause in self.causes), "warning")
+
+    def __repr__(self) -> str:
+        counts = f"{self.caption}: {', '.join(cause.caption for cause in self.causes)}"
+        return "\n".join([counts, *(f"- {text}" for cause in self.causes for text in cause.sentences)])
+
+
+@dataclass(frozen=True, repr=False)
+class Download(Shown):
+    """A file to take: its address, its SHA-256, and the code that loads it; further files go with it."""
+
+    path: str
+    """Relative to the page."""
+    beside: tuple[str, ...]
+    size: str
+    sha256: str
+    code: str
+    readme: str
+    """Path of its description."""
+
+    def __repr__(self) -> str:
+        return f"Model file: {', '.join([self.path, *self.beside])} ({self.size}), SHA-256 {self.sha256}"
+
+
+@dataclass(frozen=True, repr=False)
+class Figures(Shown):
+    """A few figures in large type, by title; the text of a cell is large and its aside small."""
+
+    cells: tuple[tuple[str, Cell], ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{title}: {cell.plain()}" for title, cell in self.cells)
 
 
 @dataclass(frozen=True, repr=False)

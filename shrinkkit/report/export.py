@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import store
+from shrinkkit.display import tables
 from shrinkkit.errors import InvalidInput, Unsupported
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -54,8 +55,10 @@ def markdown(notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[
     store.write_text(out_path, re.sub(r"\n{3,}", "\n\n", body).strip() + "\n")
 
 
-def pdf(page: Path, out_path: Path) -> None:
+def pdf(page: Path, out_path: Path, *, full: bool = False) -> None:
     """Print the HTML file `page` to `out_path` by an installed browser, atomically.
+
+    Of a report, its summary is printed, or everything if `full`.
 
     Raises:
         Unsupported: There is no browser that can print, or it did not write a PDF with pages.
@@ -68,7 +71,8 @@ def pdf(page: Path, out_path: Path) -> None:
         )
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".pdf-") as folder:
         printed = Path(folder, "page.pdf")
-        message = _print(browser, page, printed, Path(folder, "profile"))
+        address = page.resolve().as_uri() + ("#full" if full else "")
+        message = _print(browser, address, printed, Path(folder, "profile"))
         if not printed.is_file() or not pages(printed):
             raise Unsupported(f"{browser} printed no PDF of {page}: {message} {_REMEDY}.")
         printed.chmod(0o644)
@@ -83,7 +87,7 @@ def pages(path: Path) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", data))
 
 
-def _print(browser: str, page: Path, out_path: Path, profile: Path) -> str:
+def _print(browser: str, address: str, out_path: Path, profile: Path) -> str:
     """Run the browser, and return the last line of its output."""
     command = [browser, "--headless", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     # A new profile: an open browser would take over the printing, and an existing profile would be changed.
@@ -92,9 +96,7 @@ def _print(browser: str, page: Path, out_path: Path, profile: Path) -> str:
         # Chromium refuses its sandbox to root. The page is our own file and loads nothing.
         command.append("--no-sandbox")
     try:
-        done = subprocess.run(
-            [*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (subprocess.TimeoutExpired, OSError) as error:
         return f"{error}."
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -149,13 +151,13 @@ def _with_contents(page: str) -> str:
 
     def anchored(match: re.Match[str]) -> str:
         text = " ".join(unescape(re.sub(r"<[^>]+>", "", match[2])).split())
-        anchor = re.sub(r"\W+", "-", text.lower()).strip("-") or "section"
-        while anchor in sections:
-            anchor += "-"
-        sections[anchor] = text
-        return f'<h2 id="{anchor}"{match[1]}>{match[2]}</h2>'
+        key = tables.anchor(text)
+        while key in sections:
+            key += "-"
+        sections[key] = text
+        return f'<h2 id="{key}"{match[1]}>{match[2]}</h2>'
 
     page = re.sub(r"<h2((?:(?! id=)[^>])*)>(.*?)</h2>", anchored, page, flags=re.DOTALL)
-    items = "".join(f'<li><a href="#{anchor}">{escape(text)}</a></li>' for anchor, text in sections.items())
+    items = "".join(f'<li><a href="#{key}">{escape(text)}</a></li>' for key, text in sections.items())
     nav = f'<nav class="sk-nav" aria-label="Sections"><ul>{items}</ul></nav>' if len(sections) > 2 else ""
     return page.replace("<!--contents-->", nav, 1)

@@ -148,6 +148,12 @@ def _write(folder: Path, variant: Variant, figures: Sequence[Figures], *, is_fra
     return folder / CARD, folder / README
 
 
+def snippet(folder: Path, file: ModelFile, *, device: str, threads: int) -> str:
+    """Return the code of the README that loads one file of the variant in `folder`, as measured on `device`."""
+    runtime = registry.get(file.runtime)
+    return runtime.snippet(file, runtime.settings(folder / file.path, threads=threads), device=device)
+
+
 def _summary(variant: Variant) -> Summary:
     rows = variant.audit
     precision = {}

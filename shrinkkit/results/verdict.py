@@ -1,19 +1,23 @@
-"""The conclusion of a run: the best variant within the budget in one sentence, and remarks that qualify it."""
+"""The conclusion of a run: the best variant within the budget in one sentence, and warnings grouped by cause."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shrinkkit.core import estimate, evidence
+from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
+from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
-from shrinkkit.display.tables import Shown, Statement
+from shrinkkit.display.tables import Cause, Several, Shown, Statement, Warnings
 from shrinkkit.results.results import CONCLUSIVE, Results, Row
+from shrinkkit.runtimes import registry
 
 DRIFT = 1.2
 """Ratio of the latencies of the user's module on two targets from which on a remark says that they differ."""
+_SAMPLES = "Timing samples"
 BUSY = 0.2
 """Cores used by other processes from which on they are named as the cause of a noisy timing."""
 TONES = {"within budget": "good", "cannot tell": "warning", "over budget": "bad", "none": "warning"}
@@ -22,27 +26,38 @@ KINDS = {"within budget": "within budget", "cannot tell": "inconclusive", "over 
 """The kinds of a verdict in words, as are the verdicts on accuracy."""
 
 
+RUNNERS_UP = 3
+"""Variants named after the best one at most."""
+
+
 @dataclass(frozen=True, repr=False)
 class Verdict(Rich):
-    """The conclusion of a report, and its row."""
+    """The conclusion of a report, its row, and the next best ones."""
 
     headline: str
-    """One sentence."""
+    """One sentence, or two with what to do."""
     remarks: tuple[str, ...]
-    """Sentences that qualify the headline: what the runtime alone gives, what failed."""
+    """Sentences about the whole run: what the task was given without, the runtime alone, other machines."""
+    warnings: tuple[Cause, ...]
     kind: str
     """`within budget`, `cannot tell`, `over budget`, or `none`."""
     row: Row | None
+    runners_up: tuple[Row, ...] = ()
+    """The next best rows within the budget."""
 
     @property
     def sentence(self) -> str:
-        """The headline and the remarks, as one text."""
-        return " ".join([self.headline, *self.remarks])
+        """The headline, the remarks and all warnings, as one text."""
+        return " ".join([self.headline, *self.remarks, *(text for cause in self.warnings for text in cause.sentences)])
 
-    def shown(self) -> Shown:
+    def statement(self) -> Statement:
         """Return the headline with its remarks."""
         label = "Summary" + ("" if self.kind == "none" else f": {KINDS[self.kind]}")
         return Statement(self.headline, self.remarks, TONES[self.kind], label)
+
+    def shown(self) -> Shown:
+        """Return the headline with its remarks, and the warnings by cause."""
+        return Several((self.statement(), *([Warnings(self.warnings)] if self.warnings else [])))
 
 
 def decide(results: Results) -> Verdict:
@@ -56,10 +71,14 @@ def decide(results: Results) -> Verdict:
     parts = {name: part for name, part in everywhere.items() if any(_in_budget(at, part) for at in part.targets)}
     chosen = next((name for name, part in parts.items() if _has_figures(part)), next(iter(parts), ""))
     verdict = _of_machine(parts.get(chosen, results))
-    remarks = [*results.task_notes, *_saturation(results), *verdict.remarks, *_failures(results)]
-    remarks += [f"On {name}: {_of_machine(part).sentence}" for name, part in parts.items() if name != chosen]
+    others = {name: _of_machine(part) for name, part in parts.items() if name != chosen}
+    remarks = [*results.task_notes, *verdict.remarks]
+    remarks += [f"On {name}: {' '.join([of.headline, *of.remarks])}" for name, of in others.items()]
+    warnings = [*_saturation(results), *verdict.warnings]
+    warnings += [replace(one, state=f"{one.state} on {name}") for name, of in others.items() for one in of.warnings]
     where = f"On {chosen}: " if chosen and len(results.machines) > 1 else ""
-    return replace(verdict, headline=where + verdict.headline, remarks=tuple(remarks))
+    headline = where + verdict.headline
+    return replace(verdict, headline=headline, remarks=tuple(remarks), warnings=(*warnings, *_failures(results)))
 
 
 def _in_budget(target: str, results: Results) -> bool:
@@ -76,21 +95,32 @@ def _has_figures(part: Results) -> bool:
 
 def _of_machine(results: Results) -> Verdict:
     rows = [row for row in results.rows if _eligible(row, results)]
-    remarks = (*_runtime(results, rows), *_export(results), *_drift(results), *_noise(results))
+    remarks = tuple(_runtime(results, rows))
+    warnings = (*_export(results), *_drift(results), *_noise(results))
     if not rows:
-        return Verdict(_no_conclusion(results), remarks, "none", None)
+        return Verdict(_no_conclusion(results), remarks, warnings, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
     for kind in ("within budget", "cannot tell", "over budget"):
         candidates = [row for row in better if row.accuracy_verdict == kind]
         if candidates and kind == "within budget":
-            best = max(candidates, key=lambda row: _rank(row, results))
+            best, *others = sorted(candidates, key=lambda row: _rank(row, results), reverse=True)
             headline = f"{_claim(best, results)}. Within the budget of {results.budget_text()}."
-            return Verdict(headline, (*_classes(best, results), *remarks), kind, best)
+            warnings = (*_classes(best, results), *warnings)
+            return Verdict(headline, remarks, warnings, kind, best, tuple(others[:RUNNERS_UP]))
         if candidates:
             best = max(candidates, key=lambda r: (r.gain.low if r.gain else 0.0, _gain(r, results)))
-            return Verdict(_closest(best, kind, results), remarks, kind, best)
+            return Verdict(_closest(best, kind, results), remarks, warnings, kind, best)
     adjective = "faster" if results.budget.want == "fastest" else "smaller"
-    return Verdict(f"No variant is {adjective} than the original model; keep the baseline.", remarks, "none", None)
+    closest = max(rows, key=lambda row: _rank(row, results))
+    headline = (
+        f"No variant is {adjective} than the original model; keep the baseline. Closest: {_claim(closest, results)}. "
+        f"{_ADVICE}"
+    )
+    return Verdict(headline, remarks, warnings, "none", None)
+
+
+_MILDER = "Fine-tune longer, prune less, leave sensitive layers out (`skip`), or allow a larger `budget.accuracy_drop`."
+_ADVICE = "The speed-up breakdown shows what each step costs; structured pruning or another runtime may help."
 
 
 def _eligible(row: Row, results: Results) -> bool:
@@ -126,15 +156,48 @@ def _smaller(row: Row, results: Results) -> float:
 
 
 def _claim(row: Row, results: Results) -> str:
-    """Return speed-up, size and change of accuracy of a variant, without a full stop."""
-    speed = "speed-up inconclusive"
-    if row.speedup_today and _is_timed(row):
-        speed = formats.speedup(row.speedup_today, row.timing_today, noun=" speed-up") + " over PyTorch"
+    """Return speed-up with its factors, size and change of accuracy of a variant, without a full stop."""
     change = "unknown"
     if row.difference:
         change = formats.change(row.difference.value, is_fraction=results.is_fraction)
         change = formats.with_ci(change, row.difference, is_fraction=results.is_fraction)
-    return f"{_where(row, results)}: {speed}, {_size(row, results)}, {results.metric_title} {change}"
+    return f"{_where(row, results)}: {_speed(row, results)}; {size(row, results)}; {results.metric_title} {change}"
+
+
+def _speed(row: Row, results: Results) -> str:
+    """Return how fast a variant is next to the module in PyTorch, and what compression and runtime contribute."""
+    ratio, verdict = row.speedup_today, row.timing_today
+    if ratio is None or not _is_timed(row):
+        return "speed-up inconclusive"
+    words = {"faster": " faster than PyTorch", "slower": " the speed of PyTorch"}
+    if verdict not in words:
+        return formats.speedup(ratio, verdict, noun=" the speed of PyTorch")
+    return f"{formats.estimate(ratio, unit=TIMES + words[verdict])}: {', '.join(factors(row, results))}"
+
+
+def factors(row: Row, results: Results) -> tuple[str, str]:
+    """Return what compression and what the runtime with the unchanged model contribute to a variant's speed-up."""
+    record = results.measured.get(row.target)
+    runtime = record.runtime if record else None
+    parts = (
+        ("compression", row.speedup, row.timing),
+        (_runtime_title(row), runtime.speedup if runtime else None, runtime.verdict if runtime else ""),
+    )
+    compression, alone = (_factor(*part) for part in parts)
+    return compression, alone
+
+
+def _runtime_title(row: Row) -> str:
+    runtime = registry.get(row.place.target.runtime)
+    return "the exported file" if runtime.name == "torch" else runtime.title
+
+
+def _factor(part: str, ratio: Estimate | None, verdict: str) -> str:
+    if ratio is None:
+        return f"not timed for {part}"
+    if verdict in ("faster", "slower"):
+        return f"{formats.rounded(ratio)}{TIMES} from {part}"
+    return f"{formats.UNSURE[verdict]} {'from' if verdict == 'same' else 'for'} {part}"
 
 
 def _where(row: Row, results: Results) -> str:
@@ -146,18 +209,20 @@ def _named(results: Results, target: str) -> str:
     return _target(target) if len(results.machines) > 1 else target
 
 
-def _size(row: Row, results: Results) -> str:
+def size(row: Row, results: Results) -> str:
+    """Return how many times smaller than the baseline's a variant's file is, and both sizes."""
     smaller = _smaller(row, results)
     if 0.99 < smaller < 1.01:
         return "same file size"
-    factor = f"{formats.times(smaller)} smaller" if smaller > 1 else f"{formats.times(1 / smaller)} larger"
+    ratio, word = (smaller, "smaller") if smaller > 1 else (1 / smaller, "larger")
+    factor = f"{formats.digits(ratio, 2 if ratio >= 2 else 3)}{TIMES} {word}"
     before = results.row(BASELINE, row.target).size_bytes or 0
     return f"{factor} ({formats.size(before)} \N{RIGHTWARDS ARROW} {formats.size(row.size_bytes or 0)})"
 
 
 def _closest(row: Row, kind: str, results: Results) -> str:
     if kind == "over budget":
-        return f"No variant is within the budget of {results.budget_text()}. Closest: {_claim(row, results)}."
+        return f"No variant is within the budget of {results.budget_text()}. Closest: {_claim(row, results)}. {_MILDER}"
     return (
         f"No variant is surely within the budget of {results.budget_text()}. Closest: "
         f"{_claim(row, results)}; its confidence interval extends beyond the budget. {_needed(row, results)}"
@@ -184,7 +249,7 @@ def _needed(row: Row, results: Results) -> str:
 
 def _no_conclusion(results: Results) -> str:
     if not any(row.state == "measured" and row.variant != BASELINE for row in results.rows):
-        return "No conclusion: no variant was measured."
+        return "No conclusion: no variant was measured. Remove the causes below and run the same command again."
     compared = [(m.latency, r) for r in results.measured.values() for m in r.measurements if m.latency]
     used, cores = max(
         ((c.disturbance.other_cores or 0.0, record.environment.cores) for c, record in compared), default=(0.0, 0)
@@ -195,14 +260,20 @@ def _no_conclusion(results: Results) -> str:
     return f"No conclusion: the timings{where} were too noisy. Run again on a quieter machine."
 
 
-def _saturation(results: Results) -> Iterator[str]:
-    """Yield a remark for each target with variants whose int8 accumulators saturate."""
-    for target, record in results.measured.items():
-        if names := [m.variant for m in record.measurements if m.integers and m.integers.saturated]:
-            yield (
-                f"On {results.where(target)}, int8 accumulation saturates on this CPU in {', '.join(names)}: results "
-                "are less accurate than the model intends and differ on CPUs with VNNI."
-            )
+def _saturation(results: Results) -> Iterator[Cause]:
+    """Yield a warning about variants whose int8 accumulators saturate."""
+    saturated = {
+        results.where(target): names
+        for target, record in results.measured.items()
+        if (names := [m.variant for m in record.measurements if m.integers and m.integers.saturated])
+    }
+    if saturated:
+        texts = tuple(
+            f"On {target}, int8 accumulation saturates on this CPU in {', '.join(names)}: results are less accurate "
+            "than the model intends and differ on CPUs with VNNI."
+            for target, names in saturated.items()
+        )
+        yield Cause(sum(map(len, saturated.values())), "int8 file", "with saturation", "Layer report", texts)
 
 
 def _runtime(results: Results, rows: Sequence[Row]) -> Iterator[str]:
@@ -217,8 +288,8 @@ def _runtime(results: Results, rows: Sequence[Row]) -> Iterator[str]:
         yield f"The unchanged model on {_named(results, best.target)} is faster still: {speed} over PyTorch."
 
 
-def _noise(results: Results) -> Iterator[str]:
-    """Yield a remark about variants that were left out because their timing is too noisy."""
+def _noise(results: Results) -> Iterator[Cause]:
+    """Yield a warning about variants that were left out because their timing is too noisy."""
     names = [
         _where(row, results)
         for row in results.rows
@@ -226,11 +297,12 @@ def _noise(results: Results) -> Iterator[str]:
         if _in_budget(row.target, results)
     ]
     if names and results.budget.want != "smallest":
-        yield f"Left out because the machine was too noisy: {', '.join(names)}. Run again on a quieter machine."
+        text = f"Left out because the machine was too noisy: {', '.join(names)}. Run again on a quieter machine."
+        yield Cause(len(names), "timing", "too noisy", _SAMPLES, (text,))
 
 
-def _classes(row: Row, results: Results) -> Iterator[str]:
-    """Yield a remark about classes that surely lose more than the budget, although the mean does not."""
+def _classes(row: Row, results: Results) -> Iterator[Cause]:
+    """Yield a warning about classes that surely lose more than the budget, although the mean does not."""
     measurement = results.measurement(row)
     accuracy = measurement.accuracy if measurement else None
     classes = [
@@ -241,33 +313,36 @@ def _classes(row: Row, results: Results) -> Iterator[str]:
         and change.high < -results.budget.accuracy_drop
     ]
     if classes:
-        yield f"But {row.variant} loses more than the budget on the class {', '.join(classes)}."
+        text = f"But {row.variant} loses more than the budget on the class {', '.join(classes)}."
+        yield Cause(len(classes), "class score", "over budget", "Changed predictions", (text,))
 
 
-def _export(results: Results) -> Iterator[str]:
-    """Yield a remark where the unchanged model's file is slower than the module it was made from."""
+def _export(results: Results) -> Iterator[Cause]:
+    """Yield a warning where the unchanged model's file is slower than the module it was made from."""
     slower = [
         f"{_named(results, target)} ({formats.speedup(record.runtime.speedup, record.runtime.verdict, ci=False)})"
         for target, record in results.measured.items()
         if record.runtime and record.runtime.verdict == "slower"
     ]
     if slower and results.budget.want == "fastest":
-        yield f"Without compression, the exported model is slower than your PyTorch module on {', '.join(slower)}."
+        text = f"Without compression, the exported model is slower than your PyTorch module on {', '.join(slower)}."
+        yield Cause(len(slower), "runtime", "slower than PyTorch", "Speed-up breakdown", (text,))
 
 
-def _drift(results: Results) -> Iterator[str]:
-    """Yield a remark where the latency of the user's module differs between the benchmarks of two targets."""
+def _drift(results: Results) -> Iterator[Cause]:
+    """Yield a warning where the latency of the user's module differs between the benchmarks of two targets."""
     latencies = {target: evidence.today_ms(record) for target, record in results.measured.items()}
     times_ms = {target: latency.value for target, latency in latencies.items() if latency}
     if times_ms and max(times_ms.values()) > DRIFT * min(times_ms.values()):
         listed = ", ".join(f"{formats.milliseconds(ms)} ({_named(results, at)})" for at, ms in times_ms.items())
-        yield (
+        text = (
             f"The machine's speed changed between targets: your module took {listed}. Speed-ups are valid, because "
             "models are timed interleaved; do not compare latencies of different targets."
         )
+        yield Cause(1, "change", "of the machine's speed", _SAMPLES, (text,))
 
 
-def _failures(results: Results) -> Iterator[str]:
+def _failures(results: Results) -> Iterator[Cause]:
     if not results.targets:
         return
     variants = [n for n in results.names if n != BASELINE and not results.row(n, results.targets[0]).intermediate]
@@ -278,7 +353,8 @@ def _failures(results: Results) -> Iterator[str]:
                 failed.setdefault(row.variant, []).append(row)
         if failed:
             causes = "; ".join(_by_cause(results, failed))
-            yield f"{len(failed)} of {formats.counted(len(variants), 'variant')} {verb}: {causes}."
+            text = f"{len(failed)} of {formats.counted(len(variants), 'variant')} {verb}: {causes}."
+            yield Cause(len(failed), "variant", verb, "Failures and unsupported combinations", (text,))
 
 
 def _by_cause(results: Results, failed: Mapping[str, Sequence[Row]]) -> Iterator[str]:

@@ -51,10 +51,11 @@ def test_the_report_stands_alone_and_is_light(exported):
 def test_the_report_answers_first_and_keeps_its_order(exported):
     text = (exported / "report.html").read_text()
     marks = [
-        "<h1", "Summary: within budget", ">Accuracy vs. speed<", ">Failures and unsupported combinations<", ">Results<",
-        ">Speed-up breakdown<", ">Changed predictions<", ">Per-layer latency<",
-        ">Tail latency, memory and throughput<", ">Layer report<", ">Timing samples<", ">Environment<",
-        ">Artifacts and reproduction<", "shrinkkit run digits-cnn",
+        "<h1", "Summary: within budget", "Get the model:", ">Accuracy vs. speed</h2>",
+        ">Failures and unsupported combinations</h2>", ">Results</h2>", ">Speed-up breakdown</h2>",
+        ">Changed predictions</h2>", ">Per-layer latency</h2>", ">Tail latency, memory and throughput</h2>",
+        ">Layer report</h2>", ">Timing samples</h2>", ">Environment</h2>", ">Artifacts and reproduction</h2>",
+        "shrinkkit run digits-cnn", ">How this was made</summary>",
     ]  # fmt: skip
     main = text[text.index("<main") :]
     assert [main.index(mark) for mark in marks] == sorted(main.index(mark) for mark in marks)
@@ -126,9 +127,18 @@ def test_a_static_state_is_preferred_to_a_widget(tmp_path):
 
 def test_parameters_of_the_run_are_labelled_and_folded(tmp_path):
     given = new_code_cell("ratio = 0.5", metadata={"tags": ["injected-parameters"]})
-    text = page_of(tmp_path, new_code_cell("ratio: float = 0.1  # share", metadata={"tags": ["parameters"]}), given)
+    cells = [new_code_cell("ratio: float = 0.1  # share", metadata={"tags": ["parameters"]}), given]
+    text = page_of(tmp_path, *cells, home="../report.html")
     assert "Parameters of this run:" in text
     assert text.index("<summary>Parameters and code") < text.index('class="sk-injected"')
+
+
+def test_the_code_of_a_report_is_one_fold_at_its_end_and_that_of_a_step_is_below_each_output(tmp_path):
+    cells = [new_code_cell(f"f({i})", outputs=[new_output("stream", text=f"out {i}")]) for i in range(2)]
+    report = page_of(tmp_path, *cells)
+    assert report.count("<details") == 1
+    assert report.index("out 1") < report.index("How this was made")
+    assert page_of(tmp_path, *cells, home="../report.html").count("<details") == 2
 
 
 def test_a_step_can_link_to_its_report(tmp_path):

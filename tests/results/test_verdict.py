@@ -1,14 +1,19 @@
 """The verdict and the factors: only what the intervals and timings allow is said."""
 
 import dataclasses
+import html
+import math
 import re
 
 import examples
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.estimate import Estimate, product
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.recipe import Budget
+from shrinkkit.display.tables import Warnings
 from shrinkkit.results import results, verdict
 
 
@@ -30,7 +35,15 @@ def test_the_fastest_variant_within_the_budget_wins(found):
         "channels-50-static-int8",
         "cpu/onnxruntime",
     )
-    for part in ("13.3", "5.83", "cpu/onnxruntime", "accuracy", "budget of 1 point"):
+    for part in (
+        "5.83",
+        "4.51",
+        "1.29",
+        "13\N{MULTIPLICATION SIGN} smaller",
+        "cpu/onnxruntime",
+        "accuracy",
+        "budget of 1 point",
+    ):
         assert part in made.sentence
 
 
@@ -155,3 +168,95 @@ def test_a_failure_on_one_machine_is_not_said_of_the_others(away):
     ]
     text = verdict.decide(dataclasses.replace(away, rows=tuple(changed))).sentence
     assert f"static-int8 on cpu/torch @ {examples.ELSEWHERE} (out of memory)" in text
+
+
+def compared(verdict, value=1.29):
+    return {"verdict": verdict, "speedup": Estimate(value, value * 0.9, value * 1.1)}
+
+
+def with_runtime(found, **changes):
+    """Return the results where the comparison of the runtime with PyTorch on cpu/onnxruntime is changed."""
+    record = found.measured["cpu/onnxruntime"]
+    changed = dataclasses.replace(record, runtime=dataclasses.replace(record.runtime, **changes))
+    return dataclasses.replace(found, measured=found.measured | {"cpu/onnxruntime": changed})
+
+
+@pytest.mark.parametrize(
+    ("verdict_", "words"),
+    [
+        ("faster", "1.3\N{MULTIPLICATION SIGN} from ONNX Runtime"),
+        ("slower", "1.3\N{MULTIPLICATION SIGN} from ONNX Runtime"),
+        ("same", "no difference from ONNX Runtime"),
+        ("undecided", "inconclusive for ONNX Runtime"),
+        ("too noisy", "machine too noisy for ONNX Runtime"),
+    ],
+)
+def test_a_factor_without_a_conclusion_is_replaced_by_the_reason(found, verdict_, words):
+    headline = verdict.decide(with_runtime(found, **compared(verdict_))).headline
+    assert words in headline
+    assert ("1.3" in headline) == (verdict_ in ("faster", "slower"))
+    assert "4.51\N{MULTIPLICATION SIGN} from compression" in headline
+
+
+def test_factors_are_left_out_where_the_speed_up_is_inconclusive(found):
+    made = verdict.decide(with_rows(found, timing_today="undecided", speedup_today=Estimate(1.01, 0.99, 1.03)))
+    assert "inconclusive, 1.01\N{MULTIPLICATION SIGN} the speed of PyTorch" in made.headline
+    assert " from " not in made.headline
+
+
+@given(st.floats(0.02, 60), st.floats(0.02, 60), st.floats(0.0005, 0.2), st.floats(0.0005, 0.2), st.booleans())
+def test_printed_factors_multiply_to_the_printed_speed_up(found, compression, runtime, wide, narrow, on_torch):
+    target = "cpu/torch" if on_torch else "cpu/onnxruntime"
+    parts = [Estimate(v, v * (1 - w), v * (1 + w)) for v, w in ((compression, wide), (runtime, narrow))]
+    total = product(*parts)
+    record = found.measured[target]
+    timed = dataclasses.replace(record.runtime, speedup=parts[1], verdict="faster")
+    measured = found.measured | {target: dataclasses.replace(record, runtime=timed)}
+    row = dataclasses.replace(
+        found.row("channels-50", target), speedup=parts[0], timing="faster", speedup_today=total, timing_today="faster"
+    )
+    printed = [
+        float(re.match(r"[\d.,]+", text)[0].replace(",", ""))
+        for text in verdict.factors(row, dataclasses.replace(found, measured=measured))
+    ]
+    # Each is rounded to three digits or to its own interval.
+    slack = math.prod(max(1.005, p.high / p.value, p.value / p.low) for p in parts)
+    assert total.low / slack <= math.prod(printed) <= total.high * slack
+
+
+def test_runners_up_are_the_next_best_within_the_budget(found):
+    made = verdict.decide(found)
+    speeds = [row.speedup_today.value for row in (made.row, *made.runners_up)]
+    assert len(made.runners_up) == 3
+    assert speeds == sorted(speeds, reverse=True)
+    assert {row.accuracy_verdict for row in made.runners_up} == {"within budget"}
+    assert verdict.decide(with_rows(found, accuracy_verdict="over budget")).runners_up == ()
+
+
+def test_warnings_are_grouped_by_cause_and_keep_every_sentence(found):
+    changed = [
+        dataclasses.replace(row, timing="too noisy", timing_today="too noisy") if row.variant == "channels-50" else row
+        for row in found.rows
+    ]
+    slower = with_runtime(dataclasses.replace(found, rows=tuple(changed)), **compared("slower", 0.8))
+    made = verdict.decide(slower)
+    warnings = Warnings(made.warnings)
+    assert warnings.caption == "5 warnings"
+    assert [cause.caption for cause in warnings.causes] == [
+        "1 runtime slower than PyTorch",
+        "1 change of the machine's speed",
+        "2 timings too noisy",
+        "1 variant failed",
+    ]
+    texts = [re.sub(r"<[^>]+>", "", warnings.html()), warnings.markdown(), repr(warnings)]
+    texts = [html.unescape(text).replace("\N{NO-BREAK SPACE}", " ") for text in texts]
+    assert all(each in text for text in texts for cause in made.warnings for each in cause.sentences)
+
+
+def test_a_run_without_a_variant_within_the_budget_says_what_to_do(found):
+    over = verdict.decide(with_rows(found, difference=Estimate(-0.05, -0.06, -0.04), accuracy_verdict="over budget"))
+    assert "prune less" in over.headline
+    half = Estimate(0.5, 0.49, 0.51)
+    slower = verdict.decide(with_rows(found, speedup=half, speedup_today=half, timing="slower", timing_today="slower"))
+    assert "Closest: " in slower.headline
+    assert "0.50\N{MULTIPLICATION SIGN} the speed of PyTorch" in slower.headline
