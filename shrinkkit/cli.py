@@ -280,15 +280,15 @@ def _print_results(run: "RunFolder", *, as_json: bool, quiet: bool) -> int:
     from shrinkkit.results.verdict import decide
 
     loaded = results.load(run.path)
-    failures, verdict = results.failures(loaded), decide(loaded).sentence
+    failures, verdict = results.failures(loaded), decide(loaded)
     if as_json:
         steps = loaded.status.to_dict()["steps"] if loaded.status else []
         paths = {"run": str(run.path), "report": str(run.report), "results": str(run.results)}
-        _print_json(paths | {"verdict": verdict, "failures": len(failures), "steps": steps})
+        _print_json(paths | {"verdict": verdict.sentence, "failures": len(failures), "steps": steps})
     elif not quiet:
         console = _console()
         print(f"\n{output.table(loaded, width=console.width if console.is_terminal else output.WIDTH)}\n")
-        console.print(verdict, style="bold", markup=False, soft_wrap=not console.is_terminal)
+        console.print(repr(verdict), style="bold", markup=False, soft_wrap=not console.is_terminal)
         print(f"\nreport: {run.report}")
     return 1 if failures or any(record.partial for record in loaded.measured.values()) else 0
 
@@ -340,6 +340,9 @@ def _new(file: Annotated[Path, Argument(metavar="FILE.py", help="The file to wri
 def _report(
     run: Annotated[Path, Argument(metavar="RUN", help="The run folder.")],
     pdf: Annotated[bool, Option("--pdf", help="Also write report.pdf; requires Chrome or Chromium.")] = False,
+    full: Annotated[
+        bool, Option("--full", help="With --pdf: all sections, not the 4 to 6 pages of a summary.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -348,6 +351,8 @@ def _report(
     from shrinkkit.pipeline import runner
 
     folder = RunFolder(run)
+    if full and not pdf:
+        raise InvalidInput("`--full` requires `--pdf`; the HTML report always has all sections. Add `--pdf`.")
     with _monitor(as_json=as_json, quiet=quiet) as monitor:
         runner.rebuild_report(run, monitor=monitor)
     written = {"report": folder.report}
@@ -355,7 +360,7 @@ def _report(
         from shrinkkit.report import export
 
         written["PDF"] = folder.report.with_suffix(".pdf")
-        export.pdf(folder.report, written["PDF"])
+        export.pdf(folder.report, written["PDF"], full=full)
     if as_json:
         _print_json({name.lower(): str(path) for name, path in written.items()})
     elif not quiet:

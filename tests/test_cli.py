@@ -130,6 +130,11 @@ def test_report_of_no_run_ends_with_status_2(tmp_path, capsys):
     assert "must be a run folder" in capsys.readouterr().err
 
 
+def test_a_full_print_without_a_pdf_ends_with_status_2_and_the_remedy(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path), "--full"]) == 2
+    assert "Add `--pdf`" in capsys.readouterr().err
+
+
 def test_a_run_folder_to_measure_is_given_as_such_or_found_by_its_study(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports/mine").mkdir(parents=True)
