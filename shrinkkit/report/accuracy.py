@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 
 from shrinkkit.core import estimate
@@ -14,8 +15,8 @@ from shrinkkit.display.tables import Cell, Row, Several, Shown, Statement, Table
 ARROW, DELTA = "\N{RIGHTWARDS ARROW}", "\N{GREEK CAPITAL LETTER DELTA}"
 CLASSES, WORST = 30, 10
 """Of more classes than the first, only as many as the second are shown."""
-PICTURES, CHARACTERS = 6, 20_000
-"""Pictures of one variant at most, and their length in base64: a report shows those of many variants."""
+PICTURES, CHARACTERS, EXAMPLES = 12, 60_000, 20
+"""Pictures of examples at most, their length in base64, and examples without pictures."""
 _CLASSES_NOTE = (
     "Marked: the 95 % CI, then given below, excludes 0. About one cell in twenty may be marked by chance alone."
 )
@@ -150,70 +151,90 @@ def _class(score: ClassScore | None, fraction: bool, better: bool) -> Cell:
     return Cell(value, formats.interval(score.difference, is_fraction=fraction), tone)
 
 
-def regressions(accuracies: Mapping[str, Accuracy]) -> Shown:
-    """Return the examples that each variant predicts worse than the baseline: pictures, or a table without them."""
-    compared = {name: accuracy for name, accuracy in accuracies.items() if accuracy.difference}
+def regressions(by_target: Mapping[str, Mapping[str, Accuracy]]) -> Shown:
+    """Return how many examples each variant predicts worse than the baseline, and each such example once.
+
+    `by_target` has the accuracies of variants by target. Examples that most variants lose come first.
+    """
+    compared = {(name, at): a for at, by_name in by_target.items() for name, a in by_name.items() if a.difference}
     if not compared:
         return Statement("No variant was compared with the baseline.")
-    if reason := _of_set(accuracies):
+    if reason := _of_set({name: a for (name, _), a in compared.items()}):
         return Statement(f"No single regressions: {reason}")
-    parts: list[Shown] = [_regressions(name, a) for name, a in compared.items() if a.regressions]
-    unchanged = [
-        f"{name}{f' ({a.improvements:,} of {len(a.scores):,} improved)' if a.improvements else ''}"
-        for name, a in compared.items()
-        if not a.regressions
+    examples: dict[int, dict[tuple[str, str], Regression]] = {}
+    for key, accuracy in compared.items():
+        for one in accuracy.worst_regressions:
+            examples.setdefault(one.index, {})[key] = one
+    places = {name: [at for other, at in compared if other == name] for name, _ in compared}
+    rows: list[Row] = [
+        {"variant": name, **{at: _regressions(compared.get((name, at))) for at in by_target}} for name in places
     ]
-    if unchanged:
-        parts.append(Statement(f"No regressions: {', '.join(unchanged)}."))
-    return Several(tuple(parts))
+    counts = table(f"Regressions by variant, of {max(len(a.scores) for a in compared.values()):,} examples", rows)
+    grouped = [_by_outcome(found, places) for found in sorted(examples.values(), key=len, reverse=True)]
+    return Several((counts, *_examples(grouped)))
 
 
-def _regressions(name: str, accuracy: Accuracy) -> Shown:
-    pictured = [example for example in accuracy.worst_regressions if example.png]
-    shown = _fitting(pictured) if pictured else accuracy.worst_regressions
-    is_binary = set(accuracy.scores) <= {0.0, 1.0}
-    caption = (
-        f"{name}: {formats.counted(accuracy.regressions, 'regression')}, "
-        f"{formats.counted(accuracy.improvements, 'improvement')}, {len(accuracy.scores):,} examples"
-    )
-    if len(shown) < accuracy.regressions:
-        caption += f"; {'first' if is_binary else 'worst'} {len(shown)} shown"
+def _regressions(accuracy: Accuracy | None) -> Cell:
+    if accuracy is None:
+        return Cell("")
+    return Cell(f"{accuracy.regressions:,}", f"{accuracy.improvements:,} improved" if accuracy.improvements else "")
+
+
+def _by_outcome(
+    found: Mapping[tuple[str, str], Regression], places: Mapping[str, Sequence[str]]
+) -> list[tuple[Regression, str]]:
+    """Return each different outcome of one example, and the variants that have it, with targets if not on all."""
+    outcomes: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (name, at), one in found.items():
+        outcomes.setdefault(_outcome(one), {}).setdefault(name, []).append(at)
+    first = {_outcome(one): one for one in found.values()}
+    return [
+        (first[outcome], ", ".join(n if at == places[n] else f"{n} ({', '.join(at)})" for n, at in names.items()))
+        for outcome, names in outcomes.items()
+    ]
+
+
+def _examples(grouped: Sequence[Sequence[tuple[Regression, str]]]) -> tuple[Shown, ...]:
+    """Return examples as images, or in a table where there are none."""
+    pictured = [found for found in grouped if found[0][0].png]
+    shown = _fitting(pictured) if pictured else grouped[:EXAMPLES]
+    if not shown:
+        return ()
+    caption = f"Regressions by example, the most frequent first; {len(shown)} of {len(grouped)} recorded"
     if pictured:
-        return Strip(caption, tuple(image(example, name) for example in shown))
-    fraction = accuracy.is_fraction
+        return (Strip(caption, tuple(map(image, shown))),)
     rows: list[Row] = [
         {
-            "example": f"{example.index:,}",
-            "label": example.label,
-            "baseline": example.before,
-            name: example.after,
-            "score before": "" if is_binary else formats.score(example.score_before, is_fraction=fraction),
-            "score after": "" if is_binary else formats.score(example.score_after, is_fraction=fraction),
+            "example": f"{found[0][0].index:,}",
+            "label": found[0][0].label,
+            "baseline": _outcome(found[0][0])[0],
+            "variants": "; ".join(f"{_outcome(one)[1]}: {names}" for one, names in found),
         }
-        for example in shown
+        for found in shown
     ]
-    return table(caption, rows, text=("label", "baseline", name), folded=True)
+    return (table(caption, rows, text=("label", "baseline", "variants"), folded=True),)
 
 
-def _fitting(examples: Sequence[Regression]) -> list[Regression]:
-    """Return the first of `examples` whose pictures together are not too long, at least one."""
-    chosen: list[Regression] = []
-    for example in examples[:PICTURES]:
-        if chosen and sum(len(each.png) for each in (*chosen, example)) > CHARACTERS:
-            break
-        chosen.append(example)
-    return chosen
+def _fitting(grouped: Sequence[Sequence[tuple[Regression, str]]]) -> list[Sequence[tuple[Regression, str]]]:
+    """Return the first examples whose pictures together are not too long, at least one."""
+    lengths = accumulate(len(found[0][0].png) for found in grouped[:PICTURES])
+    return [found for i, (found, sum_) in enumerate(zip(grouped, lengths, strict=False)) if not i or sum_ <= CHARACTERS]
 
 
-def image(example: Regression, variant: str) -> Image:
-    """Return an example's input with its predictions, or its scores where both predictions are equal."""
-    label = f"label {example.label}, " if example.label else ""
-    before, after = example.before, example.after
-    text = f"baseline predicts {before}, {variant} {after}"
-    if before == after:
-        before, after = f"{example.score_before:.3g}", f"{example.score_after:.3g}"
-        text = f"score of the baseline {before}, of {variant} {after}"
-    return Image(example.png, f"example {example.index}: {label}{text}", f"{before} {ARROW} {after}")
+def _outcome(one: Regression) -> tuple[str, str]:
+    """Return the predictions of the baseline and of a variant, or their scores where both predictions are equal."""
+    if one.before != one.after:
+        return one.before, one.after
+    return formats.signed(f"{one.score_before:.3g}"), formats.signed(f"{one.score_after:.3g}")
+
+
+def image(found: Sequence[tuple[Regression, str]]) -> Image:
+    """Return an example's input with its outcomes, each with the variants that have it."""
+    example, label = found[0][0], f"label {found[0][0].label}, " if found[0][0].label else ""
+    kind = "score of the baseline" if example.before == example.after else "baseline predicts"
+    before = _outcome(example)[0]
+    texts = "; ".join(f"{_outcome(one)[1]}: {names}" for one, names in found)
+    return Image(example.png, f"example {example.index}: {label}{kind} {before}, {texts}", f"{before} {ARROW} {texts}")
 
 
 def saturation(record: TargetRecord) -> Shown:

@@ -192,13 +192,17 @@ def speedup_breakdown(results: Results) -> Shown:
 
 
 def predictions(results: Results) -> Several:
-    """Return, for each target, the regressions of each variant, and the scores by class."""
-
-    def parts(record: TargetRecord) -> tuple[Shown, ...]:
-        accuracies = {m.variant: m.accuracy for m in record.measurements if m.accuracy}
-        return *accuracy.further(accuracies), accuracy.regressions(accuracies), accuracy.classes(accuracies)
-
-    return _by_target(results, parts)
+    """Return the regressions of all variants, then for each target further metrics and scores by class."""
+    by_target = {
+        results.where(target): {m.variant: m.accuracy for m in record.measurements if m.accuracy}
+        for target, record in results.measured.items()
+    }
+    if not by_target:
+        return Several((Statement("No target was measured.", tone="warning"),))
+    parts: list[Shown] = [accuracy.regressions(by_target)]
+    for where, accuracies in by_target.items():
+        parts += [Heading(where), *accuracy.further(accuracies), accuracy.classes(accuracies)]
+    return Several(tuple(parts))
 
 
 def layer_latency(results: Results) -> Several:

@@ -130,5 +130,5 @@ def _example(examples: Sequence[Regression], variant: str, number: int) -> Shown
         (f"prediction of {variant}", one.after),
         ("score before and after", f"{one.score_before:.3g} and {one.score_after:.3g}"),
     ]
-    parts: list[Shown] = [Strip(caption, (accuracy.image(one, variant),))] if one.png else []
+    parts: list[Shown] = [Strip(caption, (accuracy.image([(one, variant)]),))] if one.png else []
     return Several((*parts, facts(f"Example {one.index}" if one.png else caption, pairs)))

@@ -174,33 +174,52 @@ def test_a_task_without_classes_has_none_to_show():
     )
 
 
+def regressions(**accuracies):
+    return views.regressions({"cpu/torch": accuracies})
+
+
 def test_lost_images_are_shown_in_a_strip_that_says_what_they_were_taken_for():
-    examples = tuple(digit(index=i, after="8" if i % 2 else "5") for i in range(10, 19))
-    shown = views.regressions(
-        {"baseline": BASELINE, "int8": compared(worst_regressions=examples, regressions=9, improvements=2)}
-    )
-    html = shown.html()
-    assert "int8: 9 regressions, 2 improvements, 800 examples; first 6 shown" in html
+    examples = tuple(digit(index=i, after="8" if i % 2 else "5") for i in range(10, 25))
+    one = compared(worst_regressions=examples, regressions=15, improvements=2)
+    counts, strip = regressions(baseline=BASELINE, int8=one).parts
+    assert counts.caption == "Regressions by variant, of 800 examples"
+    assert cells(counts, 0) == ["int8", "15 (2 improved)"]
+    html = strip.html()
+    assert f"{PICTURES} of 15 recorded" in html
     found = images(html)
     assert [image["alt"] for image in found][:2] == [
-        "example 10: label 3, baseline predicts 3, int8 5",
-        "example 11: label 3, baseline predicts 3, int8 8",
+        "example 10: label 3, baseline predicts 3, 5: int8",
+        "example 11: label 3, baseline predicts 3, 8: int8",
     ]
     assert len(found) == PICTURES
     assert {(image["width"], image["height"]) for image in found} == {("64", "64")}
     assert all("image-rendering:pixelated" in image["style"] for image in found)
     sources = [image["src"].removeprefix("data:image/png;base64,") for image in found]
-    assert sources == [one.png for one in examples[:6]]
-    assert html.count("3 \N{RIGHTWARDS ARROW} 8") == 3
+    assert sources == [one.png for one in examples[:PICTURES]]
+    assert html.count("3 \N{RIGHTWARDS ARROW} 8: int8") == PICTURES / 2
     assert pages.outside_addresses(html) == []
 
 
+def test_an_example_is_shown_once_with_the_variants_and_targets_that_lose_it():
+    rare, often, other = digit(index=3), digit(index=7), digit(index=7, after="5")
+
+    def lost(*found):
+        return compared(worst_regressions=found, regressions=len(found))
+
+    torch_ = {"baseline": BASELINE, "a": lost(rare, often), "b": lost(often), "c": lost(other)}
+    shown = views.regressions({"cpu/torch": torch_, "cpu/openvino": {"a": lost(often), "b": lost()}})
+    counts, strip = shown.parts
+    assert [cells(counts, i) for i in range(3)] == [["a", "2", "1"], ["b", "1", "0"], ["c", "1", ""]]
+    assert [image.caption for image in strip.images] == [
+        "3 \N{RIGHTWARDS ARROW} 8: a, b (cpu/torch); 5: c",
+        "3 \N{RIGHTWARDS ARROW} 8: a (cpu/torch)",
+    ]
+
+
 def test_pictures_are_given_in_words_where_there_are_none():
-    shown = views.regressions({"int8": compared(worst_regressions=(digit(),), regressions=1)})
+    shown = regressions(int8=compared(worst_regressions=(digit(),), regressions=1))
     for text in (repr(shown), shown.markdown()):
-        assert "int8: 1 regression, 0 improvements, 800 examples" in text
-        assert "example 17: label 3, baseline predicts 3, int8 8" in text
-        assert "shown" not in text
+        assert "example 17: label 3, baseline predicts 3, 8: int8" in text
         assert digit().png[:40] not in text
 
 
@@ -210,16 +229,15 @@ def test_pictures_are_given_in_words_where_there_are_none():
 )
 def test_small_pictures_are_enlarged_by_whole_numbers(height, width, expected):
     one = dataclasses.replace(NOTHING, before="a", after="b", png=scoring.png(torch.zeros(1, height, width)))
-    (image,) = images(views.regressions({"v": compared(worst_regressions=(one,), regressions=1)}).html())
+    (image,) = images(regressions(v=compared(worst_regressions=(one,), regressions=1)).html())
     assert (int(image["width"]), int(image["height"])) == expected
 
 
 def test_examples_without_pictures_are_a_table():
     examples = tuple(dataclasses.replace(digit(index=i), png="") for i in (4, 90))
-    (table,) = views.regressions({"int8": compared(worst_regressions=examples, regressions=2)}).parts
-    assert titles(table) == ["example", "label", "baseline", "int8"]
-    assert [cells(table, i) for i in range(2)] == [["4", "3", "3", "8"], ["90", "3", "3", "8"]]
-    assert table.caption == "int8: 2 regressions, 0 improvements, 800 examples"
+    _, table = regressions(int8=compared(worst_regressions=examples, regressions=2)).parts
+    assert titles(table) == ["example", "label", "baseline", "variants"]
+    assert [cells(table, i) for i in range(2)] == [["4", "3", "3", "8: int8"], ["90", "3", "3", "8: int8"]]
 
 
 def test_where_answers_are_no_classes_the_scores_are_shown():
@@ -228,29 +246,28 @@ def test_where_answers_are_no_classes_the_scores_are_shown():
     one = accuracy(
         scores, before, metric="nearness", agreement=None, divergence=None, worst_regressions=(worse,), regressions=1
     )
-    (table,) = views.regressions({"int8": one}).parts
-    assert titles(table) == ["example", "score before", "score after"]
-    assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.2500", "\N{MINUS SIGN}2.500"]
+    _, table = regressions(int8=one).parts
+    assert titles(table) == ["example", "baseline", "variants"]
+    assert cells(table, 0) == ["1", "\N{MINUS SIGN}0.25", "\N{MINUS SIGN}2.5: int8"]
 
 
 def test_an_image_whose_answer_stayed_and_whose_score_fell_shows_its_score():
     one = dataclasses.replace(digit(after="3"), score_before=0.9, score_after=0.25)
-    html = views.regressions({"int8": compared(worst_regressions=(one,), regressions=1)}).html()
+    html = regressions(int8=compared(worst_regressions=(one,), regressions=1)).html()
     assert "0.9 \N{RIGHTWARDS ARROW} 0.25" in html
-    assert images(html)[0]["alt"] == "example 17: label 3, score of the baseline 0.9, of int8 0.25"
+    assert images(html)[0]["alt"] == "example 17: label 3, score of the baseline 0.9, 0.25: int8"
 
 
-def test_variants_that_lost_nothing_say_so_in_one_line():
-    found = {"baseline": BASELINE, "a": compared(), "b": compared(improvements=2), "c": compared()}
-    shown = views.regressions(found)
-    assert repr(shown) == "No regressions: a, b (2 of 800 improved), c."
-    assert "No variant" in repr(views.regressions({"baseline": BASELINE}))
+def test_variants_that_lost_nothing_have_a_count_and_no_example():
+    (counts,) = regressions(baseline=BASELINE, a=compared(), b=compared(improvements=2)).parts
+    assert [cells(counts, i) for i in range(2)] == [["a", "0"], ["b", "0 (2 improved)"]]
+    assert "No variant" in repr(regressions(baseline=BASELINE))
 
 
 def test_class_names_cannot_become_markup():
     hostile = dataclasses.replace(digit(), label='<b>"', before='<b>"', after="<script>|")
     for one in (hostile, dataclasses.replace(hostile, png="")):
-        shown = views.regressions({"int8": compared(worst_regressions=(one,), regressions=1)})
+        shown = regressions(int8=compared(worst_regressions=(one,), regressions=1))
         assert not re.search(r"<(b|script)>", shown.html() + shown.markdown())
 
 
@@ -258,7 +275,8 @@ def test_records_read_back_from_disk_show_the_same(tmp_path):
     one = compared(worst_regressions=(digit(),), regressions=1, improvements=3, classes=by_class([(9, 0), (0, 0)]))
     store.write(tmp_path / "one.json", one)
     again = store.read(tmp_path / "one.json", Accuracy)
-    for show in (views.regressions, views.classes, views.fidelity):
+    assert regressions(int8=again).html() == regressions(int8=one).html()
+    for show in (views.classes, views.fidelity):
         assert show({"int8": again}).html() == show({"int8": one}).html()
 
 
@@ -268,11 +286,12 @@ def test_pictures_of_many_variants_leave_a_report_light():
     light = tuple(digit(index=i, side=24, seed=i) for i in range(12))
     one = compared(worst_regressions=(heavy,) * 12, regressions=12, classes=by_class([(9, 0)] * 10))
     found = {f"variant-{i}": one for i in range(8)}
-    page = sum(len(show(found).html()) for show in (views.regressions, views.classes, views.fidelity))
+    page = sum(len(shown.html()) for shown in (views.classes(found), views.fidelity(found)))
+    page = 2 * page + len(views.regressions({"cpu/torch": found, "cpu/openvino": found}).html())
     assert len(base64.b64decode(heavy.png)) > 5_000
-    assert 2 * page < 400_000
-    assert len(images(views.regressions({"a": one}).html())) >= 1
-    assert len(images(views.regressions({"a": compared(worst_regressions=light, regressions=12)}).html())) == PICTURES
+    assert page < 400_000
+    assert len(images(regressions(a=one).html())) >= 1
+    assert len(images(regressions(a=compared(worst_regressions=light, regressions=12)).html())) == PICTURES
 
 
 def with_integers(check, notes=()):
