@@ -198,7 +198,10 @@ def _keep(child: int, connection: socket.socket) -> None:
     def follow() -> None:
         with contextlib.suppress(OSError):
             connection.recv(1)  # nothing comes but the end
-            os.killpg(child, signal.SIGKILL)
+        # It leads no group yet if the client ended at once.
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError):
+                kill(child, signal.SIGKILL)
 
     with contextlib.suppress(OSError):
         connection.send(str(child).encode())

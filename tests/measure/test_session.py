@@ -1,19 +1,21 @@
 import dataclasses
 import itertools
 import time
+import types
 
 import pytest
 from builds import write_variants
 from tiny import task as tiny_task
 
 from shrinkkit.core import machines, store
+from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import IntegerCheck, TargetRecord, speedup
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.target import Target
 from shrinkkit.errors import InvalidInput, UnfairComparison
 from shrinkkit.measure import benchmark, session
-from shrinkkit.measure.session import Settings
-from shrinkkit.measure.timing import FEWEST_BLOCKS
+from shrinkkit.measure.session import EFFORTS, Settings
+from shrinkkit.measure.timing import FEWEST_BLOCKS, Protocol
 from shrinkkit.results import results
 from shrinkkit.runtimes import files, registry
 from shrinkkit.transforms import variants
@@ -301,8 +303,56 @@ def test_what_a_hopelessly_slow_variant_was_not_measured_for_is_said_and_it_is_n
     assert results.accuracy_verdicts(record, 1.0) == {"half": "within budget", "int8": "cannot tell"}
 
 
+def measured_by(speedups, sizes, gains=()):
+    """Return files of these sizes and what was measured of them: speed-ups, and changes of accuracy."""
+    loaded = {"baseline": session.LoadedVariant("baseline", "", size_bytes=100)}
+    found = session.Measured()
+    for i, (value, size) in enumerate(zip(speedups, sizes, strict=True)):
+        loaded[f"v{i}"] = session.LoadedVariant(f"v{i}", "", size_bytes=size)
+        latency = Estimate(value, value * 0.99, value * 1.01)
+        found.latencies[f"v{i}"] = types.SimpleNamespace(
+            speedup=latency, verdict="faster", candidate_samples_ms=[()] * 99
+        )
+        gain = gains[i] if gains else Estimate(0.0, -0.01, 0.01)
+        found.accuracies[f"v{i}"] = types.SimpleNamespace(difference=gain, higher_is_better=True)
+    return loaded, found
+
+
+def test_variants_that_another_one_beats_do_not_lead():
+    assert set(session.leading(*measured_by([2.0, 3.0], [50, 40]))) == {"baseline", "v1"}
+    assert set(session.leading(*measured_by([2.0, 3.0], [30, 40]))) == {"baseline", "v0", "v1"}
+    worse = [Estimate(0.0, -0.01, 0.01), Estimate(-0.3, -0.31, -0.29)]
+    assert set(session.leading(*measured_by([2.0, 3.0], [50, 40], worse))) == {"baseline", "v0", "v1"}
+    assert set(session.leading(*measured_by([], []))) == {"baseline"}
+
+
+def test_the_effort_decides_what_is_timed_at_other_batch_sizes():
+    loaded, found = measured_by([2.0, 3.0], [50, 40])
+    settings = Settings(TORCH, None, threads=1)
+    chosen = {
+        effort: set(session.swept(loaded, found, dataclasses.replace(settings, effort=effort))) for effort in EFFORTS
+    }
+    assert chosen == {"quick": set(), "standard": {"baseline", "v1"}, "thorough": {"baseline", "v0", "v1"}}
+
+
+def test_who_leads_after_a_short_timing_is_timed_again_at_full_length(run, task, monkeypatch):
+    RunFolder(run).measurement("cpu/torch", machines.this_machine(TORCH)).unlink(missing_ok=True)
+    # Twenty blocks are enough for the first timing, and nothing is for the second.
+    efforts = {"standard": (Protocol(width=10.0), Protocol(width=1e-9, cap_s=1.5))}
+    monkeypatch.setattr(session, "EFFORTS", efforts)
+    settings, texts = Settings(TORCH, task, threads=1), []
+    loaded = session.load(run, ["half"], settings)
+    loaded["slow"] = dataclasses.replace(slowed(loaded["half"], 0.002), variant="slow")
+    measured = session.measure(run, loaded, settings, progress=lambda *event: texts.append(event[2]))
+    assert texts.count("timing half") >= 2
+    assert "half" in session.leading(loaded, measured) or measured.latencies["half"].verdict == "too noisy"
+    assert "slow" not in session.leading(loaded, measured)
+    if measured.latencies["slow"].verdict != "too noisy":
+        assert texts.count("timing slow") == 1
+
+
 def test_every_variant_is_saved_as_soon_as_it_is_measured_and_not_measured_again(run, task):
-    settings = Settings(ONNX, task, threads=1)
+    settings = Settings(ONNX, task, threads=1, effort="quick")
     path = RunFolder(run).measurement("cpu/onnxruntime", machines.this_machine(ONNX))
     path.unlink(missing_ok=True)
     loaded = session.load(run, ["int8", "half"], settings)

@@ -123,6 +123,33 @@ def test_a_fast_candidate_is_never_stopped_early_for_being_much_faster(clock):
     assert blocks_in(take(clock.models(lambda: 4000.0), clock.models(lambda: 100.0))) == FEWEST_SLOW_BLOCKS
 
 
+@pytest.mark.parametrize(("around", "factor"), [(6.0, 0.5), (24.0, 2.0)])
+def test_a_clear_difference_is_timed_only_until_it_is_clear_if_that_is_asked_for(clock, around, factor):
+    random = Random(0)
+
+    def found(**options):
+        start = clock.perf_counter()
+        candidate = clock.models(lambda: random.uniform(0.8, 1.2) * around)
+        taken = take(clock.models(lambda: 12.0), candidate, cap_s=30.0, **options)
+        return taken, clock.perf_counter() - start
+
+    whole, whole_s = found()
+    short, short_s = found(clear_s=1.0)
+    assert short_s < whole_s / 2
+    assert blocks_in(whole) > blocks_in(short) >= FEWEST_BLOCKS
+    interval = evidence.conclude(short.samples).speedup
+    assert min(interval.low * factor, 1 / (interval.high * factor)) > 0.8
+    assert not 1 / 1.1 < interval.low < 1.1
+
+
+def test_a_difference_that_is_not_clear_is_timed_to_the_end(clock):
+    random = Random(0)
+    start = clock.perf_counter()
+    found = take(clock.models(lambda: 3.0), clock.models(lambda: random.uniform(2.8, 4.0)), cap_s=8.0, clear_s=1.0)
+    assert 0.9 < evidence.conclude(found.samples).speedup.value < 1.1
+    assert clock.perf_counter() - start > 8.0
+
+
 def blocks_in(found: timing.Timing) -> int:
     slots = {len(arm) for arm in vars(found.samples).values()}
     assert len(slots) == 1
