@@ -284,8 +284,8 @@ def _runtime(results: Results, rows: Sequence[Row]) -> Iterator[str]:
     best = max(plain, key=lambda r: r.speedup_today.value if r.speedup_today else 0.0, default=None)
     others = [r.speedup_today.value for r in rows if r.speedup_today and r.accuracy_verdict != "over budget"]
     if best and best.speedup_today and best.speedup_today.value > max(others, default=1.0):
-        speed = formats.speedup(best.speedup_today, best.timing_today, noun=" speed-up")
-        yield f"The unchanged model on {_named(results, best.target)} is faster still: {speed} over PyTorch."
+        speed = formats.estimate(best.speedup_today, unit=f"{TIMES} faster than PyTorch")
+        yield f"The unchanged model on {_named(results, best.target)} beats all variants not over budget: {speed}."
 
 
 def _noise(results: Results) -> Iterator[Cause]:
