@@ -1,6 +1,7 @@
 """Numbers as text: units, significant digits, confidence intervals. The same text in terminal, HTML and Markdown."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -129,6 +130,11 @@ def points(fraction: float) -> str:
     """Return a fraction as percentage points without trailing zeros: `1 point`, `0.5 points`."""
     text = f"{100 * fraction:g}"
     return f"{text} point" + ("" if text == "1" else "s")
+
+
+def wrapped(name: str) -> str:
+    """Return a name for a chart, in lines of at most 40 characters."""
+    return textwrap.fill(name, 40)
 
 
 def counted(number: int, noun: str) -> str:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-INK, FAINT = "#1b2126", "#dfe3e6"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000")
-"""Okabe and Ito's colour-blind safe palette; brown replaces their yellow, which does not show on white."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT, GREY = "#1b2126", "#dfe3e6", "#7a8288"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#6a51a3")
+"""Okabe and Ito's colour-blind safe palette with purple; brown replaces their yellow, which does not show on white."""
+MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
 SIDE, WIDEST = 64, 192
 """Pixels that the shorter side of an image is enlarged to at least, and that the longer one then keeps to."""
 
@@ -75,10 +75,10 @@ class Strip(Shown):
 
 
 def style(index: int) -> dict[str, str]:
-    """Return colour and marker of the series number `index`: the pair repeats after 49."""
+    """Return colour and marker of the series number `index`: the pair repeats after 56."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "marker": MARKERS[index % len(MARKERS)],
     }
 
 

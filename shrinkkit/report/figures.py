@@ -11,7 +11,7 @@ from shrinkkit.core.recipe import BASELINE, STAGE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
-from shrinkkit.display.picture import COLOURS, FAINT, INK, Picture, canvas, picture, style
+from shrinkkit.display.picture import COLOURS, DASHES, FAINT, GREY, INK, Picture, canvas, picture, style
 from shrinkkit.display.tables import Shown, Statement
 from shrinkkit.results.results import CONCLUSIVE, pareto_front
 
@@ -29,8 +29,10 @@ FACTORS = {
     "both": ("transforms and precision, not measured separately", COLOURS[3]),
 }
 """Labels and colours of the kinds of factors."""
-TICKS = 5
-"""Labels that fit below a narrow panel."""
+TICKS, TICK_INCHES = 7, 0.65
+"""Labels below a panel at most, and the width that each takes."""
+PANELS = 3
+"""Side by side at most."""
 SHOWN = 120
 """Slots drawn of a distribution at most, evenly spaced, to keep the page small."""
 _BUDGET = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
@@ -64,7 +66,7 @@ def breakdown(rows: Sequence["Breakdown"], targets: Sequence[str]) -> Picture:
             for y, row in enumerate(shown):
                 _waterfall(axes, y, row)
             axes.set_title(target, loc="left")
-            axes.set_yticks(range(len(shown)), [row.variant for row in shown])
+            axes.set_yticks(range(len(shown)), [formats.wrapped(row.variant) for row in shown])
             axes.set_ylim(len(shown) - 0.4, -0.6)
             axes.axvline(1, color=INK, linewidth=0.8)
             axes.grid(axis="x", color=FAINT)
@@ -112,16 +114,12 @@ def tradeoff(results: "Results") -> Shown:
     """Return speed-up over PyTorch, change of accuracy and size of each measured variant."""
     from matplotlib.lines import Line2D
 
-    rows = [r for r in results.rows if r.speedup_today and r.difference and r.size_bytes and not r.intermediate]
+    rows, names = _drawn(results), named(results)
     if not rows:
         return Statement("No variant has both a speed and an accuracy.", tone="warning")
     drawn = {row.target for row in rows}
     lines = [[t for t in results.of(name).targets if t in drawn] for name in results.machines]
-    lines = [targets for targets in lines if targets]
-    names = [name for name in results.names if any(row.variant == name for row in rows)]
-    if len(names) > _MOST_NAMED:
-        best = [row.variant for target in drawn for row in pareto_front([r for r in rows if r.target == target])]
-        names = [name for name in names if name in best][:_MOST_NAMED]
+    lines = [targets[i : i + PANELS] for targets in lines for i in range(0, len(targets), PANELS)]
     others = len({row.variant for row in rows}) - len(names)
     largest = max(row.size_bytes or 0 for row in rows)
     with canvas(9.2, 1.1 + 3.0 * len(lines)) as figure:
@@ -133,10 +131,10 @@ def tradeoff(results: "Results") -> Shown:
             # Grey marks are drawn first, below those with a name.
             for row in sorted(rows, key=lambda row: row.variant in names):
                 if row.target == target:
-                    mark = style(names.index(row.variant)) if row.variant in names else _UNNAMED
-                    _point(axes, row, mark, largest, is_fraction=results.is_fraction)
+                    _point(axes, row, look(row.variant, names), largest, is_fraction=results.is_fraction)
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
-            above = f"{results.machine(target) if axes in grid[:, 0] else ''}\n" if len(lines) > 1 else ""
+            first = results.machine(target) if axes in grid[:, 0] else ""
+            above = f"{first}\n" if len(results.machines) > 1 else ""
             title = above + str(Place.parse(target).target)
             tradeoff_axes(axes, rows, metric=results.metric_title, is_fraction=results.is_fraction, title=title)
             drop = (100 if results.is_fraction else 1) * results.budget.accuracy_drop
@@ -158,6 +156,28 @@ def tradeoff(results: "Results") -> Shown:
         is_log = next(iter(panels.values())).get_yscale() == "symlog"
         bent = f" Beyond {_LINEAR_POINTS / 2:.0f} points the vertical axis is logarithmic." if is_log else ""
         return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF + bent)
+
+
+def _drawn(results: "Results") -> list["Row"]:
+    return [r for r in results.rows if r.speedup_today and r.difference and r.size_bytes and not r.intermediate]
+
+
+def named(results: "Results") -> list[str]:
+    """Return the variants that figures tell apart, in the order of `style`; of many, the Pareto-optimal ones."""
+    rows = _drawn(results)
+    names = [name for name in results.names if any(row.variant == name for row in rows)]
+    if len(names) <= _MOST_NAMED:
+        return names
+    targets = {row.target for row in rows}
+    best = [row.variant for target in targets for row in pareto_front([r for r in rows if r.target == target])]
+    return [name for name in names if name in best][:_MOST_NAMED]
+
+
+def look(variant: str, names: Sequence[str]) -> dict[str, str]:
+    """Return colour and marker of a variant, the same in all figures with the same `names`; the baseline is grey."""
+    if variant == BASELINE:
+        return {"color": GREY, "marker": "o"}
+    return style(names.index(variant)) if variant in names else _UNNAMED
 
 
 _MOST_NAMED = 16
@@ -252,8 +272,11 @@ def pareto(title: str, best: Sequence["Row"], others: Sequence["Row"], *, metric
         )
 
 
-def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
-    """Return examples per second against batch size at the main number of threads; None for a single batch size."""
+def throughput(record: TargetRecord, conditions: Conditions, names: Sequence[str]) -> Picture | None:
+    """Return examples per second against batch size at the main number of threads; None for a single batch size.
+
+    `names` are the variants with a colour; see `look`.
+    """
     rates: dict[str, dict[int, float]] = {}
     for measurement in record.measurements:
         if measurement.latency_ms and STAGE not in measurement.variant:
@@ -269,9 +292,11 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
 
     with canvas(9.2, 3.4) as figure:
         axes = figure.subplots()
-        for i, (name, by_size) in enumerate(rates.items()):
-            line = sorted(by_size.items())
-            axes.plot(*zip(*line, strict=True), markersize=5, label=name, **style(i))  # type: ignore[arg-type]
+        for name, by_size in rates.items():
+            line, dash = sorted(by_size.items()), names.index(name) // len(COLOURS) if name in names else 0
+            label = formats.wrapped(name) if name in names or name == BASELINE else "_"
+            mark: dict[str, Any] = {**look(name, names), "linestyle": DASHES[dash], "label": label}
+            axes.plot(*zip(*line, strict=True), markersize=5, **mark)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -282,6 +307,7 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
         axes.set_xlabel("batch size")
         axes.set_ylabel("examples / s")
         figure.legend(loc="outside right upper")
+        rest = " Light grey: not Pareto-optimal." if rates.keys() - {BASELINE, *names} else ""
         texts = (
             f"{name}: " + ", ".join(f"{rate:,.0f} at {size}" for size, rate in sorted(by_size.items()))
             for name, by_size in rates.items()
@@ -290,22 +316,22 @@ def throughput(record: TargetRecord, conditions: Conditions) -> Picture | None:
             figure,
             f"Examples per second by batch size on {record.target}. {'; '.join(texts)}.",
             f"{record.target}: examples per second by batch size, with {formats.counted(conditions.threads, 'thread')} "
-            "(logarithmic axes).",
+            f"(logarithmic axes).{rest}",
         )
 
 
-def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Shown:
-    """Return the fastest call of every slot, baseline and variant, in the order in which they ran."""
+def distributions(compared: Mapping[str, Comparison], *, title: str = "", names: Sequence[str] = ()) -> Shown:
+    """Return the fastest call of every slot, baseline and variant, in the order in which they ran; see `look`."""
     if not compared:
         return Statement("No timing samples.")
-    columns = min(3, len(compared))
+    columns, own = min(PANELS, len(compared)), names or list(compared)
     lines = -(-len(compared) // columns)
-    with canvas(9.2, 1.95 * lines + 0.3) as figure:
+    with canvas(9.2, 2.1 * lines + 0.3) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in grid.flat[len(compared) :]:
             axes.set_axis_off()
         for axes, (name, comparison) in zip(grid.flat, compared.items(), strict=False):
-            _slots(axes, name, comparison)
+            _slots(axes, name, comparison, look(name, own)["color"] if name in own else INK)
         texts = " ".join(
             f"{name}: {_quantiles(c.candidate_samples_ms)}; {'FP32' if c.reference == BASELINE else c.reference}: "
             f"{_quantiles(c.reference_samples_ms)}."
@@ -317,14 +343,14 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "") -> Sho
             figure,
             f"Times of single calls, slot by slot. {texts}",
             f"{f'{title}: each' if title else 'Each'} dot is the fastest call of one slot in ms, in the order of time. "
-            "Grey: baseline, coloured: variant, lines: medians. Titles: speed-up with 95 % CI, and the noise floor of "
-            f"the A/A control.{thinned}",
+            "Grey: baseline, coloured or black: the model of the title, lines: medians. Titles: speed-up with 95 % CI, "
+            f"and the noise floor of the A/A control.{thinned}",
         )
 
 
-def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
+def _slots(axes: "Axes", name: str, comparison: Comparison, own: str) -> None:
     highest = 0.0
-    drawn = ((comparison.reference_samples_ms, INK, 0.5), (comparison.candidate_samples_ms, COLOURS[0], 1.0))
+    drawn = ((comparison.reference_samples_ms, GREY, 0.7), (comparison.candidate_samples_ms, own, 1.0))
     for samples, colour, alpha in drawn:
         times = np.array([min(slot) for slot in samples if slot])
         if not len(times):
@@ -340,7 +366,7 @@ def _slots(axes: "Axes", name: str, comparison: Comparison) -> None:
     floor = f"noise floor \N{PLUS-MINUS SIGN}{formats.percent(comparison.noise_floor)}"
     speed = f"{formats.rounded(comparison.speedup)}{TIMES} ({formats.interval(comparison.speedup)})"
     verdict = formats.UNSURE.get(comparison.verdict, comparison.verdict)
-    axes.set_title(f"{name}: {verdict}\n{speed}, {floor}", loc="left", fontsize=8)
+    axes.set_title(f"{formats.wrapped(name)}\n{verdict}, {speed}\n{floor}", loc="left", fontsize=8)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])
     axes.set_ylabel("ms")
@@ -359,10 +385,11 @@ def speed_axis(axes: "Axes", values: Sequence[float]) -> None:
     """Make the horizontal axis one of speed-ups, logarithmic and labelled, wide enough for `values` (> 0) and 1."""
     low, high = min([1.0, *values]), max([1.0, *values])
     # Wider ranges need more room for labels next to the outermost marks.
-    margin = max(1.5, (high / low) ** 0.12)
+    margin = max(1.5, (high / low) ** 0.15)
     low, high = low / margin, high * margin
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
-    stride = math.ceil((last - first + 1) / TICKS)
+    fit = int(axes.bbox.width / axes.figure.dpi / TICK_INCHES)
+    stride = math.ceil((last - first + 1) / max(2, min(TICKS, fit)))
     steps = [2.0**power for power in range(first, last + 1) if power % stride == 0]
     axes.set_xscale("log")
     axes.set_xlim(low, high)

@@ -39,7 +39,8 @@ def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
     for name, measurement in valid.items():
         if name != BASELINE:
             parts += _diagnosis(measurement, before, variants[name], record)
-    parts += [_table(m, before, variants[name], record) for name, m in valid.items()]
+    compressed = {name: m for name, m in valid.items() if name != BASELINE} or valid
+    parts += [_table(m, before, variants[name], record) for name, m in compressed.items()]
     return Several(tuple(parts))
 
 
@@ -100,7 +101,7 @@ def _chart(measured: Mapping[str, Measurement], variants: Mapping[str, Variant],
                 lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
         for y, ms in enumerate(lefts):
             axes.annotate(formats.milliseconds(ms), (ms, y), xytext=(4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(bars)), list(bars))
+        axes.set_yticks(range(len(bars)), list(map(formats.wrapped, bars)))
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlim(0, 1.12 * max(lefts))
         axes.set_xlabel("latency by layer, ms")

@@ -32,6 +32,8 @@ PERCENTILES = {0.5: 1, 0.9: 64, 0.99: 662}
 
 Source: MLPerf Inference, LoadGen's early stopping.
 """
+MANY = 20
+"""Variants from which on a chart shows only the Pareto-optimal ones."""
 _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
 
 
@@ -188,7 +190,13 @@ def speedup_breakdown(results: Results) -> Shown:
     ]
     if not rows:
         return Statement("No speed-up was measured.", tone="warning")
-    return figures.breakdown(rows, [results.where(target) for target in results.targets])
+    names = {BASELINE, *figures.named(results)}
+    shown = [row for row in rows if row.variant in names] if len({r.variant for r in rows}) > MANY else rows
+    chart = figures.breakdown(shown, [results.where(target) for target in results.targets])
+    rest = (
+        f" Pareto-optimal variants only; all {len(rows)} breakdowns are in results.json." if shown is not rows else ""
+    )
+    return replace(chart, caption=chart.caption + rest)
 
 
 def predictions(results: Results) -> Several:
@@ -212,7 +220,8 @@ def layer_latency(results: Results) -> Several:
 
 def deployment(results: Results) -> Several:
     """Return, for each target, latency percentiles, memory, and throughput at other batch sizes and threads."""
-    return _by_target(results, lambda record: (latency_percentiles(record), memory(record), throughput(record)))
+    names = figures.named(results)
+    return _by_target(results, lambda record: (latency_percentiles(record), memory(record), throughput(record, names)))
 
 
 def _by_target(results: Results, parts: Callable[[TargetRecord], tuple[Shown, ...]]) -> Several:
@@ -363,6 +372,7 @@ def runtime(compared: Comparison | None) -> Shown:
 def timings(results: Results) -> Several:
     """Return samples and conditions of every comparison, place by place."""
     parts: list[Shown] = []
+    names = figures.named(results)
     for target, record in results.measured.items():
         compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
         if record.runtime:
@@ -370,7 +380,7 @@ def timings(results: Results) -> Several:
         if compared:
             where = results.where(target)
             table = replace(_timings(f"All comparisons on {where}", compared), folded=True)
-            parts += [figures.distributions(compared, title=where), table]
+            parts += [figures.distributions(compared, title=where, names=names), table]
     return Several(tuple(parts) or (Statement("Nothing was timed.", tone="warning"),))
 
 
@@ -458,8 +468,8 @@ def _vs_baseline(measurement: Measurement, baseline_bytes: int | None) -> Cell |
     return cells.REFERENCE if measurement.variant == BASELINE else f"{ratio:.2f}{TIMES}"
 
 
-def throughput(record: TargetRecord) -> Several:
-    """Return examples per second by batch size and number of threads, as a chart and a table."""
+def throughput(record: TargetRecord, names: Sequence[str] = ()) -> Several:
+    """Return examples per second by batch size and number of threads, as a chart and a table; see `figures.look`."""
     conditions = next((m.latency.conditions for m in record.measurements if m.latency), None)
     if not record.sweep or conditions is None:
         return Several((Statement("No other batch size or number of threads was timed."),))
@@ -474,5 +484,6 @@ def throughput(record: TargetRecord) -> Several:
         rows.append({**row, "latency / batch": cells.latency(ms), "examples / s": rate, "vs baseline": ratio})
     note = "Each comparison takes less time than the main ones, so its interval is wider."
     shown = tables.table(f"Other batch sizes and threads on {record.target}", rows, note, folded=True)
-    drawn = figures.throughput(record, conditions)
+    names = names or [m.variant for m in record.measurements if m.variant != BASELINE]
+    drawn = figures.throughput(record, conditions, names)
     return Several((drawn, shown) if drawn else (shown,))

@@ -1,13 +1,14 @@
 """Pictures: words that carry the numbers, colours that follow the page, the same bytes every time."""
 
+import dataclasses
 import re
 from xml.etree import ElementTree
 
 import examples
 import pytest
 
-from shrinkkit.display.picture import INK
-from shrinkkit.report import figures
+from shrinkkit.display.picture import GREY, INK, style
+from shrinkkit.report import figures, show
 from shrinkkit.report.figures import SHOWN
 from shrinkkit.results import breakdown, results
 
@@ -104,3 +105,45 @@ def test_of_many_variants_the_pareto_optimal_ones_are_named_and_the_others_count
     svg = figures.tradeoff(found).svg
     assert "other variants, not Pareto-optimal" in svg
     assert ">weights-80<" not in svg
+
+
+def test_a_variant_has_one_colour_in_all_figures_and_the_baseline_is_grey(found):
+    names = figures.named(found)
+    assert "baseline" not in names
+    assert figures.look("baseline", names)["color"] == GREY
+    assert figures.look("weights-80", names) == figures.look("weights-80", [*names, "later"])
+    colour = f"var(--sk-c{names.index('weights-80')},"
+    record = found.measured["cpu/torch"]
+    compared = {m.variant: m.latency for m in record.measurements if m.variant == "weights-80"}
+    conditions = compared["weights-80"].conditions
+    only = dataclasses.replace(found, rows=tuple(row for row in found.rows if row.variant == "weights-80"))
+    assert figures.named(only) == ["weights-80"]
+    for drawn in (
+        figures.distributions(compared, names=names),
+        figures.throughput(record, conditions, names),
+        figures.tradeoff(found),
+    ):
+        assert colour in drawn.svg
+
+
+def test_no_two_of_many_series_look_alike_and_eight_have_eight_colours():
+    looks = [tuple(style(i).values()) for i in range(56)]
+    assert len(set(looks)) == 56
+    assert len({colour for colour, _ in looks[:8]}) == 8
+
+
+def test_long_names_stay_distinct(found):
+    names = [f"prune-channels-by-taylor-importance-{i}-then-fine-tune-static-int8" for i in (1, 2)]
+    rows = [
+        dataclasses.replace(one, variant=name) for name, one in zip(names, breakdown.breakdown(found), strict=False)
+    ]
+    drawn = figures.breakdown(rows, found.targets)
+    assert all(f">importance-{i}-then-fine-tune-static-int8<" in drawn.svg for i in (1, 2))
+
+
+def test_of_many_variants_the_breakdown_shows_the_pareto_optimal_ones_and_says_so(found, monkeypatch):
+    monkeypatch.setattr(figures, "_MOST_NAMED", 3)
+    monkeypatch.setattr(show, "MANY", 3)
+    drawn = show.speedup_breakdown(found)
+    assert "Pareto-optimal variants only" in drawn.caption
+    assert ">weights-80<" not in drawn.svg
