@@ -1,5 +1,7 @@
 """The report, a step's page and the index in a browser without a network: legible, reachable by keys, printable."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from shrinkkit.core import store
+from shrinkkit.display import tables
 from shrinkkit.report import export, index_page
+from shrinkkit.results import results
+from shrinkkit.results.verdict import decide
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python")
 pytestmark = pytest.mark.browser
@@ -229,14 +234,14 @@ def names(page):
 
 def test_the_index_sorts_by_every_column_by_mouse_and_keyboard(place, show):
     page = show(place / "index.html")
-    page.get_by_role("button", name="run", exact=True).click()
+    page.locator("#runs").get_by_role("button", name="run", exact=True).click()
     assert names(page) == ["damaged", "run", "two-machines"]
     page.keyboard.press("Enter")
     assert names(page) == ["two-machines", "run", "damaged"]
     assert page.locator("#runs th[aria-sort]").all_inner_texts() == ["run"]
     assert page.locator("#runs th[aria-sort]").get_attribute("aria-sort") == "descending"
     assert page.locator("#runs thead th button").count() == page.locator("#runs thead th").count() == 10
-    page.get_by_role("button", name="speed-up").click()
+    page.locator("#runs").get_by_role("button", name="speed-up").click()
     # What is not known stands last either way.
     assert names(page)[-1] == "damaged"
     page.keyboard.press("Space")
@@ -248,9 +253,9 @@ def test_the_index_is_filtered_by_text_and_status(place, show):
     assert len(names(page)) == 3
     page.get_by_label("Find").fill("TWO-mach")
     assert names(page) == ["two-machines"]
-    assert page.locator("#count").inner_text() == "1 of 3 runs shown"
+    assert page.locator("#runs output").inner_text() == "1 of 3 runs shown"
     page.get_by_label("Find").fill("")
-    page.get_by_label("Status").select_option("unreadable")
+    page.get_by_role("combobox", name="Status").select_option("unreadable")
     assert names(page) == ["damaged"]
 
 
@@ -259,9 +264,9 @@ def test_the_index_is_complete_without_scripts(place, opened):
     page = context.new_page()
     page.goto((place / "index.html").as_uri())
     rows = page.locator("#runs tbody tr").count()
-    asked = page.locator("#filter").is_visible()
+    asked = page.locator("form").count()
     context.close()
-    assert (rows, asked) == (3, False)
+    assert (rows, asked) == (3, 0)
 
 
 def test_the_summary_has_no_dead_button_without_scripts(place, opened):
@@ -278,3 +283,158 @@ def test_a_link_of_the_index_leads_to_the_report(place, show):
     page.get_by_role("link", name="run", exact=True).click()
     assert page.url == (place / "run/report.html").as_uri()
     assert json.loads(page.evaluate("JSON.stringify(document.title)")) == "run"
+
+
+def report(show, place, **options):
+    return show(place / "run/report.html", **options)
+
+
+def saved(page, button):
+    with page.expect_download() as download:
+        button.click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text("utf-8-sig")
+
+
+def test_numbers_with_units_sort_as_numbers_and_empty_cells_come_last(place, show):
+    table = report(show, place).locator(".sk-filtered table").first
+    table.get_by_role("button", name="file size").click()
+    sizes = table.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    assert [size.split("\n")[0].split(" compressed")[0] for size in sizes][:3] == ["36.0 kB", "84.0 kB", "118 kB"]
+    assert sizes[-1] == "" or "failed" in sizes[-1]
+    table.get_by_role("button", name="file size").press("Enter")
+    assert "1.12 MB" in table.locator("tbody tr td:nth-child(2)").first.inner_text()
+    assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+def test_the_results_are_filtered_by_text_and_target(place, show):
+    page = report(show, place)
+    group = page.locator(".sk-filtered")
+    group.get_by_label("Find").fill("channels-50")
+    assert group.locator("output").inner_text() == "4 of 20 rows shown"
+    group.get_by_label("Target").select_option("cpu/torch")
+    assert group.locator("tbody tr:not([hidden]) th").all_inner_texts() == ["channels-50", "channels-50-static-int8"]
+    assert group.locator("table:visible").count() == 1
+
+
+def test_columns_are_chosen_for_all_results_at_once(place, show):
+    page = report(show, place)
+    group = page.locator(".sk-filtered")
+    group.get_by_text("Columns").click()
+    group.get_by_label("parameters").uncheck()
+    assert group.locator("thead th:visible").filter(has_text="parameters").count() == 0
+    assert group.locator("thead th:visible").count() == 18
+    # A row that ends with a reason is as wide as the others.
+    assert group.locator("td.sk-wide").first.get_attribute("colspan") == "8"
+
+
+def test_a_table_is_saved_as_it_is_seen(place, show):
+    page = report(show, place)
+    group = page.locator(".sk-filtered")
+    group.get_by_label("Find").fill("channels-50")
+    group.get_by_text("Columns").click()
+    for name in ("parameters", "MACs", "sparsity", "latency / batch"):
+        group.get_by_label(name).uncheck()
+    tools = group.locator("table").first.locator(".sk-tools")
+    name, text = saved(page, tools.get_by_text("CSV"))
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert name.startswith("run-cpu-torch")
+    assert [line["variant"] for line in lines] == ["channels-50", "channels-50-static-int8"]
+    assert (lines[1]["vs PyTorch"], lines[1]["vs PyTorch (detail)"]) == ("4.97\u00d7", "4.96\u20134.98; faster")
+    assert float(lines[1]["file size (value)"]) == 84000
+    assert "MACs" not in lines[0]
+    name, text = saved(page, group.locator("form").get_by_text("JSON"))
+    assert name == "run-rows.json"
+    assert [(row["target"], row["variant"]) for row in json.loads(text)][::2] == [
+        ("cpu/torch", "channels-50"),
+        ("cpu/onnxruntime", "channels-50"),
+    ]
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_saved_as_text(show, tmp_path):
+    rows = [{"name": "=1+1", "x": '<img src=x onerror=alert(1)>"'}, {"name": "@a", "x": "+0.5"}]
+    html = tables.table("made", rows).html()
+    cell = new_code_cell("x", outputs=[new_output("display_data", data={"text/html": html})])
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "made.ipynb")
+    export.html(tmp_path / "made.ipynb", tmp_path / "made.html", title="made")
+    page = show(tmp_path / "made.html")
+    _, text = saved(page, page.get_by_text("CSV"))
+    assert list(csv.reader(io.StringIO(text)))[1:] == [["'=1+1", rows[0]["x"]], ["'@a", "+0.5"]]
+    assert page.locator("img").count() == 0
+
+
+def test_the_chart_recommends_what_the_verdict_does_and_follows_the_budget(place, show):
+    page = report(show, place)
+    chart, best = page.locator(".sk-chart"), decide(results.load(place / "run")).row
+    assert chart.locator("strong").first.inner_text() == f"{best.variant} on {best.target}"
+    assert chart.locator("svg .sk-name").text_content() == best.variant
+    chart.get_by_role("slider").focus()
+    page.keyboard.press("End")
+    assert chart.locator("strong").first.inner_text() == "narrow-int8 on cpu/onnxruntime"
+    assert "0 over budget" in chart.locator(".sk-answer").inner_text()
+    page.keyboard.press("Home")
+    assert chart.locator("strong").first.inner_text() == "No variant"
+    assert chart.locator(".sk-w").count() == 0
+
+
+def test_the_points_of_the_chart_are_reached_by_keyboard_and_described(place, show):
+    page = report(show, place)
+    chart, tip = page.locator(".sk-chart"), page.locator(".sk-tip")
+    assert not tip.is_visible()
+    chart.locator(".sk-point[tabindex='0']").focus()
+    assert "channels-50-static-int8 on cpu/onnxruntime" in tip.inner_text()
+    assert "file size 81.5 kB" in tip.inner_text()
+    page.keyboard.press("End")
+    assert "narrow-int8 on cpu/onnxruntime" in tip.inner_text()
+    assert "over budget" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    chart.locator(".sk-point path").last.hover()
+    assert tip.is_visible()
+
+
+def test_the_chart_changes_its_axis_and_target(place, show):
+    chart = report(show, place).locator(".sk-chart")
+    assert chart.get_by_label("Horizontal axis").locator("option").count() == 4
+    chart.get_by_label("Horizontal axis").select_option("\u2190 file size")
+    assert "1 MB" in chart.locator("svg text").all_text_contents()
+    chart.get_by_label("Target").select_option("cpu/torch")
+    labels = chart.locator(".sk-point").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
+    assert len(labels) == 7
+    assert all(" on cpu/torch, " in label for label in labels)
+    chart.get_by_role("button", name="weights-80").click()
+    assert chart.locator(".sk-point[opacity='1']").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_can_be_switched_and_is_remembered(place, show, scheme):
+    page = report(show, place, scheme=scheme)
+    other = {"light": "dark", "dark": "light"}[scheme]
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(paper)
+    page.get_by_label("Theme").select_option(other)
+    after = page.evaluate(paper)
+    page.reload()
+    assert before != after == page.evaluate(paper)
+
+
+def test_a_heading_links_to_itself(place, show):
+    page = report(show, place)
+    page.get_by_label("Link to Results").click()
+    assert page.url.endswith("#results")
+    assert page.locator(".sk-nav a[aria-current]").inner_text() == "Results"
+
+
+def test_a_report_is_complete_without_scripts_and_in_print(place, opened, show):
+    context = opened.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto((place / "run/report.html").as_uri())
+    shown = page.locator("figure").first.is_visible(), page.locator(".sk-filtered tbody tr").count()
+    buttons = page.locator("button:visible").count()
+    context.close()
+    assert (*shown, buttons) == (True, 20, 0)
+    page = report(show, place)
+    figure, chart = page.locator("figure").first, page.locator(".sk-chart")
+    assert (figure.is_visible(), chart.is_visible()) == (False, True)
+    page.emulate_media(media="print")
+    assert (figure.is_visible(), chart.is_visible()) == (True, False)
+    assert page.locator("form:visible, .sk-tools:visible").count() == 0

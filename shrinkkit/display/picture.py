@@ -42,6 +42,8 @@ class Picture(Shown):
     caption: str
     png: str = ""
     """The same in base64, for viewers that remove SVG, such as GitHub's; '' leaves it out."""
+    data: str = ""
+    """JSON from which a page with a script draws an interactive form; '' if there is none."""
 
     def __repr__(self) -> str:
         return f"[picture: {self.alt}]"

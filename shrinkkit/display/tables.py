@@ -232,6 +232,8 @@ class Several(Shown):
     """Tables, pictures and statements, one below the other."""
 
     parts: tuple[Shown, ...]
+    filtered: str = ""
+    """What the rows of its tables are, to filter them together on a page with a script; '' offers no filter."""
 
     def __repr__(self) -> str:
         return "\n\n".join(repr(part) for part in self.parts)

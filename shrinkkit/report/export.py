@@ -155,7 +155,8 @@ def _with_contents(page: str) -> str:
         while key in sections:
             key += "-"
         sections[key] = text
-        return f'<h2 id="{key}"{match[1]}>{match[2]}</h2>'
+        link = f'<a class="sk-link" href="#{key}" aria-label="Link to {escape(text)}">#</a>'
+        return f'<h2 id="{key}"{match[1]}>{match[2]}{link}</h2>'
 
     page = re.sub(r"<h2((?:(?! id=)[^>])*)>(.*?)</h2>", anchored, page, flags=re.DOTALL)
     items = "".join(f'<li><a href="#{key}">{escape(text)}</a></li>' for key, text in sections.items())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.picture import COLOURS, DASHES, FAINT, GREY, INK, Picture, canvas, picture, style
 from shrinkkit.display.tables import Shown, Statement
+from shrinkkit.report import chart
 from shrinkkit.results.results import CONCLUSIVE, pareto_front
 
 if TYPE_CHECKING:
@@ -155,7 +157,8 @@ def tradeoff(results: "Results") -> Shown:
         figure.legend(handles=marks, loc="outside lower center", ncols=columns)
         is_log = next(iter(panels.values())).get_yscale() == "symlog"
         bent = f" Beyond {_LINEAR_POINTS / 2:.0f} points the vertical axis is logarithmic." if is_log else ""
-        return picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF + bent)
+        drawing = picture(figure, _tradeoff_in_words(rows, results), _TRADEOFF + bent)
+        return replace(drawing, data=chart.data(results, rows, names))
 
 
 def _drawn(results: "Results") -> list["Row"]:
@@ -188,8 +191,8 @@ _UNNAMED = {"color": "#999999", "marker": "."}
 _LEGEND_CHARACTERS = 110
 """Characters of a legend as wide as the figure."""
 _TRADEOFF = (
-    "Right is faster, up is better, and a smaller mark is a smaller file (area: file size). Bars are 95 % CIs. "
-    "Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
+    "One panel per target. Right is faster, up is better, and a smaller mark is a smaller file (area: file size). "
+    "Bars are 95 % CIs. Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
 )
 
 

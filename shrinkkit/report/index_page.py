@@ -141,16 +141,16 @@ def page(runs: Sequence[Run]) -> str:
 
     states = [run.status for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    texts = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("runs.html.j2", "style.css", "runs.js")}
+    names = ("runs.html.j2", "style.css", "page.js", "tables.js")
+    texts = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in names}
     # What comes from folders is escaped by the tables.
     template = jinja2.Template(texts["runs.html.j2"], trim_blocks=True, keep_trailing_newline=True)
     html: str = template.render(
         mark=_MARK,
         style=texts["style.css"],
-        script=texts["runs.js"],
+        script=texts["page.js"] + texts["tables.js"],
         runs=runs,
         summary=f"{formats.counted(len(runs), 'run')}: {counts}.",
-        states=dict.fromkeys(states),
         table=tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False),
         fronts=_fronts(runs),
     )

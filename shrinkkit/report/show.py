@@ -74,12 +74,12 @@ def variants(results: Results) -> Several:
     if not results.targets:
         return Several((Statement("No target was measured.", tone="warning"),))
     if len(results.machines) == 1:
-        return Several(_tables(results))
+        return Several(_tables(results), filtered="rows")
     parts: list[Shown] = []
     for name in results.machines:
         part = results.of(name)
         parts += [Heading(_machine(part, name)), *_tables(part), *_environments(part, folded=True)]
-    return Several(tuple(parts))
+    return Several(tuple(parts), filtered="rows")
 
 
 def _machine(part: Results, name: str) -> str:
@@ -118,7 +118,7 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     # What decides comes first: a phone shows four columns before it scrolls.
     return {
         "variant": name,
-        "file size": Cell(formats.size(row.size_bytes or 0), f"{formats.size(row.compressed_bytes or 0)} compressed"),
+        "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
         "vs PyTorch": _speedup(row, row.speedup_today, row.timing_today),
         "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
         f"{DELTA} {results.metric}{unit}": cells.change(
@@ -127,8 +127,8 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
         results.metric_title: cells.score(row.accuracy, is_fraction=results.is_fraction),
         "latency / batch": cells.latency(row.latency_ms),
         "sparsity": formats.percent(row.sparsity or 0),
-        "parameters": formats.count(row.parameters or 0),
-        "MACs": formats.count(row.macs or 0),
+        "parameters": cells.count(row.parameters),
+        "MACs": cells.count(row.macs),
     }
 
 
@@ -145,7 +145,7 @@ def _user_module(results: Results, target: str) -> tuple[tables.Row, ...]:
         return ()
     form = {"eager": "eager PyTorch", "compiled": "torch.compile"}.get(record.runtime.conditions.form, "")
     name = Cell("your module", form)
-    return ({"variant": name, "vs PyTorch": cells.REFERENCE, "latency / batch": cells.latency(latency_ms)},)
+    return ({"variant": name, "vs PyTorch": cells.speedup(None, ""), "latency / batch": cells.latency(latency_ms)},)
 
 
 def _conditions(results: Results, target: str) -> str:
