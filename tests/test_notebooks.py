@@ -38,7 +38,7 @@ PREVIEWS = {"2-prune": "prune-channels", "3-quantize": "static-int8"}
 
 def execute(place, name, **parameters):
     attempt = Path(tempfile.mkdtemp(dir=place.parent))
-    request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place)}
+    request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "cwd": str(place), "warm": ""}
     error = steps.execute_notebook(request, attempt)
     return error, nbformat.read(attempt / NOTEBOOK, as_version=4)
 

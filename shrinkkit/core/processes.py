@@ -77,7 +77,7 @@ class Process(Protocol):
 
 
 def cold(command: Sequence[str], **options: Any) -> Process:
-    """Start `command` as a process of its own that leads a session."""
+    """Start `command` in a new interpreter that leads a session."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -64,7 +64,7 @@ def server(modules: Sequence[str], variables: Mapping[str, str]) -> Iterator[Cal
 
 
 def start(address: str, command: Sequence[str], **options: Any) -> processes.Process:
-    """Start `command` from the server at `address`; as a process of its own if that has ended. See `Child`."""
+    """Start `command` from the server at `address`, or cold if that has ended; see `Child`."""
     try:
         return Child(address, command, **options)
     except OSError:
@@ -213,7 +213,7 @@ def _keep(child: int, connection: socket.socket) -> None:
 
 
 def _reseed() -> None:
-    """Seed NumPy's generator anew: what a task draws without a seed must not be equal in each process by chance."""
+    """Give NumPy's generator another seed: what a task draws without a seed differs between processes."""
     if "numpy" in sys.modules:
         import numpy as np
 
