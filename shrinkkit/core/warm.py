@@ -77,7 +77,7 @@ def _listens(address: str) -> bool:
 
 
 class Child:
-    """A process started warm, with the methods of `subprocess.Popen` that are needed. It leads a session."""
+    """A process started warm, which leads a session and ends with this object; the methods are those of `Popen`."""
 
     stdin = stdout = None
 

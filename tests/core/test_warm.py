@@ -125,7 +125,8 @@ def test_it_ends_with_the_process_that_started_it(code, address, whole_group):
     client = f"""
 import os, sys, time
 from shrinkkit.core import processes, warm
-print(warm.start({address!r}, processes.command("lasting"), env=dict(os.environ)).pid, flush=True)
+child = warm.start({address!r}, processes.command("lasting"), env=dict(os.environ))
+print(child.pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", client], stdout=subprocess.PIPE, start_new_session=True) as started:
