@@ -25,6 +25,8 @@ from typing import IO, Any
 from shrinkkit.core import processes
 
 AVAILABLE = sys.platform == "linux"
+VARIABLE = "SHRINKKIT_WARM"
+"""Environment variable of a step with the address of the process that measurements of memory are forked from."""
 Tick = Callable[[float], None]
 _LONGEST_REQUEST, _POLL_S = 1 << 17, 0.1
 _PR_SET_NAME = 15

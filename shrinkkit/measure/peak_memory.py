@@ -1,6 +1,7 @@
 """Peak memory of model files, each loaded and called in a separate process.
 
-`python -m shrinkkit.measure.peak_memory FOLDER` imports the runtime once, then forks a process for each file.
+`python -m shrinkkit.measure.peak_memory FOLDER` imports the runtime once, then forks a process for each file. In a run it
+is itself forked, from a process that has imported what this module needs, as `warm.VARIABLE` says.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from shrinkkit.core import processes
+from shrinkkit.core import processes, warm
 from shrinkkit.core.measurement import Memory
 from shrinkkit.errors import brief
 from shrinkkit.tasks.modules import Example
@@ -28,6 +29,7 @@ TIMEOUT_S = 120
 """For one file."""
 CALLS = 6
 """Of each model: TorchScript compiles during its first ones, and that takes memory too."""
+_M_MMAP_THRESHOLD = -3
 STATUS, SMAPS, RESET = (Path("/proc/self", name) for name in ("status", "smaps", "clear_refs"))
 
 
@@ -57,10 +59,9 @@ def measure(
         files = {name: str(path.resolve()) for name, path in paths.items()}
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # Freed large blocks must be returned to the system, or the next one does not show.
-        variables = {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": str(threads)}
-        command = processes.command("shrinkkit.measure.peak_memory", str(folder))
-        ended = processes.run(command, limit_s=math.inf, variables=variables)
+        command, address = processes.command("shrinkkit.measure.peak_memory", str(folder)), os.environ.get(warm.VARIABLE)
+        start = partial(warm.start, address) if address else None
+        ended = processes.run(command, limit_s=math.inf, variables={"OMP_NUM_THREADS": str(threads)}, start=start)
         if not (folder / "answer.json").is_file():
             cause = (ended.errors.strip().splitlines() or [f"status {ended.status}"])[-1]
             return dict.fromkeys(paths, f"the process that counts it ended early: {cause}")
@@ -72,8 +73,10 @@ def _serve(folder: Path) -> None:
     """Write the peak memory of each file of the request, measured in a child of this process."""
     import torch
 
-    from shrinkkit.runtimes import files
+    from shrinkkit.runtimes import files, registry
 
+    # Freed large blocks must be returned to the system, or the next one does not show.
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     inputs = load_file(folder / "inputs.safetensors")
     # Copies, because a fork does not inherit resident pages of a mapped file: a child would count them on first use.
@@ -81,7 +84,8 @@ def _serve(folder: Path) -> None:
     # A thread pool does not survive a fork, so none may exist yet.
     torch.set_num_threads(1)
     paths = {name: Path(path) for name, path in request["files"].items()}
-    # What loading a file imports is memory of the runtime, not of the file.
+    # What loading a file imports and initializes is memory of the runtime, not of the file.
+    registry.backend(request["runtime"])
     for suffix in {path.suffix for path in paths.values()}:
         alike = {path for path in paths.values() if path.suffix == suffix and path.is_file()}
         for path in sorted(alike, key=lambda path: path.stat().st_size):

@@ -26,7 +26,7 @@ from shrinkkit import progress
 from shrinkkit.core import processes, store, warm
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.errors import brief
-from shrinkkit.pipeline.plan import REPORT, Planned
+from shrinkkit.pipeline.plan import BENCHMARK, REPORT, Planned
 from shrinkkit.pipeline.run_status import duration, log
 
 NOTEBOOK, ANSWER, ACTIVITY = "notebook.ipynb", "answer.json", "activity.txt"
@@ -54,6 +54,8 @@ IMPORTS = (
     "shrinkkit.widgets.quantization",
 )
 """What steps import, but for ONNX Runtime, which starts a thread when it is imported, which a fork would lose."""
+MEMORY_IMPORTS = ("shrinkkit.measure.peak_memory", "shrinkkit.runtimes.torch.backend")
+"""What the process that measures peak memory imports; more would count as memory of the runtime."""
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -69,21 +71,28 @@ class Ended:
 
 
 class WarmStart:
-    """The processes that a run's steps are forked from, one for those that train and one for the others."""
+    """The processes that a run's steps are forked from: those that train, the others, and what measures memory."""
 
     def __init__(self, steps: Sequence[Planned], threads: int, stack: ExitStack) -> None:
         """Start what `steps` need, in the background; `stack` stops it."""
         # A report alone needs few of the imports.
-        kinds = {_trains(step) for step in steps if step.leaves} if warm.AVAILABLE else ()
+        working = [step for step in steps if step.leaves and warm.AVAILABLE]
+        needed = {_trains(step): IMPORTS for step in working}
+        needed |= {BENCHMARK: MEMORY_IMPORTS for step in working if step.notebook == BENCHMARK}
         self._servers = {
-            training: stack.enter_context(warm.server(IMPORTS, _variables(threads, training=training)))
-            for training in kinds
+            kind: stack.enter_context(warm.server(imports, _variables(threads, training=kind is True)))
+            for kind, imports in needed.items()
         }
 
-    def address(self, step: Planned, tick: Callable[[float, str], None]) -> str:
-        """Wait for the process to fork a step from, and return its address; '' if the step is to start cold."""
-        ready = self._servers.get(_trains(step))
-        return ready(lambda seconds: tick(seconds, "importing libraries")) if ready else ""
+    def addresses(self, step: Planned, tick: Callable[[float, str], None]) -> tuple[str, str]:
+        """Wait for the processes that a step and its measurement of memory are forked from, and return their addresses.
+
+        '' stands for one that is to start cold.
+        """
+        kinds = (_trains(step), step.notebook if step.notebook == BENCHMARK else None)
+        ready = [self._servers.get(kind) for kind in kinds]
+        first, second = [r(lambda seconds: tick(seconds, "importing libraries")) if r else "" for r in ready]
+        return first, second
 
 
 def execute(
@@ -104,7 +113,7 @@ def execute(
     once half of it is over.
     """
     is_report = step.notebook == REPORT
-    address = warm_start.address(step, tick) if warm_start else ""
+    address, memory_address = warm_start.addresses(step, tick) if warm_start else ("", "")
     run.steps.mkdir(exist_ok=True)
     phase = ""
 
@@ -139,6 +148,7 @@ def execute(
                 **store.lease_variable(),
                 **_variables(threads, training=_trains(step)),
                 progress.VARIABLE: str(activity),
+                warm.VARIABLE: memory_address,
                 "JUPYTER_RUNTIME_DIR": str(sockets),
                 "IPYTHONDIR": str(sockets / "ipython"),
                 # A cache of compiled code would shorten the start that is measured.
@@ -283,7 +293,8 @@ def _export(request: Mapping[str, Any], folder: Path) -> str:
         from shrinkkit.report import export
 
         export.html(folder / NOTEBOOK, folder / "notebook.html", title=request["title"], home=request["home"])
-        export.markdown(folder / NOTEBOOK, folder / "notebook.md")
+        if not request["home"]:
+            export.markdown(folder / NOTEBOOK, folder / "notebook.md")
     except Exception as error:  # the step itself has ended, whatever an exporter raises
         traceback.print_exc()
         return f"Its page could not be made: {brief(error)}. See run.log."

@@ -71,7 +71,7 @@ def main() -> None:
         run.path.mkdir()
         start = time.time()
         warm_start = steps.WarmStart([step], threads, stack)
-        warm_start.address(step, lambda *_: None)
+        warm_start.addresses(step, lambda *_: None)
         print(f"imports, once: {time.time() - start:.2f} s")
         found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
         for i in range(rounds):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from shrinkkit.core import warm
 from shrinkkit.core.measurement import Memory
 from shrinkkit.measure import peak_memory
+from shrinkkit.pipeline import steps
 from shrinkkit.runtimes.onnx import export as onnx_export
 from shrinkkit.runtimes.torch import build as torch_build
 
@@ -74,6 +76,19 @@ def test_files_of_onnx_runtime_are_counted_too(tmp_path):
     onnx_export.write(Holding(64, 1).eval(), INPUTS, tmp_path / "held.onnx")
     found = peak_memory.measure({"held": tmp_path / "held.onnx"}, runtime="onnxruntime", inputs=INPUTS, threads=2)
     assert found["held"].peak_bytes > 60 * MB
+
+
+@pytest.mark.skipif(not warm.AVAILABLE, reason="processes start warm on Linux only")
+def test_a_warm_start_counts_the_same(paths, peaks, monkeypatch):
+    with warm.server(steps.MEMORY_IMPORTS, {}) as ready:
+        monkeypatch.setenv(warm.VARIABLE, ready(lambda _: None))
+        started = []
+        monkeypatch.setattr(warm, "Child", lambda *a, made=warm.Child, **k: started.append(made(*a, **k)) or started[0])
+        found = peak_memory.measure(paths, runtime="torch", inputs=INPUTS, threads=1)
+    assert len(started) == 1
+    for name in ("held", "used", "both"):
+        assert found[name].peak_bytes == pytest.approx(peaks[name].peak_bytes, rel=0.03)
+        assert found[name].runtime_bytes == pytest.approx(peaks[name].runtime_bytes, rel=0.03)
 
 
 def test_a_process_that_ends_early_is_a_reason(paths, monkeypatch):
