@@ -1,7 +1,6 @@
 """The results of a run as a table for the terminal and as one JSON file."""
 
 import dataclasses
-import io
 import json
 import os
 import textwrap
@@ -9,12 +8,14 @@ from typing import Any
 
 from shrinkkit.core import store
 from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.display.tables import Cell
 from shrinkkit.results.breakdown import breakdown
 from shrinkkit.results.faults import faults
 from shrinkkit.results.results import Results, missing, target_table
 from shrinkkit.results.verdict import decide
 
 WIDTH = 100
+RULE = "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
 _SAMPLES = ("reference_samples_ms", "candidate_samples_ms", "control_samples_ms", "scores", "replicates", "png")
 
 
@@ -34,25 +35,44 @@ def table(results: Results, *, width: int = WIDTH) -> str:
     return "\n\n".join([*tables, *(["\n".join(reasons)] if reasons else []), textwrap.fill(legend, width)])
 
 
-def _table(results: Results, target: str, width: int) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+_LESS = ("vs FP32", "size", "score", "latency")
+"""Columns to leave out of a table that is too wide, first to last; then names go on in the next line."""
 
+
+def _table(results: Results, target: str, width: int) -> str:
+    """Return the table of one target: in a narrow terminal without intervals, then without some columns."""
     table = target_table(results, target)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in table.columns:
-        grid.add_column(column.title, justify="right" if column.number else "left", no_wrap=True, overflow="ellipsis")
-    for row in table.rows:
-        if not row[-1].wide:
-            grid.add_row(*(cell.text for cell in row))
-    output = io.StringIO()
-    Console(file=output, width=width, color_system=None).print(grid)
-    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+    rows = [row for row in table.rows if not row[-1].wide]
+    forms = [
+        [[column.title, *(text(row[i]) for row in rows)] for i, column in enumerate(table.columns)]
+        for text in (Cell.plain, lambda cell: cell.text)
+    ]
+    forms += [[column for column in forms[1] if column[0] not in _LESS[:count]] for count in range(1, len(_LESS) + 1)]
+    columns = next((form for form in forms if sum(_width(column) + 2 for column in form) - 2 <= width), forms[-1])
+    names, *figures = columns
+    room = max(8, width - sum(_width(column) + 2 for column in figures))
+    lines = []
+    for name, *texts in zip(names, *figures, strict=True):
+        first, *rest = textwrap.wrap(name, room) or [""]
+        cells = [text.rjust(_width(column)) for text, column in zip(texts, figures, strict=True)]
+        lines += ["  ".join([first.ljust(min(room, _width(names))), *cells]).rstrip(), *rest]
+    lines.insert(1, RULE * max(map(len, lines)))
+    if left_out := [column[0] for column in forms[0] if column[0] not in {c[0] for c in columns}]:
+        lines.append(textwrap.fill(f"Without {', '.join(left_out)}: the terminal is too narrow.", width))
+    return "\n".join(lines)
+
+
+def _width(column: list[str]) -> int:
+    return max(map(len, column))
 
 
 def write_json(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write rows, verdict, speed-up breakdown and records to `path`, without the raw samples of measurements/."""
+    """Write the results as JSON to `path`."""
+    store.write_text(path, as_json(results))
+
+
+def as_json(results: Results) -> str:
+    """Return rows, verdict, speed-up breakdown and records as JSON, without the raw samples of measurements/."""
     verdict = decide(results)
     status, row = results.status, verdict.row
     data = {
@@ -82,7 +102,7 @@ def write_json(results: Results, path: str | os.PathLike[str]) -> None:
         "targets": {name: _without_samples(dataclasses.asdict(record)) for name, record in results.measured.items()},
         "steps": [dataclasses.asdict(step) for step in status.steps] if status else [],
     }
-    store.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def _without_samples(value: Any) -> Any:

@@ -404,14 +404,15 @@ _MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "":
 
 
 def _figure_cells(row: Row, fraction: bool) -> tuple[Cell, ...]:
-    change = ""
+    change, interval = "", ""
     if row.difference:
         change = formats.change(row.difference.value, is_fraction=fraction, unit=False)
-        change += f" ({formats.interval(row.difference, is_fraction=fraction)}){_MARKS[row.accuracy_verdict]}"
+        change += _MARKS[row.accuracy_verdict]
+        interval = formats.interval(row.difference, is_fraction=fraction)
     return (
         cells.size(row.size_bytes),
         Cell(formats.score(row.accuracy.value, is_fraction=fraction) if row.accuracy else ""),
-        Cell(change),
+        Cell(change, interval),
         Cell(formats.milliseconds(row.latency_ms.value) if row.latency_ms else ""),
         _speedup_cell(row, row.speedup, row.timing),
         _speedup_cell(row, row.speedup_today, row.timing_today),
