@@ -1,25 +1,36 @@
 """The status file and the log of a run, written by the runner process, and how its progress is shown."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from shrinkkit.core import store
 from shrinkkit.core.run_folder import RunFolder, Status, Step
+from shrinkkit.display import cells, formats
 from shrinkkit.errors import InvalidInput
+from shrinkkit.pipeline.plan import BENCHMARK
+from shrinkkit.results import results
+from shrinkkit.results.verdict import decide
 
 SUCCEEDED = ("done", "cached")
-EVERY_S = 30.0
-"""Time between two lines in which a log says what a running step is doing."""
+EVERY_S = 14.5
+"""Time between two lines in which a log says what is being done: with the time between two callbacks, at most 15 s."""
+INTERRUPTED = "Interrupted. Run the same command again to resume."
+LOGGER = logging.getLogger("shrinkkit.run")
+"""Repeats the lines that steps leave in the run's log."""
+_WIDE = 100
+"""Columns of a terminal from which on the section or error of a step is next to it, and not below the table."""
 STYLES = {"done": "green", "cached": "dim", "running": "cyan", "failed": "bold red", "skipped": "red"}
 
 
@@ -34,6 +45,8 @@ class Progress:
     """What is being done: the section of its notebook, and the action in it."""
     expected_s: Mapping[str, float] | None = None
     """Duration to expect of a step, by name, where an earlier run or a step of the same kind tells."""
+    best: str = ""
+    """The best variant of the benchmarks so far."""
 
     @property
     def position(self) -> str:
@@ -47,12 +60,22 @@ class Progress:
         expected = (self.expected_s or {}).get(step.name)
         return None if expected is None else max(0.0, expected - step.duration_s)
 
+    @property
+    def left(self) -> str:
+        """What the steps still need in all: `about 3:05 min left`; '' if nothing tells."""
+        left = [self.left_s(step) for step in self.steps]
+        known = sum(seconds for seconds in left if seconds is not None)
+        return f"{'at least' if None in left else 'about'} {duration(known)} left" if known else ""
+
 
 class Monitor:
     """Callbacks through which a run reports its progress. These do nothing."""
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
+
+    def plan(self, rows: Sequence[tuple[str, ...]], summary: str) -> None:
+        """Show the steps to come, the name, state and subject of each, and what they are in all."""
 
     def activity(self, text: str) -> None:
         """Show what is being done now, until the next call."""
@@ -62,12 +85,12 @@ class Monitor:
 
 
 class LineMonitor(Monitor):
-    """Prints a line as each step starts and ends, and now and then while it runs, without escape codes."""
+    """Prints a line as each step starts and ends, and every 15 s while it runs, without escape codes."""
 
-    def __init__(self, console: Console) -> None:
-        """Print to `console`."""
-        self.console = console
-        self._state, self._shown_s = ("", ""), 0.0
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        """Print to `console`; `clock` returns seconds."""
+        self.console, self._clock = console, clock
+        self._state, self._best, self._shown_s = ("", ""), "", clock()
 
     def __enter__(self) -> Self:
         return self
@@ -77,17 +100,31 @@ class LineMonitor(Monitor):
 
     def message(self, text: str) -> None:
         """Print a line."""
+        self._shown_s = self._clock()
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def plan(self, rows: Sequence[tuple[str, ...]], summary: str) -> None:
+        """Print a line for each step, and the summary."""
+        width = max(len(row[0]) for row in rows)
+        self.message("\n".join([*(f"{name.ljust(width)}  {state}" for name, state, *_ in rows), summary]))
+
+    def activity(self, text: str) -> None:
+        """Print what is being done `EVERY_S` after the last line."""
+        if self._clock() - self._shown_s >= EVERY_S:
+            self.message(text)
+
     def step(self, progress: Progress) -> None:
-        """Print a line if the state of the step has changed, or `EVERY_S` after the last line of a running one."""
+        """Print a line if the state of the step has changed, or `EVERY_S` after the last line."""
         step = progress.current
         if (state := (step.name, step.state)) != self._state:
-            self._state, self._shown_s = state, step.duration_s
+            self._state = state
             self.message(f"{progress.position} {describe(step)}")
-        elif step.state == "running" and step.duration_s - self._shown_s >= EVERY_S:
-            self._shown_s = step.duration_s
-            self.message(f"{progress.position} {step.name} · {duration(step.duration_s)} · {progress.phase}")
+        else:
+            parts = (step.name, duration(step.duration_s), progress.phase, progress.left)
+            self.activity(f"{progress.position} {' · '.join(filter(None, parts))}")
+        if progress.best != self._best:
+            self._best = progress.best
+            self.message(self._best)
 
 
 class LiveMonitor(LineMonitor):
@@ -99,9 +136,13 @@ class LiveMonitor(LineMonitor):
         self._progress: Progress | None = None
         return self
 
+    def plan(self, rows: Sequence[tuple[str, ...]], summary: str) -> None:
+        """Print the summary; the table shows the steps."""
+        self.message(summary)
+
     def __exit__(self, *_: object) -> None:
         # The table of all steps stays on the screen.
-        self._show(steps_table(self._progress, height=None) if self._progress else Text())
+        self._show(self._table(height=None) if self._progress else Text())
         self._live.stop()
 
     def activity(self, text: str) -> None:
@@ -111,36 +152,41 @@ class LiveMonitor(LineMonitor):
     def step(self, progress: Progress) -> None:
         """Show the table of all steps."""
         self._progress = progress
-        self._show(steps_table(progress, height=self.console.height))
+        self._show(self._table(height=self.console.height))
+
+    def _table(self, *, height: int | None) -> RenderableType:
+        assert self._progress
+        return steps_table(self._progress, height=height, width=self.console.width)
 
     def _show(self, content: RenderableType) -> None:
         self._live.update(content, refresh=True)
 
 
-def steps_table(progress: Progress, *, height: int | None) -> Table:
-    """Return the table of a run's steps, with phase and time left, of at most `height` lines."""
-    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left", caption_style="dim")
+def steps_table(progress: Progress, *, height: int | None, width: int) -> RenderableType:
+    """Return the table of a run's steps, with phase and time left, of at most `height` lines and `width` columns."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("step", overflow="fold")
     table.add_column("state", no_wrap=True, min_width=len("interrupted"))
     for title, widest in (("time", "10:00 min"), ("left", "~10:00 min")):
         table.add_column(title, justify="right", no_wrap=True, min_width=len(widest))
-    table.add_column("section or error", overflow="fold")
     steps, current = progress.steps, progress.steps.index(progress.current)
-    room = max(3, height - 4) if height else len(steps)
+    texts = [s.error or s.note or (progress.phase if s is progress.current else "") for s in steps]
+    ended = sum(step.state not in ("pending", "running") for step in steps)
+    below = [", ".join(filter(None, [f"{ended} of {len(steps)} steps", progress.left])), progress.best]
+    if width >= _WIDE:
+        table.add_column("section or error", overflow="fold")
+    else:
+        below = [*(f"{step.name}: {text}" for step, text in zip(steps, texts, strict=True) if text), *below]
+    below = list(filter(None, below))
+    room = max(3, height - 2 - sum(1 + len(line) // width for line in below)) if height else len(steps)
     first = max(0, min(current - room // 2, len(steps) - room))
-    for step in steps[first : first + room]:
+    for step, text in list(zip(steps, texts, strict=True))[first : first + room]:
         left_s = progress.left_s(step)
-        text = step.error or step.note or (progress.phase if step is progress.current else "")
         # A cached step has the duration that it once took.
         time = "" if step.state in ("pending", "cached", "skipped") else duration(step.duration_s)
-        cells = (step.name, step.state, time, f"~{duration(left_s)}" if left_s else "", text)
-        table.add_row(*map(Text, cells), style=STYLES.get(step.state, "dim"))
-    left = [progress.left_s(step) for step in steps]
-    known = sum(seconds for seconds in left if seconds is not None)
-    ended = sum(step.state not in ("pending", "running") for step in steps)
-    total = f", {'at least' if None in left else 'about'} {duration(known)} left" if known else ""
-    table.caption = f"{ended} of {len(steps)} steps{total}"
-    return table
+        cells = (step.name, step.state, time, f"~{duration(left_s)}" if left_s else "")
+        table.add_row(*map(Text, (*cells, text) if width >= _WIDE else cells), style=STYLES.get(step.state, "dim"))
+    return Group(table, Text("\n".join(below), style="dim"))
 
 
 def duration(seconds: float) -> str:
@@ -172,6 +218,55 @@ def record_files(run: RunFolder, name: str, files: Mapping[str, str]) -> None:
         store.write(run.status, replace(status, steps=steps))
 
 
+def expected(steps: Iterable[Step], durations: Mapping[str, float]) -> dict[str, float]:
+    """Return the duration to expect of each step, by name: its own in `durations`, or else the mean of its kind."""
+    steps = tuple(steps)
+    known = {step.name: step.duration_s for step in steps if step.state in SUCCEEDED and step.duration_s}
+    known |= durations
+    means: dict[str, list[float]] = {}
+    for step in steps:
+        if step.name in known:
+            means.setdefault(step.notebook, []).append(known[step.name])
+    return {
+        s.name: known.get(s.name) or fmean(means[s.notebook]) for s in steps if s.name in known or s.notebook in means
+    }
+
+
+def estimate(run: RunFolder, steps: Sequence[Step]) -> str:
+    """Return how long `steps` will take by what earlier ones took in the run folder."""
+    earlier = succeeded(run)
+    known = expected([*earlier.values(), *(step for step in steps if step.name not in earlier)], {})
+    seconds = [known[step.name] for step in steps if step.name in known]
+    if not seconds:
+        return "no estimate yet" if steps else "nothing to run"
+    at_least = "about" if len(seconds) == len(steps) else "at least"
+    return f"{at_least} {duration(sum(seconds))}, by what earlier steps took"
+
+
+def best(run: RunFolder) -> str:
+    """Return the best variant by the benchmarks so far, in a line."""
+    loaded = results.load(run.path)
+    verdict = decide(loaded)
+    if verdict.kind != "within budget" or not (row := verdict.row):
+        return "best so far: none within the budget"
+    speed = formats.speedup(row.speedup_today, row.timing_today, noun=" faster than PyTorch", ci=False)
+    parts = (f"{row.variant} on {row.target}", speed, cells.size(row.size_bytes).text)
+    return f"best so far: {', '.join(filter(None, parts))}"
+
+
+class LogHandler(logging.Handler):
+    """Shows the lines of the log on a monitor."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        """Show them on `monitor`."""
+        super().__init__()
+        self._monitor = monitor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line."""
+        self._monitor.message(record.getMessage())
+
+
 class RunStatus:
     """The states of a run's steps: in its status file, in its log, and reported to a monitor."""
 
@@ -198,6 +293,7 @@ class RunStatus:
         self.steps = dict(sorted(steps.items(), key=lambda item: item[0] == self.planned[-1]))
         ended = [step for step in known.values() if step.state in SUCCEEDED]
         self._durations = {step.name: step.duration_s for step in ended if step.duration_s}
+        self._best = ""
         self._write()
 
     def __getitem__(self, name: str) -> Step:
@@ -210,9 +306,11 @@ class RunStatus:
         if step.state == "done":
             self._durations[name] = step.duration_s
         self._write()
+        if step.notebook == BENCHMARK and step.state in SUCCEEDED:
+            self._best = best(self.run)
         progress = self._progress(step, "")
         self.monitor.step(progress)
-        log(self.run, f"{progress.position} {describe(step)}")
+        log(self.run, f"{progress.position} {describe(step)}", logging.DEBUG)
 
     def tick(self, name: str, seconds: float, phase: str) -> None:
         """Report how long a step has been running, and in which section of its notebook it is."""
@@ -222,17 +320,11 @@ class RunStatus:
         """Record that the run was interrupted."""
         for name in self.planned:
             if self.steps[name].state == "running":
-                self.set(name, state="interrupted", error="Interrupted. Run the same command again to resume.")
+                self.set(name, state="interrupted", error=INTERRUPTED)
 
     def _progress(self, current: Step, phase: str) -> Progress:
         steps = tuple(current if name == current.name else self.steps[name] for name in self.planned)
-        expected = {}
-        for step in steps:
-            alike = [other.name for other in self.steps.values() if other.notebook == step.notebook]
-            durations = [self._durations[name] for name in alike if name in self._durations]
-            if step.name in self._durations or durations:
-                expected[step.name] = self._durations.get(step.name) or fmean(durations)
-        return Progress(steps, current, phase, expected)
+        return Progress(steps, current, phase, expected(self.steps.values(), self._durations), self._best)
 
     def _write(self) -> None:
         store.write(self.run.status, Status(self.command, self.started, tuple(self.steps.values())))
@@ -245,10 +337,14 @@ def describe(step: Step) -> str:
     return f"{step.name} · {step.state}{duration}{''.join(details)}"
 
 
-def log(run: RunFolder, text: str) -> None:
-    """Append `text` to the run's log, with the time; raises LeaseLost if this process's run has ended."""
+def log(run: RunFolder, text: str, level: int = logging.INFO) -> None:
+    """Append `text` to the run's log, with the time; raises LeaseLost if this process's run has ended.
+
+    `LOGGER` repeats it; at `logging.DEBUG` for what a monitor shows anyway.
+    """
     if text.strip():
         store.check_lease()
+        LOGGER.log(level, text.rstrip())
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n"
         if run.log.is_file() and run.log.lstat().st_nlink > 1:
             # Another name of the same file is a copy somewhere else, which must not change.

@@ -1,5 +1,6 @@
 """The status of a run: what a later run keeps of an earlier one, and the progress that is reported."""
 
+import examples
 import pytest
 
 from shrinkkit.core import store
@@ -34,6 +35,7 @@ def before(tmp_path):
     failed = Step("3-quantize-old", "3-quantize", "old", "failed", error="no")
     steps = (made, failed, AWAY, Step("5-report", "5-report", "", "done"))
     store.write(tmp_path / "status.json", Status("shrinkkit run first", "2026-01-02", steps))
+    store.write(RunFolder(tmp_path).variant_record("baseline"), examples.variant("baseline", examples.recipe_of()))
     return tmp_path
 
 
@@ -72,6 +74,7 @@ def test_progress_counts_the_planned_steps_alone_and_tells_phase_and_time(before
     assert (started.left_s(started.current), under_way.left_s(under_way.current)) == (2.0, 1.5)
     assert under_way.left_s(under_way.steps[1]) is None
     assert ended.left_s(ended.current) == 0.0
+    assert [progress.best for progress in monitor.seen] == ["", "", "best so far: none within the budget"]
     assert describe(ended.current) == f"{OWN.name} · done · 4.0 s"
     assert "done · 4.0 s" in (before / "run.log").read_text()
 

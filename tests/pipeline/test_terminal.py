@@ -2,8 +2,11 @@
 
 import dataclasses
 import io
+import itertools
+import re
 
 import pytest
+from clock import Clock
 from rich.console import Console
 
 from shrinkkit.core.run_folder import Step
@@ -27,18 +30,30 @@ def progress(state="running", **changes):
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_table_fits_the_terminal_and_shows_the_step_under_way(width):
     shown = console(width)
-    shown.print(steps_table(progress(), height=30))
-    lines = shown.file.getvalue().splitlines()
+    best = "best so far: a on cpu/torch"
+    shown.print(steps_table(dataclasses.replace(progress(), best=best), height=30, width=width))
+    lines = [line.rstrip() for line in shown.file.getvalue().splitlines()]
     assert len(lines) <= 30
-    assert max(len(line.rstrip()) for line in lines) <= width
-    (line,) = [line for line in lines if "2-prune-20" in line]
-    assert [word in line for word in ("running", "4 s", "~6 s", "Fine-tune")] == [True] * 4
-    assert lines[-1].startswith("20 of 40 steps, about 3:16 min left")
+    assert max(map(len, lines)) <= width
+    line, *below = [line for line in lines if "2-prune-20" in line]
+    assert [word in line for word in ("running", "4 s", "~6 s")] == [True] * 3
+    assert "Fine-tune" in (line if width == 200 else below[0])
+    assert lines[-2:] == ["20 of 40 steps, about 3:16 min left", best]
+
+
+def test_80_columns_hold_long_names_and_a_cause_in_whole_lines():
+    names = ("3-quantize-channels-50-static-int8", "4-benchmark-cpu-onnxruntime")
+    steps = tuple(Step(name, "3-quantize", "", "failed", 4.0, error="of a long cause " * 9) for name in names)
+    shown = console(80)
+    shown.print(steps_table(Progress(steps, steps[0]), height=None, width=80))
+    lines = shown.file.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [[name, "failed"] for name in names]
+    assert shown.file.getvalue().count("cause") == 18
 
 
 def test_a_long_error_is_shown_whole():
     shown = console(80)
-    shown.print(steps_table(progress("failed", error="word " * 40), height=None))
+    shown.print(steps_table(progress("failed", error="word " * 40), height=None, width=80))
     assert shown.file.getvalue().count("word") == 40
 
 
@@ -57,18 +72,42 @@ def test_a_log_has_a_line_for_each_change_of_state_and_no_escape_codes():
     ]
 
 
-def test_a_log_says_now_and_then_what_a_running_step_is_doing():
-    shown, running = console(80), progress()
+def test_a_log_has_a_line_every_15_s_also_while_a_task_is_checked_and_where_a_step_starts_its_clock_again():
+    shown, running, clock = console(80), progress(), Clock()
+    with LineMonitor(shown, clock.perf_counter) as monitor:
+        times = []
+        for second in range(120):
+            clock.ns = second * 10**9
+            before = len(shown.file.getvalue())
+            if second < 40:
+                monitor.activity(f"loading · {second} s")
+            else:
+                step = dataclasses.replace(running.current, duration_s=second % 13)
+                steps = tuple(step if one.name == step.name else one for one in running.steps)
+                monitor.step(dataclasses.replace(running, current=step, steps=steps, phase="Export"))
+            if len(shown.file.getvalue()) > before:
+                times.append(second)
+    assert max(b - a for a, b in itertools.pairwise([0, *times, 120])) <= 15
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 10
+    lines = shown.file.getvalue().splitlines()
+    assert lines[0] == "loading · 15 s"
+    assert "[21/40] 2-prune-20 · running" in lines
+    assert re.fullmatch(r"\[21/40\] 2-prune-20 · \d+ s · Export · about 3:\d\d min left", lines[-1])
+
+
+def test_a_log_names_the_best_variant_when_it_changes():
+    shown = console(80)
     with LineMonitor(shown) as monitor:
-        for seconds in (4.0, 20.0, 33.0, 35.0, 70.0):
-            step = dataclasses.replace(running.current, duration_s=seconds)
-            steps = tuple(step if one.name == step.name else one for one in running.steps)
-            monitor.step(dataclasses.replace(running, current=step, steps=steps, phase="Export"))
-    assert shown.file.getvalue().splitlines() == [
-        "[21/40] 2-prune-20 · running",
-        "[21/40] 2-prune-20 · 35 s · Export",
-        "[21/40] 2-prune-20 · 1:10 min · Export",
-    ]
+        for best in ("", "best so far: a", "best so far: a", "best so far: b"):
+            monitor.step(dataclasses.replace(progress(), best=best))
+    assert shown.file.getvalue().splitlines()[1:] == ["best so far: a", "best so far: b"]
+
+
+def test_a_log_begins_with_the_plan():
+    shown = console(80)
+    with LineMonitor(shown) as monitor:
+        monitor.plan([("1-baseline", "cached", "baseline"), ("5-report", "run", "")], "1 steps to run")
+    assert shown.file.getvalue().splitlines() == ["1-baseline  cached", "5-report    run", "1 steps to run"]
 
 
 def test_a_terminal_keeps_the_table_of_all_steps():
