@@ -88,8 +88,13 @@ def message(text: str, where: str = "", remedy: str = "") -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ' Did you mean `x`?' for the entry of `allowed` closest in spelling, or '' if none is close."""
-    close = difflib.get_close_matches(word.lower(), list(allowed), n=1, cutoff=0.6)
+    """Return ' Did you mean `x`?' for the entry of `allowed` that contains `word` or is close in spelling, or ''."""
+    allowed = list(allowed)
+    # A part of a name says more than its spelling: `cpu/onnx` is spelled more like cpu/openvino than cpu/onnxruntime.
+    longer = sorted((name for name in allowed if len(word) > 3 and word.lower() in name.lower()), key=len)
+    close = (
+        longer or difflib.get_close_matches(word, allowed, n=1) or difflib.get_close_matches(word.lower(), allowed, n=1)
+    )
     return f" Did you mean `{close[0]}`?" if close else ""
 
 

@@ -10,9 +10,10 @@ import pytest
 import terminals
 
 from shrinkkit import cli
+from shrinkkit.cli import terminal
 from shrinkkit.core import machines
 
-COMMANDS = ["run", "list", "new", "report", "index", "verify", "notebooks"]
+COMMANDS = "run status report show open index verify list doctor new notebooks".split()
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -72,7 +73,7 @@ def test_list_targets_says_why_one_cannot_run_here(capsys):
 
 def test_brackets_are_shown_as_they_are(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    cli._print_rows([("cpu/onnxruntime", 'unavailable: pip install "shrinkkit[onnxruntime]"')])
+    terminal.print_rows([("cpu/onnxruntime", 'unavailable: pip install "shrinkkit[onnxruntime]"')])
     assert "shrinkkit[onnxruntime]" in terminals.plain(capsys.readouterr().out)
 
 
@@ -106,9 +107,11 @@ def test_notebooks_are_copied_out_and_not_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digits-cn"], "digits-cnn"),
+        (["digits-cn"], "Did you mean `digits-cnn`?"),
         (["digits-cnn", "--recipe", "static-int3"], "static-int3"),
+        (["digits-cnn", "--recipe", "chanels-50"], "Did you mean `channels-50`?"),
         (["digits-cnn", "--target", "cpu/tensorrt"], "cpu/tensorrt"),
+        (["digits-cnn", "--target", "cpu/onnx"], "Did you mean `cpu/onnxruntime`?"),
         (["missing.yaml"], "missing.yaml"),
         (["digits-cnn", "--only", "benchmark", "--recipe", "static-int8"], "Leave them out"),
         (["digits-cnn", "--only", "benchmark", "--accuracy-drop", "0.1"], "Leave them out"),

@@ -66,10 +66,11 @@ _FLAGS = re.compile(
     r"|neon|asimd|asimdhp|asimddp|bf16|i8mm|sve|sve2|svei8mm|svebf16|sme"
 )
 _ARITHMETIC = {
+    "int8": {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm", "svei8mm"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16", "svebf16"},
 }
-"""Instruction sets that compute in a precision; without any, each operation converts to float32 and back."""
+"""Instruction sets that compute in a precision; without any, each 16-bit operation converts to float32 and back."""
 OVERSUBSCRIPTION = 4
 """Threads for each core, at most."""
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")

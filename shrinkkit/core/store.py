@@ -125,6 +125,17 @@ def hold(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a run holds the run folder now. A run that was killed leaves its token, but not the lock."""
+    if not (folder / TOKEN).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def lease_variable() -> dict[str, str]:
     """Return what a child of this process needs to write into the run folder: its variable, or nothing."""
     return {VARIABLE: _held.get()} if _held.get() else {}

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -39,12 +39,13 @@ def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
     return _named_recipe(os.fspath(path_or_name), Path(), "")
 
 
-def read_study(path_or_name: str | os.PathLike[str]) -> Study:
+def read_study(path_or_name: str | os.PathLike[str], overrides: Sequence["Override"] = ()) -> Study:
     """Read a study and its recipes from a YAML file, or a built-in one by its name.
 
     Args:
         path_or_name: A path that ends in `.yaml` or `.yml`, or the name of a bundled task. Paths in the file are
             relative to the file.
+        overrides: Settings that replace those of the file. Paths in them are relative to the working folder.
 
     Returns:
         The study, with its recipes read and defaults filled in.
@@ -54,11 +55,11 @@ def read_study(path_or_name: str | os.PathLike[str]) -> Study:
     """
     path = os.fspath(path_or_name)
     if path in TASKS:
-        return _study(_bundled("studies", path), Path())
+        return _study(replace(_bundled("studies", path), overrides=tuple(overrides)), Path())
     if not path.endswith((".yaml", ".yml")):
         rule = f"{options(TASKS)}, or the path of a .yaml file"
-        raise InvalidInput(message(f"`study` must be {rule}, got {path!r}", remedy=nearest(path, TASKS)))
-    return _study(load(path), Path(path).parent)
+        raise InvalidInput(message(f"`study` must be {rule}, got {path!r}", remedy=nearest(path, _near(path))))
+    return _study(replace(load(path), overrides=tuple(overrides)), Path(path).parent)
 
 
 def study(
@@ -76,6 +77,7 @@ def study(
     effort: str = "standard",
     timeout_s: float = 1800.0,
     notes: Sequence[str] = (),
+    overrides: Sequence["Override"] = (),
 ) -> Study:
     """Create a study from arguments instead of a file.
 
@@ -93,6 +95,7 @@ def study(
         effort: How much is measured: `quick`, `standard` or `thorough`.
         timeout_s: Seconds that one step may take, > 0.
         notes: Sentences for the log and the report.
+        overrides: Settings that replace the arguments.
 
     Returns:
         The study, with its recipes read.
@@ -109,16 +112,7 @@ def study(
         "recipes": tuple(recipes),
         "targets": tuple(targets),
     }
-    return _study(Source(names | settings), Path())
-
-
-def changed(study: Study, *, threads: int | None = None, effort: str | None = None, **budget: Any) -> Study:
-    """Return `study` with other settings and keys of its budget, by the rules of its file; None leaves one as it is."""
-    data = study.model_dump(exclude_unset=True)
-    section = data.get("budget", {}) | {name: value for name, value in budget.items() if value is not None}
-    others = {"threads": threads, "effort": effort}
-    data |= {"budget": section} | {name: value for name, value in others.items() if value is not None}
-    return _study(Source(data | {"recipes": study.recipes}), Path())
+    return _study(Source(names | settings, overrides=tuple(overrides)), Path())
 
 
 def matches(pattern: str, layer: str) -> bool:
@@ -162,8 +156,46 @@ def check_unit(study: Study, scores: Sequence[float]) -> None:
         raise InvalidInput(
             f"`budget.accuracy_drop` is a share, for scores in [0, 1], but this task's scores go from {low:g} to "
             f"{high:g}. State the most that the mean score may drop in its own unit: `budget: {{accuracy_drop: "
-            f"{(high - low) / 100:.2g}, unit: score}}`, or `--accuracy-drop {(high - low) / 100:.2g} --unit score`."
+            f"{(high - low) / 100:.2g}, unit: score}}`, or `--accuracy-drop {(high - low) / 100:.2g} "
+            "--set budget.unit=score`."
         )
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting from the command line, which replaces that of a study."""
+
+    key: Key
+    value: Any
+    option: str
+    """As messages name it: `--set seed=1`."""
+    problems: Sequence[str] = ()
+    """Mistakes in the value that leave it readable."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Override":
+        """Return what `KEY=VALUE` states: keys with dots between them, entries of lists by number, a value in YAML."""
+        name, sign, value = text.partition("=")
+        key: Key = tuple(int(part) if part.isdecimal() else part for part in name.strip().split("."))
+        option = f"--set {text}"
+        if not sign or "" in key:
+            remedy = "Write it like `--set budget.accuracy_drop=0.02`."
+            raise InvalidInput(message(f"`--set` must be KEY=VALUE, got {text!r:.200}", remedy=remedy))
+        source, (yaml, root) = Source({}, option), _composed(value, option)
+        return cls(key, None if root is None else _plain(root, key, yaml, source), option, source.problems)
+
+    def applied(self, data: Any, depth: int = 0) -> Any:
+        """Return the settings `data`, whose key are the first `depth` parts of that of the override, with its value."""
+        if depth == len(self.key):
+            return self.value
+        part = self.key[depth]
+        if not isinstance(data, tuple):
+            data = data if isinstance(data, dict) else {}
+            return data | {str(part): self.applied(data.get(str(part)), depth + 1)}
+        if not (isinstance(part, int) and part < len(data)):
+            text = f"`{dotted(self.key[:depth])}` is a list of {len(data)}, which has no entry {part!r}"
+            raise InvalidInput(message(text, self.option, "Entries are numbered from 0."))
+        return tuple(self.applied(entry, depth + 1) if i == part else entry for i, entry in enumerate(data))
 
 
 @dataclass(frozen=True)
@@ -177,9 +209,19 @@ class Source:
     """The line of each key, from 1."""
     problems: list[str] = field(default_factory=list)
     """Mistakes that leave the file readable, such as a key that stands there twice."""
+    overrides: tuple[Override, ...] = ()
+
+    def option(self, key: Key) -> str:
+        """Return the option that replaces the setting `key`, or a part of it, as messages name it; '' if none does."""
+        options = (
+            one.option for one in reversed(self.overrides) if all(a == b for a, b in zip(key, one.key, strict=False))
+        )
+        return next(options, "") if key else ""
 
     def where(self, key: Key = ()) -> str:
-        """Return `file:line` of `key`, or of the closest section around it; '' when there is no file."""
+        """Return the option that gives `key`, or `file:line` of it or of the closest section; '' when there is none."""
+        if option := self.option(key):
+            return option
         while key and key not in self.lines:
             key = key[:-1]
         return f"{self.path}:{self.lines.get(key, 1)}" if self.path else ""
@@ -188,21 +230,14 @@ class Source:
 def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
     """Return what a YAML 1.2 file says, which messages call `shown`; its lists come as tuples, its keys as text."""
     shown = shown or os.fspath(path)
-    yaml = YAML(typ="safe", pure=True)
     try:
         text = _text(Path(path), shown)
-        _check_depth(text, shown)
-        root = yaml.compose(text)
     except FileNotFoundError as error:
-        raise InvalidInput(f"There is no file {shown}. Check the path.") from error
+        remedy = nearest(shown, _near(shown)) or "Check the path."
+        raise InvalidInput(message(f"There is no file {shown}", remedy=remedy)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{shown} cannot be read as text: {error}.") from error
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{shown}:{mark.line + 1}" if mark else shown
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        remedy = "Indent with spaces, and quote text that holds : or #."
-        raise InvalidInput(message(f"This is not YAML: {problem}", where, remedy)) from error
+    yaml, root = _composed(text, shown)
     if root is None:
         raise InvalidInput(f"{shown} is empty. Copy a built-in one, and change that.")
     if not isinstance(root, MappingNode):
@@ -210,6 +245,20 @@ def load(path: str | os.PathLike[str], *, shown: str = "") -> Source:
     source = Source({}, shown)
     source.data.update(_plain(root, (), yaml, source))
     return source
+
+
+def _composed(text: str, shown: str) -> tuple[YAML, Node | None]:
+    """Return YAML as nodes with lines, and what reads their values; None if there is nothing in it."""
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        _check_depth(text, shown)
+        return yaml, yaml.compose(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{shown}:{mark.line + 1}" if mark else shown
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        remedy = "Indent with spaces, and quote text that holds : or #."
+        raise InvalidInput(message(f"This is not YAML: {problem}", where, remedy)) from error
 
 
 def _text(path: Path, shown: str) -> str:
@@ -274,8 +323,10 @@ def _bundled(kind: str, name: str) -> Source:
 
 
 def _study(source: Source, folder: Path) -> Study:
-    wrong = list(source.problems)
+    wrong = [*source.problems, *(problem for override in source.overrides for problem in override.problems)]
     data = {"name": Path(source.path).stem, **source.data}
+    for override in source.overrides:
+        data = override.applied(data)
     listed, targets, budget = (data.get(name) for name in ("recipes", "targets", "budget"))
     recipes: list[tuple[Key, Recipe]] = []
     if isinstance(listed, tuple):
@@ -315,6 +366,7 @@ def _raise(wrong: Sequence[str]) -> None:
 
 def _entry(entry: Any, key: Key, source: Source, folder: Path) -> Recipe:
     """Return the recipe that an entry of a study's list stands for."""
+    folder = Path() if source.option(key) else folder
     if isinstance(entry, Recipe):
         return entry
     if isinstance(entry, dict):
@@ -331,7 +383,8 @@ def _named_recipe(name: str, folder: Path, where: str) -> Recipe:
         rule = f"a built-in one ({', '.join(BUILT_IN)}), or the path of a .yaml file"
         raise InvalidInput(message(f"A recipe must be {rule}, got {name!r}", where, nearest(name, BUILT_IN)))
     elif not os.path.isfile(folder / name):
-        remedy = "Check the path." + (" Paths in a study are relative to its file." if where else "")
+        in_file = where and not where.startswith("--")
+        remedy = "Check the path." + (" Paths in a study are relative to its file." if in_file else "")
         raise InvalidInput(message(f"There is no recipe file {name!r:.200}", where, remedy))
     else:
         source = load(folder / name)
@@ -362,7 +415,15 @@ def _recipe(source: Source, prefix: Key, data: dict[str, Any], problems: Sequenc
     return recipe.model_copy(update={"where": places})
 
 
+def _near(path: str, folder: Path = Path()) -> list[str]:
+    """Return what a path that does not exist may have been meant for: bundled names, and files next to it."""
+    parent = os.path.dirname(path)
+    names = sorted(os.listdir(folder / parent)) if os.path.isdir(folder / parent) else []
+    return [*TASKS, *(os.path.join(parent, name) for name in names if name.endswith((".py", ".yaml", ".yml")))]
+
+
 def _task(task: str, source: Source, folder: Path) -> str:
+    folder = Path() if source.option(("task",)) else folder
     path = Path(os.path.abspath(folder / task))
     if task in TASKS or not task:
         return task
@@ -373,7 +434,7 @@ def _task(task: str, source: Source, folder: Path) -> str:
     problem = "it is none of these" if not task.endswith(".py") else "there is no such file"
     problem = "that is a folder" if os.path.isdir(path) else problem
     text = f"`task` must be {Study.model_fields['task'].description}, got {task!r:.200}, but {problem}"
-    raise InvalidInput(message(text, source.where(("task",)), nearest(task, TASKS)))
+    raise InvalidInput(message(text, source.where(("task",)), nearest(task, _near(task, folder))))
 
 
 def _hub_task(task: str, source: Source, folder: Path) -> str:

@@ -9,8 +9,9 @@ import pytest
 
 from shrinkkit import cli
 from shrinkkit.core import machines, studies
-from shrinkkit.core.recipe import TASKS
+from shrinkkit.core.recipe import TASKS, Budget
 from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.studies import Override
 from shrinkkit.errors import InvalidInput, nearest
 from shrinkkit.pipeline import parameters, runner
 from shrinkkit.runtimes import registry
@@ -44,8 +45,20 @@ def study(tmp_path, monkeypatch):
             for n in ("7", "-5", "-0.01", "1.0001", "inf", "-inf", "nan", "1e400")
         ),
         *((f"--threads={n}", "threads") for n in ("0", "-3", "1025", "10000000", "99999999999999999999999")),
-        ("--unit=points", "unit"),
-        ("--unit=", "unit"),
+        *((f"--set=budget.unit={unit}", "unit") for unit in ("points", "", "[share]")),
+        *((f"--set=seed={n}", "seed") for n in ("-1", "x", "1.5", ".nan", "{a: 1}", "4294967296")),
+        ("--set=", "--set"),
+        ("--set=seed", "--set"),
+        ("--set==1", "--set"),
+        ("--set=.=1", "--set"),
+        ("--set=seed=[", "--set"),
+        ("--set=seed={a: 1, a: 2}", "twice"),
+        (f"--set=seed={'[' * 200}", "levels"),
+        ("--set=sed=1", "Did you mean `seed`"),
+        ("--set=name=../x", "name"),
+        ("--set=recipes.9=x", "recipes"),
+        ("--set=recipes.x=x", "recipes"),
+        ("--set=task=none.py", "none.py"),
     ],
 )
 def test_an_option_keeps_the_rules_of_a_study(study, capsys, what, option, named, tmp_path):
@@ -60,15 +73,16 @@ def test_an_option_that_is_no_number_is_refused(study, capsys, option):
 
 def test_options_change_nothing_else_of_a_study(study):
     whole = studies.read_study(study)
-    changed = studies.changed(whole, threads=2, accuracy_drop=0.2)
+    changed = studies.read_study(study, [Override.parse("threads=2"), Override.parse("budget.accuracy_drop=0.2")])
     assert (changed.threads, changed.budget.accuracy_drop) == (2, 0.2)
     assert changed.model_copy(update={"threads": whole.threads, "budget": whole.budget}) == whole
-    assert studies.changed(whole) == whole
 
 
 def test_an_option_leaves_the_rest_of_the_budget():
-    whole = studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], want="smallest")
-    assert studies.changed(whole, accuracy_drop=0.5).budget.want == "smallest"
+    overrides = [Override.parse("budget.accuracy_drop=0.5")]
+    arguments = {"recipes": ["static-int8"], "targets": ["cpu/torch"], "want": "smallest"}
+    changed = studies.study("digits-cnn", **arguments, overrides=overrides)
+    assert (changed.budget.want, changed.budget.accuracy_drop) == ("smallest", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,7 @@ def test_a_budget_in_shares_is_for_scores_in_shares(low, high):
     study = studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"])
     with pytest.raises(InvalidInput, match="unit: score"):
         studies.check_unit(study, (low, high))
-    studies.check_unit(studies.changed(study, unit="score"), (low, high))
+    studies.check_unit(study.model_copy(update={"budget": Budget(unit="score")}), (low, high))
     studies.check_unit(study, (0.0, 1.0))
 
 

@@ -17,7 +17,7 @@ of["notes"] = ("A note of the task.",)
 
 def test_a_study_of_perplexity_states_the_true_numbers_and_the_direction(tmp_path):
     usertasks.write(tmp_path, head="from shrinkkit import Metric\n", body=BODY)
-    options = "--recipe dynamic-int8 --target cpu/torch --accuracy-drop 0.5 --unit score --threads 1".split()
+    options = "--recipe dynamic-int8 --target cpu/torch --accuracy-drop 0.5 --set budget.unit=score --threads 1".split()
     command = [sys.executable, "-m", "shrinkkit.cli", "run", "small.py", *options]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=900).stdout
     assert "score: perplexity (lower is better)" in " ".join(shown.split())
