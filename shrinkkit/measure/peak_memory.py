@@ -1,7 +1,7 @@
 """Peak memory of model files, each loaded and called in a separate process.
 
-`python -m shrinkkit.measure.peak_memory FOLDER` imports the runtime once, then forks a process for each file. In a run it
-is itself forked, from a process that has imported what this module needs, as `warm.VARIABLE` says.
+`python -m shrinkkit.measure.peak_memory FOLDER` imports the runtime once, then forks a process for each file. In a run
+it is itself forked, from a process that has imported what this module needs, as `warm.VARIABLE` says.
 """
 
 import contextlib
@@ -59,7 +59,8 @@ def measure(
         files = {name: str(path.resolve()) for name, path in paths.items()}
         request = {"files": files, "runtime": runtime, "threads": threads, "device": device}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command, address = processes.command("shrinkkit.measure.peak_memory", str(folder)), os.environ.get(warm.VARIABLE)
+        command = processes.command("shrinkkit.measure.peak_memory", str(folder))
+        address = os.environ.get(warm.VARIABLE)
         start = partial(warm.start, address) if address else None
         ended = processes.run(command, limit_s=math.inf, variables={"OMP_NUM_THREADS": str(threads)}, start=start)
         if not (folder / "answer.json").is_file():

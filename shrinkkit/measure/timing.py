@@ -176,7 +176,7 @@ def _enough(samples: PairedSamples, protocol: Protocol, elapsed_s: float) -> boo
     if count % CHECK_EVERY:
         return False
     ratio = estimate.block_ratio(log_ratios(samples, min), seed=protocol.seed)
-    # Looked at after 20, 40, 80 ... blocks: with more looks, intervals of ratios near `CLEAR` would miss them too often.
+    # Checked after 20, 40, 80 ... blocks: with more checks, intervals of ratios near `CLEAR` would miss them often.
     is_due = elapsed_s > protocol.clear_s and math.log2(count / FEWEST_BLOCKS).is_integer()
     clear = is_due and (ratio.low > CLEAR or ratio.high * CLEAR < 1)
     return clear or half_width(ratio) <= protocol.width

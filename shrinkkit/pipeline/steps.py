@@ -77,8 +77,9 @@ class WarmStart:
         """Start what `steps` need, in the background; `stack` stops it."""
         # A report alone needs few of the imports.
         working = [step for step in steps if step.leaves and warm.AVAILABLE]
-        needed = {_trains(step): IMPORTS for step in working}
-        needed |= {BENCHMARK: MEMORY_IMPORTS for step in working if step.notebook == BENCHMARK}
+        needed: dict[bool | str | None, Sequence[str]] = {_trains(step): IMPORTS for step in working}
+        if any(step.notebook == BENCHMARK for step in working):
+            needed[BENCHMARK] = MEMORY_IMPORTS
         self._servers = {
             kind: stack.enter_context(warm.server(imports, _variables(threads, training=kind is True)))
             for kind, imports in needed.items()
