@@ -5,6 +5,7 @@ The names below are the public API. Each is imported when it is first used, so t
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +13,10 @@ __version__ = "0.1.0"
 
 # torch reads this when it is loaded: its C++ notices would appear in the output of notebooks.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+if "IPython" in sys.modules:
+    # A cell that runs before those that it needs names them.
+    import_module("shrinkkit.errors").explain_name_errors()
 
 _ERRORS = (
     "InvalidInput",

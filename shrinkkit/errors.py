@@ -1,9 +1,14 @@
 """The errors that shrinkkit raises deliberately, and helpers for their messages: rule, value, remedy."""
 
 import difflib
+import json
+import os
+import re
+import symtable
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +68,39 @@ def _causes(error: BaseException) -> list[str]:
     frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(library)]
     lines = [f"  {Path(f.filename).name}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
     return ["", "In your code:", *lines, f"  {type(cause).__name__}: {cause}"] if lines else []
+
+
+def explain_name_errors() -> None:
+    """Have IPython name the cell of the open notebook to run first, where a cell lacks a name that it defines."""
+    from IPython.core.getipython import get_ipython
+
+    def show(shell: Any, kind: type, error: NameError, trace: Any, tb_offset: int | None = None) -> None:
+        if heading := _heading_above(error.name or ""):
+            text = (
+                f"NameError: `{error.name}` is missing: it is defined in the cell below {heading!r}, which this kernel "
+            )
+            text += "has not run yet. Run that first, or choose Run > Run All Above Selected Cell."
+            vars(error)["_render_traceback_"] = lambda: [text]
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    if (shell := get_ipython()) and not shell.custom_exceptions:
+        shell.set_custom_exc((NameError,), show)  # type: ignore[no-untyped-call]
+
+
+def _heading_above(name: str) -> str:
+    """Return the heading of the cell of the open notebook, as it is saved, that defines `name`; '' if there is none."""
+    heading = ""
+    with suppress(OSError, ValueError):
+        # The variable is set by Jupyter's server.
+        notebook = json.loads(Path(os.environ.get("JPY_SESSION_NAME", "")).read_text(encoding="utf-8"))
+        for kind, source in ((cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]):
+            if kind == "markdown":
+                heading = (re.findall(r"^#+ (.+)", source, re.MULTILINE) or [heading])[-1]
+            with suppress(SyntaxError, KeyError):  # magics, and a name that it does not have
+                symbol = symtable.symtable(source, "", "exec").lookup(name)
+                if kind == "code" and (symbol.is_assigned() or symbol.is_imported()):
+                    return heading
+    return ""
 
 
 def brief(error: BaseException) -> str:
