@@ -4,10 +4,11 @@ A live output is an ordinary table or picture that is replaced in place, so the 
 shows it in JupyterLab, nbconvert and GitHub. Only the controls need a kernel.
 """
 
-import threading
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from shrinkkit.display.tables import ProgressBar, Shown, Statement
@@ -16,6 +17,8 @@ from shrinkkit.progress import Progress, announce
 
 PAUSE_S = 0.3
 """Least time between two updates of a progress bar."""
+SETTLED_S = 0.15
+"""Time without a further change after which the values of controls are used."""
 
 
 def attended() -> bool:
@@ -42,17 +45,24 @@ class Live:
         if self._handle:  # None outside of IPython
             self._handle.update(_bundle(shown), raw=True)
 
+    def outdate(self) -> None:
+        """Grey the output out, until the next one replaces it."""
+        if self._handle:
+            old = '<p role="status">updating \N{HORIZONTAL ELLIPSIS}</p><div style="opacity: .4">{}</div>'
+            self._handle.update(_bundle(self.shown, old, note="updating: "), raw=True)
 
-def _bundle(shown: Shown) -> dict[str, str]:
+
+def _bundle(shown: Shown, frame: str = "{}", note: str = "") -> dict[str, str]:
     """Return an output by MIME type, marked so that the style sheet hides dead controls next to it."""
-    html = f'<div class="sk-live">{shown._repr_html_()}</div>'
-    return {"text/plain": repr(shown), "text/markdown": shown.markdown(), "text/html": html}
+    html = f'<div class="sk-live">{frame.format(shown._repr_html_())}</div>'
+    return {"text/plain": note + repr(shown), "text/markdown": note + shown.markdown(), "text/html": html}
 
 
 def explore(draw: Callable[..., Shown], **controls: Any) -> Live:
-    """Show controls and below them what `draw` returns for their values, updated at each change; return the output.
+    """Show controls and below them what `draw` returns for their values; return the output.
 
     Each of the controls, which are ipywidgets, sets the parameter of its name. Errors are shown in place of the result.
+    A change greys the result out; values that another change follows at once, or while one is computed, are skipped.
     """
     from ipywidgets import VBox
 
@@ -60,11 +70,15 @@ def explore(draw: Callable[..., Shown], **controls: Any) -> Live:
     settings = ", ".join(f"{control.description or name} {control.value}" for name, control in controls.items())
     show_controls(VBox(list(controls.values())), settings)
     live = Live(first)
-    lock = threading.Lock()
+    pending: list[asyncio.TimerHandle] = []
 
     def update(_: object) -> None:
-        with lock:
-            live.show(attempt(draw, **values(controls)))
+        live.outdate()
+        while pending:
+            pending.pop().cancel()
+        # The kernel handles the changes that have arrived meanwhile before it gets to this.
+        after = asyncio.get_running_loop().call_later
+        pending.append(after(SETTLED_S, lambda: live.show(attempt(draw, **values(controls)))))
 
     for control in controls.values():
         control.observe(update, names="value")
@@ -92,6 +106,28 @@ def on_request(label: str, act: Callable[[], Shown], *, before: Shown) -> Live:
 
     button.on_click(click)
     return live
+
+
+def apply_button(parameters: Callable[[], Mapping[str, Any]], controls: Mapping[str, Any]) -> None:
+    """Show a button that writes `parameters()`, which follow from the controls, into the notebook's parameters cell.
+
+    A kernel cannot edit a notebook, so the page does. Where it cannot either, it shows the lines to copy.
+    """
+    import anywidget
+    import traitlets
+
+    class Apply(anywidget.AnyWidget):
+        _esm = Path(__file__).with_name("apply.js")
+        values: Any = traitlets.Dict().tag(sync=True)
+
+    def update(_: object = None) -> None:
+        button.values = {name: repr(value) for name, value in parameters().items()}
+
+    button = Apply()
+    update()
+    for control in controls.values():
+        control.observe(update, names="value")
+    show_controls(button, "a button that writes these settings into the parameters cell")
 
 
 def show_controls(widget: Any, description: str, *, static: Shown | None = None) -> None:

@@ -85,6 +85,10 @@ def preview(task: Task, model: nn.Module, stage: Stage, *, seed: int = 0) -> Non
     controls["layer"].observe(lambda to: setattr(controls["override"], "disabled", to["new"] == NONE), names="value")
     apply(**live.values(controls))
     live.explore(draw, **controls)
+    live.apply_button(
+        lambda: {"settings": _settings(chosen(**live.values(controls)))},
+        controls,
+    )
     accuracies: dict[str, Accuracy] = {}
     original = cache(lambda: scoring.scores(model, task, task.validation))
 
@@ -116,7 +120,7 @@ def pruned(task: Task, model: nn.Module, made: Made, stage: Stage, *, layer: str
         sparsity=[*map(sparsity, models)],
     )
     report = audit_table(layer_report.compare(*models, {}, made.left_alone), sparsity=sparsity(made.model))
-    settings = stage.settings.model_dump(mode="json", exclude_defaults=True)
+    settings = _settings(stage)
     return Several(
         (
             chart(*models, layer=layer),
@@ -126,6 +130,10 @@ def pruned(task: Task, model: nn.Module, made: Made, stage: Stage, *, layer: str
             Command(f"stages: [{{{stage.name}: {json.dumps(settings)}}}]", "The same in a recipe:"),
         )
     )
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    return stage.settings.model_dump(mode="json", exclude_defaults=True)
 
 
 def chart(before: nn.Module, after: nn.Module, *, layer: str = NONE) -> Picture:

@@ -63,13 +63,19 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
     start = precision.settings.model_dump()
     progress = live.progress("Quantizing")
 
+    def settings(name: str, layer: str) -> dict[str, Any]:
+        skip = (*start["skip"], *([] if layer == NONE or name in HALF else [layer]))
+        return {
+            key: value
+            for key, value in {**start, "skip": [*skip]}.items()
+            if key in stages.PRECISIONS[name].model_fields
+        }
+
     @lru_cache
     def run(name: str, layer: str) -> Comparison:
         progress(0, 1, name)
-        settings = {**start, "skip": start["skip"] if layer == NONE else (*start["skip"], layer)}
-        known = stages.PRECISIONS[name].model_fields
         try:
-            return compare(task, model, stages.lowered(name, {key: settings[key] for key in settings.keys() & known}))
+            return compare(task, model, stages.lowered(name, settings(name, layer)))
         finally:
             progress(1, 1, name)
 
@@ -83,6 +89,12 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
     }
     controls["name"].observe(lambda to: setattr(controls["layer"], "disabled", to["new"] in HALF), names="value")
     live.explore(draw, **controls)
+
+    def parameters() -> dict[str, Any]:
+        now = live.values(controls)
+        return {"precision": now["name"], "settings": settings(**now)}
+
+    live.apply_button(parameters, controls)
 
 
 def compare(task: Task, model: nn.Module, precision: Choice) -> Comparison:

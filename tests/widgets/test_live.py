@@ -1,8 +1,10 @@
 """Live outputs and controls in a real kernel: a saved notebook keeps the last state of each."""
 
+import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from shrinkkit.display.tables import ProgressBar, Statement
 from shrinkkit.errors import InvalidInput
@@ -22,9 +24,12 @@ def draw(ratio):
 slider = FloatSlider(0.5, description="ratio")
 shown = live.explore(draw, ratio=slider)
 """
-MOVED = EXPLORE + "slider.value = 0.8"
-TOO_FAR = EXPLORE + "slider.value = 0.95"
-BACK = TOO_FAR + "; slider.value = 0.2"
+SETTLE = "\nimport asyncio\nawait asyncio.sleep(0.5)\n"
+MOVED = EXPLORE + "slider.value = 0.8" + SETTLE
+TOO_FAR = EXPLORE + "slider.value = 0.95" + SETTLE
+BACK = TOO_FAR + "slider.value = 0.2" + SETTLE
+HURRIED = EXPLORE.replace("def draw(ratio):", "drawn = []\ndef draw(ratio):\n    drawn.append(ratio)")
+HURRIED += "for i in range(6, 10):\n    slider.value = i / 10\n"
 PROGRESS = """
 from shrinkkit.widgets import live
 watch = live.progress("Sleeping")
@@ -103,6 +108,32 @@ def test_an_error_of_a_callback_is_shown():
     assert repr(live.attempt(fail, kind=KeyError)).endswith("KeyError: 'why'")
 
 
+def test_a_changed_value_greys_the_old_picture_until_the_new_one_is_there(kernel):
+    _, picture = outputs(kernel, EXPLORE + "slider.value = 0.8")
+    assert picture["text/plain"] == "updating: a ratio of 0.5"
+    assert "opacity" in picture["text/html"]
+    _, picture = outputs(kernel, MOVED)
+    assert "opacity" not in picture["text/html"]
+
+
+def test_of_several_changes_only_the_last_is_computed(kernel):
+    _, picture, drawn = outputs(kernel, HURRIED + SETTLE + "display(drawn)")
+    assert drawn["text/plain"] == "[0.5, 0.9]"
+    assert picture["text/plain"] == "a ratio of 0.9"
+
+
+def test_a_name_that_another_cell_defines_is_an_error_that_names_its_section(kernel, tmp_path):
+    other = new_notebook(cells=[new_markdown_cell("## Load the model"), new_code_cell("the_model = 1")])
+    nbformat.write(other, tmp_path / "open.ipynb")
+    begin = f"import os; os.environ['JPY_SESSION_NAME'] = {str(tmp_path / 'open.ipynb')!r}\nimport shrinkkit\n"
+    for name, expected in {"the_model": "the cell below 'Load the model'", "unheard_of": "not defined"}.items():
+        cell = new_code_cell(begin + name)
+        kernel.nb.cells = [cell]
+        with pytest.raises(CellExecutionError):
+            kernel.execute_cell(cell, 0)
+        assert expected in "\n".join(cell.outputs[-1].traceback)
+
+
 @pytest.mark.parametrize("attended", [True, False])
 def test_a_cell_is_attended_if_its_front_end_accepts_input(kernel, attended):
     kernel.kc.allow_stdin = attended
@@ -125,6 +156,12 @@ def test_outside_of_a_notebook_outputs_are_printed(capsys):
 def test_progress_is_running_before_its_first_step_is_done():
     assert repr(ProgressBar("Fine-tuning", 0, 3)) == "Fine-tuning: running"
     assert 'max="3"' in ProgressBar("Fine-tuning", 1, 3).html()
+
+
+def test_long_work_says_how_much_time_is_left():
+    assert repr(ProgressBar("Fine-tuning", 1, 3, "", 10.0)).endswith("in 10.0 s, about 20 s left")
+    assert repr(ProgressBar("Fine-tuning", 1, 31, "", 10.0)).endswith("about 5 min left")
+    assert "left" not in repr(ProgressBar("Fine-tuning", 3, 3, "", 10.0))
 
 
 def test_work_of_no_steps_has_nothing_to_do():

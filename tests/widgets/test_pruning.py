@@ -127,6 +127,11 @@ def test_controls_update_the_preview_and_errors_are_shown_in_its_place(kernel):
     moved = kernel(f"{PREVIEW}control(FloatSlider, -2).value = 0.7 - 1e-16")
     assert "conv2 4 of 16" in moved[1]
     assert "'ratio': 0.7," in moved[1]
+    apply = (
+        "\nfrom IPython.display import display\nbutton = [w for w in _instances.values() if hasattr(w, 'values')][-1]"
+    )
+    *_, applied = kernel(f"{PREVIEW}control(FloatSlider, -2).value = 0.7{apply}\ndisplay(button.values['settings'])")
+    assert "'ratio': 0.7," in applied
     refused = kernel(f"{PREVIEW}control(Dropdown, -1).value = 'head'")
     assert "`head`" in refused[1]
     evaluated = kernel(f"{PREVIEW}control(Button, -1).click()\ncontrol(Dropdown, -2).value = 'global'")

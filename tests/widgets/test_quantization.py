@@ -122,6 +122,11 @@ def test_controls_change_the_precision_and_an_unsupported_one_says_why(kernel):
     assert texts[2].startswith("bfloat16: ")
     moved = kernel(f"{PREVIEW}control(Dropdown, -2).value = 'dynamic-int8'")
     assert moved[2].startswith("dynamic-int8: ")
+    apply = (
+        "\nfrom IPython.display import display\nbutton = [w for w in _instances.values() if hasattr(w, 'values')][-1]"
+    )
+    *_, applied = kernel(f"{PREVIEW}control(Dropdown, -2).value = 'dynamic-int8'{apply}\ndisplay(button.values)")
+    assert "'precision': \"'dynamic-int8'\"" in applied
     refused = kernel(f"{PREVIEW}control(Dropdown, -2).value = 'dynamic-int8'; control(Dropdown, -1).value = 'head'")
     assert "static-int8, float16, bfloat16" in refused[2]
     assert "(dynamic-int8): done in" in refused[0]
