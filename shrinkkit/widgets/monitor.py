@@ -8,6 +8,8 @@ import threading
 from collections.abc import Mapping
 from html import escape
 
+from IPython.core.getipython import get_ipython
+
 from shrinkkit.core import estimate
 from shrinkkit.core.estimate import MARGIN, Estimate
 from shrinkkit.core.evidence import PairedSamples, log_ratios
@@ -39,17 +41,27 @@ class TimingMonitor:
 
         self.courses: dict[str, Course] = {}
         self._stop = threading.Event()
-        button = Button(description="Stop timing", layout=Layout(width="auto"))
+        self._button = button = Button(description="Stop timing", layout=Layout(width="auto"), disabled=True)
         button.on_click(self.stop)
         live.show_controls(button, "a button that stops the timing; an interrupted comparison gets no verdict")
         # ipykernel routes messages of a widget to the shell that created it, which is busy timing. Without this
         # attribute it uses the subshell that JupyterLab asks for.
         vars(button.comm).pop("_reply_subshell_id", None)
         self._live = Live(table({}))
+        self._shell = get_ipython()
+        if self._shell:
+            self._shell.events.register("post_run_cell", self._end)
 
     def stop(self, _: object = None) -> None:
         """End the timing at the next block."""
         self._stop.set()
+        self._button.disabled = True
+
+    def _end(self, _: object) -> None:
+        """Disable the button at the end of the cell, whatever it ended with."""
+        self._button.disabled = True
+        if self._shell:
+            self._shell.events.unregister("post_run_cell", self._end)
 
     def __call__(self, name: str, samples: PairedSamples) -> bool:
         """Show the estimate of the samples so far and return whether to stop."""
@@ -58,6 +70,7 @@ class TimingMonitor:
             course.clear()
         course.append((len(samples), estimate.block_ratio(log_ratios(samples, min))))
         stopped = self._stop.is_set()
+        self._button.disabled = stopped
         self._live.show(table(self.courses, stopped=stopped))
         return stopped
 

@@ -64,6 +64,17 @@ def test_the_button_stops_the_timing_and_the_view_says_so(monitor):
     assert monitor._live.shown.caption.startswith("Interrupted")
 
 
+def test_the_button_is_disabled_when_there_is_nothing_to_stop(monitor):
+    assert monitor._button.disabled
+    watch(monitor, counts=(2,))
+    assert not monitor._button.disabled
+    monitor._end(None)
+    assert monitor._button.disabled
+    watch(monitor, counts=(2,))
+    monitor.stop()
+    assert monitor._button.disabled
+
+
 def test_the_view_is_not_empty_before_the_first_block(monitor):
     assert "0 comparisons" in monitor._live.shown.html()
 
