@@ -139,7 +139,6 @@ def _study(name: str, recipes: Sequence[str], targets: Sequence[str], overrides:
     """Return the study that is named, or the one of a task with `recipes` and `targets`, with `overrides`."""
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import TASKS
-    from shrinkkit.core.target import Target
     from shrinkkit.runtimes import registry
 
     if name.endswith((".yaml", ".yml")) or (name in TASKS and not recipes and not targets):
@@ -149,10 +148,7 @@ def _study(name: str, recipes: Sequence[str], targets: Sequence[str], overrides:
                 "in `--set targets=[cpu/torch]`."
             )
         return studies.read_study(name, overrides)
-    # By default, every target that is available without compiling.
-    compiled = {runtime.name for runtime in registry.runtimes().values() if runtime.compiles}
-    available = [t for t, why in registry.available().items() if not why and Target.parse(t).runtime not in compiled]
-    targets = targets or available
+    targets = targets or registry.default_targets()
     chosen, notes = (recipes, ()) if recipes else registry.default_recipes(targets)
     return studies.study(name, recipes=chosen, targets=targets, notes=notes, overrides=overrides)
 

@@ -5,7 +5,7 @@ The runner checks what it passes to a notebook; the notebook checks again, becau
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from shrinkkit.core.recipe import BASELINE, MOST_THREADS, BatchSizes, Effort, FolderName, ThreadCounts
 from shrinkkit.core.stages import MOST_EPOCHS, Section, settings_of, whole
 from shrinkkit.errors import InvalidInput, nearest, options
+from shrinkkit.pipeline import plan
 from shrinkkit.runtimes import registry
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -23,9 +24,9 @@ TYPES: dict[str, tuple[type, ...]] = {
 """What a value may be, by the name of the type that a notebook declares."""
 
 
-def _runtimes(names: tuple[str, ...]) -> tuple[str, ...]:
+def _runtimes(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     known = tuple(registry.runtimes())
-    if wrong := [name for name in names if name not in known]:
+    if wrong := [name for name in names or () if name not in known]:
         text = f"`runtimes` must be {options(known)}, got {wrong[0]!r}.{nearest(str(wrong[0]), known)}"
         raise ValueError(text)
     return names
@@ -43,7 +44,7 @@ class _Ranges(Section):
     threads: Annotated[int, whole(0, MOST_THREADS)] = 0
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     epochs: Annotated[int, whole(0, MOST_EPOCHS)] = 0
-    runtimes: Annotated[tuple[Any, ...], Field(strict=False), AfterValidator(_runtimes)] = ()
+    runtimes: Annotated[tuple[Any, ...] | None, Field(strict=False), AfterValidator(_runtimes)] = ()
     variant: Annotated[FolderName, AfterValidator(_not_baseline)] = ""
     variants: Annotated[tuple[str, ...], Field(strict=False, description="a list of strings in quotes")] = ()
     batch_sizes: BatchSizes = ()
@@ -93,10 +94,23 @@ def check(variables: Mapping[str, Any]) -> None:
     # statement is compiled alone, are lost.
     nodes = [node for cell in variables["In"] for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
     declared = {ast.unparse(node.target): ast.unparse(node.annotation) for node in nodes}
-    problems = [type_problem(name, annotation, variables[name]) for name, annotation in declared.items()]
+    problems = [*_misspelt(declared.keys(), variables["In"])]
+    problems += [type_problem(name, annotation, variables[name]) for name, annotation in declared.items()]
     if any(problems):
         raise InvalidInput(" ".join(filter(None, problems)))
     settings_of(_Ranges, **{name: variables[name] for name in declared if name in _Ranges.model_fields})
+
+
+def _misspelt(declared: Set[str], cells: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with names that the notebook does not have: given by papermill, or typed for another."""
+    own = max((read(path).keys() for path in plan.notebooks().glob("*.ipynb")), key=lambda names: len(names & declared))
+    # This is how the cell begins that papermill adds.
+    added = [node for cell in cells if cell.startswith("# Parameters\n") for node in ast.parse(cell).body]
+    given = {ast.unparse(node.targets[0]) for node in added if isinstance(node, ast.Assign)} - declared
+    typed = {name for name in declared - own if nearest(name, own - declared)}
+    for name in sorted(given | typed):
+        closest = nearest(name, own - declared or declared) or nearest(name, declared)
+        yield f"`{name}` is not a parameter.{closest} Available: {', '.join(own)}."
 
 
 def type_problem(name: str, annotation: str, value: Any) -> str:

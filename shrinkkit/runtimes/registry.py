@@ -85,6 +85,16 @@ def available() -> dict[str, str]:
     return {name: _missing(Target.parse(name)) for name in targets()}
 
 
+def default_targets() -> list[str]:
+    """Return the targets that are measured unless others are named: those available here without compiling."""
+    return [name for name, reason in available().items() if not (reason or get(Target.parse(name).runtime).compiles)]
+
+
+def default_runtimes() -> list[str]:
+    """Return the runtimes of `default_targets`."""
+    return list(dict.fromkeys(Target.parse(name).runtime for name in default_targets()))
+
+
 def resolve(name: str) -> Target:
     """Return the target called `name`, which can run here.
 

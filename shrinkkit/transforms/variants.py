@@ -46,7 +46,7 @@ def write(
     task: Task,
     model: nn.Module,
     *,
-    runtimes: Sequence[str],
+    runtimes: Sequence[str] | None,
     precision: str | Mapping[str, Any] | Choice = FLOAT32,
     history: History = History(),  # noqa: B008
     seed: int = 0,
@@ -60,7 +60,8 @@ def write(
         folder: The variant's folder; its name is the variant's name. Created if missing.
         task: What is compressed; its own model is what the audit compares with.
         model: Float model: the task's own or a transformed copy of it, in eval mode.
-        runtimes: Of `parameters.RUNTIMES`; a runtime that cannot have the variant is recorded with its reason.
+        runtimes: Names; a runtime that cannot have the variant is recorded with its reason. None takes
+            `registry.default_runtimes`.
         precision: As in a recipe.
         history: How `model` was made.
         seed: Of the stages; recorded.
@@ -71,6 +72,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
+    runtimes = registry.default_runtimes() if runtimes is None else runtimes
     chosen = stages.precision(precision)
     model = copies.shallow_copy(model, device="cpu").eval()
     # A view would take the whole tensor behind it into the file.
@@ -109,7 +111,7 @@ def write_stage(
     task: Task,
     model: nn.Module,
     *,
-    runtimes: Sequence[str],
+    runtimes: Sequence[str] | None,
     history: History,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -119,7 +121,7 @@ def write_stage(
     Raises:
         Unsupported: No runtime can have the variant, or the model cannot be kept without pickle.
     """
-    if runtimes:
+    if runtimes or runtimes is None:
         return write(
             RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, progress=progress
         )

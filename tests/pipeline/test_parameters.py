@@ -39,7 +39,7 @@ def test_a_notebook_checks_its_parameters_before_anything_else(notebook):
     ("notebook", "name", "value", "message"),
     [
         ("1-baseline", "task", 5, "`task` must be str, got 5."),
-        ("1-baseline", "runtimes", "torch", "`runtimes` must be list, got 'torch'."),
+        ("1-baseline", "runtimes", "torch", "`runtimes` must be list | None, got 'torch'."),
         (
             "1-baseline",
             "runtimes",
@@ -65,6 +65,28 @@ def test_what_is_wrong_is_named_with_rule_and_value(notebook, name, value, messa
     with pytest.raises(InvalidInput) as error:
         parameters.check(names)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("notebook", ["1-baseline", "2-train", "4-benchmark"])
+def test_a_misspelt_name_is_an_error_with_the_closest_one(notebook):
+    given = variables(plan.notebooks() / f"{notebook}.ipynb")
+    given["In"].append("# Parameters\ntreads = 2\n")
+    with pytest.raises(InvalidInput, match=r"`treads` is not a parameter\. Did you mean `threads`\? Available: task, "):
+        parameters.check(given)
+    typed = variables(plan.notebooks() / f"{notebook}.ipynb")
+    typed["In"] = [cell.replace("threads: int", "treads: int") for cell in typed["In"]]
+    with pytest.raises(InvalidInput, match=r"`treads` is not a parameter\. Did you mean `threads`\?"):
+        parameters.check(typed | {"treads": 0})
+
+
+def test_a_misspelt_name_is_forgotten_once_it_is_corrected():
+    names = variables(plan.notebooks() / "2-prune.ipynb")
+    parameters.check(names | {"In": ["treads: int = 2", *names["In"]], "treads": 2})
+
+
+def test_a_parameter_of_ones_own_may_be_added():
+    names = variables(plan.notebooks() / "2-prune.ipynb")
+    parameters.check(names | {"In": [*names["In"], "my_limit: float = 2.0"], "my_limit": 2.0})
 
 
 def test_a_whole_number_is_a_float_too():
