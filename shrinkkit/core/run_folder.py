@@ -75,8 +75,8 @@ class RunFolder:
         return path.relative_to(self.path).as_posix()
 
     def check_is_run(self) -> None:
-        """Check that the folder holds a run; raises InvalidInput otherwise."""
-        if not self.study.is_file():
+        """Check that the folder holds a run, or what notebooks made one by one; raises InvalidInput otherwise."""
+        if not (self.study.is_file() or self.variant_names()):
             raise InvalidInput(
                 f"{self.path} must be a run folder, with a study.json. Make one with `shrinkkit run`, or copy a whole "
                 "one here."

@@ -95,7 +95,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
         parameters = {**common, "target": str(target), "variants": variants, **sizes, "effort": study.effort}
-        parameters["today"] = study.today
+        parameters |= {"today": study.today, "others": []}
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, [BENCHMARK, target.slug, guest]))

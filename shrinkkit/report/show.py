@@ -337,13 +337,19 @@ def shrunk(*, parameters: Sequence[int], macs: Sequence[int], sparsity: Sequence
     return tables.table("Model size", rows)
 
 
-def trade(latency: Comparison, accuracy: Accuracy) -> Statement:
-    """Return the speed-up of a model and the change of its accuracy, both against the same reference."""
-    fraction, text = accuracy.is_fraction, formats.speedup(latency.speedup, latency.verdict)
-    if difference := accuracy.difference:
-        change = formats.change(difference.value, is_fraction=fraction)
-        text = f"{text}, {accuracy.title} {formats.with_ci(change, difference, is_fraction=fraction)}"
-    return Statement(f"Speed-up {text}.", latency.warnings, cells.speedup(latency.speedup, latency.verdict).tone)
+def trades(compared: Mapping[str, tuple[Comparison, Accuracy]]) -> Table:
+    """Return the speed-up of models and the change of their accuracy, all against the same reference."""
+    rows: list[tables.Row] = [
+        {
+            "model": name,
+            "speed-up": cells.speedup(latency.speedup, latency.verdict),
+            f"{DELTA} {accuracy.title}": accuracy.change_cell(),
+            "same predictions": "" if accuracy.agreement is None else formats.percent(accuracy.agreement),
+        }
+        for name, (latency, accuracy) in compared.items()
+    ]
+    warnings = dict.fromkeys(text for latency, _ in compared.values() for text in latency.warnings)
+    return tables.table("Compared with the original", rows, f"With 95 % CIs. {' '.join(warnings)}".strip())
 
 
 _TIMING_NOTE = (

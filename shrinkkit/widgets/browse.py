@@ -7,10 +7,10 @@ from typing import Any
 
 from shrinkkit.core.measurement import Accuracy, Regression
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.display import formats, tables
+from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.picture import Picture, Strip
 from shrinkkit.display.showable import plain
-from shrinkkit.display.tables import Cell, Command, Several, Shown, Statement, facts
+from shrinkkit.display.tables import Cell, Command, Several, Shown, Statement, Table, facts
 from shrinkkit.errors import InvalidInput
 from shrinkkit.report import accuracy, figures, show
 from shrinkkit.results.results import Results, Row, pareto_front
@@ -41,7 +41,7 @@ def front(results: Results) -> None:
 
     best = pareto_front(_own(results))
     if not best:
-        Live(Statement("No conclusive timing yet; nothing to compare."))
+        Live(Several((Statement("No conclusive timing yet, so no variant is Pareto-optimal."), so_far(results))))
         return
     names = [f"{row.variant} on {row.place.target}" for row in best]
     choice = Dropdown(options=[(name, i) for i, name in enumerate(names)], description="variant")
@@ -52,6 +52,28 @@ def front(results: Results) -> None:
         "Save as YAML",
         lambda: save(results, best[choice.value], Path()),
         before=Statement("A saved recipe can be run again: shrinkkit run my_task.py --recipe FILE."),
+    )
+
+
+def so_far(results: Results) -> Table:
+    """Return size, MACs, change of score and speed of every variant, as far as they are known."""
+    rows: list[tables.Row] = []
+    for name, variant in results.variants.items():
+        model: tables.Row = {
+            "variant": name,
+            "parameters": cells.count(variant.parameters),
+            "MACs": cells.count(variant.macs),
+        }
+        size = min((file.size_bytes for file in variant.files), default=None)
+        measured = [
+            show.objectives(row, results) for row in results.rows if row.variant == name and row.state == "measured"
+        ]
+        rows += [
+            {**model, **figures}
+            for figures in measured or [{"target": "not measured", "vs PyTorch": "", "file size": cells.size(size)}]
+        ]
+    return tables.table(
+        f"Results so far: {formats.counted(len(results.variants), 'model')}", rows, text=("target",), folded=False
     )
 
 

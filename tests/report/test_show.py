@@ -224,11 +224,18 @@ def test_what_became_smaller_is_a_factor():
     assert "4.00\N{MULTIPLICATION SIGN}" in repr(show.shrunk(parameters=[800, 200], macs=[100, 50]))
 
 
-def test_a_trade_names_speed_and_score_with_their_intervals(record):
+def test_trades_name_speed_and_score_with_their_intervals(record):
     one = next(one for one in record.measurements if one.variant == "static-int8")
-    text = repr(show.trade(one.latency, one.accuracy))
+    text = repr(show.trades({"int8": (one.latency, one.accuracy)}))
     assert "2.16" in text
-    assert text.count("95 % CI") == 2
+    assert one.accuracy.change_cell().plain() in text
+
+
+def test_noise_leaves_the_score_and_the_interval_of_the_speed_up(record):
+    one = next(one for one in record.measurements if one.variant == "static-int8")
+    text = repr(show.trades({"int8": (dataclasses.replace(one.latency, verdict="too noisy"), one.accuracy)}))
+    assert "machine too noisy (2." in text
+    assert one.accuracy.change_cell().plain() in text
 
 
 def test_latencies_show_the_verdict_the_control_and_contention(latencies):

@@ -1,6 +1,7 @@
 """Browsing results: outputs are complete without a kernel, and a saved recipe can be run again."""
 
 import dataclasses
+import re
 
 import examples
 import pytest
@@ -57,9 +58,33 @@ def test_the_original_model_has_no_recipe_to_save(found, tmp_path):
 
 
 def test_a_run_without_conclusive_timings_says_so(found, capsys):
-    rows = tuple(dataclasses.replace(row, timing_today="too noisy", speedup_today=None) for row in found.rows)
-    browse.front(dataclasses.replace(found, rows=tuple(r for r in rows if r.variant != "baseline")))
-    assert "No conclusive timing" in capsys.readouterr().out
+    browse.front(noisy(found))
+    text = capsys.readouterr().out
+    assert "No conclusive timing" in text
+    assert "Results so far: 8 models" in text
+
+
+def noisy(found):
+    """Return results of which no timing is conclusive."""
+    rows = (dataclasses.replace(row, timing="too noisy", timing_today="too noisy") for row in found.rows)
+    return dataclasses.replace(found, rows=tuple(rows))
+
+
+def test_noise_leaves_size_macs_and_score_and_what_is_known_of_the_speed(found):
+    table = browse.so_far(noisy(found))
+    titles = [column.title for column in table.columns]
+    row = next(row for row in table.rows if (row[0].text, row[3].text) == ("channels-50", "cpu/torch"))
+    cells = {title: cell.plain() for title, cell in zip(titles, row, strict=True)}
+    assert cells["MACs"] == "6.30 M"
+    assert re.search(r"^\d+ kB", cells["file size"])
+    assert re.search(r"pts", cells[titles[-1]])
+    assert re.search(r"machine too noisy \(2\.", cells["vs PyTorch"])
+
+
+def test_results_so_far_hold_variants_that_are_not_measured(found):
+    table = browse.so_far(dataclasses.replace(found, rows=()))
+    assert len(table.rows) == len(found.variants)
+    assert all(row[3].text == "not measured" for row in table.rows)
 
 
 def test_regressions_are_shown_one_by_one(found, capsys):
