@@ -141,11 +141,62 @@ def test_the_stop_button_is_heard_while_the_kernel_is_timing(place, another_day)
         ):
             break
     another_day.page.wait_for_function("window.done", timeout=180_000)
+    assert another_day.page.locator("button:has-text('Stop timing')").is_disabled()
     another_day.save()
     another_day.close()
     said = "".join(str(o.get("data", {}).get("text/plain")) for o in lab.outputs(place / "notebooks/4-benchmark.ipynb"))
     assert re.search(r"Interrupted in comparison \d, which gets no verdict", said)
     assert "it was stopped by hand" in said
+
+
+def test_the_report_is_a_link_that_opens(place, another_day):
+    another_day.open("notebooks/5-report.ipynb")
+    another_day.page.locator("a", has_text="report.html").first.click()
+    another_day.page.locator(".lm-TabBar-tabLabel", has_text="report.html").wait_for(timeout=30_000)
+    page = (place / "notebooks/reports/by-hand/report.html").read_text()
+    assert "<h1>by-hand</h1>" in page
+
+
+def test_apply_writes_the_chosen_settings_into_the_parameters_cell(place, another_day):
+    path = place / "notebooks/apply.ipynb"
+    shutil.copyfile(place / "notebooks/2-prune.ipynb", path)
+    another_day.open("notebooks/apply.ipynb")
+    another_day.run_all()
+    move_a_slider(another_day.page)
+    another_day.page.locator("button", has_text=re.compile("^Apply$")).click()
+    another_day.page.locator("span[role=status]", has_text="Written into the parameters cell").wait_for(timeout=10_000)
+    another_day.save()
+    lines = [line for cell in json.loads(path.read_text())["cells"] for line in cell["source"]]
+    assert [line for line in lines if line.startswith("settings: ")] == [
+        "settings: dict = {'ratio': 0.54, 'scope': 'layer'}  # of the stage, as in a recipe\n"
+    ]
+
+
+def test_controls_say_what_to_run_after_a_restart_of_the_kernel(another_day):
+    # Goes on with the notebook of the last test.
+    page, text = another_day.page, "run all cells to use this"
+    shown = f"e => getComputedStyle(e, '::after').content.includes('{text}')"
+    outputs = page.locator(".jp-OutputArea-output:has(.jupyter-widgets)")
+    assert not outputs.first.evaluate(shown)
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.locator(".jupyter-widgets-disconnected").first.wait_for(timeout=30_000)
+    assert all(output.evaluate(shown) for output in outputs.all())
+    another_day.close()
+
+
+def test_a_cell_that_is_run_first_names_the_cell_that_it_needs(another_day):
+    another_day.open("notebooks/apply.ipynb")
+    another_day.page.evaluate(
+        """() => {
+          const notebook = window.jupyterapp.shell.currentWidget.content;
+          const source = cell => cell.model.sharedModel.getSource();
+          notebook.activeCellIndex = notebook.widgets.findIndex(cell => source(cell).includes('apply_stage('));
+        }"""
+    )
+    another_day.command("notebook:run-cell")
+    said = another_day.page.locator(".jp-OutputArea-output", has_text="NameError").inner_text()
+    another_day.close()
+    assert "defined in the cell below 'Parameters and MACs by layer'" in said
 
 
 def test_a_wrong_parameter_is_told_in_one_line(place, another_day):

@@ -91,7 +91,6 @@ def benchmark_others(variables: Mapping[str, Any]) -> Table | Statement:
     for i, target in enumerate(others):
         values = given | {"task": task, "run": "..", "target": target, "others": []}
         step = plan.Planned(f"{plan.BENCHMARK}-{Target.parse(target).slug}", plan.BENCHMARK, target, values, (), target)
-        parameters.check_step(path, values)
 
         def tick(_: float, phase: str, i: int = i, target: str = target) -> None:
             progress(i, len(others), f"{target}: {phase}")

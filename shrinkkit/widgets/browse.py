@@ -59,22 +59,12 @@ def so_far(results: Results) -> Table:
     """Return size, MACs, change of score and speed of every variant, as far as they are known."""
     rows: list[tables.Row] = []
     for name, variant in results.variants.items():
-        model: tables.Row = {
-            "variant": name,
-            "parameters": cells.count(variant.parameters),
-            "MACs": cells.count(variant.macs),
-        }
-        size = min((file.size_bytes for file in variant.files), default=None)
-        measured = [
-            show.objectives(row, results) for row in results.rows if row.variant == name and row.state == "measured"
-        ]
-        rows += [
-            {**model, **figures}
-            for figures in measured or [{"target": "not measured", "vs PyTorch": "", "file size": cells.size(size)}]
-        ]
-    return tables.table(
-        f"Results so far: {formats.counted(len(results.variants), 'model')}", rows, text=("target",), folded=False
-    )
+        size = cells.size(min((file.size_bytes for file in variant.files), default=None))
+        unmeasured: tables.Row = {"target": "not measured", "vs PyTorch": "", "file size": size}
+        own = [show.objectives(row, results) for row in results.rows if (row.variant, row.state) == (name, "measured")]
+        model = {"variant": name, "parameters": cells.count(variant.parameters), "MACs": cells.count(variant.macs)}
+        rows += [{**model, **figures} for figures in own or [unmeasured]]
+    return tables.table("Results so far", rows, text=("target",), folded=False)
 
 
 def save(results: Results, row: Row, folder: Path) -> Command:

@@ -61,7 +61,7 @@ def test_a_run_without_conclusive_timings_says_so(found, capsys):
     browse.front(noisy(found))
     text = capsys.readouterr().out
     assert "No conclusive timing" in text
-    assert "Results so far: 8 models" in text
+    assert "Results so far" in text
 
 
 def noisy(found):
