@@ -1,15 +1,12 @@
-// Replaces the value in the line `name: type = value  # comment` of a code cell of this notebook.
+// Replaces the value in the line `name: type = value  # comment` of a cell of the notebook; returns whether there is one.
 function write(notebook, name, value) {
-  for (const content of notebook.querySelectorAll(".cm-content")) {
-    const view = (content.cmView ?? content.cmTile)?.view;
-    for (let i = 1; view && i <= view.state.doc.lines; i++) {
-      const line = view.state.doc.line(i);
-      const match = line.text.match(/^(\w+)(: [^=#]+)? = (.+?)(  # .*)?$/);
-      if (match && match[1] === name && match[2]) {
-        const from = line.from + line.text.indexOf(" = ") + 3;
-        view.dispatch({ changes: { from, to: from + match[3].length, insert: value } });
-        return true;
-      }
+  for (const content of notebook?.querySelectorAll(".cm-content") ?? []) {
+    const view = (content.cmView ?? content.cmTile)?.view, text = view?.state.doc.toString() ?? "";
+    const match = text.match(new RegExp(`^(${name}: [^=#\\n]+ = )(.+?)(  # .*)?$`, "m"));
+    if (match) {
+      const from = match.index + match[1].length;
+      view.dispatch({ changes: { from, to: from + match[2].length, insert: value } });
+      return true;
     }
   }
   return false;
@@ -20,14 +17,12 @@ export default {
     el.innerHTML = `<button class="jupyter-button widget-button">Apply</button> <span role="status"></span><pre></pre>`;
     const [button, status, lines] = el.children;
     button.addEventListener("click", async () => {
-      const values = Object.entries(model.get("values")), notebook = el.closest(".jp-Notebook");
-      const left = values.filter(([name, value]) => !(notebook && write(notebook, name, value)));
-      lines.textContent = left.map(([name, value]) => `${name} = ${value}`).join("\n");
-      status.textContent = "Written into the parameters cell. Run all cells to use it.";
-      if (left.length) {
-        const copied = await navigator.clipboard?.writeText(lines.textContent).then(() => "Copied. ", () => "");
-        status.textContent = `${copied ?? ""}Put these lines into the parameters cell:`;
-      }
+      const notebook = el.closest(".jp-Notebook"), values = Object.entries(model.get("values"));
+      const left = values.filter(([name, value]) => !write(notebook, name, value));
+      lines.textContent = left.map((pair) => pair.join(" = ")).join("\n");
+      const copied = left.length && await navigator.clipboard?.writeText(lines.textContent).then(() => "Copied. ", () => "");
+      status.textContent = left.length ? `${copied ?? ""}Put these lines into the parameters cell:`
+        : "Written into the parameters cell. Run all cells to use it.";
     });
   },
 };

@@ -62,7 +62,11 @@ def so_far(results: Results) -> Table:
         size = cells.size(min((file.size_bytes for file in variant.files), default=None))
         unmeasured: tables.Row = {"target": "not measured", "vs PyTorch": "", "file size": size}
         own = [show.objectives(row, results) for row in results.rows if (row.variant, row.state) == (name, "measured")]
-        model = {"variant": name, "parameters": cells.count(variant.parameters), "MACs": cells.count(variant.macs)}
+        model: tables.Row = {
+            "variant": name,
+            "parameters": cells.count(variant.parameters),
+            "MACs": cells.count(variant.macs),
+        }
         rows += [{**model, **figures} for figures in own or [unmeasured]]
     return tables.table("Results so far", rows, text=("target",), folded=False)
 
@@ -94,16 +98,7 @@ def _own(results: Results) -> tuple[Row, ...]:
 
 def _clickable(svg: str, names: Sequence[str], choice: Any) -> Any:
     """Return a widget that shows a picture; a click on one of its points sets `choice` to the point's number."""
-    import anywidget
-    import traitlets
-
-    class Points(anywidget.AnyWidget):
-        _esm = Path(__file__).with_name("points.js")
-        svg = traitlets.Unicode().tag(sync=True)
-        names: Any = traitlets.List().tag(sync=True)
-        chosen = traitlets.Int(-1).tag(sync=True)
-
-    points = Points(svg=svg, names=list(names))
+    points = live.scripted("points.js", svg=svg, names=list(names), chosen=-1)
     points.observe(lambda change: setattr(choice, "value", change["new"]), names="chosen")
     return points
 

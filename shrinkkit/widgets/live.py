@@ -113,21 +113,24 @@ def apply_button(parameters: Callable[[], Mapping[str, Any]], controls: Mapping[
 
     A kernel cannot edit a notebook, so the page does. Where it cannot either, it shows the lines to copy.
     """
-    import anywidget
-    import traitlets
-
-    class Apply(anywidget.AnyWidget):
-        _esm = Path(__file__).with_name("apply.js")
-        values: Any = traitlets.Dict().tag(sync=True)
 
     def update(_: object = None) -> None:
         button.values = {name: repr(value) for name, value in parameters().items()}
 
-    button = Apply()
+    button = scripted("apply.js", values={})
     update()
     for control in controls.values():
         control.observe(update, names="value")
     show_controls(button, "a button that writes these settings into the parameters cell")
+
+
+def scripted(file: str, **values: Any) -> Any:
+    """Return a widget that the script `file` of this package draws, and that shares `values` with it."""
+    import anywidget
+    import traitlets
+
+    traits = {name: traitlets.Any(value).tag(sync=True) for name, value in values.items()}
+    return type("Scripted", (anywidget.AnyWidget,), {"_esm": Path(__file__).with_name(file), **traits})()
 
 
 def show_controls(widget: Any, description: str, *, static: Shown | None = None) -> None:
