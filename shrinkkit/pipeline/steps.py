@@ -71,29 +71,33 @@ class Ended:
 
 
 class WarmStart:
-    """The processes that a run's steps are forked from: those that train, the others, and what measures memory."""
+    """The processes that a run's steps are forked from: one for those that train, for the others, and for memory."""
 
     def __init__(self, steps: Sequence[Planned], threads: int, stack: ExitStack) -> None:
-        """Start what `steps` need, in the background; `stack` stops it."""
+        """Start what the first of `steps` needs, in the background; `stack` stops it."""
         # A report alone needs few of the imports.
-        working = [step for step in steps if step.leaves and warm.AVAILABLE]
-        needed: dict[bool | str | None, Sequence[str]] = {_trains(step): IMPORTS for step in working}
-        if any(step.notebook == BENCHMARK for step in working):
-            needed[BENCHMARK] = MEMORY_IMPORTS
-        self._servers = {
-            kind: stack.enter_context(warm.server(imports, _variables(threads, training=kind is True)))
-            for kind, imports in needed.items()
-        }
+        self._kinds = {kind: None for step in steps if step.leaves and warm.AVAILABLE for kind in _kinds(step)}
+        self._threads, self._stack = threads, stack
+        self._servers: dict[str, Callable[[warm.Tick], str]] = {}
+        self._start(*list(self._kinds)[:1])
 
-    def addresses(self, step: Planned, tick: Callable[[float, str], None]) -> tuple[str, str]:
-        """Wait for the processes that a step and its measurement of memory are forked from, and return their addresses.
+    def _start(self, *kinds: str) -> None:
+        for kind in kinds:
+            imports = MEMORY_IMPORTS if kind == "memory" else IMPORTS
+            variables = _variables(self._threads, training=kind == "training")
+            self._servers[kind] = self._stack.enter_context(warm.server(imports, variables))
+
+    def addresses(self, step: Planned, tick: Callable[[float, str], None]) -> list[str]:
+        """Wait for what a step and its measurement of memory are forked from, and return the addresses of both.
 
         '' stands for one that is to start cold.
         """
-        kinds = (_trains(step), step.notebook if step.notebook == BENCHMARK else None)
-        ready = [self._servers.get(kind) for kind in kinds]
-        first, second = [r(lambda seconds: tick(seconds, "importing libraries")) if r else "" for r in ready]
-        return first, second
+        kinds = [kind for kind in _kinds(step) if kind in self._kinds]
+        self._start(*(kind for kind in kinds if kind not in self._servers))
+        found = [self._servers[kind](lambda seconds: tick(seconds, "importing libraries")) for kind in kinds]
+        # Not before, as the first step would wait longer.
+        self._start(*(kind for kind in self._kinds if kind not in self._servers))
+        return [*found, "", ""][:2]
 
 
 def execute(
@@ -114,7 +118,7 @@ def execute(
     once half of it is over.
     """
     is_report = step.notebook == REPORT
-    address, memory_address = warm_start.addresses(step, tick) if warm_start else ("", "")
+    address, memory_address = warm_start.addresses(step, tick) if warm_start else ["", ""]
     run.steps.mkdir(exist_ok=True)
     phase = ""
 
@@ -179,6 +183,11 @@ def execute(
             return Ended(answer.error or answer.note) if is_report else answer
         last = next((line for line in reversed(printed) if line.strip()), "see run.log")
         return Ended(f"The step's process ended with status {ended.status} and left no answer: {last}.")
+
+
+def _kinds(step: Planned) -> list[str]:
+    """Return what is forked for a step: a process that trains or another one, and one that measures memory."""
+    return ["training" if _trains(step) else "other", *(["memory"] if step.notebook == BENCHMARK else [])]
 
 
 def _trains(step: Planned) -> bool:
