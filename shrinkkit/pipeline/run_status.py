@@ -292,7 +292,10 @@ class RunStatus:
         steps = known | new if partial else new | {name: step for name, step in measured.items() if name not in new}
         self.steps = dict(sorted(steps.items(), key=lambda item: item[0] == self.planned[-1]))
         ended = [step for step in known.values() if step.state in SUCCEEDED]
-        self._durations = {step.name: step.duration_s for step in ended if step.duration_s}
+        self._earlier = {step.name: step.duration_s for step in ended if step.duration_s}
+        self._durations = dict(self._earlier)
+        # By notebook: another effort, or a busy machine, makes all of them longer.
+        self._pace: dict[str, float] = {}
         self._best = ""
         self._write()
 
@@ -304,6 +307,8 @@ class RunStatus:
         """Change fields of a step, record them and report them."""
         self.steps[name] = step = replace(self.steps[name], **changes)
         if step.state == "done":
+            if name in self._earlier:
+                self._pace[step.notebook] = step.duration_s / self._earlier[name]
             self._durations[name] = step.duration_s
         self._write()
         if step.notebook == BENCHMARK and step.state in SUCCEEDED:
@@ -324,7 +329,11 @@ class RunStatus:
 
     def _progress(self, current: Step, phase: str) -> Progress:
         steps = tuple(current if name == current.name else self.steps[name] for name in self.planned)
-        return Progress(steps, current, phase, expected(self.steps.values(), self._durations), self._best)
+        seconds = expected(self.steps.values(), self._durations)
+        for step in steps:
+            if step.name in self._earlier:
+                seconds[step.name] *= self._pace.get(step.notebook, 1.0)
+        return Progress(steps, current, phase, seconds, self._best)
 
     def _write(self) -> None:
         store.write(self.run.status, Status(self.command, self.started, tuple(self.steps.values())))

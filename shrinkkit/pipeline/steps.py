@@ -205,6 +205,8 @@ def _variables(threads: int, *, training: bool) -> dict[str, str]:
         "MPLBACKEND": "Agg",
         # torch's own deprecation notices would appear in the middle of a page.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # `quiet` sets it in the process that steps are forked from, which is not the one that profiles.
+        "KINETO_LOG_LEVEL": "99",
     }
 
 
@@ -261,7 +263,8 @@ def _kernel_manager(address: str) -> type:
     from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
     options = ["--InteractiveShellApp.ignore_cwd=True", "--InteractiveShellApp.exec_PYTHONSTARTUP=False"]
-    options.append("--HistoryManager.enabled=False")
+    # Any other level prints how to connect to a kernel that was forked.
+    options += ["--HistoryManager.enabled=False", "--IPKernelApp.log_level=CRITICAL"]
     call = processes.command("ipykernel_launcher", "-f", "{connection_file}", *options)
 
     class Provisioner(LocalProvisioner):

@@ -1,5 +1,7 @@
 """The status of a run: what a later run keeps of an earlier one, and the progress that is reported."""
 
+from dataclasses import replace
+
 import examples
 import pytest
 
@@ -77,6 +79,20 @@ def test_progress_counts_the_planned_steps_alone_and_tells_phase_and_time(before
     assert [progress.best for progress in monitor.seen] == ["", "", "best so far: none within the budget"]
     assert describe(ended.current) == f"{OWN.name} · done · 4.0 s"
     assert "done · 4.0 s" in (before / "run.log").read_text()
+
+
+def test_what_a_step_takes_now_refines_what_is_expected_of_others_of_its_kind(tmp_path):
+    kind = [Step(f"4-benchmark-{name}", "4-benchmark", name, "done", 10.0) for name in "abc"]
+    report = Step("5-report", "5-report", "", "done", 4.0)
+    store.write(tmp_path / "status.json", Status("", "", (*kind[:2], report)))
+    store.write(RunFolder(tmp_path).variant_record("baseline"), examples.variant("baseline", examples.recipe_of()))
+    monitor = Recording()
+    planned = [replace(step, state="pending", duration_s=0.0) for step in (*kind, report)]
+    run_status = RunStatus(RunFolder(tmp_path), "", planned, monitor)
+    run_status.set("4-benchmark-a", state="running")
+    assert [monitor.seen[-1].left_s(step) for step in monitor.seen[-1].steps] == [10.0, 10.0, 10.0, 4.0]
+    run_status.set("4-benchmark-a", state="done", duration_s=30.0)
+    assert [monitor.seen[-1].left_s(step) for step in monitor.seen[-1].steps] == [0.0, 30.0, 20.0, 4.0]
 
 
 def test_an_interruption_is_written_down_for_the_step_that_ran(before):

@@ -1,6 +1,7 @@
 """A whole study judged by a metric of the whole set where lower is better."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,9 @@ def test_a_study_of_perplexity_states_the_true_numbers_and_the_direction(tmp_pat
     assert "score: perplexity (lower is better)" in " ".join(shown.split())
     assert "A note of the task." in " ".join(shown.split())
     run = tmp_path / "reports" / "small"
+    lines = (run / "run.log").read_text().splitlines()
+    assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\dT", line)] == [], "noise of libraries"
+    assert shown.index("no estimate yet") < shown.index("[1/4] 1-baseline") < shown.index("best so far: ")
     found = load_results(run)
     row = found.row("dynamic-int8", "cpu/torch")
     assert (found.higher_is_better, found.is_fraction, row.accuracy_verdict) == (False, False, "within budget")
