@@ -29,8 +29,7 @@ PART = ".part"
 VARIABLE = "SHRINKKIT_LEASE"
 """Environment variable of a run's processes: the token, a space, and the absolute path of the file that has it."""
 LOCK, TOKEN = ".lock", ".lease"
-_INHERITED = os.environ.get(VARIABLE, "")
-_held: ContextVar[str] = ContextVar("_held", default=_INHERITED)
+_held: ContextVar[str] = ContextVar("_held")
 
 R = TypeVar("R")
 
@@ -136,14 +135,19 @@ def is_held(folder: Path) -> bool:
         return True
 
 
+def _lease() -> str:
+    # A forked process gets its variables after it has imported this module.
+    return _held.get(os.environ.get(VARIABLE, ""))
+
+
 def lease_variable() -> dict[str, str]:
     """Return what a child of this process needs to write into the run folder: its variable, or nothing."""
-    return {VARIABLE: _held.get()} if _held.get() else {}
+    return {VARIABLE: lease} if (lease := _lease()) else {}
 
 
 def check_lease() -> None:
     """Check that this process belongs to no run, or to the one that holds the folder; raises LeaseLost otherwise."""
-    token, _, path = _held.get().partition(" ")
+    token, _, path = _lease().partition(" ")
     if not token:
         return
     try:
