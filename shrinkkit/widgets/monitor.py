@@ -41,25 +41,29 @@ class TimingMonitor:
 
         self.courses: dict[str, Course] = {}
         self._stop = threading.Event()
-        self._button = button = Button(description="Stop timing", layout=Layout(width="auto"), disabled=True)
-        button.on_click(self.stop)
-        live.show_controls(button, "a button that stops the timing; an interrupted comparison gets no verdict")
-        # ipykernel routes messages of a widget to the shell that created it, which is busy timing. Without this
-        # attribute it uses the subshell that JupyterLab asks for.
-        vars(button.comm).pop("_reply_subshell_id", None)
+        self._button = Button(description="Stop timing", layout=Layout(width="auto"))
+        self._button.on_click(self.stop)
+        live.show_controls(self._button, "a button that stops the timing; an interrupted comparison gets no verdict")
+        self._set(enabled=False)
         self._live = Live(table({}))
         self._shell = get_ipython()
         if self._shell:
             self._shell.events.register("post_run_cell", self._end)
 
+    def _set(self, *, enabled: bool) -> None:
+        self._button.disabled = not enabled
+        # ipykernel routes messages of a widget to the shell that sent its last one, which is busy timing. Without this
+        # attribute it uses the subshell that JupyterLab asks for.
+        vars(self._button.comm).pop("_reply_subshell_id", None)
+
     def stop(self, _: object = None) -> None:
         """End the timing at the next block."""
         self._stop.set()
-        self._button.disabled = True
+        self._set(enabled=False)
 
     def _end(self, _: object) -> None:
         """Disable the button at the end of the cell, whatever it ended with."""
-        self._button.disabled = True
+        self._set(enabled=False)
         if self._shell:
             self._shell.events.unregister("post_run_cell", self._end)
 
@@ -70,7 +74,7 @@ class TimingMonitor:
             course.clear()
         course.append((len(samples), estimate.block_ratio(log_ratios(samples, min))))
         stopped = self._stop.is_set()
-        self._button.disabled = stopped
+        self._set(enabled=not stopped)
         self._live.show(table(self.courses, stopped=stopped))
         return stopped
 
