@@ -26,7 +26,12 @@ _SETTINGS = ("seed", "effort", "batch_sizes", "thread_counts", "today")
 
 
 def conclude(variables: Mapping[str, Any], made: Rich) -> Several:
-    """Record what the notebook with these variables adds to the study; return what it made and the results so far."""
+    """Record what the notebook with these variables adds to the study; return what it made and the results so far.
+
+    In a run, which ends in its report, there is nothing but what the notebook made.
+    """
+    if store.lease_variable():
+        return Several((made.shown(),))
     record(variables)
     return Several((made.shown(), browse.so_far(results.load(Path(variables["run"])))))
 
