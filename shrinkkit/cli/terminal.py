@@ -66,11 +66,17 @@ def run_folder(name: str | None, reports: Path) -> "RunFolder":
     if name is None:
         if not runs:
             raise InvalidInput(f"{reports} holds no run. Make one with `shrinkkit run`, or name its folder.")
-        statuses = [RunFolder(path.parent).status for path in runs.values()]
-        name = str(max(filter(Path.exists, statuses), key=lambda path: path.stat().st_mtime).parent)
+        # study.json and status.json, of which a copied folder may lack the second.
+        changes = {path.parent: path.stat().st_mtime for path in reports.glob("*/study.json")}
+        changes |= {
+            path.parent: path.stat().st_mtime for path in reports.glob("*/status.json") if path.parent in changes
+        }
+        name = str(max(changes, key=changes.__getitem__))
     folder = RunFolder(name if Path(name).exists() or name not in runs else reports / name)
     if not folder.path.exists():
-        raise InvalidInput(message(f"There is no run {name}", remedy=nearest(Path(name).name, runs)))
+        raise InvalidInput(
+            message(f"`run` must be a run folder, but there is no {name}", "", nearest(Path(name).name, runs))
+        )
     folder.check_is_run()
     return folder
 

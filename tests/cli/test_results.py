@@ -52,6 +52,9 @@ def test_the_latest_run_is_the_one_whose_status_changed_last(tmp_path, capsys):
         examples.write_run(tmp_path / name)
     os.utime(tmp_path / "b/status.json", (1, 1))
     assert data(capsys, "status", "--reports", str(tmp_path))["run"] == str(tmp_path / "a")
+    (tmp_path / "a/status.json").unlink()
+    os.utime(tmp_path / "a/study.json", (0, 0))
+    assert data(capsys, "status", "--reports", str(tmp_path))["run"] == str(tmp_path / "b")
 
 
 def test_the_status_of_a_run_in_progress_tells_for_how_long_a_step_has_been_running(tmp_path, capsys):
