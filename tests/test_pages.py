@@ -253,7 +253,7 @@ def test_the_index_is_filtered_by_text_and_status(place, show):
     assert len(names(page)) == 3
     page.get_by_label("Find").fill("TWO-mach")
     assert names(page) == ["two-machines"]
-    assert page.locator("#runs output").inner_text() == "1 of 3 runs shown"
+    assert page.locator("#runs output").inner_text() == "1 of 3 rows"
     page.get_by_label("Find").fill("")
     page.get_by_role("combobox", name="Status").select_option("unreadable")
     assert names(page) == ["damaged"]
@@ -296,13 +296,13 @@ def saved(page, button):
 
 
 def test_numbers_with_units_sort_as_numbers_and_empty_cells_come_last(place, show):
-    table = report(show, place).locator(".sk-filtered table").first
+    table = report(show, place).locator(".sk-filtered table")
     table.get_by_role("button", name="file size").click()
-    sizes = table.locator("tbody tr td:nth-child(2)").all_inner_texts()
-    assert [size.split("\n")[0].split(" compressed")[0] for size in sizes][:3] == ["36.0 kB", "84.0 kB", "118 kB"]
-    assert sizes[-1] == "" or "failed" in sizes[-1]
+    sizes = table.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    assert [size.split("\n")[0].split(" compressed")[0] for size in sizes][:3] == ["34.9 kB", "36.0 kB", "81.5 kB"]
+    assert sizes[-1].partition(":")[0] in ("", "failed", "unsupported")
     table.get_by_role("button", name="file size").press("Enter")
-    assert "1.12 MB" in table.locator("tbody tr td:nth-child(2)").first.inner_text()
+    assert "1.12 MB" in table.locator("tbody tr td:nth-child(3)").first.inner_text()
     assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 
@@ -310,21 +310,36 @@ def test_the_results_are_filtered_by_text_and_target(place, show):
     page = report(show, place)
     group = page.locator(".sk-filtered")
     group.get_by_label("Find").fill("channels-50")
-    assert group.locator("output").inner_text() == "4 of 20 rows shown"
-    group.get_by_label("Target").select_option("cpu/torch")
-    assert group.locator("tbody tr:not([hidden]) th").all_inner_texts() == ["channels-50", "channels-50-static-int8"]
-    assert group.locator("table:visible").count() == 1
+    assert group.locator("output").inner_text() == "4 of 20 rows"
+    group.get_by_role("combobox", name="Target").select_option("cpu/torch")
+    names = group.locator("tbody tr:visible th").all_inner_texts()
+    assert [name.split()[-1] for name in names] == ["channels-50", "channels-50-static-int8"]
 
 
-def test_columns_are_chosen_for_all_results_at_once(place, show):
+def test_columns_of_the_results_are_chosen(place, show):
     page = report(show, place)
     group = page.locator(".sk-filtered")
+    assert group.locator("thead th:visible").count() == 11
     group.get_by_text("Columns").click()
     group.get_by_label("parameters").uncheck()
     assert group.locator("thead th:visible").filter(has_text="parameters").count() == 0
-    assert group.locator("thead th:visible").count() == 18
+    assert group.locator("thead th:visible").count() == 10
     # A row that ends with a reason is as wide as the others.
     assert group.locator("td.sk-wide").first.get_attribute("colspan") == "8"
+
+
+def test_a_row_unfolds_by_keyboard_and_follows_sorting_and_filtering(place, show):
+    page = report(show, place)
+    table = page.locator(".sk-filtered table")
+    row = table.get_by_role("button", name="float16", exact=True)
+    row.press("Enter")
+    assert row.get_attribute("aria-expanded") == "true"
+    more = table.locator(".sk-more:visible")
+    assert "2 layers" in more.inner_text() or "in float16" in more.inner_text()
+    table.get_by_role("button", name="file size").click()
+    assert more.evaluate("row => row.previousElementSibling.cells[0].textContent") == "float16"
+    page.locator(".sk-filtered").get_by_label("Find").fill("weights-80")
+    assert more.count() == 0
 
 
 def test_a_table_is_saved_as_it_is_seen(place, show):
@@ -334,20 +349,23 @@ def test_a_table_is_saved_as_it_is_seen(place, show):
     group.get_by_text("Columns").click()
     for name in ("parameters", "MACs", "sparsity", "latency / batch"):
         group.get_by_label(name).uncheck()
-    tools = group.locator("table").first.locator(".sk-tools")
-    name, text = saved(page, tools.get_by_text("CSV"))
+    name, text = saved(page, group.locator(".sk-tools").get_by_text("CSV"))
     lines = list(csv.DictReader(io.StringIO(text)))
-    assert name.startswith("run-cpu-torch")
-    assert [line["variant"] for line in lines] == ["channels-50", "channels-50-static-int8"]
+    assert name == "run-Variants-and-targets.csv"
+    assert [(line["variant"], line["target"]) for line in lines][::2] == [
+        ("channels-50", "cpu/torch"),
+        ("channels-50", "cpu/onnxruntime"),
+    ]
     assert (lines[1]["vs PyTorch"], lines[1]["vs PyTorch (detail)"]) == ("4.97\u00d7", "4.96\u20134.98; faster")
     assert float(lines[1]["file size (value)"]) == 84000
     assert "MACs" not in lines[0]
-    name, text = saved(page, group.locator("form").get_by_text("JSON"))
-    assert name == "run-rows.json"
-    assert [(row["target"], row["variant"]) for row in json.loads(text)][::2] == [
-        ("cpu/torch", "channels-50"),
-        ("cpu/onnxruntime", "channels-50"),
-    ]
+    name, text = saved(page, group.locator(".sk-tools").get_by_text("JSON"))
+    assert len(json.loads(text)) == 4
+
+
+def test_every_table_can_be_saved(place, show):
+    page = report(show, place)
+    assert page.locator("table.sk-table").count() == page.locator(".sk-tools").count() > 12
 
 
 def test_a_text_that_a_spreadsheet_would_run_is_saved_as_text(show, tmp_path):
@@ -376,9 +394,26 @@ def test_the_chart_recommends_what_the_verdict_does_and_follows_the_budget(place
     assert chart.locator(".sk-w").count() == 0
 
 
+def test_the_budget_recolours_the_table_and_marks_the_best(place, show):
+    page = report(show, place)
+    table, slider = page.locator(".sk-filtered table"), page.get_by_role("slider")
+
+    def cells(name):
+        row = table.locator("tr:has(> th)").filter(has=page.get_by_role("button", name=name, exact=True)).last
+        return row.locator("th small").all_inner_texts(), row.locator("td:nth-child(6)").get_attribute("class")
+
+    assert cells("channels-50-static-int8") == (["best"], "sk-good")
+    assert cells("narrow-int8") == ([], "sk-bad")
+    slider.press("End")
+    assert cells("channels-50-static-int8") == ([], "sk-good")
+    assert cells("narrow-int8") == (["best"], "sk-good")
+    slider.press("Home")
+    assert cells("narrow-int8") == ([], "sk-bad")
+
+
 def test_the_points_of_the_chart_are_reached_by_keyboard_and_described(place, show):
     page = report(show, place)
-    chart, tip = page.locator(".sk-chart"), page.locator(".sk-tip")
+    chart, tip = page.locator(".sk-chart"), page.locator(".sk-plot .sk-tip")
     assert not tip.is_visible()
     chart.locator(".sk-point[tabindex='0']").focus()
     assert "channels-50-static-int8 on cpu/onnxruntime" in tip.inner_text()
@@ -394,7 +429,9 @@ def test_the_points_of_the_chart_are_reached_by_keyboard_and_described(place, sh
 
 def test_the_chart_changes_its_axis_and_target(place, show):
     chart = report(show, place).locator(".sk-chart")
-    assert chart.get_by_label("Horizontal axis").locator("option").count() == 4
+    assert chart.get_by_label("Horizontal axis").locator("option").count() == 5
+    chart.get_by_label("Horizontal axis").select_option("throughput, examples / s \u2192")
+    assert "1,000" in chart.locator("svg text").all_text_contents()
     chart.get_by_label("Horizontal axis").select_option("\u2190 file size")
     assert "1 MB" in chart.locator("svg text").all_text_contents()
     chart.get_by_label("Target").select_option("cpu/torch")
@@ -403,6 +440,56 @@ def test_the_chart_changes_its_axis_and_target(place, show):
     assert all(" on cpu/torch, " in label for label in labels)
     chart.get_by_role("button", name="weights-80").click()
     assert chart.locator(".sk-point[opacity='1']").count() == 1
+
+
+def test_terms_are_defined_on_hover_and_by_keyboard(place, show):
+    page = report(show, place)
+    tip = page.locator(".sk-definition")
+    assert not tip.is_visible()
+    for name in ("vs FP32, same runtime", "sparsity", "MACs"):
+        column = page.locator(".sk-filtered").get_by_role("button", name=name)
+        column.focus()
+        definition = page.locator(f"#{column.get_attribute('aria-describedby')}").text_content()
+        assert tip.inner_text() == definition != ""
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    term = page.locator("a.sk-term", has_text="within budget").first
+    term.hover()
+    assert "Holm" in tip.inner_text()
+    assert page.locator(term.get_attribute("href")).inner_text() == "within budget"
+
+
+def test_the_contents_stay_in_sight_on_a_wide_screen(place, show):
+    page = report(show, place)
+    page.locator("#timing-samples").scroll_into_view_if_needed()
+    assert page.evaluate("scrollY") > 2000
+    box = page.locator(".sk-nav").bounding_box()
+    assert 0 <= box["y"] < 900 - box["height"]
+
+
+def test_the_file_to_ship_is_seen_without_scrolling(place, show):
+    page = report(show, place)
+    best = decide(results.load(place / "run")).row
+    link = page.get_by_role("link", name=f"variants/{best.variant}/model.onnx")
+    box = link.bounding_box()
+    assert box["y"] + box["height"] < 900
+    assert "within budget" in page.locator(".sk-figures").inner_text()
+
+
+def test_why_a_variant_is_slower_is_two_clicks_away(place, show):
+    page = report(show, place)
+    page.locator(".sk-nav").get_by_role("link", name="Results").click()
+    page.locator(".sk-filtered").get_by_role("button", name="float16", exact=True).first.click()
+    assert page.get_by_text("run in float16").first.is_visible()
+
+
+def test_what_changed_in_accuracy_is_two_clicks_away(place, show):
+    page = report(show, place)
+    page.locator(".sk-nav").get_by_role("link", name="Results").click()
+    page.locator(".sk-filtered").get_by_role("button", name="narrow-int8", exact=True).first.click()
+    assert page.get_by_text("78 worse, 0 better, of 2,000 examples").first.is_visible()
+    page.locator(".sk-nav").get_by_role("link", name="Changed predictions").click()
+    assert page.locator(".sk-strip").first.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -428,7 +515,7 @@ def test_a_report_is_complete_without_scripts_and_in_print(place, opened, show):
     context = opened.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()
     page.goto((place / "run/report.html").as_uri())
-    shown = page.locator("figure").first.is_visible(), page.locator(".sk-filtered tbody tr").count()
+    shown = page.locator("figure").first.is_visible(), page.locator(".sk-filtered tbody tr:has(> th)").count()
     buttons = page.locator("button:visible").count()
     context.close()
     assert (*shown, buttons) == (True, 20, 0)

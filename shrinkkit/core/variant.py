@@ -203,28 +203,34 @@ def files_table(of: "Variant") -> Table:
 def audit_table(layers: Sequence[LayerAudit], *, of: str = "", sparsity: float | None = None) -> Table:
     """Return the layer report of the variant `of`; the caption sums it up, with its `sparsity` if that is known."""
     runtimes = list(dict.fromkeys(name for layer in layers for name in layer.precision))
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for runtime in runtimes:
+        alike.setdefault(tuple(_runs_as(layer, runtime) for layer in layers), []).append(runtime)
     titles = {"layer": False, "kind": False, "channels": True, "parameters": True, "zeros": True}
     columns = (
         *(Column(title, is_number) for title, is_number in titles.items()),
-        *(Column(title) for title in (*(f"in {runtime}" for runtime in runtimes), "reason")),
+        *(Column(title) for title in (*(f"in {', '.join(names)}" for names in alike.values()), "reason")),
     )
-    summary = _summary(layers, runtimes, sparsity)
-    return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, runtimes) for layer in layers))
+    summary, shown = _summary(layers, runtimes, sparsity), [names[0] for names in alike.values()]
+    return Table(f"{of}: {summary}" if of else summary, columns, tuple(_audited(layer, shown) for layer in layers))
+
+
+def _runs_as(layer: LayerAudit, runtime: str) -> str:
+    return layer.precision.get(runtime, LayerPrecision("")).runs_as
 
 
 def _audited(layer: LayerAudit, runtimes: Sequence[str]) -> tuple[Cell, ...]:
     lost = layer.lost_channels
     channels = "" if layer.channels is None else str(layer.channels)
     channels = f"{layer.channels_before} \N{RIGHTWARDS ARROW} {channels}" if lost else channels
-    precisions = [layer.precision.get(runtime, LayerPrecision("")) for runtime in runtimes]
-    reasons = dict.fromkeys(filter(None, [layer.kept_because, *(precision.why for precision in precisions)]))
+    reasons = dict.fromkeys(filter(None, [layer.kept_because, *(p.why for p in layer.precision.values())]))
     return (
         Cell(layer.layer),
         Cell(f"{layer.kind}, {layer.change}" if layer.change else layer.kind, tone="" if layer.change else "quiet"),
         Cell(channels, tone="" if lost else "quiet"),
         Cell(formats.count(layer.parameters)),
         Cell(formats.percent(layer.zeroed), tone="" if layer.zeroed else "quiet"),
-        *(Cell(p.runs_as, tone="quiet" if p.runs_as == "float32" else "") for p in precisions),
+        *(Cell(kind, tone="quiet" if kind == "float32" else "") for kind in (_runs_as(layer, r) for r in runtimes)),
         Cell("; ".join(reasons)),
     )
 
@@ -239,8 +245,11 @@ def _summary(layers: Sequence[LayerAudit], runtimes: Sequence[str], sparsity: fl
             parts.append(f"{formats.counted(count, 'layer')} {change}")
     if sparsity is not None and sparsity >= 0.001:
         parts.append(f"{formats.percent(sparsity)} of the weights are zero")
+    counts: dict[tuple[int, str], list[str]] = {}
     for name in runtimes:
-        kinds = [layer.precision[name].runs_as for layer in layers if name in layer.precision]
-        for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded")):
-            parts.append(f"{kinds.count(kind)} of {total} run in {kind} in {name}")
+        kinds = [_runs_as(layer, name) for layer in layers]
+        for kind in dict.fromkeys(k for k in kinds if k not in ("float32", "folded", "")):
+            counts.setdefault((kinds.count(kind), kind), []).append(name)
+    for (count, kind), names in counts.items():
+        parts.append(f"{count} of {total} run in {kind} in {', '.join(names)}")
     return "; ".join(parts) or f"{formats.counted(total, 'layer')}, none changed"

@@ -112,6 +112,12 @@ class Table(Shown):
     """None folds a table of more than `FOLD` rows."""
     shaded: bool = False
     """Whether cells with a tone have its colour as background."""
+    key: str = ""
+    """Its id on a page, for links."""
+    facet: str = ""
+    """The column by whose values a page with a script filters the rows; '' offers no filter."""
+    details: tuple[tuple[tuple[str, Cell], ...], ...] = ()
+    """Facts by title that each row unfolds into on a page with a script; () for none."""
 
     @property
     def is_folded(self) -> bool:
@@ -232,8 +238,6 @@ class Several(Shown):
     """Tables, pictures and statements, one below the other."""
 
     parts: tuple[Shown, ...]
-    filtered: str = ""
-    """What the rows of its tables are, to filter them together on a page with a script; '' offers no filter."""
 
     def __repr__(self) -> str:
         return "\n\n".join(repr(part) for part in self.parts)

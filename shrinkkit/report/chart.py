@@ -18,7 +18,7 @@ _NOTE = (
     "Up, and along the arrow, is better; bars are 95 % CIs. Filled: within the budget, corrected for the number of "
     "variants (Holm) as in the summary. Hollow: inconclusive, or with a red bar over budget. Pale: inconclusive "
     "timing. Small and grey: variants that are not in the legend. Marks in a band at the edge are beyond the axis. "
-    "Arrow keys move between marks."
+    "Arrow keys move between marks. The budget also applies to the table of results."
 )
 
 
@@ -105,13 +105,19 @@ def _scale(results: Results) -> int:
 
 
 def _ends(of: Estimated | None, scale: float = 1) -> list[float] | None:
-    return [float(f"{scale * end:.5g}") for end in (of.value, of.low, of.high)] if of else None
+    return [_rounded(scale * end) for end in (of.value, of.low, of.high)] if of else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _point(row: Row, results: Results) -> dict[str, Any]:
     """Return what is drawn of a row, and the lines of text that describe it."""
     measurement = results.measurement(row)
     memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
+    timed = results.measured[row.target].runtime
+    batch = timed.conditions.batch_size if timed else 0
     lines = [formats.speedup(row.speedup_today, row.timing_today) or "the reference"]
     if row.difference:
         change = formats.change(row.difference.value, is_fraction=results.is_fraction)
@@ -126,6 +132,7 @@ def _point(row: Row, results: Results) -> dict[str, Any]:
         "latency": _ends(row.latency_ms),
         "size": [row.size_bytes] if row.size_bytes else None,
         "memory": [memory] if memory else None,
+        "throughput": [_rounded(1e3 * batch / row.latency_ms.value)] if batch and row.latency_ms else None,
         "change": _ends(row.difference, _scale(results)) or [0.0],
         "pale": row.variant != BASELINE and row.timing_today not in CONCLUSIVE,
         "lines": lines,

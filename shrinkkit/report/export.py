@@ -141,24 +141,36 @@ def _cleaned(page: str) -> str:
     """Return a page with code that scrolls by keyboard, and without the styles and images that outputs contain."""
     page = re.sub(r'<style class="sk-style">.*?</style>', "", page, flags=re.DOTALL)
     page = re.sub(r"<pre\b(?![^>]*\btabindex=)", '<pre tabindex="0"', page)
+    # What HTML can do without is a tenth of a page with many tables.
+    page = re.sub(r'(?<=")></(?:path|use)>', "/>", re.sub(r"</t[dr]>", "", page))
+    page = re.sub(r'(?<=<td class=)"([\w-]+)"', r"\1", page)
     # nbconvert changes the order of attributes, and `hidden` becomes `hidden=""`.
     return re.sub(r"(</svg>)\s*<img\b[^>]*?\shidden\b[^>]*>", r"\1", page)
 
 
 def _with_contents(page: str) -> str:
-    """Return a page with an anchor for each section, and a navigation bar if there are more than two."""
+    """Return a page with an anchor for each section and part, and a navigation bar if there are more than two sections.
+
+    The anchor of a part (h3) begins with that of its section: `timing-samples-cpu-torch`.
+    """
     sections: dict[str, str] = {}
+    keys: list[str] = []
 
     def anchored(match: re.Match[str]) -> str:
-        text = " ".join(unescape(re.sub(r"<[^>]+>", "", match[2])).split())
+        level, attributes, content = match.groups()
+        text = " ".join(unescape(re.sub(r"<[^>]+>", "", content)).split())
         key = tables.anchor(text)
-        while key in sections:
+        if level == "3" and sections:
+            key = f"{list(sections)[-1]}-{key}"
+        while key in keys:
             key += "-"
-        sections[key] = text
+        keys.append(key)
+        if level == "2":
+            sections[key] = text
         link = f'<a class="sk-link" href="#{key}" aria-label="Link to {escape(text)}">#</a>'
-        return f'<h2 id="{key}"{match[1]}>{match[2]}{link}</h2>'
+        return f'<h{level} id="{key}"{attributes}>{content}{link}</h{level}>'
 
-    page = re.sub(r"<h2((?:(?! id=)[^>])*)>(.*?)</h2>", anchored, page, flags=re.DOTALL)
+    page = re.sub(r"<h([23])((?:(?! id=)[^>])*)>(.*?)</h\1>", anchored, page, flags=re.DOTALL)
     items = "".join(f'<li><a href="#{key}">{escape(text)}</a></li>' for key, text in sections.items())
     nav = f'<nav class="sk-nav" aria-label="Sections"><ul>{items}</ul></nav>' if len(sections) > 2 else ""
     return page.replace("<!--contents-->", nav, 1)

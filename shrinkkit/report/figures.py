@@ -12,7 +12,7 @@ from shrinkkit.core.recipe import BASELINE, STAGE
 from shrinkkit.core.target import Place
 from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
-from shrinkkit.display.picture import COLOURS, DASHES, FAINT, GREY, INK, Picture, canvas, picture, style
+from shrinkkit.display.picture import COLOURS, DASHES, FAINT, GREY, INK, SHADES, Picture, canvas, picture, style
 from shrinkkit.display.tables import Shown, Statement
 from shrinkkit.report import chart
 from shrinkkit.results.results import CONCLUSIVE, pareto_front
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 FACTORS = {
-    "runtime": ("runtime", COLOURS[0]),
-    "transform": ("transforms", COLOURS[1]),
-    "precision": ("precision", COLOURS[2]),
-    "both": ("transforms and precision, not measured separately", COLOURS[3]),
+    "runtime": ("runtime", SHADES[0]),
+    "transform": ("transforms", SHADES[2]),
+    "precision": ("precision", SHADES[3]),
+    "both": ("transforms and precision, not measured separately", SHADES[1]),
 }
 """Labels and colours of the kinds of factors."""
 TICKS, TICK_INCHES = 7, 0.65
 """Labels below a panel at most, and the width that each takes."""
 PANELS = 3
 """Side by side at most."""
-SHOWN = 120
-"""Slots drawn of a distribution at most, evenly spaced, to keep the page small."""
+SHOWN, FEWEST, DOTS = 120, 24, 1200
+"""Slots drawn of a distribution at most, evenly spaced, at least, and of all together, to keep the page small."""
 _BUDGET = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
@@ -328,20 +328,21 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "", names:
     if not compared:
         return Statement("No timing samples.")
     columns, own = min(PANELS, len(compared)), names or list(compared)
-    lines = -(-len(compared) // columns)
+    lines, shown = -(-len(compared) // columns), max(FEWEST, min(SHOWN, DOTS // len(compared)))
     with canvas(9.2, 2.1 * lines + 0.3) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in grid.flat[len(compared) :]:
             axes.set_axis_off()
         for axes, (name, comparison) in zip(grid.flat, compared.items(), strict=False):
-            _slots(axes, name, comparison, look(name, own)["color"] if name in own else INK)
+            _slots(axes, name, comparison, look(name, own)["color"] if name in own else INK, shown)
+            axes.set_ylabel("ms" if axes in grid[:, 0] else "")
         texts = " ".join(
             f"{name}: {_quantiles(c.candidate_samples_ms)}; {'FP32' if c.reference == BASELINE else c.reference}: "
             f"{_quantiles(c.reference_samples_ms)}."
             for name, c in compared.items()
         )
         most = max(len(c.candidate_samples_ms) for c in compared.values())
-        thinned = f" {SHOWN} of up to {most} slots are drawn, evenly spaced." if most > SHOWN else ""
+        thinned = f" {shown} of up to {most} slots are drawn, evenly spaced." if most > shown else ""
         return picture(
             figure,
             f"Times of single calls, slot by slot. {texts}",
@@ -351,14 +352,14 @@ def distributions(compared: Mapping[str, Comparison], *, title: str = "", names:
         )
 
 
-def _slots(axes: "Axes", name: str, comparison: Comparison, own: str) -> None:
+def _slots(axes: "Axes", name: str, comparison: Comparison, own: str, shown: int) -> None:
     highest = 0.0
     drawn = ((comparison.reference_samples_ms, GREY, 0.7), (comparison.candidate_samples_ms, own, 1.0))
     for samples, colour, alpha in drawn:
         times = np.array([min(slot) for slot in samples if slot])
         if not len(times):
             continue
-        chosen = np.unique(np.linspace(0, len(times) - 1, min(SHOWN, len(times))).astype(int))
+        chosen = np.unique(np.linspace(0, len(times) - 1, min(shown, len(times))).astype(int))
         x = chosen / max(1, len(times) - 1)
         # Lines without length and with round ends are dots that weigh a fraction of markers.
         path = np.full((2, 3 * len(chosen)), np.nan)
@@ -372,7 +373,8 @@ def _slots(axes: "Axes", name: str, comparison: Comparison, own: str) -> None:
     axes.set_title(f"{formats.wrapped(name)}\n{verdict}, {speed}\n{floor}", loc="left", fontsize=8)
     axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xticks([])
-    axes.set_ylabel("ms")
+    axes.spines[:].set_visible(False)
+    axes.locator_params(axis="y", nbins=4)
     axes.grid(axis="y", color=FAINT)
 
 

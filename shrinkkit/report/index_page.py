@@ -151,7 +151,9 @@ def page(runs: Sequence[Run]) -> str:
         script=texts["page.js"] + texts["tables.js"],
         runs=runs,
         summary=f"{formats.counted(len(runs), 'run')}: {counts}.",
-        table=tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False),
+        table=replace(
+            tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False), facet="status"
+        ),
         fronts=_fronts(runs),
     )
     return html

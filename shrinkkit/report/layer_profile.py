@@ -4,17 +4,21 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
+from typing import Any
 
 from shrinkkit.core.measurement import LayerTime, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import LayerAudit, Variant
 from shrinkkit.display import formats
-from shrinkkit.display.picture import COLOURS, FAINT, Picture, canvas, picture
+from shrinkkit.display.picture import FAINT, HIGHLIGHT, PAPER, SHADES, Picture, canvas, picture
 from shrinkkit.display.tables import Cell, Row, Several, Shown, Statement, Table, table
 from shrinkkit.results import diagnosis
 from shrinkkit.results.diagnosis import LONGER, NOTABLE, total_ms
 
+COLUMNS = 6
+"""Variants of a table at most."""
 NAMED = 4
 """Layers that a chart names; the others are summed."""
 SHOWN = 0.01
@@ -22,26 +26,52 @@ SHOWN = 0.01
 DISTURBED = 1.5
 """Layer times that add up to more than this many times the latency are not shown."""
 
+_GAP: dict[str, Any] = {"linewidth": 0.7, "edgecolor": PAPER}
+_NONE: Mapping[str, str] = MappingProxyType({})
 _REST, _OUTSIDE, _CONVERSIONS, _NOWHERE = "other layers", "outside the layers", "conversions", "(in no layer)"
-_LAYER_COLOURS = (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[4])
-_OTHER_COLOURS = {_REST: COLOURS[5], _OUTSIDE: FAINT, _CONVERSIONS: COLOURS[1]}
+_OTHER_COLOURS = {_REST: SHADES[4], _OUTSIDE: FAINT, _CONVERSIONS: HIGHLIGHT}
 
 
 def layers(record: TargetRecord, variants: Mapping[str, Variant]) -> Several:
-    """Return the latency by layer of every variant on one target: a chart, causes of slow-downs, and a table each."""
+    """Return the latency by layer of every variant on one target: a chart, causes of slow-downs, and tables."""
     measured = {m.variant: m for m in record.measurements if m.layers and m.variant in variants}
-    valid = {name: m for name, m in measured.items() if total_ms(m.layers) <= DISTURBED * _latency_ms(m)}
+    valid = {name: m for name, m in measured.items() if _is_valid(m)}
     parts: list[Shown] = [_disturbed(m, record.target) for name, m in measured.items() if name not in valid]
     if not valid:
         return Several((*parts, Statement(f"No per-layer latency on {record.target}.", tone="warning")))
-    before = valid[BASELINE].layers if BASELINE in valid else ()
     parts.insert(0, _chart(valid, variants, record.target))
     for name, measurement in valid.items():
-        if name != BASELINE:
-            parts += _diagnosis(measurement, before, variants[name], record)
-    compressed = {name: m for name, m in valid.items() if name != BASELINE} or valid
-    parts += [_table(m, before, variants[name], record) for name, m in compressed.items()]
+        timed, sentences = measurement.latency, causes(measurement, variants[name], record)
+        if timed and sentences:
+            text = f"{name} on {record.target}: {formats.speedup(timed.speedup, timed.verdict)} vs. the baseline."
+            parts.append(Statement(text, sentences, "bad" if timed.verdict == "slower" else ""))
+    names = [name for name in valid if name != BASELINE]
+    for i in range(0, max(1, len(names)), COLUMNS):
+        columns = {name: m for name, m in valid.items() if name in (BASELINE, *names[i : i + COLUMNS])}
+        parts.append(_table(columns, variants, record))
     return Several(tuple(parts))
+
+
+def causes(measurement: Measurement, variant: Variant, record: TargetRecord) -> tuple[str, ...]:
+    """Return why a variant is not faster, or why its conversions matter; empty if the layer times show no cause."""
+    timed, before = measurement.latency, next((m for m in record.measurements if m.variant == BASELINE), None)
+    if timed is None or not _is_valid(measurement):
+        return ()
+    sentences = diagnosis.slow_down(
+        before.layers if before and _is_valid(before) else (),
+        measurement.layers,
+        variant.audit,
+        runtime=_runtime(record),
+        denormals=measurement.denormals,
+        speedup=timed.speedup,
+        verdict=timed.verdict,
+    )
+    converting = total_ms([t for t in measurement.layers if t.converts]) >= NOTABLE * total_ms(measurement.layers)
+    return () if timed.verdict == "faster" and not converting else sentences
+
+
+def _is_valid(measurement: Measurement) -> bool:
+    return total_ms(measurement.layers) <= DISTURBED * _latency_ms(measurement)
 
 
 def _latency_ms(measurement: Measurement) -> float:
@@ -58,29 +88,6 @@ def _disturbed(measurement: Measurement, target: str) -> Statement:
     )
 
 
-def _diagnosis(
-    measurement: Measurement, before: Sequence[LayerTime], variant: Variant, record: TargetRecord
-) -> list[Shown]:
-    """Return the causes why a variant is not faster, or why its conversions matter."""
-    timed = measurement.latency
-    if timed is None:
-        return []
-    sentences = diagnosis.slow_down(
-        before,
-        measurement.layers,
-        variant.audit,
-        runtime=_runtime(record),
-        denormals=measurement.denormals,
-        speedup=timed.speedup,
-        verdict=timed.verdict,
-    )
-    converting = total_ms([t for t in measurement.layers if t.converts]) >= NOTABLE * total_ms(measurement.layers)
-    if not sentences or (timed.verdict == "faster" and not converting):
-        return []
-    text = f"{variant.name} on {record.target}: {formats.speedup(timed.speedup, timed.verdict)} vs. the baseline."
-    return [Statement(text, sentences, "bad" if timed.verdict == "slower" else "")]
-
-
 def _runtime(record: TargetRecord) -> str:
     return Place.parse(record.target).target.runtime
 
@@ -89,15 +96,24 @@ def _chart(measured: Mapping[str, Measurement], variants: Mapping[str, Variant],
     times = {name: _by_layer(m.layers, variants[name].audit) for name, m in measured.items()}
     longest = {layer: max(own.get(layer, 0.0) for own in times.values()) for layer in {*chain(*times.values())}}
     named = sorted(longest.keys() - {_OUTSIDE, _CONVERSIONS}, key=lambda layer: (-longest[layer], layer))[:NAMED]
-    colours = dict(zip(named, _LAYER_COLOURS, strict=False)) | _OTHER_COLOURS
+    colours = dict(zip(named, SHADES, strict=False)) | _OTHER_COLOURS
     bars = {name: _segments(own, named) for name, own in times.items()}
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
     with canvas(9.2, 0.34 * len(bars) + 1.1) as figure:
         axes = figure.subplots()
         lefts = [0.0] * len(bars)
         for layer, colour in colours.items():
             widths = [own.get(layer, 0.0) for own in bars.values()]
             if any(widths):
-                axes.barh(range(len(bars)), widths, left=lefts, height=0.66, color=colour, linewidth=0, label=layer)
+                boxes = [
+                    Path([(x, y - 0.33), (x + width, y - 0.33), (x + width, y + 0.33), (x, y + 0.33)], closed=True)
+                    for y, (x, width) in enumerate(zip(lefts, widths, strict=True))
+                    if width
+                ]
+                # One path for a layer weighs a fraction of a bar for each variant.
+                axes.add_patch(PathPatch(Path.make_compound_path(*boxes), facecolor=colour, label=layer, **_GAP))
                 lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
         for y, ms in enumerate(lefts):
             axes.annotate(formats.milliseconds(ms), (ms, y), xytext=(4, 0), textcoords="offset points", va="center")
@@ -136,32 +152,32 @@ def _in_words(by_layer: Mapping[str, float]) -> str:
     return f"{formats.milliseconds(sum(by_layer.values()))}, of which {parts}"
 
 
-def _table(measurement: Measurement, before: Sequence[LayerTime], variant: Variant, record: TargetRecord) -> Table:
-    """Return a variant's layers with the baseline's latencies, in execution order."""
-    is_baseline = measurement.variant == BASELINE
-    now, old = _operators(measurement.layers), _operators(() if is_baseline else before)
-    total, total_before = total_ms(measurement.layers), total_ms(before)
+def _table(measured: Mapping[str, Measurement], variants: Mapping[str, Variant], record: TargetRecord) -> Table:
+    """Return the latency of each layer, a column for each variant, in execution order."""
+    operators = {name: _operators(m.layers) for name, m in measured.items()}
+    totals = {name: total_ms(m.layers) for name, m in measured.items()}
+    layers = {row.layer for name in measured for row in variants[name].audit}
+    times = {
+        layer: {name: sum(own.get(layer, {}).values()) for name, own in operators.items()}
+        for layer in dict.fromkeys(chain(*operators.values()))
+    }
+    small = [layer for layer, own in times.items() if all(ms < SHOWN * totals[name] for name, ms in own.items())]
     rows: list[Row] = []
-    small: list[tuple[float, float]] = []
-    audit = {row.layer: row for row in variant.audit}
-    for layer in dict.fromkeys([*now, *(layer for layer in old if layer in audit)]):
-        ms, ms_before = sum(now.get(layer, {}).values()), sum(old.get(layer, {}).values())
-        if ms < SHOWN * total and ms_before < SHOWN * total_before:
-            small.append((ms, ms_before))
-            continue
-        operators = ", ".join(now[layer]) if layer in now else "fused into another layer"
-        names: Row = {"layer": layer, "operators": Cell(operators, tone="quiet")}
-        rows.append({**names, **_times(ms, ms_before, total), **_layer(audit.get(layer), _runtime(record))})
+    for layer in (layer for layer in times if layer not in small):
+        used = dict.fromkeys(chain(*(own.get(layer, {}) for own in operators.values())))
+        precision = {name: _runs_as(variants[name], layer, record) for name in measured}
+        row = _times(times[layer], precision, is_layer=layer in layers)
+        rows.append({"layer": layer, "operators": Cell(", ".join(used), tone="quiet"), **row})
     if small:
         name = f"{formats.counted(len(small), 'row')} below {formats.percent(SHOWN)} each"
-        ms, ms_before = map(sum, zip(*small, strict=True))
-        rows.append({"layer": name, **_times(ms, ms_before, total)})
-    note = "Medians of single operators."
-    if measurement.latency_ms:
-        fraction = formats.percent(total / measurement.latency_ms.value)
-        note += f" Their sum is {fraction} of the latency, {formats.milliseconds(measurement.latency_ms.value)}."
-    caption = f"{variant.name} on {record.target}: {formats.milliseconds(total)} in total"
-    return table(caption, rows, note, text=("operators", "runs as"), folded=True)
+        sums = {name: sum(times[layer][name] for layer in small) for name in measured}
+        rows.append({"layer": name, "operators": "", **_times(sums)})
+    rows.append({"layer": "total", "operators": "", **_times(totals)})
+    fractions = [f"{totals[name] / _latency_ms(m):.0%} of {name}" for name, m in measured.items() if m.latency_ms]
+    note = "Medians of single operators in ms, with the speed-up over the baseline, and the precision if not FP32."
+    note += f" Their sum, as a part of the latency: {', '.join(fractions)}." if fractions else ""
+    caption = f"Layers on {record.target}: {', '.join(name for name in measured if name != BASELINE) or BASELINE}"
+    return table(caption, rows, note, text=("operators",), folded=True, shaded=True)
 
 
 def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
@@ -172,24 +188,20 @@ def _operators(times: Sequence[LayerTime]) -> dict[str, dict[str, float]]:
     return by_layer
 
 
-def _times(ms: float, before: float, total: float) -> Row:
-    ratio = before / ms if before and ms else 0.0
-    tone = "bad" if ratio < 1 / LONGER else "good" if ratio > LONGER else "quiet"
-    return {
-        "baseline": formats.milliseconds(before) if before else "",
-        "latency": Cell(formats.milliseconds(ms), formats.percent(ms / total)) if ms else "",
-        "speed-up": Cell(formats.times(ratio), tone=tone) if ratio else "",
-    }
+def _times(times: Mapping[str, float], precision: Mapping[str, str] = _NONE, *, is_layer: bool = False) -> Row:
+    before = times.get(BASELINE, 0.0)
+    row: dict[str, Cell | str] = {}
+    for name, ms in times.items():
+        ratio = before / ms if before and ms and name != BASELINE else 0.0
+        tone = "" if not ratio else "bad" if ratio < 1 / LONGER else "good" if ratio > LONGER else ""
+        aside = ", ".join(filter(None, [formats.times(ratio) if ratio else "", precision.get(name, "")]))
+        fused = Cell("fused", tone="quiet") if is_layer and before else ""
+        row[name] = Cell(formats.digits(ms), aside, tone) if ms else fused
+    return row
 
 
-def _layer(row: LayerAudit | None, runtime: str) -> Row:
-    if row is None:
-        return {"channels": "", "runs as": ""}
-    channels = "" if row.channels is None else str(row.channels)
-    if row.lost_channels:
-        channels = f"{row.channels_before} \N{RIGHTWARDS ARROW} {channels}"
-    runs_as = row.precision[runtime].runs_as if runtime in row.precision else "float32"
-    return {
-        "channels": Cell(channels, tone="" if row.lost_channels else "quiet"),
-        "runs as": Cell(runs_as, tone="quiet"),
-    }
+def _runs_as(variant: Variant, layer: str, record: TargetRecord) -> str:
+    """Return the precision in which the runtime computes a layer, '' if it is float32 or unknown."""
+    audit = next((row for row in variant.audit if row.layer == layer), None)
+    precision = audit.precision.get(_runtime(record)) if audit else None
+    return precision.runs_as if precision and precision.runs_as != "float32" else ""

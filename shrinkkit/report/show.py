@@ -4,13 +4,14 @@ Tables of accuracy are in `accuracy`, those of layers in `layer_profile`.
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
+from urllib.parse import quote
 
 import numpy as np
 
-from shrinkkit.core import estimate, evidence, machines
+from shrinkkit.core import estimate, evidence
 from shrinkkit.core.measurement import Accuracy, Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, TASKS, relocated
 from shrinkkit.core.run_folder import RunFolder
@@ -20,6 +21,7 @@ from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.tables import Cell, Command, Heading, Several, Shown, Statement, Table
 from shrinkkit.report import accuracy, figures, layer_profile
+from shrinkkit.report.glossary import GLOSSARY
 from shrinkkit.results.breakdown import breakdown
 from shrinkkit.results.faults import faults
 from shrinkkit.results.results import Results, Row
@@ -34,6 +36,7 @@ Source: MLPerf Inference, LoadGen's early stopping.
 """
 MANY = 20
 """Variants from which on a chart shows only the Pareto-optimal ones."""
+_PREDICTIONS = "Changed predictions"
 _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
 
 
@@ -69,39 +72,32 @@ def missing(results: Results) -> Several:
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
 
 
-def variants(results: Results) -> Several:
-    """Return the results on each target; with several machines, each has a section with its environment."""
+def tradeoff(results: Results) -> Several:
+    """Return the chart of speed-up and change of the score, under a heading that says what the score is."""
+    line = "The best variants are on the right, entirely above the dashed line, and small."
+    title = f"{'Fidelity' if results.is_fidelity else 'Accuracy'} vs. speed"
+    return Several((Heading(title, line, level=2), figures.tradeoff(results)))
+
+
+def variants(results: Results) -> Shown:
+    """Return one table of all variants on all targets; each row unfolds into its details."""
     if not results.targets:
-        return Several((Statement("No target was measured.", tone="warning"),))
-    if len(results.machines) == 1:
-        return Several(_tables(results), filtered="rows")
-    parts: list[Shown] = []
-    for name in results.machines:
-        part = results.of(name)
-        parts += [Heading(_machine(part, name)), *_tables(part), *_environments(part, folded=True)]
-    return Several(tuple(parts), filtered="rows")
-
-
-def _machine(part: Results, name: str) -> str:
-    environments = [record.environment for record in part.measured.values()]
-    hardware = {machines.name(own, e.cores): own for e in environments for own in (e.cpu, *e.gpu.split(", ")) if own}
-    return f"{name}: {hardware[name]}" if name in hardware else name
-
-
-def _tables(results: Results) -> tuple[Table, ...]:
-    """Return the results on each target of one machine, with the row of the verdict marked."""
-    best = decide(results).row
-    shown = []
+        return Statement("No target was measured.", tone="warning")
+    verdict, rows, details, notes = decide(results), [], [], []
+    best = verdict.row if verdict.kind == "within budget" else None
     for target in results.targets:
-        rows = [row for row in results.rows if row.target == target]
-        lines = [*_user_module(results, target), *(_variant(row, results, chosen=row == best) for row in rows)]
+        measured = [row for row in results.rows if row.target == target]
+        own = _user_module(results, target)
+        rows += [*own, *(_variant(row, results, chosen=row == best) for row in measured)]
+        details += [*(() for _ in own), *(_details(row, results) for row in measured)]
+        notes += [f"{results.where(target)}{text}." for text in [_conditions(results, target)] if text]
         signs = results.measured[target].notes if target in results.measured else ()
-        contention = f"Contention during the benchmark: {'; '.join(signs)}." if signs else ""
-        slow = [f"{m.variant}: {n}" for r in rows if (m := results.measurement(r)) for n in m.notes if _limits(n)]
-        note = " ".join(filter(None, [_dense_zeros(rows), contention, *slow]))
-        caption = f"{results.where(target)}{_conditions(results, target)}"
-        shown.append(tables.table(caption, lines, note, folded=False))
-    return tuple(shown)
+        notes += [f"Contention during the benchmark on {results.where(target)}: {'; '.join(signs)}."] if signs else []
+        slow = ((m.variant, note) for row in measured if (m := results.measurement(row)) for note in m.notes)
+        notes += [f"{name} on {results.where(target)}: {note}" for name, note in slow if _limits(note)]
+    note = " ".join((*notes, *dict.fromkeys(_dense_zeros(results.rows))))
+    table = tables.table("Variants and targets", rows, note, text=("target",), folded=False)
+    return replace(table, facet="target", details=tuple(details))
 
 
 def _limits(note: str) -> bool:
@@ -111,13 +107,19 @@ def _limits(note: str) -> bool:
 def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     aside = "best" if chosen else "intermediate" if row.intermediate else ""
     name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
+    where = results.where(row.target)
     if row.state != "measured":
-        return {"variant": name, row.state: Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)}
+        return {
+            "variant": name,
+            "target": where,
+            row.state: Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True),
+        }
     verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
     unit = " (pts)" if results.is_fraction else ""
-    # What decides comes first: a phone shows four columns before it scrolls.
+    # What decides comes first: a phone shows three columns before it scrolls.
     return {
         "variant": name,
+        "target": where,
         "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
         "vs PyTorch": _speedup(row, row.speedup_today, row.timing_today),
         "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
@@ -130,6 +132,38 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
         "parameters": cells.count(row.parameters),
         "MACs": cells.count(row.macs),
     }
+
+
+def _details(row: Row, results: Results) -> tuple[tuple[str, Cell], ...]:
+    """Return why a measured row is slow, its changed predictions, and links to its layers, timing and file."""
+    measurement, variant = results.measurement(row), results.variants.get(row.variant)
+    if row.state != "measured" or measurement is None or variant is None:
+        return ()
+    record, where = results.measured[row.target], results.where(row.target)
+    causes = layer_profile.causes(measurement, variant, record)
+    pairs = [("Slow because", Cell(" ".join(causes)))] if causes else []
+    if (scored := measurement.accuracy) and scored.difference and not scored.resampled:
+        text = f"{scored.regressions:,} worse, {scored.improvements:,} better, of {scored.examples:,} examples"
+        pairs.append(("Predictions", Cell(text, href=f"#{tables.anchor(_PREDICTIONS)}")))
+    if measurement.layers:
+        total = formats.milliseconds(sum(time.ms for time in measurement.layers))
+        pairs.append(("Latency by layer", Cell(f"{total} in all layers", href=_section("Per-layer latency", where))))
+    if row.variant != BASELINE:
+        report = layer_report(variant)
+        pairs.append(("Layers", Cell(report.caption.removeprefix(f"{variant.name}: "), href=f"#{report.key}")))
+    if timed := measurement.latency:
+        blocks = formats.counted(len(timed.control_samples_ms) // 2, "block")
+        text = f"{blocks}, noise floor \N{PLUS-MINUS SIGN}{formats.percent(timed.noise_floor)}"
+        text = "; ".join([text, *timed.warnings])
+        pairs.append(("Timing", Cell(text, href=_section("Timing samples", where))))
+    folder = RunFolder("").variant(row.variant)
+    for file in (file for file in variant.files if file.runtime == row.place.target.runtime):
+        pairs.append(("File", Cell(file.path, href=quote((folder / file.path).as_posix()))))
+    return tuple(pairs)
+
+
+def _section(heading: str, part: str) -> str:
+    return f"#{tables.anchor(heading)}-{tables.anchor(part)}"
 
 
 def _speedup(row: Row, ratio: estimate.Estimate | None, verdict: str) -> Cell:
@@ -145,7 +179,15 @@ def _user_module(results: Results, target: str) -> tuple[tables.Row, ...]:
         return ()
     form = {"eager": "eager PyTorch", "compiled": "torch.compile"}.get(record.runtime.conditions.form, "")
     name = Cell("your module", form)
-    return ({"variant": name, "vs PyTorch": cells.speedup(None, ""), "latency / batch": cells.latency(latency_ms)},)
+    where = results.where(target)
+    return (
+        {
+            "variant": name,
+            "target": where,
+            "vs PyTorch": cells.speedup(None, ""),
+            "latency / batch": cells.latency(latency_ms),
+        },
+    )
 
 
 def _conditions(results: Results, target: str) -> str:
@@ -159,15 +201,13 @@ def _conditions(results: Results, target: str) -> str:
     return text
 
 
-def _dense_zeros(rows: Sequence[Row]) -> str:
-    """Return a sentence about sparse variants whose files did not shrink; '' if there are none."""
-    before = next((row.size_bytes for row in rows if row.variant == BASELINE), None)
-    return " ".join(
-        f"{row.variant}: {formats.percent(row.sparsity)} of the weights are zero, but the file stores zeros like other "
-        f"numbers; compressed it has {formats.size(row.compressed_bytes or 0)}."
-        for row in rows
-        if before and row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * before
-    )
+def _dense_zeros(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a sentence about each sparse variant whose file did not shrink."""
+    before = {row.target: row.size_bytes for row in rows if row.variant == BASELINE}
+    for row in rows:
+        if row.sparsity and row.sparsity > 0.2 and row.size_bytes and row.size_bytes > 0.9 * (before[row.target] or 0):
+            zeros = formats.percent(row.sparsity)
+            yield f"{row.variant}: {zeros} of the weights are zero, but files store zeros like other numbers."
 
 
 def objectives(row: Row, results: Results) -> tables.Row:
@@ -234,12 +274,6 @@ def _by_target(results: Results, parts: Callable[[TargetRecord], tuple[Shown, ..
 
 def environment(results: Results) -> Several:
     """Return machine and software of each target's benchmark, equal ones once."""
-    if len(results.machines) > 1:
-        return Several((Statement("The environment of each machine is below its results."),))
-    return Several(_environments(results) or (Statement("No environment was recorded.", tone="warning"),))
-
-
-def _environments(results: Results, *, folded: bool = False) -> tuple[Table, ...]:
     places: dict[str, list[str]] = {}
     shown: dict[str, Table] = {}
     for target, record in results.measured.items():
@@ -248,8 +282,8 @@ def _environments(results: Results, *, folded: bool = False) -> tuple[Table, ...
         places.setdefault(key, []).append(results.where(target))
         caption = f"Environment of {' and '.join(places[key])}"
         first = shown.get(key) or own.shown()
-        shown[key] = replace(first, caption=caption, folded=folded)
-    return tuple(shown.values())
+        shown[key] = replace(first, caption=caption)
+    return Several(tuple(shown.values()) or (Statement("No environment was recorded.", tone="warning"),))
 
 
 def model_files(results: Results) -> Table:
@@ -304,6 +338,11 @@ def commands(results: Results) -> Shown:
     return Several(tuple(parts))
 
 
+def glossary() -> Table:
+    """Return the terms of the report with their definitions."""
+    return replace(tables.facts("Terms", tuple(GLOSSARY.items())), key="terms")
+
+
 def files(variant: Variant) -> Table:
     """Return the model files of one variant, and why a runtime has none."""
     return files_table(variant)
@@ -317,7 +356,8 @@ def layer_reports(results: Results) -> Several:
 
 def layer_report(variant: Variant) -> Table:
     """Return the changes of each layer of a variant; the caption sums them up."""
-    return audit_table(variant.audit, of=variant.name, sparsity=variant.sparsity)
+    table = audit_table(variant.audit, of=variant.name, sparsity=variant.sparsity)
+    return replace(table, key=tables.anchor(f"layers of {variant.name}"))
 
 
 def shrunk(*, parameters: Sequence[int], macs: Sequence[int], sparsity: Sequence[float] = (0, 0)) -> Table:
@@ -376,18 +416,17 @@ def runtime(compared: Comparison | None) -> Shown:
 
 
 def timings(results: Results) -> Several:
-    """Return samples and conditions of every comparison, place by place."""
-    parts: list[Shown] = []
+    """Return, for each target, samples and conditions of every comparison."""
     names = figures.named(results)
-    for target, record in results.measured.items():
-        compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
-        if record.runtime:
-            compared[_unchanged(record.runtime)] = record.runtime
-        if compared:
-            where = results.where(target)
-            table = replace(_timings(f"All comparisons on {where}", compared), folded=True)
-            parts += [figures.distributions(compared, title=where, names=names), table]
-    return Several(tuple(parts) or (Statement("Nothing was timed.", tone="warning"),))
+    return _by_target(results, lambda record: _samples(record, names))
+
+
+def _samples(record: TargetRecord, names: Sequence[str]) -> tuple[Shown, ...]:
+    compared: dict[str, Comparison] = {m.variant: m.latency for m in record.measurements if m.latency}
+    if record.runtime:
+        compared[_unchanged(record.runtime)] = record.runtime
+    table = replace(_timings(f"All comparisons on {record.target}", compared), folded=True)
+    return (figures.distributions(compared, title=record.target, names=names), *([table] if compared else []))
 
 
 def _unchanged(compared: Comparison) -> str:

@@ -110,6 +110,11 @@ class Results(Rich):
         return formats.metric(self.metric, higher_is_better=self.higher_is_better)
 
     @property
+    def is_fidelity(self) -> bool:
+        """Whether the score is the agreement with the original model, for want of labels."""
+        return self.metric.endswith("with the original")
+
+    @property
     def task_notes(self) -> tuple[str, ...]:
         """What the task was given without, such as labels."""
         return tuple(dict.fromkeys(note for record in self.measured.values() for note in record.task_notes))

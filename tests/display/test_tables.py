@@ -99,5 +99,6 @@ def test_a_wide_cell_ends_its_row_under_whatever_title():
     assert 'colspan="2"' in made.html()
 
 
-def test_a_table_without_rows_is_its_caption():
-    assert tables.table("Files", []).markdown().strip() == "**Files**"
+def test_a_table_without_rows_says_so():
+    assert tables.table("Files", []).markdown().strip() == "**Files**: none."
+    assert "<table" not in tables.table("Files", []).html()

@@ -55,7 +55,7 @@ def test_the_report_answers_first_and_keeps_its_order(exported):
         ">Failures and unsupported combinations<a", ">Results<a", ">Speed-up breakdown<a",
         ">Changed predictions<a", ">Per-layer latency<a", ">Tail latency, memory and throughput<a",
         ">Layer report<a", ">Timing samples<a", ">Environment<a", ">Artifacts and reproduction<a",
-        "shrinkkit run digits-cnn", ">How this was made</summary>",
+        "shrinkkit run digits-cnn", ">Glossary<a", ">How this was made</summary>",
     ]  # fmt: skip
     main = text[text.index("<main") :]
     assert [main.index(mark) for mark in marks] == sorted(main.index(mark) for mark in marks)
@@ -75,6 +75,52 @@ def test_every_picture_has_a_text_that_stands_in_for_it(exported):
     assert all(re.search(r'aria-label="[^"]{40}', opening) and 'role="img"' in opening for opening in pictures)
 
 
+def test_the_report_of_forty_variants_is_light_too(tmp_path, monkeypatch):
+    base, made = examples.MADE_UP["baseline"], {}
+    for i in range(1, 41):
+        source, size, parameters, macs, zeroed, _, speed, _ = base
+        name = f"channels-{i}-static-int8" if i % 2 else f"channels-{i}-with-a-longer-name"
+        made[name] = ("baseline", size - 20_000 * i, parameters, macs, zeroed, i // 3, 1 + i / 8, 1 + i / 6)
+    recipes = tuple(
+        {
+            "name": name,
+            "stages": ({"prune-channels": {"ratio": 0.5}},),
+            "precision": "static-int8" if "int8" in name else "float32",
+        }
+        for name in made
+    )
+    narrow = {
+        "narrow-int8": examples.MADE_UP["narrow-int8"],
+        "narrow-int8.stage-1": examples.MADE_UP["narrow-int8.stage-1"],
+    }
+    monkeypatch.setattr(examples, "MADE_UP", {"baseline": base, **made, **narrow})
+    monkeypatch.setattr(examples, "RECIPES", (*recipes, examples.NARROW))
+    run = examples.write_run(tmp_path / "run")
+    execute(tmp_path / "executed.ipynb", run)
+    export.html(tmp_path / "executed.ipynb", tmp_path / "report.html", title="forty")
+    text = (tmp_path / "report.html").read_text()
+    assert len(text.encode()) < LIMIT
+    assert all(f'id="layers-of-{name}"' in text and f">{name}<" in text for name in made)
+
+
+def test_the_scripts_of_a_report_are_light(exported):
+    scripts = re.findall(r"<script>(.*?)</script>", (exported / "report.html").read_text(), flags=re.DOTALL)
+    assert 10_000 < sum(len(script.encode()) for script in scripts) < 150_000
+
+
+def test_no_table_is_empty(exported):
+    bodies = re.findall(r"<tbody>(.*?)</tbody>", (exported / "report.html").read_text(), flags=re.DOTALL)
+    assert bodies
+    assert all("<tr" in body for body in bodies)
+
+
+def test_parts_of_sections_have_links_too(exported):
+    text = (exported / "report.html").read_text()
+    for address in set(re.findall(r'<dd><a href="#([^"]+)"', text)):
+        assert f'id="{address}"' in text
+    assert 'href="#per-layer-latency-cpu-torch"' in text
+
+
 def test_no_id_is_given_twice(exported):
     ids = re.findall(r'\sid="([^"]+)"', (exported / "report.html").read_text())
     assert len(ids) == len(set(ids))
@@ -89,7 +135,7 @@ def test_sections_are_linked_from_the_top(exported):
 def test_the_markdown_reads_without_its_pictures(exported):
     text = (exported / "report.md").read_text()
     assert text.startswith("# synthetic")
-    assert "| channels-50-static-int8 (best) | 81.5 kB" in text
+    assert "| channels-50-static-int8 (best) | cpu/onnxruntime | 81.5 kB" in text
     assert "*Chart, in words:*" in text
     assert "data:" not in text
     assert "<svg" not in text

@@ -57,12 +57,12 @@ def test_every_view_survives_a_run_that_got_nowhere(view, found):
 def test_the_variants_are_shown_target_by_target_with_failures_in_place(found):
     text = repr(show.variants(found))
     assert text.count("failed: Unsupported") == 2
-    assert "cpu/onnxruntime: unchanged model 23.4 ms, batch size 8" in text
+    assert "cpu/onnxruntime: unchanged model 23.4 ms, batch size 8" in show.variants(found).note
     assert "(best)" in text
 
 
 def test_a_masked_variant_is_said_to_be_no_smaller(found):
-    assert "weights-80: 79.7 % of the weights are zero, but the file stores zeros" in repr(show.variants(found))
+    assert "weights-80: 79.7 % of the weights are zero, but files store zeros" in repr(show.variants(found))
 
 
 def test_what_is_missing_is_listed_once_with_its_targets(found):
@@ -104,23 +104,50 @@ def away(tmp_path_factory):
     return results.load(examples.write_two_machines(tmp_path_factory.mktemp("run"), targets=("cpu/torch",)))
 
 
-def test_each_of_several_machines_has_a_section_with_its_name_its_rows_and_its_facts(away):
-    text = show.variants(away).html()
-    own, other = text.split("<h3>")[1:]
-    assert own.startswith(f"{examples.HERE}: {examples.CPU}</h3>")
-    assert other.startswith(f"{examples.ELSEWHERE}: {examples.OTHER_CPU}</h3>")
-    assert "Linux-synthetic" in own
-    assert "Linux-elsewhere" not in own
-    assert "Linux-elsewhere" in other
-    assert f"cpu/torch @ {examples.HERE}: unchanged model 30.2 ms" in own
-    assert f"cpu/torch @ {examples.ELSEWHERE}: unchanged model 7.55 ms" in other
-    assert other.count("<table") == 2
-    assert "best" in other
-
-
-def test_one_machine_has_no_section_of_its_own(found):
-    assert "<h3>" not in show.variants(found).html()
+def test_one_table_has_a_row_for_each_variant_and_place(found, away):
+    table = show.variants(away)
+    places = [(cells[0].text, cells[1].text) for cells in table.rows]
+    assert len(set(places)) == len(places)
+    assert set(places) == {(row.variant, away.where(row.target)) for row in away.rows} | {
+        ("your module", away.where(target)) for target in away.targets
+    }
+    assert f"cpu/torch @ {examples.HERE}: unchanged model 30.2 ms" in table.note
+    assert f"cpu/torch @ {examples.ELSEWHERE}: unchanged model 7.55 ms" in table.note
     assert examples.HERE not in "".join(view(found)._repr_html_() for view in VIEWS)
+
+
+def test_a_row_unfolds_into_its_causes_predictions_layers_timing_and_file(found):
+    table = show.variants(found)
+    facts = {
+        (cells[0].text, cells[1].text): dict(details) for cells, details in zip(table.rows, table.details, strict=True)
+    }
+    slow = facts["float16", "cpu/torch"]
+    assert "in float16" in slow["Slow because"].text
+    assert slow["Predictions"].text == "0 worse, 0 better, of 2,000 examples"
+    assert slow["Latency by layer"].href == "#per-layer-latency-cpu-torch"
+    assert slow["Timing"].text == "30 blocks, noise floor \N{PLUS-MINUS SIGN}0.2 %"
+    assert slow["File"].href == "variants/float16/model.torchscript.pt"
+    assert "Slow because" not in facts["channels-50", "cpu/torch"]
+    assert facts["dynamic-int8", "cpu/torch"] == {}
+
+
+def test_a_variant_over_budget_is_not_marked_as_the_best(found):
+    rows = [
+        r if r.variant == "baseline" else dataclasses.replace(r, accuracy_verdict="over budget") for r in found.rows
+    ]
+    assert "(best)" not in repr(show.variants(dataclasses.replace(found, rows=tuple(rows))))
+
+
+def test_the_heading_of_a_fidelity_task_says_so(found):
+    assert "<h2>Accuracy vs. speed</h2>" in show.tradeoff(found).html()
+    unlabelled = dataclasses.replace(found, metric="top-1 agreement with the original")
+    assert "<h2>Fidelity vs. speed</h2>" in show.tradeoff(unlabelled).html()
+
+
+def test_every_machine_has_its_environment(away):
+    text = repr(show.environment(away))
+    assert "Linux-synthetic" in text
+    assert "Linux-elsewhere" in text
 
 
 def test_the_title_says_which_machine_measured_what(away):
@@ -139,11 +166,6 @@ def test_the_command_of_another_machine_is_shown_with_its_targets(away):
     text = repr(show.commands(away))
     assert f"Then on {examples.ELSEWHERE}" in text
     assert "shrinkkit run reports/synthetic --only benchmark --target cpu/torch" in text
-
-
-def test_a_machine_that_measured_nothing_still_has_its_section(away):
-    empty = dataclasses.replace(away, measured={})
-    assert f"<h3>{examples.ELSEWHERE}</h3>" in show.variants(empty).html()
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +287,8 @@ def test_the_factor_of_a_runtime_is_shown_where_there_is_one(record):
 
 
 def test_timings_of_a_run_survive_an_empty_one(found):
-    assert len(show.timings(found).parts) == 2 * len(found.measured)
-    assert "Nothing was timed" in repr(show.timings(dataclasses.replace(found, measured={})))
+    assert len(show.timings(found).parts) == 3 * len(found.measured)
+    assert "No target was measured" in repr(show.timings(dataclasses.replace(found, measured={})))
 
 
 def test_a_speed_up_is_a_cell_with_interval_and_verdict(latencies):

@@ -13,6 +13,7 @@
     ["latency", "← latency / batch", value => `${short(value)} ms`],
     ["size", "← file size", bytes],
     ["memory", "← peak memory", bytes],
+    ["throughput", "throughput, examples / s →", short],
   ].filter(([key]) => points.some(point => point[key]));
   const STATES = {w: "within budget", c: "inconclusive", o: "over budget"};
   const SHAPES = [
@@ -62,6 +63,26 @@
     return [[1, 2, 5], [1, 3]].map(ticks).find(each => each.length <= most) ?? ticks([1]);
   };
 
+  const table = document.querySelector("[data-facet=target] table");
+  const rows = table ? [...table.tBodies[0].rows].filter(row => !row.matches(".sk-more")) : [];
+  const column = rows.length ? [...table.tHead.rows[0].cells].findIndex(head => head.textContent.startsWith("Δ ")) : -1;
+  const TONES = {w: "sk-good", c: "sk-warning", o: "sk-bad"};
+  // The table has the verdicts of the chosen budget too.
+  const recolour = (at, best) => {
+    for (const row of rows) {
+      const [name, where] = [row.cells[0].firstChild.textContent.trim(), row.cells[1].textContent];
+      const point = points.find(each => each.name === name && targets[each.target] === where), state = point?.states[at];
+      if (!state) continue;
+      const cell = row.cells[column], small = cell.querySelector("small"), chosen = point === best, [head] = row.cells;
+      cell.classList.remove(...Object.values(TONES));
+      cell.classList.add(TONES[state]);
+      small.textContent = `${small.textContent.split("\n")[0]}\n${STATES[state]}`;
+      head.classList.toggle("sk-good", chosen);
+      if (!chosen) head.querySelector("small")?.remove();
+      else if (!head.querySelector("small")) head.append(element("small", {}, "best"));
+    }
+  };
+
   function draw() {
     const [key, title, format] = axes[axisPick.value], at = Number(slider.value), target = targetPick.value - 1;
     const drop = data.drops[at], text = data.budgets[at], width = Math.max(300, plot.clientWidth);
@@ -74,6 +95,7 @@
     answer.replaceChildren(element("strong", {}, best ? full(best) : "No variant"), best
       ? ` is recommended for a drop of at most ${text}: ${best.lines.slice(0, 2).join(", ")}.`
       : ` is better than the original and surely within ${text}.`, ` ${counts.join(", ")}.`);
+    recolour(at, points[data.recommended[0][at]]);
     if (!shown.length) return plot.replaceChildren("Not measured.");
 
     const logs = shown.map(point => Math.log(point[key][0])), ups = shown.map(point => better * point.change[0]);

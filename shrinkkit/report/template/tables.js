@@ -1,4 +1,4 @@
-// Sorting and downloads for every table; a filter and a choice of columns for each group of tables (.sk-filtered).
+// Sorting and downloads for every table; a filter and a choice of columns for some (.sk-filtered); rows that unfold.
 (() => {
   const SCALES = {k: 1e3, M: 1e6, G: 1e9};
   const button = (text, action, attributes = {}) => {
@@ -16,11 +16,14 @@
   const isWide = cell => cell.classList.contains("sk-wide");
 
   const read = table => {
-    const heads = [...table.tHead.rows[0].cells], rows = [...table.tBodies[0].rows];
-    const caption = table.caption.textContent.trim(), scroll = table.closest(".sk-scroll");
+    const heads = [...table.tHead.rows[0].cells], rows = [...table.tBodies[0].rows].filter(row => !row.matches(".sk-more"));
     const titles = heads.map((head, i) => head.textContent || (i ? "value" : "name"));
-    const note = scroll.nextElementSibling?.matches(".sk-note") ? [scroll.nextElementSibling] : [];
-    return {table, heads, rows, caption, titles, parts: [scroll, ...note]};
+    return {table, heads, rows, titles, caption: table.caption.textContent.trim()};
+  };
+  const moreOf = row => row.nextElementSibling?.matches(".sk-more") ? row.nextElementSibling : null;
+  const unfold = (row, open) => {
+    row.cells[0].querySelector("button").setAttribute("aria-expanded", open);
+    moreOf(row).hidden = !open;
   };
   const cellOf = (row, i) => row.cells[i] && !isWide(row.cells[i]) ? row.cells[i] : null;
   const isNumber = (one, i) => one.heads[i].classList.contains("sk-number");
@@ -41,7 +44,8 @@
       if (x === "" || y === "") return (x === "") - (y === "");
       return falling * (isNumber(one, i) ? x - y : x.localeCompare(y, "en", {numeric: true}));
     };
-    table.tBodies[0].append(...one.rows.sort(compare));
+    const more = new Map(one.rows.map(row => [row, moreOf(row)]));
+    table.tBodies[0].append(...one.rows.sort(compare).flatMap(row => more.get(row) ? [row, more.get(row)] : [row]));
   };
 
   // What is visible, row by row: texts, and in columns of their own the small print and the exact numbers.
@@ -76,53 +80,47 @@
   }, {"aria-label": `Download as ${form}: ${name}`})));
 
   const tables = [...document.querySelectorAll("table.sk-table")].filter(table => table.tHead && table.caption).map(read);
-  for (const one of tables.filter(({rows}) => rows.length > 1)) {
-    const {table, heads, caption} = one, fold = table.closest(".sk-fold");
-    heads.forEach((head, i) => {
+  for (const one of tables) {
+    const {table, heads, rows, caption} = one, fold = table.closest(".sk-fold");
+    if (rows.length > 1) heads.forEach((head, i) => {
       if (head.textContent) head.replaceChildren(button(head.textContent, () => sort(one, i)));
     });
+    for (const row of rows.filter(moreOf)) {
+      const name = row.cells[0].firstChild, toggle = button(name.textContent.trim(), () => unfold(row, moreOf(row).hidden), {"aria-expanded": false});
+      name.replaceWith(toggle);
+    }
     table.setAttribute("aria-label", caption);
     const tools = downloads(caption, () => records(one));
     fold ? fold.querySelector("summary").after(tools) : table.caption.firstElementChild.append(tools);
   }
 
   for (const group of document.querySelectorAll(".sk-filtered")) {
-    const all = tables.filter(({table}) => group.contains(table));
-    const own = all.filter(({titles}) => titles[0] === all[0].titles[0]);
-    if (!own.length) continue;
-    const {facet, count} = group.dataset, columns = [...new Set(own.flatMap(({titles}) => titles))];
-    const label = one => one.caption.split(": ")[0];
-    const facetOf = (one, row) => facet ? keyOf(one, row, one.titles.indexOf(facet)) : label(one);
-    const values = [...new Set(own.flatMap(one => one.rows.map(row => facetOf(one, row))))];
+    const one = tables.find(({table}) => group.contains(table)), facet = one.titles.indexOf(group.dataset.facet);
+    const values = [...new Set(one.rows.map(row => keyOf(one, row, facet)))];
     const find = element("input", {type: "search"}), shown = element("output", {"aria-live": "polite"});
     const choice = element("select", {}, element("option", {value: ""}, "all"), ...values.map(value => element("option", {}, value)));
-    const boxes = columns.slice(1).map(title => {
+    const boxes = one.titles.map((title, i) => {
       const box = element("input", {type: "checkbox", checked: ""});
       box.addEventListener("change", apply);
-      return [title, box];
+      return [title, box, i];
     });
     function apply() {
-      const query = find.value.trim().toLowerCase(), off = new Set(boxes.filter(([, box]) => !box.checked).map(([title]) => title));
-      for (const one of own) {
-        for (const row of one.rows) {
-          row.hidden = !row.textContent.toLowerCase().includes(query) || (choice.value !== "" && facetOf(one, row) !== choice.value);
-          for (const [i, cell] of [...row.cells].entries())
-            if (isWide(cell)) cell.colSpan = Math.max(1, one.titles.slice(i).filter(title => !off.has(title)).length);
-            else cell.hidden = off.has(one.titles[i]);
-        }
-        one.heads.forEach((head, i) => { head.hidden = off.has(one.titles[i]); });
-        one.parts.forEach(part => { part.hidden = one.rows.every(row => row.hidden); });
+      const query = find.value.trim().toLowerCase(), isOff = i => !boxes[i][1].checked;
+      for (const row of one.rows) {
+        row.hidden = !row.textContent.toLowerCase().includes(query) || (choice.value !== "" && keyOf(one, row, facet) !== choice.value);
+        if (row.hidden && moreOf(row)) unfold(row, false);
+        for (const [i, cell] of [...row.cells].entries())
+          if (isWide(cell)) cell.colSpan = Math.max(1, boxes.slice(i).filter(([, box]) => box.checked).length);
+          else cell.hidden = isOff(i);
       }
-      const rows = own.flatMap(one => one.rows);
-      shown.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} ${count} shown`;
+      one.heads.forEach((head, i) => { head.hidden = isOff(i); });
+      shown.textContent = `${one.rows.filter(row => !row.hidden).length} of ${one.rows.length} rows`;
     }
-    const merged = () => own.flatMap(one => records(one).map(row => facet ? row : {target: label(one), ...row}));
     const menu = element("details", {class: "sk-columns"}, element("summary", {}, "Columns"),
-      element("div", {role: "group", "aria-label": "Columns"}, ...boxes.map(([title, box]) => element("label", {}, box, " ", title))));
-    const form = element("form", {class: "sk-filter", role: "search", "aria-label": `Filter ${count}`},
-      element("label", {}, "Find ", find),
-      ...(values.length > 1 ? [element("label", {}, facet ? "Status " : "Target ", choice)] : []),
-      menu, downloads(count, merged), shown);
+      element("div", {role: "group", "aria-label": "Columns"}, ...boxes.slice(1).map(([title, box]) => element("label", {}, box, " ", title))));
+    const label = group.dataset.facet.replace(/^./, first => first.toUpperCase());
+    const form = element("form", {class: "sk-filter", role: "search", "aria-label": `Filter ${one.caption}`},
+      element("label", {}, "Find ", find), ...(values.length > 1 ? [element("label", {}, `${label} `, choice)] : []), menu, shown);
     form.addEventListener("submit", event => event.preventDefault());
     find.addEventListener("input", apply);
     choice.addEventListener("change", apply);
