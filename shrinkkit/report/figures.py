@@ -129,11 +129,8 @@ def tradeoff(results: "Results") -> Shown:
         panels = {target: grid[i, j] for i, targets in enumerate(lines) for j, target in enumerate(targets)}
         for axes in set(grid.flat) - set(panels.values()):
             axes.set_axis_off()
+        near = _near([end for row in rows if (speed := row.speedup_today) for end in (speed.low, speed.high)])
         for target, axes in panels.items():
-            # Grey marks are drawn first, below those with a name.
-            for row in sorted(rows, key=lambda row: row.variant in names):
-                if row.target == target:
-                    _point(axes, row, look(row.variant, names), largest, is_fraction=results.is_fraction)
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             first = results.machine(target) if axes in grid[:, 0] else ""
             above = f"{first}\n" if len(results.machines) > 1 else ""
@@ -141,6 +138,11 @@ def tradeoff(results: "Results") -> Shown:
             tradeoff_axes(axes, rows, metric=results.metric_title, is_fraction=results.is_fraction, title=title)
             drop = (100 if results.is_fraction else 1) * results.budget.accuracy_drop
             axes.axhline(-drop if results.higher_is_better else drop, **_BUDGET)
+            speed_axis(axes, near)
+            # Grey marks are drawn first, below those with a name.
+            for row in sorted(rows, key=lambda row: row.variant in names):
+                if row.target == target:
+                    _point(axes, row, look(row.variant, names), largest, is_fraction=results.is_fraction)
         if not results.higher_is_better:
             # Axes are shared, so that one is inverted for all.
             next(iter(panels.values())).invert_yaxis()
@@ -192,7 +194,8 @@ _LEGEND_CHARACTERS = 110
 """Characters of a legend as wide as the figure."""
 _TRADEOFF = (
     "One panel per target. Right is faster, up is better, and a smaller mark is a smaller file (area: file size). "
-    "Bars are 95 % CIs. Within budget = the entire bar is above the dashed line. Pale: inconclusive timing."
+    "Bars are 95 % CIs. Within budget = the entire bar is above the dashed line. Pale: inconclusive timing. "
+    "A mark on an edge with its speed-up is beyond the axis."
 )
 
 
@@ -216,6 +219,13 @@ def tradeoff_axes(axes: "Axes", rows: Sequence["Row"], *, metric: str, is_fracti
     axes.grid(color=FAINT)
 
 
+def _near(ratios: Sequence[float]) -> list[float]:
+    """Return the speed-ups without those far from the quartiles, which would press all others together."""
+    low, high = np.quantile(np.log(ratios), (0.25, 0.75))
+    far = 1.7 * max(high - low, math.log(5))
+    return [ratio for ratio in ratios if low - far <= math.log(ratio) <= high + far]
+
+
 def position(row: "Row", *, is_fraction: bool) -> tuple[float, float]:
     """Return where a row is drawn: its speed-up and change of accuracy, the baseline's being 0."""
     change = row.difference.value if row.difference else 0.0
@@ -227,13 +237,20 @@ def _point(axes: "Axes", row: "Row", look: Mapping[str, str], largest: int, *, i
     if speed is None or change is None:
         return
     x, y = position(row, is_fraction=is_fraction)
+    low, high = axes.get_xlim()
+    if is_beyond := not low < x < high:
+        text, side = formats.speedup(speed, row.timing_today, ci=False), -1 if x <= low else 1
+        x, arrow = (low, "\N{BLACK LEFT-POINTING SMALL TRIANGLE} ") if side < 0 else (high, "")
+        arrow += text if side < 0 else f"{text} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+        place: dict[str, Any] = {"ha": "left" if side < 0 else "right", "va": "top", "fontsize": 8}
+        axes.annotate(arrow, (x, y), xytext=(-10 * side, -9), textcoords="offset points", **place)
     bars: dict[str, Any] = {
-        "xerr": [[speed.value - speed.low], [speed.high - speed.value]],
+        "xerr": None if is_beyond else [[speed.value - speed.low], [speed.high - speed.value]],
         "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
     }
     mark: dict[str, Any] = {**look, "alpha": 0.85 if row.timing_today in CONCLUSIVE else 0.35}
     axes.errorbar([x], [y], fmt="none", ecolor=mark["color"], elinewidth=1, **bars)
-    axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, **mark)
+    axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, clip_on=not is_beyond, **mark)
 
 
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:

@@ -108,9 +108,9 @@ def _chart(measured: Mapping[str, Measurement], variants: Mapping[str, Variant],
             widths = [own.get(layer, 0.0) for own in bars.values()]
             if any(widths):
                 boxes = [
-                    Path([(x, y - 0.33), (x + width, y - 0.33), (x + width, y + 0.33), (x, y + 0.33)], closed=True)
+                    Path(((x, y - 0.33), (end, y - 0.33), (end, y + 0.33), (x, y + 0.33), (x, y - 0.33)), closed=True)
                     for y, (x, width) in enumerate(zip(lefts, widths, strict=True))
-                    if width
+                    if (end := x + width) > x
                 ]
                 # One path for a layer weighs a fraction of a bar for each variant.
                 axes.add_patch(PathPatch(Path.make_compound_path(*boxes), facecolor=colour, label=layer, **_GAP))

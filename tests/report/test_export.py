@@ -78,7 +78,7 @@ def test_every_picture_has_a_text_that_stands_in_for_it(exported):
 def test_the_report_of_forty_variants_is_light_too(tmp_path, monkeypatch):
     base, made = examples.MADE_UP["baseline"], {}
     for i in range(1, 41):
-        source, size, parameters, macs, zeroed, _, speed, _ = base
+        _, size, parameters, macs, zeroed, *_ = base
         name = f"channels-{i}-static-int8" if i % 2 else f"channels-{i}-with-a-longer-name"
         made[name] = ("baseline", size - 20_000 * i, parameters, macs, zeroed, i // 3, 1 + i / 8, 1 + i / 6)
     recipes = tuple(

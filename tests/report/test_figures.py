@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import examples
 import pytest
 
-from shrinkkit.display.picture import GREY, INK, style
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.display.picture import COLOURS, GREY, INK, SHADES, style
 from shrinkkit.report import figures, show
 from shrinkkit.report.figures import SHOWN
 from shrinkkit.results import breakdown, results
@@ -147,3 +148,22 @@ def test_of_many_variants_the_breakdown_shows_the_pareto_optimal_ones_and_says_s
     drawn = show.speedup_breakdown(found)
     assert "Pareto-optimal variants only" in drawn.caption
     assert ">weights-80<" not in drawn.svg
+
+
+def test_one_very_slow_variant_does_not_press_the_others_together(found):
+    slow = [
+        dataclasses.replace(row, timing_today="slower", speedup_today=Estimate(0.0251, 0.025, 0.0252))
+        if (row.variant, row.target) == ("weights-80", "cpu/torch")
+        else row
+        for row in found.rows
+    ]
+    drawn = figures.tradeoff(dataclasses.replace(found, rows=tuple(slow)))
+    assert ">\N{BLACK LEFT-POINTING SMALL TRIANGLE} 0.0251\N{MULTIPLICATION SIGN}<" in drawn.svg
+    assert re.findall(r">([\d.]+)\N{MULTIPLICATION SIGN}<", drawn.svg) == re.findall(
+        r">([\d.]+)\N{MULTIPLICATION SIGN}<", figures.tradeoff(found).svg
+    )
+
+
+def test_parts_of_bars_have_no_colour_of_a_variant(pictures):
+    assert SHADES[2] in pictures["factors"].svg
+    assert not any(colour in pictures["factors"].svg for colour in COLOURS)

@@ -33,7 +33,7 @@
     const i = terms.get(button.textContent.toLowerCase());
     if (i !== undefined) define(button, i);
   }
-  const skipped = "a, button, h1, h2, h3, svg, script, style, code, pre, summary, form, thead, .sk-more, .sk-chart, #terms";
+  const skipped = "a, button, h1, h2, h3, svg, script, style, code, pre, summary, form, thead, th, .sk-more, .sk-chart, #terms";
   const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT, node =>
     node.nodeName === "H2" ? NodeFilter.FILTER_ACCEPT
     : node.nodeType === 1 ? (node.matches(skipped) ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_SKIP)
