@@ -129,7 +129,11 @@ def tradeoff(results: "Results") -> Shown:
         panels = {target: grid[i, j] for i, targets in enumerate(lines) for j, target in enumerate(targets)}
         for axes in set(grid.flat) - set(panels.values()):
             axes.set_axis_off()
-        near = _near([end for row in rows if (speed := row.speedup_today) for end in (speed.low, speed.high)])
+        ends = [end for row in rows if (speed := row.speedup_today) for end in (speed.low, speed.high)]
+        near = _near(ends)
+        # Room for the marks at an edge, with their speed-ups.
+        near += [min(near) / 2.5] if min(ends) < min(near) else []
+        near += [max(near) * 2.5] if max(ends) > max(near) else []
         for target, axes in panels.items():
             # A machine's name is wider than a panel, so it stands above the first of its panels alone.
             first = results.machine(target) if axes in grid[:, 0] else ""

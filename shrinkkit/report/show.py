@@ -66,7 +66,11 @@ def missing(results: Results) -> Several:
             for (state, name, reason), at in without_figures(results).items()
             if state in states
         ]
-        parts += [tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "state", "reason"))] if rows else []
+        parts += (
+            [tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "state", "reason"), folded=False)]
+            if rows
+            else []
+        )
     parts += [Statement(note, tone="warning") for note in results.notes]
     parts += [Statement(note) for note in (results.study.notes if results.study else ())]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
@@ -96,7 +100,7 @@ def variants(results: Results) -> Shown:
         slow = ((m.variant, note) for row in measured if (m := results.measurement(row)) for note in m.notes)
         notes += [f"{name} on {results.where(target)}: {note}" for name, note in slow if _limits(note)]
     note = " ".join((*notes, *dict.fromkeys(_dense_zeros(results.rows))))
-    table = tables.table("Variants and targets", rows, note, text=("target",), folded=False)
+    table = tables.table("Variants and targets", rows, note, text=("target", "result"), folded=False)
     return replace(table, facet="target", details=tuple(details))
 
 
@@ -112,7 +116,7 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
         return {
             "variant": name,
             "target": where,
-            row.state: Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True),
+            "result": Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True),
         }
     verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
     unit = " (pts)" if results.is_fraction else ""

@@ -159,9 +159,8 @@ def test_one_very_slow_variant_does_not_press_the_others_together(found):
     ]
     drawn = figures.tradeoff(dataclasses.replace(found, rows=tuple(slow)))
     assert ">\N{BLACK LEFT-POINTING SMALL TRIANGLE} 0.0251\N{MULTIPLICATION SIGN}<" in drawn.svg
-    assert re.findall(r">([\d.]+)\N{MULTIPLICATION SIGN}<", drawn.svg) == re.findall(
-        r">([\d.]+)\N{MULTIPLICATION SIGN}<", figures.tradeoff(found).svg
-    )
+    ticks = re.findall(r">([\d.]+)\N{MULTIPLICATION SIGN}<", drawn.svg)
+    assert min(map(float, ticks)) >= 0.06
 
 
 def test_parts_of_bars_have_no_colour_of_a_variant(pictures):

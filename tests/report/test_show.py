@@ -410,3 +410,13 @@ def test_other_threads_alone_are_a_table_without_a_picture(on_torch):
     assert only
     (table,) = show.throughput(dataclasses.replace(on_torch, sweep=only)).parts
     assert len(table.rows) == len(only)
+
+
+def test_a_run_that_measured_nothing_lists_its_reasons_under_a_title(found):
+    rows = tuple(Row(row.variant, row.target, "not run", "it was interrupted") for row in found.rows)
+    table = show.variants(dataclasses.replace(found, rows=rows, measured={}))
+    assert [(column.title, column.number) for column in table.columns] == [
+        ("variant", False),
+        ("target", False),
+        ("result", False),
+    ]

@@ -150,7 +150,11 @@
         write(group, x, y + 20, "middle", words, {class: "sk-beyond"});
         written.push([x, y]);
       }
-      if (point === best) write(group, x, y - 18, x > width / 2 ? "end" : "start", point.name, {class: "sk-name"});
+      if (point === best) {
+        const most = Math.floor((x > width / 2 ? x - x2 : width - x) / 8);
+        const name = point.name.length > most ? `${point.name.slice(0, most - 1)}…` : point.name;
+        write(group, x, y - 18, x > width / 2 ? "end" : "start", name, {class: "sk-name"});
+      }
       group.addEventListener("focus", () => explain({point, x, y}));
       group.addEventListener("blur", hide);
       root.append(group);
