@@ -290,6 +290,11 @@ def environment(results: Results) -> Several:
     return Several(tuple(shown.values()) or (Statement("No environment was recorded.", tone="warning"),))
 
 
+def artifacts(results: Results) -> Several:
+    """Return the model files and the executed notebooks."""
+    return Several((model_files(results), steps(results)))
+
+
 def model_files(results: Results) -> Table:
     """Return every model file with its size, SHA-256 and seed."""
     rows: list[tables.Row] = [
