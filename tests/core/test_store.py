@@ -15,7 +15,7 @@ from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, Targ
 from shrinkkit.core.run_folder import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import Variant
-from shrinkkit.errors import InvalidInput, UnfairComparison
+from shrinkkit.errors import InvalidInput, LeaseLost, UnfairComparison
 
 STORED = (Variant, TargetRecord, Status)
 QUIET = Disturbance(1.9, 0.0, 0.0, 3.0, 0.4, ())
@@ -203,3 +203,11 @@ def test_a_comparison_says_its_verdict_interval_and_noise_floor():
 )
 def test_a_comparison_warns_of_what_makes_it_doubtful(changes, warning):
     assert f"WARNING: {warning}" in repr(dataclasses.replace(comparison(), **changes))
+
+
+def test_a_process_that_gets_its_lease_after_the_import_keeps_to_it(tmp_path, monkeypatch):
+    # As a kernel does that is forked from a process which imported this module for all.
+    monkeypatch.setenv(store.VARIABLE, f"token {tmp_path / store.TOKEN}")
+    assert store.lease_variable() == {store.VARIABLE: f"token {tmp_path / store.TOKEN}"}
+    with pytest.raises(LeaseLost):
+        store.write_text(tmp_path / "late.txt", "of a run that has ended")
