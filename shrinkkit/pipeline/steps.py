@@ -71,7 +71,7 @@ class Ended:
 
 
 class WarmStart:
-    """The processes that a run's steps are forked from: one for those that train, for the others, and for memory."""
+    """The processes that a run's steps are forked from: one for what is timed, one for the rest, one for memory."""
 
     def __init__(self, steps: Sequence[Planned], threads: int, stack: ExitStack) -> None:
         """Start what the first of `steps` needs, in the background; `stack` stops it."""
@@ -84,7 +84,7 @@ class WarmStart:
     def _start(self, *kinds: str) -> None:
         for kind in kinds:
             imports = MEMORY_IMPORTS if kind == "memory" else IMPORTS
-            variables = _variables(self._threads, training=kind == "training")
+            variables = _variables(self._threads, times=kind != "untimed")
             self._servers[kind] = self._stack.enter_context(warm.server(imports, variables))
 
     def addresses(self, step: Planned, tick: Callable[[float, str], None]) -> list[str]:
@@ -95,8 +95,8 @@ class WarmStart:
         kinds = [kind for kind in _kinds(step) if kind in self._kinds]
         self._start(*(kind for kind in kinds if kind not in self._servers))
         found = [self._servers[kind](lambda seconds: tick(seconds, "importing libraries")) for kind in kinds]
-        # Not before, as the first step would wait longer.
-        self._start(*(kind for kind in self._kinds if kind not in self._servers))
+        # One after another, as the step that runs beside it would take longer.
+        self._start(*[kind for kind in self._kinds if kind not in self._servers][:1])
         return [*found, "", ""][:2]
 
 
@@ -151,7 +151,7 @@ def execute(
             cwd=attempt,
             variables={
                 **store.lease_variable(),
-                **_variables(threads, training=_trains(step)),
+                **_variables(threads, times=_times(step)),
                 progress.VARIABLE: str(activity),
                 warm.VARIABLE: memory_address,
                 "JUPYTER_RUNTIME_DIR": str(sockets),
@@ -186,19 +186,20 @@ def execute(
 
 
 def _kinds(step: Planned) -> list[str]:
-    """Return what is forked for a step: a process that trains or another one, and one that measures memory."""
-    return ["training" if _trains(step) else "other", *(["memory"] if step.notebook == BENCHMARK else [])]
+    """Return what a step needs to be forked from: by whether it times anything, and for memory."""
+    return ["timed" if _times(step) else "untimed", *(["memory"] if step.notebook == BENCHMARK else [])]
 
 
-def _trains(step: Planned) -> bool:
-    return step.notebook.startswith("2-")
+def _times(step: Planned) -> bool:
+    """Return whether a step times anything, an engine or a variant."""
+    return not step.notebook.startswith(("1-", "2-"))
 
 
-def _variables(threads: int, *, training: bool) -> dict[str, str]:
+def _variables(threads: int, *, times: bool) -> dict[str, str]:
     """Return the environment variables that libraries read when they are loaded: equal threads everywhere."""
     # Threads that spin for long while they wait make training on a shared machine many times slower. Where anything is
     # timed, an engine or a variant, they stay as users have them.
-    patience = {"GOMP_SPINCOUNT": "10000"} if training else {}
+    patience = {} if times else {"GOMP_SPINCOUNT": "10000"}
     return {
         **patience,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),

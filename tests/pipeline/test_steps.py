@@ -60,7 +60,9 @@ def test_main_leaves_an_answer_and_an_exported_notebook(tmp_path):
 @pytest.fixture(scope="module")
 def warm_start():
     with ExitStack() as stack:
-        yield steps.WarmStart([Planned("1-baseline", "1-baseline", "", {}, (), "left")], 1, stack)
+        yield steps.WarmStart(
+            [Planned(name, name, "", {}, (), "left") for name in ("1-baseline", "3-quantize")], 1, stack
+        )
 
 
 @pytest.fixture(params=["cold", "warm"])
