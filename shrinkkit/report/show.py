@@ -43,7 +43,7 @@ _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
 def title(results: Results) -> Heading:
     """Return the report's heading: the study's name, and what was compressed for which targets."""
     variants = set(results.names) - {BASELINE, *(row.variant for row in results.rows if row.intermediate)}
-    where = " and ".join(results.targets) or "no target"
+    where = " and ".join(filter(None, [", ".join(results.targets[:-1]), *results.targets[-1:]])) or "no target"
     if len(results.machines) > 1:
         targets = {name: [_target(at) for at in results.of(name).targets] for name in results.machines}
         where = "; ".join(f"{name} ({', '.join(names)})" for name, names in targets.items())
