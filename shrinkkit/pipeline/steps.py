@@ -74,12 +74,12 @@ class WarmStart:
     """The processes that a run's steps are forked from: one for what is timed, one for the rest, one for memory."""
 
     def __init__(self, steps: Sequence[Planned], threads: int, stack: ExitStack) -> None:
-        """Start what the first of `steps` needs, in the background; `stack` stops it."""
+        """Start what the first two kinds of `steps` need, in the background; `stack` stops it."""
         # A report alone needs few of the imports.
         self._kinds = {kind: None for step in steps if step.leaves and warm.AVAILABLE for kind in _kinds(step)}
         self._threads, self._stack = threads, stack
         self._servers: dict[str, Callable[[warm.Tick], str]] = {}
-        self._start(*list(self._kinds)[:1])
+        self._start(*list(self._kinds)[:2])
 
     def _start(self, *kinds: str) -> None:
         for kind in kinds:

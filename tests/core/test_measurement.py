@@ -66,7 +66,7 @@ SAYS = {
 ROWS = {
     "task": 1,
     "recipe": 1,
-    "study": 4,
+    "study": 3,
     "variant": 1,
     "audit": len(examples.LAYERS),
     "record": len(examples.MADE_UP) + 1,

@@ -306,7 +306,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     for target in found.targets:
         assert found.row("half-int8", target).state == "measured"
     report = (travelled / "report.md").read_text()
-    assert all(f"### {name}: " in report for name in found.machines)
+    assert all(f"| half | cpu/onnxruntime @ {name} |" in report for name in found.machines)
 
     # What is brought back may be the measurements alone: the report needs no more of them.
     (travelled / "status.json").write_bytes(before[Path("status.json")])
