@@ -5,8 +5,6 @@ it is itself forked, from a process that has imported what this module needs, as
 """
 
 import contextlib
-import ctypes
-import gc
 import json
 import math
 import os
@@ -23,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from shrinkkit.core import processes, warm
 from shrinkkit.core.measurement import Memory
 from shrinkkit.errors import brief
+from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example
 
 TIMEOUT_S = 120
 """For one file."""
 CALLS = 6
 """Of each model: TorchScript compiles during its first ones, and that takes memory too."""
-_M_MMAP_THRESHOLD = -3
 STATUS, SMAPS, RESET = (Path("/proc/self", name) for name in ("status", "smaps", "clear_refs"))
 
 
@@ -70,14 +68,14 @@ def measure(
         return {name: answer if isinstance(answer, str) else Memory(**answer) for name, answer in answers.items()}
 
 
+# Freed large blocks must be returned to the system, or the next one does not show.
+@copies.freeing_large_blocks(128 * 1024)
 def _serve(folder: Path) -> None:
     """Write the peak memory of each file of the request, measured in a child of this process."""
     import torch
 
     from shrinkkit.runtimes import files, registry
 
-    # Freed large blocks must be returned to the system, or the next one does not show.
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     inputs = load_file(folder / "inputs.safetensors")
     # Copies, because a fork does not inherit resident pages of a mapped file: a child would count them on first use.
@@ -96,8 +94,7 @@ def _serve(folder: Path) -> None:
                 load()
                 break
     # Freed here, or a child would free it and seem to need less.
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    copies.trim_heap()
     answers = {name: _in_child(partial(_count, path, example, request)) for name, path in paths.items()}
     (folder / "answer.json").write_text(json.dumps(answers), encoding="utf-8")
 

@@ -56,8 +56,8 @@ def trim_heap() -> None:
 
 
 @contextlib.contextmanager
-def freeing_large_blocks() -> Iterator[None]:
-    """Return each large block to the system as soon as it is freed, while the block runs.
+def freeing_large_blocks(least: int = 1 << 20) -> Iterator[None]:
+    """Return each block of `least` bytes or more to the system as soon as it is freed, while the block runs.
 
     glibc keeps freed blocks of up to 32 MB for later ones, so loading a model weight by weight would hold each weight
     twice. The thresholds restored at the end are those that glibc arrives at by itself.
@@ -66,7 +66,7 @@ def freeing_large_blocks() -> Iterator[None]:
     if not mallopt:
         yield
         return
-    mallopt(_MMAP_THRESHOLD, 1 << 20)
+    mallopt(_MMAP_THRESHOLD, least)
     try:
         yield
     finally:
