@@ -62,16 +62,11 @@ def run_folder(name: str | None, reports: Path) -> "RunFolder":
     """Return the run folder that is called `name` or lies there, by default the latest; raises InvalidInput if none."""
     from shrinkkit.core.run_folder import RunFolder
 
-    runs = {path.parent.name: path for path in reports.glob("*/study.json")}
+    runs = {path.parent.name: path.parent for path in reports.glob("*/study.json")}
     if name is None:
         if not runs:
             raise InvalidInput(f"{reports} holds no run. Make one with `shrinkkit run`, or name its folder.")
-        # study.json and status.json, of which a copied folder may lack the second.
-        changes = {path.parent: path.stat().st_mtime for path in reports.glob("*/study.json")}
-        changes |= {
-            path.parent: path.stat().st_mtime for path in reports.glob("*/status.json") if path.parent in changes
-        }
-        name = str(max(changes, key=changes.__getitem__))
+        name = str(max(runs.values(), key=_changed_at))
     folder = RunFolder(name if Path(name).exists() or name not in runs else reports / name)
     if not folder.path.exists():
         raise InvalidInput(
@@ -79,6 +74,12 @@ def run_folder(name: str | None, reports: Path) -> "RunFolder":
         )
     folder.check_is_run()
     return folder
+
+
+def _changed_at(run: Path) -> float:
+    # A copied folder may lack its status.json.
+    status = run / "status.json"
+    return (status if status.exists() else run / "study.json").stat().st_mtime
 
 
 def console(*, stderr: bool = False) -> "Console":
