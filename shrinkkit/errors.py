@@ -78,8 +78,8 @@ def explain_name_errors() -> None:
         if heading := _heading_above(error.name or ""):
             text = (
                 f"NameError: `{error.name}` is missing: it is defined in the cell below {heading!r}, which this kernel "
+                "has not run yet. Run that first, or choose Run > Run All Above Selected Cell."
             )
-            text += "has not run yet. Run that first, or choose Run > Run All Above Selected Cell."
             vars(error)["_render_traceback_"] = lambda: [text]
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
@@ -136,9 +136,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
-def options(words: Sequence[str]) -> str:
+def options(words: Sequence[str], last: str = "or") -> str:
     """Return `words` as 'a, b or c'."""
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "nothing"
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "nothing"
 
 
 def shown_value(value: Any) -> str:

@@ -95,7 +95,7 @@ class WarmStart:
         kinds = [kind for kind in _kinds(step) if kind in self._kinds]
         self._start(*(kind for kind in kinds if kind not in self._servers))
         found = [self._servers[kind](lambda seconds: tick(seconds, "importing libraries")) for kind in kinds]
-        # One after another, as several imports at a time would slow the step that runs.
+        # Not before, as three imports at a time would take longer than two.
         self._start(*[kind for kind in self._kinds if kind not in self._servers][:1])
         return [*found, "", ""][:2]
 

@@ -20,6 +20,7 @@ from shrinkkit.core.variant import Variant, audit_table, files_table
 from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.tables import Cell, Command, Heading, Several, Shown, Statement, Table
+from shrinkkit.errors import options
 from shrinkkit.report import accuracy, figures, layer_profile
 from shrinkkit.report.glossary import GLOSSARY
 from shrinkkit.results.breakdown import breakdown
@@ -43,7 +44,7 @@ _TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
 def title(results: Results) -> Heading:
     """Return the report's heading: the study's name, and what was compressed for which targets."""
     variants = set(results.names) - {BASELINE, *(row.variant for row in results.rows if row.intermediate)}
-    where = " and ".join(filter(None, [", ".join(results.targets[:-1]), *results.targets[-1:]])) or "no target"
+    where = options(results.targets, "and") if results.targets else "no target"
     if len(results.machines) > 1:
         targets = {name: [_target(at) for at in results.of(name).targets] for name in results.machines}
         where = "; ".join(f"{name} ({', '.join(names)})" for name, names in targets.items())
@@ -66,11 +67,9 @@ def missing(results: Results) -> Several:
             for (state, name, reason), at in without_figures(results).items()
             if state in states
         ]
-        parts += (
-            [tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "state", "reason"), folded=False)]
-            if rows
-            else []
-        )
+        if rows:
+            text = ("targets", "state", "reason")
+            parts.append(tables.table(f"{caption} ({len(rows)})", rows, text=text, folded=False))
     parts += [Statement(note, tone="warning") for note in results.notes]
     parts += [Statement(note) for note in (results.study.notes if results.study else ())]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
