@@ -89,6 +89,14 @@ def from_parameters(model, x):
     return model.head(model.a(x, state)[0][:, -1])
 
 
+def in_cells(model, x):
+    state = hidden = None
+    for step in range(x.shape[1]):
+        state = model.a(x[:, step], state)
+        hidden = model.b(state[0], hidden)
+    return model.head(hidden)
+
+
 MODELS = {
     "lstm": lambda: Reader(last, a=lstm(), head=linear()),
     "gru": lambda: Reader(last, a=gru(), head=linear()),
@@ -117,6 +125,7 @@ MODELS = {
     ),
     "packed": lambda: Reader(packed, a=lstm(), b=gru(16), head=linear()),
     "by steps": lambda: Reader(by_steps, a=lstm(), head=linear()),
+    "cells": lambda: Reader(in_cells, a=nn.LSTMCell(8, 16), b=nn.GRUCell(16, 16), head=linear()),
     "decoder": lambda: Reader(
         lambda m, x: m.head(m.b(x.flip(1), m.a(x)[1])[0]),
         a=lstm(num_layers=2), b=lstm(num_layers=2), head=linear(),

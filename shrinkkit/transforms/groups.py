@@ -20,7 +20,8 @@ from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.tasks import modules, outputs
 from shrinkkit.tasks.modules import FORWARD_ERRORS, Example
 
-COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+Recurrent = nn.RNNBase | nn.RNNCellBase
+COUNTED = (_ConvNd, nn.Linear, Recurrent, nn.MultiheadAttention)
 """The layer types whose output channels are pruned and counted."""
 
 HEAD_COUNTS = ("num_heads", "n_heads", "heads", "n_head", "num_attention_heads")
@@ -88,7 +89,7 @@ def counted(model: nn.Module) -> dict[str, nn.Module]:
 
 def width(layer: nn.Module) -> int:
     """Return the number of output channels or features of a counted layer."""
-    if isinstance(layer, nn.RNNBase):
+    if isinstance(layer, Recurrent):
         return recurrent_width(layer)
     for attribute in ("out_channels", "out_features", "embed_dim", "hidden_size", "nf"):
         if hasattr(layer, attribute):
@@ -270,7 +271,7 @@ def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
 
 
 def _forward(attention: Sequence["Attention"], model: nn.Module, example: Example) -> Any:
-    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    layers = [m for m in model.modules() if isinstance(m, Recurrent)]
     # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
     hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
     hooks += [hook for one in attention for hook in one.shortcut()]
@@ -282,14 +283,14 @@ def _forward(attention: Sequence["Attention"], model: nn.Module, example: Exampl
             hook.remove()
 
 
-def _tied_to_states(layer: nn.RNNBase, args: Any, kwargs: Any, made: Any) -> Any:
+def _tied_to_states(layer: Recurrent, args: Any, kwargs: Any, made: Any) -> Any:
     states = _states(layer, args, kwargs)
     return _one_node(made, states) if states else made
 
 
 def _states(layer: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     """Return the initial states given to a recurrent layer that have as many channels as each of its directions."""
-    if not isinstance(layer, nn.RNNBase):
+    if not isinstance(layer, Recurrent):
         return []
     given = pytree.tree_leaves(_argument(args, kwargs, 1, "hx", None))
     tensors = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
@@ -329,9 +330,9 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
     """
     weights = {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in model.parameters()}
     traced = modules.copied(model, dict[int, Any](weights)).eval()
-    pruners: dict[type, Any] = {type(m): Pruner() for m in traced.modules() if isinstance(m, nn.RNNBase)}
+    pruners: dict[type, Any] = {type(m): Pruner() for m in traced.modules() if isinstance(m, Recurrent)}
     for module in traced.modules():
-        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        if isinstance(module, (Recurrent, nn.MultiheadAttention)):
             _as_one_node(module)
     pruners |= {type(m): Conv1DPruner() for m in traced.modules() if is_conv1d(m)}
     graph = tp.DependencyGraph()
@@ -496,17 +497,17 @@ def _sealed(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def units(layer: nn.RNNBase) -> int:
+def units(layer: Recurrent) -> int:
     """Return the number of output channels of `layer` in one direction; also those of its first initial state."""
-    return layer.proj_size or layer.hidden_size
+    return _projection(layer) or layer.hidden_size
 
 
-def recurrent_width(layer: nn.RNNBase) -> int:
+def recurrent_width(layer: Recurrent) -> int:
     """Return the number of output channels of `layer`, both directions together."""
     return units(layer) * _directions(layer)
 
 
-def rows(layer: nn.RNNBase, value: Callable[[Tensor], Tensor]) -> Tensor:
+def rows(layer: Recurrent, value: Callable[[Tensor], Tensor]) -> Tensor:
     """Return what makes each output channel of `layer`: its rows in all gates of all matrices.
 
     Args:
@@ -517,25 +518,25 @@ def rows(layer: nn.RNNBase, value: Callable[[Tensor], Tensor]) -> Tensor:
         One row a channel, shape (channels, weights of one). Channels of both directions that go together
         have the same row.
     """
-    kind = "weight_hr" if layer.proj_size else "weight"
-    weights = [value(layer.get_parameter(name)) for name in layer._flat_weights_names if name.startswith(kind)]
+    kind = "weight_hr" if _projection(layer) else "weight"
+    weights = [value(layer.get_parameter(name)) for name in _weights(layer) if name.startswith(kind)]
     gates = [w.reshape(-1, units(layer), w.shape[1]).transpose(0, 1).flatten(1) for w in weights]
     return torch.cat(gates, dim=1).repeat(_directions(layer), 1)
 
 
-def columns(layer: nn.RNNBase, value: Callable[[Tensor], Tensor]) -> Tensor:
+def columns(layer: Recurrent, value: Callable[[Tensor], Tensor]) -> Tensor:
     """Return what reads each input channel of `layer`, shape (channels, weights of one); `value` as for `rows`."""
     return torch.cat([value(layer.get_parameter(name)).T for name in _first(layer)], dim=1)
 
 
-def sizes_kept(model: nn.Module) -> list[tuple[nn.Module, str, list[nn.RNNBase]]]:
+def sizes_kept(model: nn.Module) -> list[tuple[nn.Module, str, list[Recurrent]]]:
     """Return where modules of `model` keep the hidden size of recurrent layers inside them, and of which layers.
 
     Such an attribute, `hidden_size` or `nhid` for example, is what a forward makes an initial state of zeros by.
     """
     found = []
     for module in model.modules():
-        layers = [m for m in module.modules() if isinstance(m, nn.RNNBase) and m is not module]
+        layers = [m for m in module.modules() if isinstance(m, Recurrent) and m is not module]
         for attribute, value in vars(module).items():
             same = [layer for layer in layers if type(value) is int and layer.hidden_size == value]
             if same and "hid" in attribute:
@@ -573,15 +574,15 @@ class Conv1DPruner(tp.BasePruningFunc):  # type: ignore[misc]
 class Pruner(tp.BasePruningFunc):  # type: ignore[misc]
     """Cuts channels out of all layers and directions of a recurrent layer alike, for torch-pruning."""
 
-    def prune_out_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+    def prune_out_channels(self, layer: Recurrent, idxs: Sequence[int]) -> Recurrent:
         """Cut the output channels `idxs` out of `layer` itself, and return it; each direction loses the same."""
         size = units(layer)
         keep = sorted(set(range(size)) - {i % size for i in idxs})
         both = [direction * size + i for direction in range(_directions(layer)) for i in keep]
         first = _first(layer)
-        for name in layer._flat_weights_names:
+        for name in _weights(layer):
             weight = layer.get_parameter(name)
-            if name.startswith("weight_hr") or not layer.proj_size:
+            if name.startswith("weight_hr") or not _projection(layer):
                 made = [gate * size + i for gate in range(weight.shape[0] // size) for i in keep]
                 weight = self._prune_parameter_and_grad(weight, made, 0)
             if name.startswith("weight_hh"):
@@ -589,10 +590,10 @@ class Pruner(tp.BasePruningFunc):  # type: ignore[misc]
             elif name.startswith("weight_ih") and name not in first:
                 weight = self._prune_parameter_and_grad(weight, both, 1)
             setattr(layer, name, weight)
-        setattr(layer, "proj_size" if layer.proj_size else "hidden_size", len(keep))
+        setattr(layer, "proj_size" if _projection(layer) else "hidden_size", len(keep))
         return layer
 
-    def prune_in_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.RNNBase:
+    def prune_in_channels(self, layer: Recurrent, idxs: Sequence[int]) -> Recurrent:
         """Cut the input channels `idxs` out of `layer` itself, and return it."""
         keep = sorted(set(range(layer.input_size)) - set(idxs))
         for name in _first(layer):
@@ -600,23 +601,31 @@ class Pruner(tp.BasePruningFunc):  # type: ignore[misc]
         layer.input_size = len(keep)
         return layer
 
-    def get_out_channels(self, layer: nn.RNNBase) -> int:
+    def get_out_channels(self, layer: Recurrent) -> int:
         """Return the number of output channels, both directions together."""
         return recurrent_width(layer)
 
-    def get_in_channels(self, layer: nn.RNNBase) -> int:
+    def get_in_channels(self, layer: Recurrent) -> int:
         """Return the number of input channels."""
         return layer.input_size
 
-    def get_out_channel_groups(self, layer: nn.RNNBase) -> int:
+    def get_out_channel_groups(self, layer: Recurrent) -> int:
         """Return how many equal parts of the output channels must lose the same ones."""
         return _directions(layer)
 
 
-def _directions(layer: nn.RNNBase) -> int:
-    return 2 if layer.bidirectional else 1
+def _directions(layer: Recurrent) -> int:
+    return 2 if getattr(layer, "bidirectional", False) else 1
 
 
-def _first(layer: nn.RNNBase) -> list[str]:
+def _projection(layer: Recurrent) -> int:
+    return getattr(layer, "proj_size", 0)
+
+
+def _weights(layer: Recurrent) -> list[str]:
+    return [name for name, _ in layer.named_parameters()]
+
+
+def _first(layer: Recurrent) -> list[str]:
     """Return the matrices that read the input of `layer`, one a direction."""
-    return ["weight_ih_l0", "weight_ih_l0_reverse"][: _directions(layer)]
+    return [name for name in _weights(layer) if name in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")]

@@ -66,7 +66,7 @@ def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -
     if (criterion == "geometric-median" or ":" in criterion) and not (
         edit.out
         and isinstance(target, nn.Module)
-        and (isinstance(target, (_ConvNd, nn.RNNBase)) or groups.is_linear(target))
+        and (isinstance(target, (_ConvNd, groups.Recurrent)) or groups.is_linear(target))
     ):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
@@ -94,7 +94,7 @@ def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor 
     """Return the weights of each channel that `edit` counts, shape (channels, weights of one)."""
     if isinstance(target, nn.Parameter):
         return value(target).movedim(edit.dim, 0).reshape(target.shape[edit.dim], -1)
-    if isinstance(target, nn.RNNBase):
+    if isinstance(target, groups.Recurrent):
         return groups.rows(target, value) if edit.out else groups.columns(target, value)
     if isinstance(target, nn.MultiheadAttention):
         return value(target.out_proj.weight)

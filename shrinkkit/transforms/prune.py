@@ -18,7 +18,7 @@ from shrinkkit.tasks import copies, modules
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import importance, surgery
-from shrinkkit.transforms.groups import Group, counted, groups, is_linear, widths
+from shrinkkit.transforms.groups import Group, Recurrent, counted, groups, is_linear, widths
 from shrinkkit.transforms.importance import Block
 from shrinkkit.transforms.surgery import Cut
 from shrinkkit.transforms.transform import Made
@@ -204,7 +204,8 @@ class _Selection:
             if not cut or not surgery.disproof(self.model, cut, self.example):
                 break
             self.refused |= self._blame(chosen)
-        why = {name: _unreached(layer) for name, layer in counted(self.model).items()}
+        unreached = "is not reached from the model's outputs when it runs on `example`"
+        why = dict.fromkeys(counted(self.model), unreached)
         for group in self.found:
             why |= {name: self._kept(group.layers) or "ranks above all that goes" for name in group.layers}
         for group, candidates in zip(open_groups, blocks, strict=True):
@@ -319,12 +320,6 @@ class _Selection:
         return blamed
 
 
-def _unreached(layer: nn.Module) -> str:
-    if isinstance(layer, nn.RNNCellBase):
-        return "is a recurrent cell, whose hidden state lives in the model's own code"
-    return "is not reached from the model's outputs when it runs on `example`"
-
-
 def _check_nonzero(settings: PruneChannels | PruneWeights) -> None:
     if settings.ratio == 0 and not settings.layers:
         raise InvalidInput("`ratio` is 0, which removes nothing. To remove half, pass 0.5.")
@@ -369,7 +364,7 @@ def _loss_of(task: Task) -> Gradients:
     return loss
 
 
-PRUNABLE = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
+PRUNABLE = (_ConvNd, nn.Linear, Recurrent, nn.MultiheadAttention)
 """The layer types whose weights `weights` prunes, and `Conv1D`."""
 
 

@@ -263,7 +263,7 @@ def test_plan_says_why_each_layer_that_keeps_its_channels_does():
     result = plan(Stepped().eval(), (torch.randn(2, 5, 8),), ratio=0.5)
     assert result.model.body.out_features == 8
     assert "body" not in result.why
-    assert "is a recurrent cell" in result.why["cell"]
+    assert "hidden0 has inconsistent hidden_size" in result.why["cell"]
     assert "makes the model's outputs" in result.why["head"]
     assert "is not reached" in result.why["unused"]
 
