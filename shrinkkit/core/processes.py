@@ -106,7 +106,7 @@ def run(
     `on_line` is called with each line of standard error and returns whether the time limit starts again; `tick` several
     times a second with the seconds since it started. `start` starts it, as `cold` does by default.
     """
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         child = (start or cold)(
@@ -118,25 +118,32 @@ def run(
         begin, overdue = time.monotonic(), False
         try:
             while child.poll() is None and not overdue:
-                with suppress(queue.Empty):
-                    kept.append(lines.get(timeout=_POLL_S))
-                    begin = time.monotonic() if on_line(kept[-1]) else begin
+                with suppress(queue.Empty, subprocess.TimeoutExpired):
+                    if (line := lines.get(timeout=_POLL_S)) is None:
+                        # Nothing writes any more, as when it is about to end.
+                        child.wait(timeout=_POLL_S)
+                        break
+                    kept.append(line)
+                    begin = time.monotonic() if on_line(line) else begin
                 tick(time.monotonic() - begin)
                 overdue = not time.monotonic() - begin <= limit_s
         finally:
             stop(child, patience_s=patience_s)
             reader.join(timeout=_POLL_S)
         while not lines.empty():
-            kept.append(lines.get())
-            on_line(kept[-1])
+            if (line := lines.get()) is not None:
+                kept.append(line)
+                on_line(line)
         output.seek(0)
         return Ended(None if overdue else child.returncode, output.read(), "\n".join(kept))
 
 
-def _forward(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
+def _forward(stream: IO[str], lines: "queue.SimpleQueue[str | None]") -> None:
+    """Put each line of `stream` into `lines`, and None at its end."""
     with suppress(ValueError), stream:
         for line in stream:
             lines.put(line.rstrip("\n"))
+    lines.put(None)
 
 
 def stop(child: Process, *, patience_s: float) -> None:

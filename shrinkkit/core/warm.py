@@ -1,8 +1,9 @@
 """Processes that start warm: forks of a process that has imported what they need, so nothing but imports is shared.
 
 `python -P -m shrinkkit.core.processes PARENT_PID shrinkkit.core.warm SOCKET MODULE...` is that process. It listens on
-the file descriptor SOCKET. For each connection it forks a keeper, which forks the process that the request describes,
-sends its process number and, when it has ended, its exit status. If the client ends first, so does that process.
+the file descriptor SOCKET; a module `-NAME` is not imported but missing. For each connection it forks a keeper, which
+forks the process that the request describes, sends its process number and, when it has ended, its exit status. If the
+client ends first, so does that process.
 Linux only: on macOS, system libraries do not survive a fork.
 """
 
@@ -35,6 +36,8 @@ _PR_SET_NAME = 15
 @contextlib.contextmanager
 def server(modules: Sequence[str], variables: Mapping[str, str]) -> Iterator[Callable[[Tick], str]]:
     """Start a process that imports `modules` in the environment plus `variables`; yield what waits for its address.
+
+    `-name` among the modules makes `name`, which others would import, missing there and in what is forked from it.
 
     Libraries that read the environment when they are loaded read this one, whatever a later process asks for. Until the
     process is ready, the argument is called several times a second with the seconds that have passed. The address of
@@ -157,6 +160,9 @@ def main(argv: list[str]) -> None:
     """Import, listen and fork until the parent ends; then, in a fork, run the module of the request."""
     listener = socket.socket(fileno=int(argv[0]))
     for name in argv[1:]:
+        if name.startswith("-"):
+            sys.modules[name[1:]] = None  # type: ignore[assignment]
+            continue
         # The process that needs it says why it cannot be imported.
         with contextlib.suppress(Exception):
             importlib.import_module(name)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,8 @@ from shrinkkit.pipeline.run_status import duration, log
 
 NOTEBOOK, ANSWER, ACTIVITY = "notebook.ipynb", "answer.json", "activity.txt"
 IMPORTS = (
+    # Notebooks are checked by jsonschema, which would build a grammar of addresses that they do not need: 1.4 s.
+    "-rfc3987_syntax",
     "shrinkkit.quiet",
     "papermill",
     "nbconvert",
@@ -42,7 +45,8 @@ IMPORTS = (
     "torch.export",
     "torch.onnx._internal.exporter._core",
     "onnx_ir.passes.common",
-    "nncf.quantization",
+    # The operators that exports to ONNX consist of: 0.7 s a step.
+    "onnxscript.function_libs.torch_lib.ops",
     "openvino",
     "shrinkkit.measure.session",
     "shrinkkit.transforms.transform",
@@ -54,8 +58,11 @@ IMPORTS = (
     "shrinkkit.widgets.quantization",
 )
 """What steps import, but for ONNX Runtime, which starts a thread when it is imported, which a fork would lose."""
+QUANTIZER = "nncf.quantization"
+"""What only steps that time anything import too, so that the first step need not wait for it."""
 MEMORY_IMPORTS = ("shrinkkit.measure.peak_memory", "shrinkkit.runtimes.torch.backend")
 """What the process that measures peak memory imports; more would count as memory of the runtime."""
+SAVE_EVERY_S = 2.0
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -83,7 +90,7 @@ class WarmStart:
 
     def _start(self, *kinds: str) -> None:
         for kind in kinds:
-            imports = MEMORY_IMPORTS if kind == "memory" else IMPORTS
+            imports = {"untimed": IMPORTS, "timed": (*IMPORTS, QUANTIZER), "memory": MEMORY_IMPORTS}[kind]
             variables = _variables(self._threads, times=kind != "untimed")
             self._servers[kind] = self._stack.enter_context(warm.server(imports, variables))
 
@@ -231,6 +238,7 @@ def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
+                engine_name=_engine(),
                 kernel_manager_class=_kernel_manager(request["warm"]),
                 on_cell_start=_print_phase,
                 config=Config({"KernelManager": kernel}),
@@ -246,6 +254,34 @@ def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
     except OSError as error:
         return f"the notebook could not be saved: {error.strerror or brief(error)}"
     return ""
+
+
+def _engine() -> str:
+    """Return the name of an engine of papermill that saves the notebook every two seconds and at the end.
+
+    papermill's own saves it twice a cell, which takes long where a notebook has many pictures.
+    """
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):  # type: ignore[misc]
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **options: Any) -> None:
+            save, saved_s = nb_man.save, time.monotonic()
+
+            def save_sometimes(**details: Any) -> None:
+                nonlocal saved_s
+                if time.monotonic() - saved_s > SAVE_EVERY_S:
+                    save(**details)
+                    saved_s = time.monotonic()
+
+            nb_man.save = save_sometimes
+            try:
+                super().execute_managed_notebook(nb_man, *arguments, **options)
+            finally:
+                nb_man.save = save
+
+    papermill_engines.register("shrinkkit", Engine)
+    return "shrinkkit"
 
 
 def _print_phase(cell: Mapping[str, Any], cell_index: int) -> None:
@@ -291,7 +327,7 @@ def main(argv: list[str]) -> int:
     """Execute the request in the file `argv[0]`, write the answer next to it and return the exit status."""
     # The runner stops a step with SIGTERM; as an exception it lets papermill shut its kernel down.
     signal.signal(signal.SIGTERM, _interrupt)
-    # Notebooks are checked by jsonschema, which would build a grammar of addresses that they do not need: 1.4 s a step.
+    # As in IMPORTS, for one that starts cold.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     path = Path(argv[0]).resolve()
     request = json.loads(path.read_text(encoding="utf-8"))

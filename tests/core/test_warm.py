@@ -24,7 +24,9 @@ def code(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(code):
-    with warm.server(["csv", "no_such_module", "numpy"], {"PYTHONPATH": str(code), "SHARED": "1"}) as ready:
+    with warm.server(
+        ["-colorsys", "csv", "no_such_module", "numpy"], {"PYTHONPATH": str(code), "SHARED": "1"}
+    ) as ready:
         yield ready(lambda _: None)
 
 
@@ -67,6 +69,10 @@ def test_imports_are_shared_and_nothing_else_runs_in_it(run):
         print(signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL, sorted(map(int, os.listdir("/proc/self/fd")))[:3])
     """
     assert run(source).output == "True False 1 True\nTrue [0, 1, 2]\n"
+
+
+def test_a_module_can_be_made_missing(run):
+    assert run("import colorsys").errors.splitlines()[-1].startswith("ModuleNotFoundError: import of colorsys halted")
 
 
 def test_a_failure_is_told_as_usual(run):
