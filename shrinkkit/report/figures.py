@@ -224,10 +224,14 @@ def tradeoff_axes(axes: "Axes", rows: Sequence["Row"], *, metric: str, is_fracti
 
 
 def _near(ratios: Sequence[float]) -> list[float]:
-    """Return the speed-ups without those far from the quartiles, which would press all others together."""
-    low, high = np.quantile(np.log(ratios), (0.25, 0.75))
-    far = 1.7 * max(high - low, math.log(5))
-    return [ratio for ratio in ratios if low - far <= math.log(ratio) <= high + far]
+    """Return the speed-ups without those far from the median, which would press all others together.
+
+    What is far depends on the median distance from the median, which holds until half of them are outliers.
+    """
+    logs = np.log(ratios)
+    distances = np.abs(logs - np.median(logs))
+    far = 1.7 * max(2 * np.median(distances), math.log(5))
+    return [ratio for ratio, distance in zip(ratios, distances, strict=True) if distance <= far]
 
 
 def position(row: "Row", *, is_fraction: bool) -> tuple[float, float]:

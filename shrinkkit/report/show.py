@@ -38,7 +38,12 @@ Source: MLPerf Inference, LoadGen's early stopping.
 MANY = 20
 """Variants from which on a chart shows only the Pareto-optimal ones."""
 _PREDICTIONS = "Changed predictions"
-_TONES = {"failed": "bad", "not run": "bad", "unsupported": "warning"}
+_TONES = {"broken": "bad", "faulty file": "bad", "failed": "bad", "not run": "bad", "unsupported": "warning"}
+_MISSING = {
+    "Broken variants": ("broken", "faulty file"),
+    "Failures": ("failed", "not run"),
+    "Unsupported combinations": ("unsupported",),
+}
 
 
 def title(results: Results) -> Heading:
@@ -60,16 +65,15 @@ def _target(place: str) -> str:
 
 def missing(results: Results) -> Several:
     """Return broken variants, failures and unsupported combinations with their reasons, then notes."""
-    parts: list[Shown] = [Statement(text, tone="bad") for text in faults(results)]
-    for caption, states in (("Failures", ("failed", "not run")), ("Unsupported combinations", ("unsupported",))):
+    parts: list[Shown] = []
+    for caption, states in _MISSING.items():
         rows: list[tables.Row] = [
-            {"variant": name, "targets": ", ".join(at), "state": Cell(state, tone=_TONES[state]), "reason": reason}
-            for (state, name, reason), at in without_figures(results).items()
+            {"variant": Cell(name, state, _TONES[state]), "targets": ", ".join(at), "reason": reason}
+            for (state, name, reason), at in (faults(results) | without_figures(results)).items()
             if state in states
         ]
         if rows:
-            text = ("targets", "state", "reason")
-            parts.append(tables.table(f"{caption} ({len(rows)})", rows, text=text, folded=False))
+            parts.append(tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "reason"), folded=False))
     parts += [Statement(note, tone="warning") for note in results.notes]
     parts += [Statement(note) for note in (results.study.notes if results.study else ())]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))

@@ -15,23 +15,27 @@ COSINE_LEFT, COSINE_BELOW = 0.5, 0.05
 another file of its recipe."""
 
 
-def faults(results: Results) -> tuple[str, ...]:
-    """Return what is wrong with each file that is broken, or far below another of its recipe."""
-    return tuple(text for row in results.rows if row.variant != BASELINE for text in _fault(row, results))
+def faults(results: Results) -> dict[tuple[str, str, str], list[str]]:
+    """Return the places of files that are broken or far below others of their recipe, by state, variant and reason."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for row in results.rows:
+        if row.variant != BASELINE and (fault := _fault(row, results)):
+            state, reason = fault
+            grouped.setdefault((state, row.variant, reason), []).append(results.where(row.target))
+    return grouped
 
 
-def _fault(row: Row, results: Results) -> Iterator[str]:
+def _fault(row: Row, results: Results) -> tuple[str, str] | None:
     accuracy = _accuracy(row, results)
     if accuracy is None:
-        return
+        return None
     level, better = _broken(row, accuracy, results), _better(row, accuracy, results)
     if not level and not better:
-        return
-    where = f"{row.variant} on {results.where(row.target)}"
+        return None
     figure = f"{results.metric} {formats.score(accuracy.mean.value, is_fraction=results.is_fraction)}"
-    state = f"is broken: {figure}, {level}" if level else f"is a faulty file: {figure}, cosine {accuracy.cosine:.3f}"
+    detail = f"{figure}, {level}." if level else f"{figure}, cosine {accuracy.cosine:.3f}."
     causes = [*([better] if better else []), *_causes(row, results, blame_recipe=not better)]
-    yield f"{where} {state}. {' '.join(causes)}".rstrip()
+    return "broken" if level else "faulty file", " ".join([detail, *causes])
 
 
 def _accuracy(row: Row, results: Results) -> Accuracy | None:

@@ -24,9 +24,8 @@ def table(results: Results, *, width: int = WIDTH) -> str:
     tables = [f"{results.where(target)}\n{_table(results, target, width)}" for target in results.targets]
     reasons = [
         textwrap.fill(f"{name} ({', '.join(places)}) {state}: {reason}", width, subsequent_indent="  ", max_lines=4)
-        for (state, name, reason), places in missing(results).items()
+        for (state, name, reason), places in (missing(results) | faults(results)).items()
     ]
-    reasons += [textwrap.fill(text, width, subsequent_indent="  ") for text in faults(results)]
     legend = (
         f"score: {results.metric_title}. change: vs. FP32 on the same target, with 95 % CI; ok: within the budget of "
         f"{results.budget_text()}, no: over it, ?: inconclusive. vs FP32: speed-up on the same target; vs PyTorch: "
@@ -81,7 +80,10 @@ def as_json(results: Results) -> str:
             name: getattr(results, name)
             for name in ("name", "task", "metric", "higher_is_better", "task_notes", "machines", "notes")
         },
-        "faults": faults(results),
+        "faults": [
+            {"variant": name, "targets": places, "state": state, "reason": reason}
+            for (state, name, reason), places in faults(results).items()
+        ],
         "started": status.started if status else None,
         "command": status.command if status else None,
         "study": results.study.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})

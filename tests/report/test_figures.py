@@ -57,6 +57,13 @@ def test_a_speed_that_nothing_can_be_said_of_is_not_quoted(found):
     assert "too noisy" in picture.alt
 
 
+def test_a_quarter_of_outliers_does_not_press_the_others_together():
+    others, slow = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0], [0.02, 0.025]
+    assert figures._near(others + slow) == others
+    # Of two groups of equal size neither is far.
+    assert figures._near([1.0, 1.1, 40.0, 44.0]) == [1.0, 1.1, 40.0, 44.0]
+
+
 def test_ink_is_a_variable_of_the_page(pictures):
     for picture in pictures.values():
         assert "var(--sk-ink" in picture.svg

@@ -7,8 +7,13 @@ import pytest
 
 from shrinkkit.core import evidence
 from shrinkkit.core.measurement import IntegerCheck
+from shrinkkit.results import faults as faulty
 from shrinkkit.results import output, results
-from shrinkkit.results.faults import faults
+
+
+def faults(found):
+    return [f"{name} on {' and '.join(at)}: {state}: {why}" for (state, name, why), at in faulty.faults(found).items()]
+
 
 TORCH, ONNX = "cpu/torch", "cpu/onnxruntime"
 
@@ -44,17 +49,18 @@ def planted(found, name, targets, *, share=0.1, cosine=0.1, notes=(), kind="Conv
 
 def test_variants_that_lose_a_little_are_not_named(run):
     found = results.load(run)
-    assert faults(found) == ()
-    assert faults(planted(found, "static-int8", [TORCH, ONNX], share=0.95, cosine=0.97)) == ()
+    assert faults(found) == []
+    assert faults(planted(found, "static-int8", [TORCH, ONNX], share=0.95, cosine=0.97)) == []
 
 
 def test_a_variant_at_the_majority_class_is_broken_and_the_missing_training_is_the_cause(run):
     found = planted(results.load(run), "channels-50", [TORCH, ONNX], share=0.5)
     stages = found.variants["channels-50"].recipe["stages"]
-    first, second = faults(found)
-    assert first.startswith("channels-50 on cpu/torch is broken: accuracy 50.0 %, no better than always the most")
-    assert ("without training after it" in first) is ("fine-tune" not in str(stages))
-    assert second.startswith("channels-50 on cpu/onnxruntime is broken")
+    (fault,) = faults(found)
+    assert fault.startswith(
+        "channels-50 on cpu/torch and cpu/onnxruntime: broken: accuracy 50.0 %, no better than always the most"
+    )
+    assert ("without training after it" in fault) is ("fine-tune" not in str(stages))
 
 
 def test_statistics_of_the_full_model_are_the_cause_unless_they_were_estimated_again(run):
@@ -69,7 +75,7 @@ def test_statistics_of_the_full_model_are_the_cause_unless_they_were_estimated_a
 
 def test_a_much_better_file_of_the_same_recipe_is_the_cause(run):
     (text,) = faults(planted(results.load(run), "static-int8", [ONNX], share=0.1))
-    assert text.startswith("static-int8 on cpu/onnxruntime is broken: accuracy 10")
+    assert text.startswith("static-int8 on cpu/onnxruntime: broken: accuracy 10")
     assert "The same recipe on cpu/torch has" in text
     assert text.endswith("so the fault lies in this file.")
 
@@ -77,7 +83,7 @@ def test_a_much_better_file_of_the_same_recipe_is_the_cause(run):
 def test_a_file_far_below_another_is_faulty_without_being_broken(run):
     found = results.load(run)
     (text,) = faults(planted(found, "static-int8", [ONNX], share=0.93, cosine=0.97))
-    assert text.startswith("static-int8 on cpu/onnxruntime is a faulty file: accuracy 93")
+    assert text.startswith("static-int8 on cpu/onnxruntime: faulty file: accuracy 93")
     scores = {m.variant: m.accuracy for m in found.measured[ONNX].measurements if m.accuracy}["static-int8"].scores
     share = sum(scores) / len(scores)
     (text,) = faults(planted(found, "static-int8", [ONNX], share=share, cosine=0.8))
@@ -96,4 +102,4 @@ def test_saturation_and_precision_are_named(run):
 
 def test_faults_are_in_the_table_of_the_terminal(run):
     found = planted(results.load(run), "static-int8", [ONNX])
-    assert "static-int8 on cpu/onnxruntime is broken" in output.table(found)
+    assert "static-int8 (cpu/onnxruntime) broken" in output.table(found)

@@ -43,10 +43,10 @@
   let lit = "", placed = [];
 
   const quantile = (values, q) => values.toSorted((a, b) => a - b)[Math.round(q * (values.length - 1))];
-  // Far from the quartiles a value is drawn in a band at the edge: one extreme must not press all others together.
+  // Far from the median a value is drawn in a band at the edge: extremes, if fewer than half, must not press the others together.
   const scale = (values, extra, spread, reach) => {
-    const [low, high] = [quantile(values, .25), quantile(values, .75)], far = reach * Math.max(high - low, spread);
-    const side = value => (value > high + far) - (value < low - far);
+    const middle = quantile(values, .5), distance = quantile(values.map(value => Math.abs(value - middle)), .5);
+    const far = reach * Math.max(2 * distance, spread), side = value => (value > middle + far) - (value < middle - far);
     const kept = [...values, ...extra].filter(value => !side(value)), [first, last] = [Math.min(...kept), Math.max(...kept)];
     const pad = Math.max((last - first) * .07, (spread - last + first) / 2), start = first - pad, end = last + pad;
     const bands = [-1, 1].map(edge => values.some(value => side(value) === edge) ? 38 : 0);
@@ -102,7 +102,7 @@
     const bar = quantile(shown.map(({change}) => (change[2] - change[1]) / 2 || 0), .5);
     const xs = scale(logs, key === "speedup" ? [0] : [], Math.log(5), 1.7), ends = shown.flatMap(({change}) => change.map(end => better * end));
     const ys = scale(ups, [-drop, 0, ...ends], Math.max(drop, data.drops[data.start], bar) || 1, 4);
-    const [left, right] = xs.bands, [below, above] = ys.bands;
+    const [left, right] = xs.bands.map(size => 1.3 * size), [below, above] = ys.bands;
     const [x2, x3, y2, y3] = [50 + left, width - 12 - right, HEIGHT - 46 - below, 8 + above];
     const fitX = log => x2 + xs.share(log) * (x3 - x2), fitY = up => y2 + ys.share(up) * (y3 - y2);
 
@@ -127,13 +127,12 @@
     write(root, (x2 + x3) / 2, HEIGHT - 8, "middle", title);
     write(root, 0, 0, "middle", `Δ ${data.metric}${data.unit}`, {transform: `translate(11 ${(y2 + y3) / 2}) rotate(-90)`});
     line(root, x2, fitY(-drop), x3, fitY(-drop), {class: "sk-limit"});
-    write(root, x3 - 4, fitY(-drop) - 5, "end", "budget", {class: "sk-budget"});
 
     const rank = point => (point === best) + looks.has(point.name), written = [];
     placed = shown.toSorted((a, b) => rank(a) - rank(b)).map(point => {
       const value = point[key][0], log = Math.log(value), up = better * point.change[0], state = point.states[at];
       const sideX = xs.side(log), sideY = ys.side(up);
-      const x = fitX(log) + 19 * sideX, y = fitY(up) + [0, -24, 12].at(sideY);
+      const x = fitX(log) + 25 * sideX, y = fitY(up) + [0, -24, 12].at(sideY);
       const group = svg("g", {
         class: `sk-point sk-${state}`, role: "img", tabindex: -1, opacity: lit && lit !== point.name ? .12 : point.pale ? .4 : 1,
         "aria-label": [full(point), ...point.lines, STATES[state]].filter(Boolean).join(", "),
@@ -147,7 +146,8 @@
       group.append(body);
       if ((sideX || sideY) && written.every(([a, b]) => Math.abs(a - x) > 44 || Math.abs(b - y) > 24)) {
         const words = (sideX ? `${"◂ ▸"[sideX + 1]}${format(value)} ` : "") + (sideY ? `${"▾ ▴"[sideY + 1]}${signed(point.change[0])}` : "");
-        write(group, x, y + 20, "middle", words, {class: "sk-beyond"});
+        const corner = sideX && sideY ? shown.filter(({[key]: [at], change}) => xs.side(Math.log(at)) === sideX && ys.side(better * change[0]) === sideY) : [];
+        write(group, x, y + 20, "middle", corner.length > 1 ? `${corner.length} marks` : words, {class: "sk-beyond"});
         written.push([x, y]);
       }
       if (point === best) {
@@ -160,6 +160,7 @@
       root.append(group);
       return {point, group, x, y};
     });
+    write(root, x3 - 4, fitY(-drop) - 5, "end", "budget", {class: "sk-budget"});
     placed.sort((a, b) => a.x - b.x || a.y - b.y);
     (placed.find(({point}) => point === best) ?? placed[0]).group.setAttribute("tabindex", 0);
     root.addEventListener("keydown", event => {

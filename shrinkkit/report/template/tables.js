@@ -98,7 +98,8 @@
     const one = tables.find(({table}) => group.contains(table)), facet = one.titles.indexOf(group.dataset.facet);
     const values = [...new Set(one.rows.map(row => keyOf(one, row, facet)))];
     const find = element("input", {type: "search"}), shown = element("output", {"aria-live": "polite"});
-    const choice = element("select", {}, element("option", {value: ""}, "all"), ...values.map(value => element("option", {}, value)));
+    let chosen = "";
+    const tabs = ["", ...values].map(value => [value, button(value || "all", () => { chosen = value; apply(); })]);
     const boxes = one.titles.map((title, i) => {
       const box = element("input", {type: "checkbox", checked: ""});
       box.addEventListener("change", apply);
@@ -107,23 +108,24 @@
     function apply() {
       const query = find.value.trim().toLowerCase(), isOff = i => !boxes[i][1].checked;
       for (const row of one.rows) {
-        row.hidden = !row.textContent.toLowerCase().includes(query) || (choice.value !== "" && keyOf(one, row, facet) !== choice.value);
+        row.hidden = !row.textContent.toLowerCase().includes(query) || (chosen !== "" && keyOf(one, row, facet) !== chosen);
         if (row.hidden && moreOf(row)) unfold(row, false);
         for (const [i, cell] of [...row.cells].entries())
           if (isWide(cell)) cell.colSpan = Math.max(1, boxes.slice(i).filter(([, box]) => box.checked).length);
           else cell.hidden = isOff(i);
       }
       one.heads.forEach((head, i) => { head.hidden = isOff(i); });
+      for (const [value, tab] of tabs) tab.setAttribute("aria-pressed", value === chosen);
       shown.textContent = `${one.rows.filter(row => !row.hidden).length} of ${one.rows.length} rows`;
     }
     const menu = element("details", {class: "sk-columns"}, element("summary", {}, "Columns"),
       element("div", {role: "group", "aria-label": "Columns"}, ...boxes.slice(1).map(([title, box]) => element("label", {}, box, " ", title))));
     const label = group.dataset.facet.replace(/^./, first => first.toUpperCase());
     const form = element("form", {class: "sk-filter", role: "search", "aria-label": `Filter ${one.caption}`},
-      element("label", {}, "Find ", find), ...(values.length > 1 ? [element("label", {}, `${label} `, choice)] : []), menu, shown);
+      element("label", {}, "Find ", find), menu, shown,
+      ...(values.length > 1 ? [element("div", {class: "sk-tabs", role: "group", "aria-label": label}, ...tabs.map(([, tab]) => tab))] : []));
     form.addEventListener("submit", event => event.preventDefault());
     find.addEventListener("input", apply);
-    choice.addEventListener("change", apply);
     group.prepend(form);
     apply();
   }
