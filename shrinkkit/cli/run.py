@@ -155,12 +155,11 @@ def _study(name: str, recipes: Sequence[str], targets: Sequence[str], overrides:
 
 def _plan(prepared: "PreparedRun") -> tuple[list[tuple[str, ...]], str]:
     """Return the name, state and subject of each step, and what is to be done in how much time."""
-    from shrinkkit.core.run_folder import Step
     from shrinkkit.display import formats
     from shrinkkit.pipeline import run_status
 
     states = prepared.preview()
-    steps = [Step(step.name, step.notebook, step.subject, states[step.name]) for step in prepared.steps]
+    steps = [step.in_state(states[step.name]) for step in prepared.steps]
     time = run_status.estimate(prepared.run, [step for step in steps if step.state == "run"])
     cached = sum(step.state == "cached" for step in steps)
     to_run = formats.counted(len(steps) - cached, "step")

@@ -131,6 +131,8 @@ class Step(Rich):
     """A problem of a step that worked, such as that it has no page."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file that it left, by path relative to the run folder. See `RunFolder.step_files`."""
+    effort: str = ""
+    """That of a benchmark, on which its duration depends."""
 
     def __post_init__(self) -> None:
         store._check_inside(*self.files)

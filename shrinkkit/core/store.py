@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -125,14 +126,24 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Return whether a run holds the run folder now. A run that was killed leaves its token, but not the lock."""
-    if not (folder / TOKEN).exists():
+    """Return whether a run holds the run folder now. A run that was killed leaves its token, but not the lock.
+
+    Nothing is written, so the folder may be one that this user can only read.
+    """
+    if not (folder / TOKEN).exists() or not (folder / LOCK).exists():
         return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
+    if sys.platform == "win32":
+        with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
             return False
-    except Timeout:
         return True
+    import fcntl
+
+    with open(folder / LOCK, encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _lease() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shrinkkit.core import machines
 from shrinkkit.core.recipe import BASELINE, STAGE, Recipe, Study
-from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.stages import Choice, Stage
 from shrinkkit.core.target import Place, Target
 
@@ -41,6 +41,10 @@ class Planned:
     def path(self) -> Path:
         """The path of its notebook."""
         return notebooks() / f"{self.notebook}.ipynb"
+
+    def in_state(self, state: str) -> Step:
+        """Return the step as a run's status has it."""
+        return Step(self.name, self.notebook, self.subject, state, effort=self.parameters.get("effort", ""))
 
 
 _REPORT = Planned("5-report", REPORT, "", {"run": ".."}, (), "")

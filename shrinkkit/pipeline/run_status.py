@@ -234,13 +234,19 @@ def expected(steps: Iterable[Step], durations: Mapping[str, float]) -> dict[str,
 
 def estimate(run: RunFolder, steps: Sequence[Step]) -> str:
     """Return how long `steps` will take by what earlier ones took in the run folder."""
-    earlier = succeeded(run)
+    earlier = _telling(succeeded(run).values(), steps)
     known = expected([*earlier.values(), *(step for step in steps if step.name not in earlier)], {})
     seconds = [known[step.name] for step in steps if step.name in known]
     if not seconds:
         return "no estimate yet" if steps else "nothing to run"
     at_least = "about" if len(seconds) == len(steps) else "at least"
     return f"{at_least} {duration(sum(seconds))}, by what earlier steps took"
+
+
+def _telling(earlier: Iterable[Step], planned: Iterable[Step]) -> dict[str, Step]:
+    """Return the earlier steps whose durations tell those of `planned`, by name: no benchmarks of another effort."""
+    efforts = {step.effort for step in planned}
+    return {step.name: step for step in earlier if step.effort in efforts}
 
 
 def best(run: RunFolder) -> str:
@@ -291,10 +297,9 @@ class RunStatus:
         new = {step.name: step for step in planned}
         steps = known | new if partial else new | {name: step for name, step in measured.items() if name not in new}
         self.steps = dict(sorted(steps.items(), key=lambda item: item[0] == self.planned[-1]))
-        ended = [step for step in known.values() if step.state in SUCCEEDED]
-        self._earlier = {step.name: step.duration_s for step in ended if step.duration_s}
-        self._durations = dict(self._earlier)
-        # By notebook: another effort, or a busy machine, makes all of them longer.
+        telling = _telling(self.earlier.values(), planned)
+        self._durations = {name: step.duration_s for name, step in telling.items() if step.duration_s}
+        # By notebook: a busy machine makes all of them longer.
         self._pace: dict[str, float] = {}
         self._best = ""
         self._write()
@@ -307,8 +312,8 @@ class RunStatus:
         """Change fields of a step, record them and report them."""
         self.steps[name] = step = replace(self.steps[name], **changes)
         if step.state == "done":
-            if name in self._earlier:
-                self._pace[step.notebook] = step.duration_s / self._earlier[name]
+            if earlier_s := self._durations.get(name):
+                self._pace[step.notebook] = step.duration_s / earlier_s
             self._durations[name] = step.duration_s
         self._write()
         if step.notebook == BENCHMARK and step.state in SUCCEEDED:
@@ -329,9 +334,10 @@ class RunStatus:
 
     def _progress(self, current: Step, phase: str) -> Progress:
         steps = tuple(current if name == current.name else self.steps[name] for name in self.planned)
-        seconds = expected(self.steps.values(), self._durations)
+        seconds = expected(_telling(self.steps.values(), steps).values(), self._durations)
         for step in steps:
-            if step.name in self._earlier:
+            # Of a step that has ended nothing is left, whatever it took.
+            if step.name in self._durations:
                 seconds[step.name] *= self._pace.get(step.notebook, 1.0)
         return Progress(steps, current, phase, seconds, self._best)
 

@@ -233,6 +233,16 @@ def test_a_folder_that_is_held_is_refused_and_its_holder_goes_on(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {LOCK, "status.json"}
 
 
+def test_whether_a_folder_is_held_is_asked_without_writing_to_it(tmp_path):
+    assert not store.is_held(tmp_path)
+    with store.hold(tmp_path):
+        (tmp_path / LOCK).write_text("as it is")
+        assert store.is_held(tmp_path)
+    (tmp_path / TOKEN).write_text("of a run that was killed")
+    assert not store.is_held(tmp_path)
+    assert (tmp_path / LOCK).read_text() == "as it is"
+
+
 @pytest.mark.parametrize("length", [10, 60, 120, 200])
 def test_a_folder_for_sockets_is_short_whatever_tmpdir_says(tmp_path, length, monkeypatch):
     place = tmp_path / ("t" * length)

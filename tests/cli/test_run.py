@@ -182,6 +182,9 @@ def test_an_estimate_rests_on_what_steps_took_before_and_is_none_without(tmp_pat
     # The second benchmark is taken to last as long as the first; nothing is known of the report.
     assert run_status.estimate(run, steps).startswith("at least 3:00 min")
     assert run_status.estimate(run, []) == "nothing to run"
+    # With another effort, a benchmark takes another time.
+    thorough = [dataclasses.replace(step, effort="thorough") for step in steps[:2]]
+    assert run_status.estimate(run, thorough) == "no estimate yet"
 
 
 def test_a_dry_run_ends_with_the_estimate(tmp_path, monkeypatch, capsys):
