@@ -1,19 +1,21 @@
 """Each notebook run by papermill, in the order and the places in which a reader would run them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import examples
 import nbformat
 import pytest
 
 from shrinkkit import cli
-from shrinkkit.core import machines
+from shrinkkit.core import machines, store
 from shrinkkit.core.recipe import Study
 from shrinkkit.core.run_folder import RunFolder
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.target import Target
-from shrinkkit.pipeline import plan, steps
+from shrinkkit.pipeline import by_hand, plan, steps
 from shrinkkit.pipeline.steps import NOTEBOOK
 from shrinkkit.runtimes import registry
 
@@ -145,6 +147,17 @@ def test_the_report_of_notebooks_can_be_made_again_with_another_budget(place, mo
     assert cli.main(["report", "reports/by-hand", "--quiet"]) == 0
     assert folder.report.is_file()
     assert json.loads(folder.results.read_text())["study"]["budget"]["accuracy_drop"] == 0.2
+
+
+@pytest.mark.parametrize(("kept", "is_run"), [(("4-benchmark", "5-report"), False), (("1-baseline",), True)])
+def test_a_folder_stays_that_of_notebooks_after_only_its_benchmark_was_run(tmp_path, kept, is_run):
+    run = RunFolder(examples.write_run(tmp_path))
+    run.study.unlink()
+    status = examples.status()
+    steps = tuple(step for step in status.steps if step.notebook in kept)
+    store.write(run.status, dataclasses.replace(status, steps=steps))
+    by_hand.record({"run": run.path, "task": "digits-cnn"})
+    assert (run.status.is_file(), run.study.is_file()) == (is_run, not is_run)
 
 
 def test_a_budget_that_breaks_a_rule_is_an_error(place):

@@ -16,7 +16,7 @@ from shrinkkit.display import tables
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cell, Several, Statement, Table
 from shrinkkit.errors import InvalidInput
-from shrinkkit.pipeline import parameters, plan, runner, steps
+from shrinkkit.pipeline import parameters, plan, run_status, runner, steps
 from shrinkkit.pipeline.run_status import Monitor
 from shrinkkit.results import folders, results
 from shrinkkit.runtimes import registry
@@ -45,13 +45,16 @@ def record(variables: Mapping[str, Any]) -> None:
         InvalidInput: The budget breaks a rule, does not fit the scores, or is that of a run, which has its own.
     """
     run, budget = RunFolder(variables["run"]), variables.get("budget", {})
-    if run.status.is_file():
+    status = run_status.read(run)
+    if run.status.is_file() and (status is None or any(step.subject == BASELINE for step in status.steps)):
         if budget:
             raise InvalidInput(
                 f"`budget` must be {{}} for {run.path}, which `shrinkkit run` made with a budget, got {budget}. Change "
                 "it there and run it again: steps that it does not concern are cached."
             )
         return
+    # `--only benchmark` vouches for measurements that a notebook may take again.
+    run.status.unlink(missing_ok=True)
     folder = folders.read(run.path)
     names = [name for name in folder.variants if name != BASELINE and STAGE not in name]
     recipes = [Recipe(name=name, **folder.variants[name].recipe) for name in names]

@@ -80,7 +80,7 @@ class PreparedRun:
             if self.study:
                 text = self.study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
                 store.write_text(self.run.study, text + "\n")
-            pending = [Step(step.name, step.notebook, step.subject, "pending") for step in self.steps]
+            pending = [step.in_state("pending") for step in self.steps]
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
             run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
             try:
@@ -272,7 +272,7 @@ def rebuild_report(folder: Path, *, monitor: Monitor) -> None:
     run.check_is_run()
     export.templates()
     run.check_kinds()
-    start, step = time.monotonic(), Step(_REPORT.name, _REPORT.notebook, "", "running")
+    start, step = time.monotonic(), _REPORT.in_state("running")
 
     def tick(seconds: float, phase: str, **changes: Any) -> None:
         changed = replace(step, duration_s=seconds, **changes)
@@ -305,6 +305,11 @@ def _read_run(run: RunFolder) -> tuple[Study, Variant]:
         raise InvalidInput(
             f"{run.path} must hold variants to measure, but there is no {run.relative(record)}. Make them with "
             "`shrinkkit run`, or copy the folder `variants` of the run here as well."
+        )
+    if not run.study.is_file():
+        raise InvalidInput(
+            f"{run.path} must have a study.json, and notebooks write it with the first variant of a recipe. Run "
+            "2-prune, 2-train or 3-quantize with this folder as `run`."
         )
     try:
         study = Study.model_validate_json(run.study.read_text(encoding="utf-8"))
