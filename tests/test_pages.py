@@ -298,11 +298,11 @@ def saved(page, button):
 def test_numbers_with_units_sort_as_numbers_and_empty_cells_come_last(place, show):
     table = report(show, place).locator(".sk-filtered table")
     table.get_by_role("button", name="file size").click()
-    sizes = table.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    sizes = table.locator("tbody tr td:nth-child(5)").all_inner_texts()
     assert [size.split("\n")[0].split(" compressed")[0] for size in sizes][:3] == ["34.9 kB", "36.0 kB", "81.5 kB"]
     assert sizes[-1].partition(":")[0] in ("", "failed", "unsupported")
     table.get_by_role("button", name="file size").press("Enter")
-    assert "1.12 MB" in table.locator("tbody tr td:nth-child(3)").first.inner_text()
+    assert "1.12 MB" in table.locator("tbody tr td:nth-child(5)").first.inner_text()
     assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 
@@ -314,6 +314,18 @@ def test_the_results_are_filtered_by_text_and_target(place, show):
     group.get_by_role("group", name="Target").get_by_role("button", name="cpu/torch").click()
     names = group.locator("tbody tr:visible th").all_inner_texts()
     assert [name.split()[-1] for name in names] == ["channels-50", "channels-50-static-int8"]
+
+
+def test_warnings_lead_to_the_rows_that_they_name(place, show, tmp_path):
+    warning = "Left out: channels-50-static-int8 on cpu/torch, channels-50 on cpu/onnxruntime."
+    text = (place / "run/report.html").read_text()
+    planted = text.replace("</main>", f'<div class="sk-warnings"><p>{warning}</p></div></main>', 1)
+    (tmp_path / "warned.html").write_text(planted)
+    page = show(tmp_path / "warned.html")
+    links = page.locator(".sk-warnings p", has_text="Left out").locator("a")
+    assert links.all_inner_texts() == ["channels-50-static-int8 on cpu/torch", "channels-50 on cpu/onnxruntime"]
+    row = page.locator(f"[id={links.last.get_attribute('href')[1:]}]")
+    assert "channels-50\tcpu/onnxruntime" in row.inner_text().replace("\n", "")
 
 
 def test_columns_of_the_results_are_chosen(place, show):

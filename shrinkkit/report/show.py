@@ -127,12 +127,12 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     return {
         "variant": name,
         "target": where,
-        "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
         "vs PyTorch": _speedup(row, row.speedup_today, row.timing_today),
-        "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
         f"{DELTA} {results.metric}{unit}": cells.change(
             row.difference, is_fraction=results.is_fraction, verdict=verdict
         ),
+        "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
+        "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
         results.metric_title: cells.score(row.accuracy, is_fraction=results.is_fraction),
         "latency / batch": cells.latency(row.latency_ms),
         "sparsity": formats.percent(row.sparsity or 0),

@@ -151,7 +151,7 @@
         written.push([x, y]);
       }
       if (point === best) {
-        const most = Math.floor((x > width / 2 ? x - x2 : width - x) / 8);
+        const most = Math.min(24, Math.floor((x > width / 2 ? x - x2 : width - x) / 8));
         const name = point.name.length > most ? `${point.name.slice(0, most - 1)}…` : point.name;
         write(group, x, y - 18, x > width / 2 ? "end" : "start", name, {class: "sk-name"});
       }

@@ -97,6 +97,15 @@
   for (const group of document.querySelectorAll(".sk-filtered")) {
     const one = tables.find(({table}) => group.contains(table)), facet = one.titles.indexOf(group.dataset.facet);
     const values = [...new Set(one.rows.map(row => keyOf(one, row, facet)))];
+    // Warnings lead to the rows that they name; the longest names come first, as others may be parts of them.
+    const named = one.rows.map((row, i) => (row.id ||= `row-${i}`, [`${keyOf(one, row, 0)} on ${keyOf(one, row, facet)}`, row.id]));
+    for (const text of document.querySelectorAll(".sk-warnings p")) for (const [name, id] of named.toSorted(([a], [b]) => b.length - a.length)) {
+      const node = [...text.childNodes].find(each => each.nodeType === Node.TEXT_NODE && each.data.includes(name));
+      if (!node) continue;
+      const found = node.splitText(node.data.indexOf(name));
+      found.splitText(name.length);
+      found.replaceWith(element("a", {href: `#${id}`}, name));
+    }
     const find = element("input", {type: "search"}), shown = element("output", {"aria-live": "polite"});
     let chosen = "";
     const tabs = ["", ...values].map(value => [value, button(value || "all", () => { chosen = value; apply(); })]);
