@@ -67,13 +67,17 @@ def missing(results: Results) -> Several:
     """Return broken variants, failures and unsupported combinations with their reasons, then notes."""
     parts: list[Shown] = []
     for caption, states in _MISSING.items():
+        grouped: dict[tuple[str, str, str], list[str]] = {}
+        for (state, name, reason), at in (faults(results) | without_figures(results)).items():
+            if state in states:
+                grouped.setdefault((state, ", ".join(at), reason), []).append(name)
         rows: list[tables.Row] = [
-            {"variant": Cell(name, state, _TONES[state]), "targets": ", ".join(at), "reason": reason}
-            for (state, name, reason), at in (faults(results) | without_figures(results)).items()
-            if state in states
+            {"variants": Cell(", ".join(names), state, _TONES[state]), "targets": at, "reason": reason}
+            for (state, at, reason), names in grouped.items()
         ]
         if rows:
-            parts.append(tables.table(f"{caption} ({len(rows)})", rows, text=("targets", "reason"), folded=False))
+            count = sum(map(len, grouped.values()))
+            parts.append(tables.table(f"{caption} ({count})", rows, text=("targets", "reason"), folded=False))
     parts += [Statement(note, tone="warning") for note in results.notes]
     parts += [Statement(note) for note in (results.study.notes if results.study else ())]
     return Several(tuple(parts) or (Statement("None: every variant was measured on every target."),))
