@@ -147,6 +147,8 @@ def tradeoff(results: "Results") -> Shown:
             for row in sorted(rows, key=lambda row: row.variant in names):
                 if row.target == target:
                     _point(axes, row, look(row.variant, names), largest, is_fraction=results.is_fraction)
+            own = [row for row in rows if row.target == target]
+            _label_beyond(axes, own, is_fraction=results.is_fraction)
         if not results.higher_is_better:
             # Axes are shared, so that one is inverted for all.
             next(iter(panels.values())).invert_yaxis()
@@ -199,7 +201,7 @@ _LEGEND_CHARACTERS = 110
 _TRADEOFF = (
     "One panel per target. Right is faster, up is better, and a smaller mark is a smaller file (area: file size). "
     "Bars are 95 % CIs. Within budget = the entire bar is above the dashed line. Pale: inconclusive timing. "
-    "A mark on an edge with its speed-up is beyond the axis."
+    "Marks with an arrow at an edge are beyond the axis."
 )
 
 
@@ -246,19 +248,35 @@ def _point(axes: "Axes", row: "Row", look: Mapping[str, str], largest: int, *, i
         return
     x, y = position(row, is_fraction=is_fraction)
     low, high = axes.get_xlim()
-    if is_beyond := not low < x < high:
-        text, side = formats.speedup(speed, row.timing_today, ci=False), -1 if x <= low else 1
-        x, arrow = (low, "\N{BLACK LEFT-POINTING SMALL TRIANGLE} ") if side < 0 else (high, "")
-        arrow += text if side < 0 else f"{text} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
-        place: dict[str, Any] = {"ha": "left" if side < 0 else "right", "va": "top", "fontsize": 8}
-        axes.annotate(arrow, (x, y), xytext=(-10 * side, -9), textcoords="offset points", **place)
+    is_beyond = not low < x < high
+    # The whole mark is inside the panel, off the labels of the vertical axis.
+    inset = (high / low) ** 0.05
+    x = min(max(x, low * inset), high / inset) if is_beyond else x
     bars: dict[str, Any] = {
         "xerr": None if is_beyond else [[speed.value - speed.low], [speed.high - speed.value]],
         "yerr": [[scale * (change.value - change.low)], [scale * (change.high - change.value)]],
     }
     mark: dict[str, Any] = {**look, "alpha": 0.85 if row.timing_today in CONCLUSIVE else 0.35}
     axes.errorbar([x], [y], fmt="none", ecolor=mark["color"], elinewidth=1, **bars)
-    axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, clip_on=not is_beyond, **mark)
+    axes.scatter([x], [y], s=25 + 300 * (row.size_bytes or 0) / largest, **mark)
+
+
+def _label_beyond(axes: "Axes", rows: Sequence["Row"], *, is_fraction: bool) -> None:
+    """Write at an edge of the horizontal axis which speed-up a mark there stands for, or of several, how many."""
+    low, high = axes.get_xlim()
+    places = [(position(row, is_fraction=is_fraction), row) for row in rows]
+    for edge, arrow, side in (
+        (low, "\N{BLACK LEFT-POINTING SMALL TRIANGLE} {}", -1),
+        (high, "{} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", 1),
+    ):
+        beyond = [(y, row) for (x, y), row in places if side * x >= side * edge]
+        speeds = [(y, formats.speedup(row.speedup_today, row.timing_today, ci=False)) for y, row in beyond]
+        if len(beyond) > 1:
+            speeds = [(max(y for y, _ in beyond), formats.counted(len(beyond), "mark"))]
+        for y, text in speeds:
+            place: dict[str, Any] = {"ha": "left" if side < 0 else "right", "va": "top", "fontsize": 8}
+            offset = (-22 * side, -6)
+            axes.annotate(arrow.format(text), (edge, y), xytext=offset, textcoords="offset points", **place)
 
 
 def _tradeoff_in_words(rows: Sequence["Row"], results: "Results") -> str:
