@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.fx
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from shrinkkit import quiet
 from shrinkkit.core.studies import matches, with_parents
@@ -28,16 +30,7 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
 
 
 # What a model's own forward may raise when a tensor no longer has the shape it expects.
-FORWARD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -48,8 +41,7 @@ def duplicate(model: nn.Module) -> nn.Module:
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a deep copy of `model` without gradients, with what `memo` has for the ids of its tensors in their place.
 
-    Raises:
-        Unsupported: `model` cannot be copied.
+    Raises Unsupported if it cannot be copied.
     """
     try:
         result: nn.Module = copy.deepcopy(model, memo)
@@ -77,22 +69,16 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
     Patterns are names or globs (`*`, `?`, `[abc]`), case-sensitive; `*` also crosses dots. A pattern that matches a
     parent matches everything in it: `stages.0` matches `stages.0.conv1`.
     """
-    names = tuple(names)
-    matched: set[str] = set()
+    names, matched = tuple(names), set[str]()
     for pattern in patterns:
         hits = {name for name in names if matches(pattern, name)}
         if not hits:
             parts = dict.fromkeys(part for name in names for part in with_parents(name))
-            raise InvalidInput(
-                f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, parts)} "
-                f"Layers: {_listed(names)}."
-            )
+            listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            text = f"A layer pattern must match a layer, but {pattern!r} matches none.{nearest(pattern, parts)}"
+            raise InvalidInput(f"{text} Layers: {listed}.")
         matched |= hits
     return tuple(name for name in names if name in matched)
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def parameters(model: nn.Module) -> int:
@@ -145,16 +131,20 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
         for name, by_operator in counts.items()
         if name != root
     }
-    children = {
-        name: sum(n for other, n in totals.items() if other and other != name and _is_child(other, name))
-        for name in totals
-    }
-    return {name: n - children[name] for name, n in totals.items() if n > children[name]}
+    inside = Counter[str]()
+    for name, n in totals.items():
+        # The model itself is ''.
+        inside[name.rpartition(".")[0]] += n if name else 0
+    return {name: n - inside[name] for name, n in totals.items() if n > inside[name]}
 
 
-def _is_child(name: str, parent: str) -> bool:
-    """Return whether module `name` lies directly below `parent`, the model itself being ''."""
-    return name.rpartition(".")[0] == parent
+@contextlib.contextmanager
+def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Keep hooks of modules, such as `register_forward_hook` returns, while the block runs."""
+    with contextlib.ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.data import Subset
 
+from shrinkkit.tasks import modules
 from shrinkkit.tasks.task import Task, batches
 
 EXAMPLES = 1024
@@ -21,16 +22,9 @@ def reestimate(model: nn.Module, task: Task, *, batch_size: int = 32, seed: int 
 
     They belong to the activations of the model that was trained: fewer channels or other weights move them, and
     training updates them only by `momentum`, which may be 0, and not in frozen layers. Layers of any class that hold
-    `running_mean` and `running_var` count; their momentum, mode and every weight stay.
-
-    Args:
-        model: Model in eval mode, on any device.
-        task: Where the inputs come from.
-        batch_size: Examples a batch; statistics are averaged over batches.
-        seed: Of the choice of examples.
-
-    Returns:
-        What was done, in words; '' if no layer has such statistics.
+    `running_mean` and `running_var` count; their momentum, mode and every weight stay. `model` is in eval mode, on any
+    device; statistics are averaged over batches of `batch_size`, and `seed` is that of the choice of examples. Returns
+    what was done, in words; '' if no layer has such statistics.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (PreciseBN).
     """
@@ -38,20 +32,16 @@ def reestimate(model: nn.Module, task: Task, *, batch_size: int = 32, seed: int 
     if not layers:
         return ""
     sums: dict[nn.Module, list[Any]] = {layer: [] for layer in layers}
-    hooks = [layer.register_forward_pre_hook(partial(_measure, sums)) for layer in layers]
+    hooks = (layer.register_forward_pre_hook(partial(_measure, sums)) for layer in layers)
     size, device = len(task.train), next(model.parameters()).device
     chosen = random.Random(seed).sample(range(size), min(size, EXAMPLES))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for inputs, _ in batches(Subset(task.train, chosen), batch_size):
-                model(*(x.to(device) for x in inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer, found in sums.items():
-            for statistic, total in zip(_statistics(layer), found[1:], strict=False):
-                statistic.copy_(total / found[0])
+    with modules.hooked(hooks), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for inputs, _ in batches(Subset(task.train, chosen), batch_size):
+            model(*(x.to(device) for x in inputs))
+    for layer, found in sums.items():
+        for statistic, total in zip(_statistics(layer), found[1:], strict=False):
+            statistic.copy_(total / found[0])
     return f"BatchNorm statistics re-estimated on {len(chosen)} training examples"
 
 

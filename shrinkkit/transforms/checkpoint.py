@@ -53,16 +53,10 @@ class Checkpoint:
 
 
 def save(folder: Path, task: Task, model: nn.Module, history: History) -> None:
-    """Write `model` in a form that `load` turns into the same model, proven by its weights and outputs.
+    """Write `model`, on the CPU, in a form that `load` turns into the same model, proven by its weights and outputs.
 
-    Args:
-        folder: Created if missing.
-        task: Its own model is what `model` is described against.
-        model: A transformed copy of the task's model, on the CPU.
-        history: How it was made.
-
-    Raises:
-        Unsupported: A new layer is not of `torch.nn`, or the model cannot be rebuilt.
+    It is a transformed copy of the task's own, against which it is described. Raises Unsupported if a new layer is not
+    of `torch.nn`, or the model cannot be rebuilt.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / WEIGHTS))
@@ -84,8 +78,7 @@ def save(folder: Path, task: Task, model: nn.Module, history: History) -> None:
 def load(task: Task, folder: Path) -> tuple[nn.Module, History]:
     """Return the float model in `folder`, rebuilt on the CPU from a copy of the task's own model, and its history.
 
-    Raises:
-        ModelFileError: The folder holds no such model, or it does not fit the task's.
+    Raises ModelFileError if the folder holds no such model, or it does not fit the task's.
     """
     if not (folder / STRUCTURE).is_file():
         raise ModelFileError(f"{folder} must hold {STRUCTURE} and {WEIGHTS} of a transformed model. Run its step.")
@@ -101,24 +94,21 @@ def load(task: Task, folder: Path) -> tuple[nn.Module, History]:
         _resize(model, load_file(folder / WEIGHTS))
         load_model(model, folder / WEIGHTS)
     except (KeyError, AttributeError, RuntimeError, OSError, ValueError, TypeError, InvalidInput) as error:
-        raise ModelFileError(
-            f"{folder} does not fit the model of the task {task.name!r}: {error}. Run the step that makes it again."
-        ) from error
+        text = f"{folder} does not fit the model of the task {task.name!r}: {error}."
+        raise ModelFileError(f"{text} Run the step that makes it again.") from error
     return model.eval(), record.history
 
 
 def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
     """Return the modules of `after` that `before` does not have, or has otherwise."""
     old = dict(before.named_modules(remove_duplicate=False))
-    first_old: dict[int, str] = {}
-    first_new: dict[int, str] = {}
-    for name, module in old.items():
-        first_old.setdefault(id(module), name)
+    first_old = {id(module): name for name, module in before.named_modules()}
+    first_new = {id(module): name for name, module in after.named_modules()}
     layers: dict[str, Layer] = {}
     fresh: dict[str, nn.Module] = {}
     known: nn.Module | None
     for name, module in after.named_modules(remove_duplicate=False):
-        first = first_new.setdefault(id(module), name)
+        first = first_new[id(module)]
         known = old.get(name) if name not in fresh else fresh[name]
         if first != name:
             if known is None or first_old.get(id(known)) != first or first in fresh:
@@ -149,10 +139,8 @@ def _arguments(name: str, module: nn.Module) -> dict[str, Any]:
     """Return the arguments that construct a module like `module`, read off its attributes."""
     kind = type(module)
     if getattr(nn, kind.__name__, None) is not kind:
-        raise Unsupported(
-            f"The layer `{name}` is a {kind.__module__}.{kind.__qualname__}, which cannot be kept without pickle. A "
-            "transform may only add modules of `torch.nn`."
-        )
+        text = f"The layer `{name}` is a {kind.__module__}.{kind.__qualname__}, which cannot be kept without pickle."
+        raise Unsupported(f"{text} A transform may only add modules of `torch.nn`.")
     arguments: dict[str, Any] = {}
     for key, parameter in inspect.signature(kind.__init__).parameters.items():
         if key in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -166,11 +154,7 @@ def _arguments(name: str, module: nn.Module) -> dict[str, Any]:
 
 
 def _constructed(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return a module of a class of `torch.nn`; its weights are not initialized.
-
-    Raises:
-        ValueError: There is no such class.
-    """
+    """Return a module of a class of `torch.nn`, its weights not initialized; ValueError if there is no such class."""
     cls = getattr(nn, kind, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"torch.nn has no module {kind!r}")

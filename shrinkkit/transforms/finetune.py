@@ -1,6 +1,5 @@
 """Fine-tuning: training a transformed model on, to restore its accuracy."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import metrics
-from shrinkkit.tasks.modules import Example, duplicate
+from shrinkkit.tasks.modules import duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import batchnorm, prune
 from shrinkkit.transforms.transform import Made
@@ -85,9 +84,15 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             result.train()
-            for number, (inputs, target) in enumerate(_shuffled(task, batch_size, generator, device), start=1):
+            order = torch.randperm(size, generator=generator).tolist()
+            if size % batch_size == 1 and size > 1:
+                order.pop()
+            for number, batch in enumerate(batches(Subset(task.train, order), batch_size), start=1):
+                inputs, target = _moved(batch, device)
                 loss = task.loss(result(*inputs), target)
-                _check_loss(loss, epoch, number, settings.learning_rate)
+                if not torch.isfinite(loss).all():
+                    text = f"The loss must stay finite, got {loss.detach().tolist()} in epoch {epoch}, batch {number}."
+                    raise InvalidInput(f"{text} Lower `learning_rate`, which is {settings.learning_rate:g}.")
                 _step(result, loss, optimizer, zeros)
                 schedule.step()
                 # The validation at the end of an epoch counts as one more batch.
@@ -101,11 +106,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
 
 
 def training_device(name: str) -> torch.device:
-    """Return the device called `name`, or for `auto` the best one that this machine has.
-
-    Raises:
-        Unsupported: There is no such device here.
-    """
+    """Return the device called `name`, or for `auto` the best one there is; raises Unsupported if it is not here."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     best = next(device for device, available in there.items() if available) if name == "auto" else name
     if not there[best]:
@@ -113,36 +114,12 @@ def training_device(name: str) -> torch.device:
     return torch.device(best)
 
 
-def _check_loss(loss: Tensor, epoch: int, number: int, learning_rate: float) -> None:
-    if not torch.isfinite(loss).all():
-        raise InvalidInput(
-            f"The loss must stay finite, got {loss.detach().tolist()} in epoch {epoch}, batch {number}. "
-            f"Lower `learning_rate`, which is {learning_rate:g}."
-        )
-
-
 def _check_trainable(model: nn.Module) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise InvalidInput(
-            "`model` must have a parameter that requires gradients, got none. Call `model.requires_grad_()` first."
-        )
-    coarse = {p.dtype for p in trained} - {torch.float32, torch.float64}
-    if coarse:
-        raise InvalidInput(
-            f"`model` must be in float32 or float64, got {', '.join(sorted(map(str, coarse)))}. "
-            "Fine-tune first, then lower the precision."
-        )
-
-
-def _shuffled(
-    task: Task, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[Example, Any]]:
-    order = torch.randperm(len(task.train), generator=generator).tolist()
-    if len(order) % batch_size == 1 and len(order) > 1:
-        order.pop()
-    for inputs, target in batches(Subset(task.train, order), batch_size):
-        yield tuple(_moved(inputs, device)), _moved(target, device)
+        raise InvalidInput("`model` must have a parameter that requires gradients. Call `model.requires_grad_()`.")
+    if coarse := ", ".join(sorted({str(p.dtype) for p in trained} - {"torch.float32", "torch.float64"})):
+        raise InvalidInput(f"`model` must be in float32 or float64, got {coarse}. Fine-tune before you lower it.")
 
 
 def _moved(values: Any, device: torch.device) -> Any:

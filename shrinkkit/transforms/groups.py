@@ -3,6 +3,7 @@
 A torch-pruning dependency graph proposes the groups; `surgery.disproof` verifies each of them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +58,11 @@ class Edit:
     shrinks: tuple[str, ...] = ()
     """Numbers of the parent module that shrink alike, where it has them."""
 
+    def target(self, model: nn.Module) -> Any:
+        """Return the module or parameter of `model` that loses them."""
+        owner, _, attribute = self.name.rpartition(".")
+        return getattr(model.get_submodule(owner), attribute) if self.name else model
+
 
 @dataclass(frozen=True)
 class Group:
@@ -73,12 +79,9 @@ class Group:
 
     def costs(self) -> list[int]:
         """Return how many output channels of counted layers go with each unit."""
-        per_root: dict[int, int] = {}
-        for edit in self.edits:
-            if edit.out and edit.name in self.layers:
-                for root in edit.roots:
-                    per_root[root] = per_root.get(root, 0) + 1
-        return [sum(per_root.get(root, 0) for root in unit) for unit in self.units]
+        outs = [edit for edit in self.edits if edit.out and edit.name in self.layers]
+        per_root = Counter(root for edit in outs for root in edit.roots)
+        return [sum(per_root[root] for root in unit) for unit in self.units]
 
 
 def counted(model: nn.Module) -> dict[str, nn.Module]:
@@ -204,13 +207,8 @@ def attentions(model: nn.Module, example: Example) -> list[Attention]:
             calls.append((module, next(iter(given), None)))
         ends[module] = next(iter(outputs.tensors(returned)), None)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(*(t.clone() for t in example))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with modules.hooked(module.register_forward_hook(note) for module in model.modules()), torch.no_grad():
+        model(*(t.clone() for t in example))
     called = [layer for layer, _ in calls]
     found = []
     for module in ends:
@@ -271,21 +269,15 @@ def _argument(args: Any, kwargs: Any, at: int, name: str, default: Any) -> Any:
 
 
 def _forward(attention: Sequence["Attention"], model: nn.Module, example: Example) -> Any:
+    def tied_to_states(layer: Recurrent, args: Any, kwargs: Any, made: Any) -> Any:
+        states = _states(layer, args, kwargs)
+        return _one_node(made, states) if states else made
+
     layers = [m for m in model.modules() if isinstance(m, Recurrent)]
     # Hooked only now: torch-pruning's own hooks must see what a layer made before its states are tied to it.
-    hooks = [layer.register_forward_hook(_tied_to_states, with_kwargs=True) for layer in layers]
-    hooks += [hook for one in attention for hook in one.shortcut()]
-    try:
-        with _Followable():
-            return model(*(t.clone() for t in example))
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _tied_to_states(layer: Recurrent, args: Any, kwargs: Any, made: Any) -> Any:
-    states = _states(layer, args, kwargs)
-    return _one_node(made, states) if states else made
+    hooks = [layer.register_forward_hook(tied_to_states, with_kwargs=True) for layer in layers]
+    with modules.hooked([*hooks, *(hook for one in attention for hook in one.shortcut())]), _Followable():
+        return model(*(t.clone() for t in example))
 
 
 def _states(layer: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -353,10 +345,9 @@ def groups(model: nn.Module, example: Example) -> list[Group]:
             node.enable_index_mapping |= node.type == tp.ops.OPTYPE.SPLIT
         return list(_groups(graph, traced, heads))
     except FORWARD_ERRORS as error:
-        raise Unsupported(
-            f"The layers of `model` cannot be traced: {type(error).__name__}: {str(error).rstrip('.')}. "
-            "Its forward must run on `example` under autograd; `prune.weights` needs no trace."
-        ) from error
+        text = f"The layers of `model` cannot be traced: {type(error).__name__}: {str(error).rstrip('.')}."
+        remedy = "Its forward must run on `example` under autograd; `prune.weights` needs no trace."
+        raise Unsupported(f"{text} {remedy}") from error
 
 
 def _groups(graph: Any, model: nn.Module, attention: Sequence[Attention]) -> Iterator[Group]:
@@ -406,17 +397,13 @@ def _with_tied(graph: Any, found: Any, size: int, names: Mapping[Any, str]) -> l
     for part in parts:
         for dep, idxs in part:
             layer = dep.target.module
-            for other in _tied(layer, names) if dep.handler == _columns(graph, layer) else ():
+            weight = getattr(layer, "weight", None) if dep.handler == _columns(graph, layer) else None
+            tied = [m for m in names if m is not layer and isinstance(m, (nn.Embedding, nn.Linear))]
+            for other in [m for m in tied if weight is not None and m.weight is weight]:
                 if other not in inside and other in graph.module2node and list(idxs) == list(range(size)):
                     parts.append(graph.get_pruning_group(other, _columns(graph, other), list(idxs)))
                     inside.update(dep.target.module for dep, _ in parts[-1])
     return parts
-
-
-def _tied(layer: Any, names: Mapping[Any, str]) -> list[nn.Module]:
-    weight = getattr(layer, "weight", None)
-    tied = [m for m in names if m is not layer and weight is not None and getattr(m, "weight", None) is weight]
-    return [m for m in tied if isinstance(m, (nn.Embedding, nn.Linear))]
 
 
 def _columns(graph: Any, layer: Any) -> Any:
@@ -447,7 +434,8 @@ def _ties_within(graph: Any, root: tuple[Any, Any], size: int) -> list[tuple[int
 
     def reached(idxs: list[int]) -> list[tuple[int, int]]:
         group = graph.get_pruning_group(*root, idxs)
-        return [(r, i) for k, (_, part) in enumerate(group) for i, r in _pairs(group, k, part, root)]
+        same = [one for one in group if one.dep.target.module is root[0] and one.dep.handler == group[0].dep.handler]
+        return [(r, i) for one in same for i, r in zip(one.idxs, one.root_idxs, strict=True)]
 
     # Asking for each channel by itself takes minutes on a wide layer; equal parts are what models split into.
     for parts in (2, 3, 4):
@@ -460,11 +448,6 @@ def _ties_within(graph: Any, root: tuple[Any, Any], size: int) -> list[tuple[int
     if all(len({i for _, i in side}) == count for side, count in zip(sides, (half, size - half), strict=True)):
         return []
     return [pair for i in range(size) for pair in reached([i])]
-
-
-def _pairs(group: Any, k: int, idxs: list[int], root: tuple[Any, Any]) -> list[tuple[int, int]]:
-    same = group[k].dep.target.module is root[0] and group[k].dep.handler == group[0].dep.handler
-    return list(zip(idxs, group[k].root_idxs, strict=True)) if same else []
 
 
 def _edits(graph: Any, found: Any, names: Mapping[Any, str]) -> Iterator[Edit]:
@@ -508,15 +491,10 @@ def recurrent_width(layer: Recurrent) -> int:
 
 
 def rows(layer: Recurrent, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what makes each output channel of `layer`: its rows in all gates of all matrices.
+    """Return what makes each output channel of `layer`, its rows in all gates of all matrices: (channels, weights).
 
-    Args:
-        layer: The layer; `width(layer)` is the number of its output channels.
-        value: Applied to each matrix before its rows are taken.
-
-    Returns:
-        One row a channel, shape (channels, weights of one). Channels of both directions that go together
-        have the same row.
+    `value` is applied to each matrix before its rows are taken. Channels of both directions that go together have the
+    same row.
     """
     kind = "weight_hr" if _projection(layer) else "weight"
     weights = [value(layer.get_parameter(name)) for name in _weights(layer) if name.startswith(kind)]

@@ -1,7 +1,8 @@
 """How important each channel is, and which go first."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import gcd
 
 import torch
@@ -40,7 +41,7 @@ def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Gene
     size = 1 + max(root for unit in group.units for root in unit)
     total, terms = torch.zeros(size), 0
     for edit in group.edits:
-        value = _edit_scores(_target(model, edit), edit, criterion)
+        value = _edit_scores(edit.target(model), edit, criterion)
         if value is not None:
             total.index_add_(0, torch.tensor(edit.roots), value[list(edit.idxs)])
             terms += 1
@@ -50,24 +51,18 @@ def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Gene
         raise InvalidInput(f"The weights of `{group.layers[0]}` must be finite to be ranked. Train the model again.")
     units = torch.stack([total[list(unit)].mean() for unit in group.units]) / terms
     if criterion == "lamp":
-        return _lamp(units)
+        ascending, order = units.sort()
+        # Each score is divided by the sum of all that are at least as large.
+        return (ascending / ascending.flip(0).cumsum(0).flip(0).clamp_min(1e-30))[order.argsort()]
     return units if criterion == "taylor" or units.mean() <= 0 else units / units.mean()
-
-
-def _target(model: nn.Module, edit: Edit) -> nn.Module | nn.Parameter:
-    owner, _, attribute = edit.name.rpartition(".")
-    target: nn.Module | nn.Parameter = getattr(model.get_submodule(owner), attribute) if edit.name else model
-    return target
 
 
 def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -> Tensor | None:
     if criterion == "batchnorm" and not isinstance(target, _BatchNorm):
         return None
-    if (criterion == "geometric-median" or ":" in criterion) and not (
-        edit.out
-        and isinstance(target, nn.Module)
-        and (isinstance(target, (_ConvNd, groups.Recurrent)) or groups.is_linear(target))
-    ):
+    is_layer = isinstance(target, nn.Module)
+    has_rows = isinstance(target, (_ConvNd, groups.Recurrent)) or (is_layer and groups.is_linear(target))
+    if (criterion == "geometric-median" or ":" in criterion) and not (edit.out and has_rows):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
     if rows is None:
@@ -86,8 +81,7 @@ def _plain(parameter: Tensor) -> Tensor:
 
 
 def _times_gradient(parameter: Tensor) -> Tensor:
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return _plain(parameter) * _plain(gradient)
+    return _plain(parameter) * (0.0 if parameter.grad is None else _plain(parameter.grad))
 
 
 def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor | None:
@@ -114,15 +108,6 @@ def _rows(target: nn.Module | nn.Parameter, edit: Edit, value: Value) -> Tensor 
     return weight.reshape(-1, 1) if weight.dim() == 1 and weight.numel() > max(edit.idxs) else None
 
 
-def _lamp(units: Tensor) -> Tensor:
-    order = units.argsort()
-    ascending = units[order]
-    result = torch.empty_like(units)
-    # Each score is divided by the sum of all that are at least as large.
-    result[order] = ascending / ascending.flip(0).cumsum(0).flip(0).clamp_min(1e-30)
-    return result
-
-
 def blocks(group: Group, values: Tensor, *, keep_at_least: int, round_to: int) -> list[Block]:
     """Return what can be removed from `group`, the least important first.
 
@@ -143,25 +128,18 @@ def blocks(group: Group, values: Tensor, *, keep_at_least: int, round_to: int) -
 
 def nearest(candidates: Sequence[Block], wanted: float) -> int:
     """Return how many of `candidates` to take so that about `wanted` units go; the fewer where two are as near."""
-    sizes = [0]
-    for block in candidates:
-        sizes.append(sizes[-1] + len(block.units))
+    sizes = [*accumulate((len(block.units) for block in candidates), initial=0)]
     return min(range(len(sizes)), key=lambda count: abs(sizes[count] - wanted))
 
 
 def cheapest(candidates: Sequence[Sequence[Block]], wanted: float) -> list[int]:
     """Return how many blocks to take of each group so that about `wanted` channels go, the least important first."""
     taken, open_groups, removed = [0] * len(candidates), set(range(len(candidates))), 0
-    for which, block in _ascending(candidates):
+    pairs = [(which, at, block) for which, found in enumerate(candidates) for at, block in enumerate(found)]
+    for which, _, block in sorted(pairs, key=lambda pair: (pair[2].score, pair[0], pair[1])):
         if which in open_groups and removed + block.cost / 2 <= wanted:
             taken[which] += 1
             removed += block.cost
         else:
             open_groups.discard(which)
     return taken
-
-
-def _ascending(candidates: Sequence[Sequence[Block]]) -> Iterator[tuple[int, Block]]:
-    pairs = [(which, at, block) for which, found in enumerate(candidates) for at, block in enumerate(found)]
-    for which, _, block in sorted(pairs, key=lambda p: (p[2].score, p[0], p[1])):
-        yield which, block

@@ -94,15 +94,8 @@ def channels(
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. Criteria: Liu et al. 2017
     (`batchnorm`), He et al. 2019 (`geometric-median`), Lee et al. 2021 (`lamp`), Molchanov et al. 2019 (`taylor`).
     """
-    settings = settings_of(
-        PruneChannels,
-        ratio=ratio,
-        criterion=criterion,
-        scope=scope,
-        skip=tuple(skip),
-        layers=dict(layers or {}),
-        round_to=round_to,
-    )
+    given = {"ratio": ratio, "criterion": criterion, "scope": scope, "skip": tuple(skip), "layers": layers or {}}
+    settings = settings_of(PruneChannels, **given, round_to=round_to)
     return _something(prune_channels(model, example, settings, gradients=gradients, seed=seed)).model
 
 
@@ -120,9 +113,7 @@ def apply_channels(
 def _something(pruned: Pruned) -> Pruned:
     if not pruned.fraction:
         why = "; ".join(f"`{name}` {reason}" for name, reason in pruned.why.items())
-        raise NothingToPrune(
-            f"No channel can be removed: {why or 'no layer has channels'}. Lower `round_to` or `skip`."
-        )
+        raise NothingToPrune(f"No channel can be removed: {why or 'none has any'}. Lower `round_to` or `skip`.")
     if pruned.refused:
         log.warning("Left alone: %s.", "; ".join(f"`{name}` {why}" for name, why in pruned.refused.items()))
     return pruned
@@ -253,31 +244,25 @@ class _Selection:
                 raise Unsupported(f"`layers` asks for {ratio:g} of `{name}`, which {reason}. Leave it out of `layers`.")
 
     def _kept(self, names: Sequence[str]) -> str:
-        for reasons in (self.refused, self.outputs, self.uncompared):
-            for name in names:
-                if name in reasons:
-                    return reasons[name]
-        for name in names:
-            if name in self.skipped:
-                return "is in `skip`" if len(names) == 1 else f"must shrink together with `{name}`, which is in `skip`"
+        known = {**self.uncompared, **self.outputs, **self.refused}
+        if reason := next((known[name] for name in names if name in known), ""):
+            return reason
+        if name := next((name for name in names if name in self.skipped), ""):
+            return "is in `skip`" if len(names) == 1 else f"must shrink together with `{name}`, which is in `skip`"
         return "" if self._ratio(names) else "is asked to keep all its channels"
 
     def _ratio(self, names: Sequence[str]) -> float:
         ratios = {name: self.ratios[name] for name in names if name in self.ratios}
         if len(set(ratios.values())) > 1:
-            raise InvalidInput(
-                f"Layers that must shrink together must have one ratio, got {ratios} in `layers`. Give them the same."
-            )
+            raise InvalidInput(f"Layers that must shrink together must have one ratio in `layers`, got {ratios}.")
         return next(iter(ratios.values()), self.settings.ratio)
 
     def _values(self, gradients: Gradients | None, seed: int) -> dict[tuple[str, ...], Tensor]:
         """Return the importance of each unit, by the layers of its group."""
         criterion = self.settings.criterion
         if (criterion == "taylor") != (gradients is not None):
-            raise InvalidInput(
-                "`gradients` goes with `criterion='taylor'` and only with it: a function that returns the loss of the "
-                f"model it is given. Got {criterion!r} {'without' if gradients is None else 'with'} it."
-            )
+            text = "`gradients` goes with `criterion='taylor'` only: a function that returns the loss of a model. Got"
+            raise InvalidInput(f"{text} {criterion!r} {'without' if gradients is None else 'with'} it.")
         model = _with_gradients(self.model, gradients) if gradients else self.model
         generator = torch.Generator().manual_seed(seed)
         scores = {g.layers: importance.scores(model, g, criterion, generator) for g in self.found}
@@ -298,9 +283,7 @@ class _Selection:
             if self.settings.scope == "global" and not any(name in self.ratios for name in group.layers):
                 pooled.append(i)
             else:
-                taken[i] = importance.nearest(
-                    blocks[i], len(group.units) - len(group.units) * (1 - self._ratio(group.layers))
-                )
+                taken[i] = importance.nearest(blocks[i], len(group.units) * self._ratio(group.layers))
         total = sum(sum(open_groups[i].costs()) for i in pooled)
         counts = importance.cheapest([blocks[i] for i in pooled], total * self.settings.ratio)
         for i, count in zip(pooled, counts, strict=True):
@@ -340,10 +323,10 @@ def _with_gradients(model: nn.Module, gradients: Gradients) -> nn.Module:
     with torch.enable_grad():
         loss = gradients(model)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise InvalidInput(
-                f"`gradients` must return a loss of one element that depends on the model, got {type(loss).__name__}. "
-                "Return `task.loss(model(inputs), target)`, for example."
+            text = (
+                f"`gradients` must return a loss of one element that depends on the model, got {type(loss).__name__}."
             )
+            raise InvalidInput(f"{text} Return `task.loss(model(inputs), target)`, for example.")
         loss.backward()  # type: ignore[no-untyped-call]
     return model
 
@@ -406,15 +389,8 @@ def weights(
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
     """
-    settings = settings_of(
-        PruneWeights,
-        ratio=ratio,
-        criterion=criterion,
-        scope=scope,
-        skip=tuple(skip),
-        layers=dict(layers or {}),
-        biases=biases,
-    )
+    given = {"ratio": ratio, "criterion": criterion, "scope": scope, "skip": tuple(skip), "layers": layers or {}}
+    settings = settings_of(PruneWeights, **given, biases=biases)
     return _prune_weights(model, settings, seed)[0]
 
 
@@ -444,10 +420,8 @@ def _prune_weights(model: nn.Module, settings: PruneWeights, seed: int) -> tuple
     zeroed = sum(_zero(share, {n: values[n] for n in names}, chosen) for share, names in pools if names)
     total = sum(p.numel() for p in chosen.values())
     if not zeroed:
-        raise NothingToPrune(
-            f"No weight can be zeroed: {settings.ratio:g} of {total} weights outside `skip` is none. Raise `ratio` or "
-            "skip less."
-        )
+        text = f"No weight can be zeroed: {settings.ratio:g} of {total} weights outside `skip` is none."
+        raise NothingToPrune(f"{text} Raise `ratio`.")
     return result, zeroed / total
 
 
@@ -485,9 +459,7 @@ def _importance(name: str, parameter: Tensor, criterion: str, generator: torch.G
     value = abs if criterion == "magnitude" else imported(criterion)
     values: Tensor = value(parameter.detach()).flatten().float().cpu()
     if not torch.isfinite(values).all() or values.numel() != parameter.numel():
-        raise InvalidInput(
-            f"The importance of `{name}` by {criterion} must be finite. Train the model again, or skip it."
-        )
+        raise InvalidInput(f"The importance of `{name}` by {criterion} must be finite. Train again, or skip it.")
     return values
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.runtimes.torch.export import HalfPrecision
-from shrinkkit.tasks import outputs
+from shrinkkit.tasks import modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms.groups import counted
 
@@ -38,26 +38,22 @@ class LayerError:
 def compare(model: nn.Module, quantized: nn.Module, inputs: Sequence[Example]) -> tuple[tuple[LayerError, ...], float]:
     """Return how far each layer of a quantized model is from the float model's, and how far the outputs are.
 
-    Layers are matched by name. One that was fused with the normalisation or the ReLU after it is compared with what
-    the float model has after both. An error includes what the layer inherits from those before it.
-
-    Args:
-        model: Float model in eval mode, on the CPU.
-        quantized: A quantized copy, from `quantize`.
-        inputs: Batches, at least one, on the CPU.
+    Layers are matched by name. One that was fused with the normalisation or the ReLU after it is compared with what the
+    float model has after both. An error includes what the layer inherits from those before it. `model` is in eval mode,
+    `quantized` a copy from `quantize`, `inputs` at least one batch; all are on the CPU.
     """
     other = quantized.model if isinstance(quantized, HalfPrecision) else quantized
-    modules, names = dict(other.named_modules()), tuple(counted(model))
+    after, names = dict(other.named_modules()), tuple(counted(model))
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    folded = [name for name in norms if not isinstance(modules.get(name), _BatchNorm)]
+    folded = [name for name in norms if not isinstance(after.get(name), _BatchNorm)]
     sums, why = {name: _Sum() for name in ("", *names)}, dict[str, str]()
     for batch in inputs:
         with _recorded(model, [*sums, *folded]) as wanted, _recorded(other, sums) as found:
             model(*batch)
             quantized(*batch)
-        after = [call for name in folded for call in wanted.get(name, [])]
+        normed = [call for name in folded for call in wanted.get(name, [])]
         for name in sums:
-            reference = _reference(wanted.get(name, []), found.get(name, []), after, modules.get(name))
+            reference = _reference(wanted.get(name, []), found.get(name, []), normed, after.get(name))
             if isinstance(reference, str):
                 why[name] = reference
                 continue
@@ -66,7 +62,7 @@ def compare(model: nn.Module, quantized: nn.Module, inputs: Sequence[Example]) -
     layers = tuple(
         LayerError(name, "", None, why[name])
         if name in why
-        else LayerError(name, _runs_as(modules[name]), sums[name].error())
+        else LayerError(name, _runs_as(after[name]), sums[name].error())
         for name in names
     )
     return layers, sums[""].error()
@@ -111,13 +107,9 @@ def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list
             before = next(iter(outputs.tensors(given)), None)
             calls.setdefault(name, []).append(_Call(before, tensors[0], _plain(tensors[0]).clone()))
 
-    modules = dict(model.named_modules())
-    hooks = [modules[name].register_forward_hook(partial(keep, name)) for name in names if name in modules]
-    try:
+    known = dict(model.named_modules())
+    with modules.hooked(known[name].register_forward_hook(partial(keep, name)) for name in names if name in known):
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -130,11 +122,8 @@ def _reference(
 ) -> list[Tensor] | str:
     """Return what each call of a quantized layer stands for in the float model, or why nothing does.
 
-    Args:
-        wanted: Calls of the layer in the float model.
-        found: Its calls in the quantized model.
-        norms: Calls, in the float model, of normalisations that were folded into the layers before them.
-        module: The quantized layer, if there is one.
+    `wanted` and `found` are its calls in the float and in the quantized model, `norms` those, in the float model, of
+    normalisations that were folded into the layers before them.
     """
     if not wanted:
         return "is not called as a layer when the float model runs"

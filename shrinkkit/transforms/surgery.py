@@ -49,7 +49,7 @@ def apply(model: nn.Module, cut: Cut, *, rescale: bool = True) -> nn.Module:
     for edit, idxs in cut.values():
         owner, _, attribute = edit.name.rpartition(".")
         edit.handler.__self__.pruning_dim = edit.dim  # type: ignore[attr-defined]
-        target = getattr(model.get_submodule(owner), attribute) if edit.name else model
+        target = edit.target(model)
         for name in edit.shrinks:
             if size := groups.number(model.get_submodule(owner), [name]):
                 setattr(model.get_submodule(owner), name, size * (len(edit.idxs) - len(idxs)) // len(edit.idxs))
@@ -113,9 +113,8 @@ class _WithoutStatistics(TorchFunctionMode):
         if func in (functional.layer_norm, functional.group_norm, functional.rms_norm):
             names = ("input", "groups", "weight", "bias")
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            return _affine(
-                given["input"], given.get("weight"), given.get("bias"), last=func is not functional.group_norm
-            )
+            last = func is not functional.group_norm
+            return _affine(given["input"], given.get("weight"), given.get("bias"), last=last)
         if func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
             kwargs = {**kwargs, "scale": 1.0}
         return func(*args, **kwargs)
@@ -158,7 +157,8 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
         return f"cut, the model no longer runs: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     wanted = [t.shape for t in run(model, example)]
     if found != wanted:
-        return f"the shape of the model's outputs would change from {_shapes(wanted)} to {_shapes(found)}"
+        before, after = (", ".join(str(tuple(shape)) for shape in shapes) for shapes in (wanted, found))
+        return f"the shape of the model's outputs would change from {before} to {after}"
     # One after the other, so that memory holds one copy at a time.
     if not _same(lambda: _masked(model, kept), lambda: apply(_shared(model), cut), model, example):
         return "cut, the model does not compute what it computes with the same weights set to zero"
@@ -167,10 +167,8 @@ def disproof(model: nn.Module, cut: Cut, example: Example) -> str:
 
 def _shared(model: nn.Module, change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor) -> nn.Module:
     """Return a copy of `model` whose parameters are what `change` returns for them; unchanged ones share memory."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(change(name, p.detach()), p.requires_grad) for name, p in model.named_parameters()
-    }
-    return copied(model, memo)
+    named = model.named_parameters()
+    return copied(model, {id(p): nn.Parameter(change(name, p.detach()), p.requires_grad) for name, p in named})
 
 
 def _kept(model: nn.Module, cut: Cut) -> dict[str, list[Tensor]]:
@@ -224,7 +222,3 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
         return torch.equal(a, b)
     scale = a.abs().max().item() if a.numel() else 0.0
     return torch.allclose(a, b, rtol=0.0, atol=tolerance * max(scale, 1e-12), equal_nan=True)
-
-
-def _shapes(shapes: Sequence[torch.Size]) -> str:
-    return ", ".join(str(tuple(s)) for s in shapes)

@@ -44,15 +44,8 @@ def apply_stage(
 ) -> tuple[nn.Module, History]:
     """Return what a stage makes of `model`, and its history, which `history` becomes with this stage.
 
-    Statistics of BatchNorm layers are those of the new model; see `batchnorm.reestimate`.
-
-    Args:
-        model: Float model in eval mode, on the CPU; left unchanged.
-        task: Whose data, loss and score the transform may use.
-        stage: The transform and its settings.
-        history: How `model` was made.
-        seed: Of everything random.
-        progress: Called by long work.
+    Statistics of BatchNorm layers are those of the new model; see `batchnorm.reestimate`. `model` is a float model in
+    eval mode on the CPU, and left unchanged; the transform may use the data, loss and score of `task`.
 
     Raises:
         NothingChanged: The transform returned the model as it was.
@@ -62,9 +55,7 @@ def apply_stage(
     made: Made = stage.transform.function()(model, task, stage.settings, seed=seed, progress=progress)
     result = made.model.eval().cpu()
     if _digests(model) != before:
-        raise Unsupported(
-            f"The transform `{stage.name}` must leave the model that it is given unchanged. Copy it first."
-        )
+        raise Unsupported(f"The transform `{stage.name}` must leave the model it is given unchanged. Copy it first.")
     if unchanged(model, result):
         raise NothingChanged(f"The stage `{stage.name}` left the model as it was. Change its settings, or drop it.")
     _check_outputs(model, result, task, stage.name)

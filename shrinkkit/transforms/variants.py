@@ -67,8 +67,7 @@ def write(
         seed: Of the stages; recorded.
         progress: Called before each action and after the last: files done, their number, runtime and action.
 
-    Raises:
-        Unsupported: No runtime can have the variant; the reason of each is given.
+    Raises Unsupported if no runtime can have the variant; the reason of each is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _same_task(folder.parent / "baseline", task)
@@ -118,13 +117,11 @@ def write_stage(
 ) -> Variant:
     """Write what a stage made: a variant, or, if `runtimes` is empty, only what the next stage needs; see `write`.
 
-    Raises:
-        Unsupported: No runtime can have the variant, or the model cannot be kept without pickle.
+    Raises Unsupported if no runtime can have the variant, or the model cannot be kept without pickle.
     """
     if runtimes or runtimes is None:
-        return write(
-            RunFolder(run).variant(name), task, model, runtimes=runtimes, history=history, seed=seed, progress=progress
-        )
+        options: dict[str, Any] = {"runtimes": runtimes, "history": history, "seed": seed, "progress": progress}
+        return write(RunFolder(run).variant(name), task, model, **options)
     _same_task(RunFolder(run).variant(BASELINE), task)
     folder = RunFolder(run).checkpoint_record(name).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,15 +173,10 @@ def _save_companions(folder: Path, companions: Mapping[str, Any]) -> dict[str, t
 
 
 def source(run: Path, name: str, task: Task) -> tuple[nn.Module, History]:
-    """Return a float model of a run folder, and how it was made; the task's own model for `baseline`.
+    """Return a float model of the run folder `run`, and how it was made from the task's own, which `baseline` names.
 
-    Args:
-        run: The run folder.
-        name: Of a variant, or of a checkpoint between two stages.
-        task: Whose model it was made from.
-
-    Raises:
-        ModelFileError: There is no such model, or it does not fit the task.
+    `name` is that of a variant, or of a checkpoint between two stages. Raises ModelFileError if there is no such model,
+    or it does not fit the task.
     """
     if name == BASELINE:
         return task.model, History(BASELINE)
@@ -196,11 +188,7 @@ def source(run: Path, name: str, task: Task) -> tuple[nn.Module, History]:
 
 
 def read(folder: Path) -> Variant:
-    """Return the record of the variant in `folder`.
-
-    Raises:
-        InvalidInput: There is none, or it is not readable.
-    """
+    """Return the record of the variant in `folder`; raises InvalidInput if there is none, or it is not readable."""
     return store.read(folder / RECORD, Variant)
 
 
@@ -246,9 +234,8 @@ def _files(
             except (ShrinkkitError, OSError):
                 raise
             except Exception as error:  # what a runtime cannot do must not take the others along
-                made.refusals[runtime] = (
-                    f"failed, by a bug or something unsupported, with {type(error).__name__}: {brief(error)}."
-                )
+                cause = f"{type(error).__name__}: {brief(error)}."
+                made.refusals[runtime] = f"failed, by a bug or something unsupported, with {cause}"
                 continue
             made.files.append(one.file)
             made.precision[runtime] = one.layers
@@ -284,10 +271,10 @@ def _same_task(baseline: Path, task: Task) -> None:
     with torch.inference_mode():
         found = outputs.tensors(copies.shallow_copy(task.model, device="cpu")(*inputs))
     if not base.max_relative_error(expected, found) <= base.TOLERANCE:
-        raise InvalidTask(
-            f"The model of the task {task.name!r} must be the same each time it is loaded, but answers otherwise than "
-            "when the baseline was made. Load its weights from a file, or fix the seed that it is made with."
+        text = (
+            f"The model of the task {task.name!r} must be the same each time, but its outputs are not the baseline's."
         )
+        raise InvalidTask(f"{text} Load its weights from a file, or fix the seed that it is made with.")
 
 
 def output_of(task: Task) -> Any:
@@ -308,15 +295,12 @@ def calibration(task: Task, examples: int) -> list[Example]:
 def reference(folder: Path, runtime: str) -> tuple[Example, list[torch.Tensor]]:
     """Return the inputs stored with a variant and the outputs that its file for `runtime` must give.
 
-    Raises:
-        ModelFileError: The file is missing or damaged.
+    Raises ModelFileError if they are missing or damaged.
     """
     try:
         stored = load_file(folder / REFERENCE)
     except (OSError, SafetensorError) as error:
-        raise ModelFileError(
-            f"{folder / REFERENCE} cannot be read: {error}. Run the step that makes it again."
-        ) from error
+        raise ModelFileError(f"{folder / REFERENCE} cannot be read: {error}. {base.REMEDY}") from error
 
     def ordered(prefix: str) -> list[torch.Tensor]:
         names = [name for name in stored if name.startswith(f"{prefix}.")]
