@@ -38,6 +38,8 @@ COMPARED_BATCHES = 8
 
 Calls = list[list[tuple[str, str, float]]]
 """For each call its operators in order: layer, operator, ms."""
+Repeats = Callable[[Callable[[], Any]], int]
+"""Returns how often to repeat a call, which it makes to find out."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,8 @@ def scanning(path: Path) -> Iterator[None]:
     try:
         yield
     except UnsafeContent as content:
-        raise ModelFileError(
-            f"{path.name} must hold nothing that can run code, but it holds {content}. It was not opened. {REMEDY}"
-        ) from None
+        text = f"{path.name} must hold nothing that can run code, but it holds {content}. It was not opened."
+        raise ModelFileError(f"{text} {REMEDY}") from None
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, MemoryError, BadZipFile) as error:
         raise ModelFileError(f"{path.name} cannot be read: {brief(error)}. It is damaged. {REMEDY}") from error
 
@@ -212,11 +213,9 @@ def prove(
     fused = halved or (request.precision and loaded.form == "compiled")
     limit = LOW_PRECISION_TOLERANCE if fused else tolerance
     if not error <= limit:
-        remove(path, *beside)
-        raise ModelFileError(
-            f"{path.name} loaded back must give the outputs of the model in memory, to {limit:g} of their size, but is "
-            f"{error:.2g} away. It is not kept; use another runtime."
-        )
+        _remove(path, *beside)
+        text = f"{path.name} loaded back must give the outputs of the model in memory, to {limit:g} of their size,"
+        raise ModelFileError(f"{text} but is {error:.2g} away. It is not kept; use another runtime.")
     integers = request.precision not in ("", *HALF)
     file = describe(
         loaded,
@@ -267,12 +266,11 @@ def refuse_float(
     elif ignored := [name for name in request.skipped if name in layers and layers[name].runs_as == precision]:
         reason = f"{title} quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime."
     if reason:
-        remove(path, *beside)
+        _remove(path, *beside)
         raise Unsupported(reason)
 
 
-def remove(*paths: Path) -> None:
-    """Delete files, those that exist."""
+def _remove(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -303,19 +301,10 @@ def describe(
     exact_on: str = "",
     beside: Sequence[Path] = (),
 ) -> ModelFile:
-    """Return the record of a model file that lies in `folder`; see `prove` and `ModelFile`.
+    """Return the record of a model file that lies in `folder`; see `ModelFile`.
 
-    Args:
-        loaded: The file, loaded for its runtime.
-        folder: The variant's folder.
-        format: Name of its format.
-        example: Positional inputs of one call, batch first.
-        output: What the file returned for them.
-        fixed_batch: Whether the file takes batches of the example's size only.
-        error: Its `max_relative_error`.
-        tolerance: Largest error at which it counts as verified.
-        exact_on: Processors on which its integers cannot saturate.
-        beside: Files that it refers to.
+    `loaded` is the file, loaded for its runtime, and `output` what it returned for `example`. One with a `fixed_batch`
+    takes no other size than the example's. `error` and `tolerance` are relative to the largest output, as in `prove`.
     """
     paths = (loaded.path, *beside)
     batch = None if fixed_batch else len(example[0])
@@ -359,10 +348,8 @@ def max_relative_error(expected: Any, output: Any) -> float:
     expected, output = outputs.tensors(expected), outputs.tensors(output)
     pairs = list(zip(expected, output, strict=False))
     if not any(a.numel() for a, _ in pairs) or not all(torch.isfinite(a).all() for a, _ in pairs):
-        raise ModelFileError(
-            "The outputs to compare with must hold numbers, all of them finite; got NaN, infinity or none at all. "
-            "Run the step that makes them again."
-        )
+        text = "The outputs to compare with must hold numbers, all of them finite; got NaN, infinity or none at all."
+        raise ModelFileError(f"{text} Run the step that makes them again.")
     if len(expected) != len(output) or any(a.shape != b.shape for a, b in pairs):
         raise ModelFileError(
             f"The loaded model must return outputs of shapes {[tuple(t.shape) for t in expected]}, "

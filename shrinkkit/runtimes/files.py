@@ -46,9 +46,7 @@ def build(runtime: str, request: BuildRequest) -> BuiltFile:
     if dtypes and (request.precision or not registry.get(runtime).in_torch):
         dtype = str(min(dtypes, key=str)).removeprefix("torch.")
         start = f"{request.precision} starts" if request.precision else f"files for {runtime} start"
-        raise Unsupported(
-            f"{start} from float32, and this model is in {dtype} already. Call `.float()` on it in the task."
-        )
+        raise Unsupported(f"{start} from float32, and this model is in {dtype}. Call `.float()` on it in the task.")
     described = registry.get(runtime)
     if reason := described.missing("cpu") or (described.refuses(request.precision, "cpu") if request.precision else ""):
         raise Unsupported(f"{reason}.")
@@ -69,20 +67,15 @@ def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, lik
         like: An output of the model before export, into whose structure the outputs are put. Files return plain tuples
             and dicts, those of other runtimes than torch a flat list; None leaves a single tensor or a tuple of it.
 
-    Raises:
-        ModelFileError: The file is missing, damaged, or holds what could run code.
-        Unsupported: The runtime cannot run files of this kind.
+    Raises ModelFileError if it is missing, damaged, or holds what could run code, Unsupported for files of another
+    kind.
     """
     scan(path, runtime=runtime)
     return _backend(runtime).load(path, device=device, threads=threads, like=like)
 
 
 def scan(path: Path, *, runtime: str) -> None:
-    """Check that a model file holds nothing that could run code when `runtime` loads or calls it.
-
-    Raises:
-        ModelFileError: The file is missing, damaged, or holds what has no place in a model file.
-    """
+    """Check that a model file holds nothing that could run code when it is loaded or called; raises ModelFileError."""
     if not path.is_file():
         raise ModelFileError(f"{path} must be a model file, and there is none. {REMEDY}")
     with scanning(path):
@@ -115,20 +108,11 @@ def verify(
     threads: int = 1,
     like: Any = None,
 ) -> Verification:
-    """Compare a file with its record, load it, and compare its outputs with the stored ones.
+    """Compare a file in a variant's `folder` with its record, load it, and compare its outputs with the stored ones.
 
-    Args:
-        folder: The variant's folder.
-        file: Record of the file.
-        inputs: Stored inputs.
-        expected: Stored outputs.
-        device: Where it runs.
-        threads: See `load`.
-        like: See `load`.
-
-    Raises:
-        ModelFileError: It is not the file of the record, or does not load or run.
-        Unsupported: The runtime cannot run it here.
+    `inputs` and `expected` are those stored with the variant; for `device`, `threads` and `like` see `load`. Raises
+    ModelFileError if it is not the file of the record, or does not load or run, and Unsupported if the runtime cannot
+    run it here.
     """
     path = folder / file.path
     if problem := damage(folder, file):
@@ -174,22 +158,13 @@ def layer_times(
     itself has the layer ''. So has what belongs to no layer with weights where a file does not tell more: TorchScript
     compiled from source, and quantized ONNX.
 
-    Args:
-        path: A model file.
-        runtime: Name of its runtime.
-        inputs: Positional inputs of one call, CPU tensors, batch first.
-        threads: See `load`.
-        device: `cpu`, or `cuda` for a `.pt2` file that torch runs.
-        calls: Most calls. Slow models get fewer, so that all of them take about `CAP_S` seconds, but at least `FEWEST`.
-
-    Raises:
-        ModelFileError: The file is missing or damaged.
-        Unsupported: The runtime does not time layers on this device, or operators differ from call to call.
+    `inputs` are CPU tensors, batch first. Slow models get fewer than `calls`, so that all of them take about `CAP_S`
+    seconds, but at least `FEWEST`. Raises ModelFileError if the file is missing or damaged, and Unsupported if the
+    runtime does not time layers on this device, or operators differ from call to call.
     """
     scan(path, runtime=runtime)
-    timed = _backend(runtime).layers(
-        path, inputs, device=device, threads=threads, repeats=partial(_repeats, calls=calls)
-    )
+    repeats = partial(_repeats, calls=calls)
+    timed = _backend(runtime).layers(path, inputs, device=device, threads=threads, repeats=repeats)
     totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * len(timed))
     for number, call in enumerate(timed):
         for layer, operator, ms in call:
@@ -199,19 +174,11 @@ def layer_times(
 
 
 def denormals(path: Path, *, runtime: str, inputs: Example | None = None) -> int:
-    """Return how many denormal numbers the float weights of a model file hold.
+    """Return how many denormal numbers the float weights of a model file hold; raises ModelFileError if it is damaged.
 
     Denormal (subnormal in IEEE 754) numbers are too small for full precision in float32: not 0, and below 2^-126.
-    Numbers in 16 bits are counted by their value in float32.
-
-    Args:
-        path: A model file.
-        runtime: Name of its runtime.
-        inputs: Positional inputs of one call, CPU tensors. Given these, the outputs of a `.pt2` file's operators count
-            too; those of other files cannot be seen.
-
-    Raises:
-        ModelFileError: The file is missing or damaged.
+    Numbers in 16 bits are counted by their value in float32. Given `inputs` of one call, CPU tensors, the outputs of a
+    `.pt2` file's operators count too; those of other files cannot be seen.
     """
     scan(path, runtime=runtime)
     return _backend(runtime).denormals(path, inputs)
@@ -221,16 +188,7 @@ def check_integers(path: Path, *, runtime: str, inputs: Example, threads: int) -
     """Return what the integer kernels of a model file compute here, compared with the same integers in float.
 
     Each layer gets the integers that it has in a run whose integer layers all compute in float. The products of a
-    recurrent layer are compared one by one, as over its steps rounding would add up.
-
-    Args:
-        path: A model file.
-        runtime: Name of its runtime.
-        inputs: Positional inputs of one call, CPU tensors, batch first.
-        threads: See `load`.
-
-    Returns:
-        The comparison, or None for a file that computes in float throughout.
+    recurrent layer are compared one by one, as over its steps rounding would add up. None is for a file in float.
 
     Raises:
         Unsupported: The file has integer operators, and none of them can be computed in float as well, or the runtime

@@ -1,6 +1,6 @@
 """Layers of a model before and after: the layer report, in which precision each runs and why, and integer checks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,10 +15,7 @@ from shrinkkit.runtimes.base import BuildRequest
 
 ROOT = "(model)"
 """Name of the model itself where it holds parameters outside any layer."""
-CHANNELS = (
-    *("out_channels", "out_features", "nf", "num_features", "hidden_size", "embedding_dim", "embed_dim"),
-    "num_channels",
-)
+CHANNELS = "out_channels out_features nf num_features hidden_size embedding_dim embed_dim num_channels".split()
 RECURRENT = (nn.LSTM, nn.GRU)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVERSIONS = frozenset(
@@ -58,11 +55,9 @@ def compare(
 ) -> tuple[LayerAudit, ...]:
     """Return one row for each layer of `before` and `after`; a new one follows the layer whose place it takes.
 
-    Args:
-        before: The task's model.
-        after: The float model that the files were made from.
-        precision: How each runtime runs each layer, by runtime and layer; an absent layer runs as `after` has it.
-        left_alone: Why a layer that a stage could have changed was left as it was, by layer.
+    `before` is the task's model, `after` the float model that the files were made from. `precision` is how each runtime
+    runs each layer, by runtime and layer; an absent layer runs as `after` has it. `left_alone` is why a layer that a
+    stage could have changed was left as it was, by layer.
     """
     old, new = parametrized(before), parametrized(after)
     added = [name for name in new if name not in old]
@@ -87,6 +82,8 @@ def _row(
     if old is not None and new is not None and type(old) is not type(new):
         change = f"was {type(old).__name__}"
     plain = LayerPrecision(str(parameters[0].dtype).removeprefix("torch.")) if parameters else None
+    weights = [p for p in parameters if p.dim() > 1]
+    total = sum(p.numel() for p in weights)
     return LayerAudit(
         layer=name,
         kind=type(old if new is None else new).__name__,
@@ -94,17 +91,11 @@ def _row(
         parameters=sum(p.numel() for p in parameters),
         channels_before=_channels(old),
         channels=_channels(new),
-        zeroed=_share_zero(parameters),
+        zeroed=sum(int((p == 0).sum()) for p in weights) / total if total else 0.0,
         precision={runtime: rows.get(name, plain) for runtime, rows in precision.items()} if plain else {},
         kept_because=left_alone,
         change=change,
     )
-
-
-def _share_zero(parameters: Iterable[torch.Tensor]) -> float:
-    weights = [p for p in parameters if p.dim() > 1]
-    total = sum(p.numel() for p in weights)
-    return sum(int((p == 0).sum()) for p in weights) / total if total else 0.0
 
 
 def _channels(module: nn.Module | None) -> int | None:
@@ -123,14 +114,11 @@ def precisions(
     folded: Callable[[str], bool] = lambda name: True,
     reason: Callable[[str, nn.Module], str] = lambda name, module: "",
 ) -> dict[str, LayerPrecision]:
-    """Return how a runtime runs each layer of the model of `request`, with the reason where it is float32.
+    """Return how the runtime `title` runs each layer of the model of an int8 `request`, with the reason for float32.
 
-    Args:
-        request: What was built in int8.
-        title: Name of the runtime.
-        runs_as: Return the precision that a layer was seen to run in, '' for float32.
-        folded: Return whether a BatchNorm that does not run in int8 became part of the layer before it.
-        reason: Return why the runtime has no integer kernel for a layer, '' where nothing special is known.
+    `runs_as` returns the precision that a layer was seen to run in, '' for float32; `folded`, whether a BatchNorm that
+    does not run in int8 became part of the layer before it; and `reason`, why the runtime has no integer kernel for a
+    layer, '' where nothing special is known.
     """
     rows = {}
     for name, module in parametrized(request.model).items():
@@ -140,18 +128,13 @@ def precisions(
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and folded(name):
             rows[name] = LayerPrecision("folded", "part of the layer before it")
         else:
-            rows[name] = LayerPrecision("float32", _why_float(request, title, name, module, reason))
+            known = "in `skip`" if name in request.skipped else reason(name, module)
+            rows[name] = LayerPrecision("float32", known or _why_float(request, title, module))
     return rows
 
 
-def _why_float(
-    request: BuildRequest, title: str, name: str, module: nn.Module, reason: Callable[[str, nn.Module], str]
-) -> str:
-    if name in request.skipped:
-        return "in `skip`"
+def _why_float(request: BuildRequest, title: str, module: nn.Module) -> str:
     convolution = isinstance(module, nn.modules.conv._ConvNd)
-    if why := reason(name, module):
-        return why
     if isinstance(module, RECURRENT) and request.precision == "static-int8":
         return "static int8 does not cover recurrent layers; dynamic int8 does"
     if convolution and request.precision == "dynamic-int8":
@@ -178,16 +161,11 @@ class Difference:
 
 
 def difference(expected: torch.Tensor, output: torch.Tensor, *, step: float) -> Difference:
-    """Return how far the output of an integer kernel is from float arithmetic.
+    """Return how far the output of an integer kernel is from `expected`, the same in float, of the same shape.
 
     Integers are multiplied and summed, scaled, and rounded once. On x86 processors without VNNI, kernels built on
     `vpmaddubsw` add two products of 8 bits in 16 bits and saturate silently: rounding explains one step of a layer's
-    output, saturation loses many.
-
-    Args:
-        expected: Output in real numbers.
-        output: The same from an integer kernel, of the same shape.
-        step: What one step of the output is worth; 0 for outputs that are not rounded.
+    output, worth `step` (0 for outputs that are not rounded); saturation loses many.
 
     Source: oneDNN, "Nuances of int8 Computations"; ONNX Runtime, "Quantize ONNX Models", on U8S8 and AVX2.
     """

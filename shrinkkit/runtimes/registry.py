@@ -27,8 +27,7 @@ _registered: dict[str, Runtime] = {}
 def register(runtime: Runtime) -> None:
     """Make a runtime known to this process. To make it known to every process, declare an entry point of `GROUP`.
 
-    Raises:
-        InvalidInput: There is another runtime of that name.
+    Raises InvalidInput if there is another runtime of that name.
     """
     if runtimes().get(runtime.name, runtime) is not runtime:
         raise InvalidInput(f"`name` of a runtime must be unique, got {runtime.name!r}. Use another name.")
@@ -38,8 +37,7 @@ def register(runtime: Runtime) -> None:
 def runtimes() -> Mapping[str, Runtime]:
     """Return all runtimes by name: those that come with shrinkkit, those of entry points, and registered ones.
 
-    Raises:
-        InvalidInput: An entry point cannot be loaded, or takes the name of another runtime.
+    Raises InvalidInput if an entry point cannot be loaded, or takes the name of another runtime.
     """
     return {runtime.name: runtime for runtime in _BUILT_IN} | _installed() | _registered
 
@@ -51,24 +49,17 @@ def _installed() -> dict[str, Runtime]:
         try:
             runtime: Runtime = pkgutil.resolve_name(entry.value)
         except (ImportError, AttributeError, ValueError) as error:
-            raise InvalidInput(
-                f"The entry point {entry.name!r} of {GROUP} must name a runtime, got {entry.value!r}: {error}. "
-                "Mend or uninstall its package."
-            ) from error
+            problem = f"The entry point {entry.name!r} of {GROUP} must name a runtime, got {entry.value!r}: {error}."
+            raise InvalidInput(f"{problem} Mend or uninstall its package.") from error
         if runtime.name in installed or any(runtime.name == other.name for other in _BUILT_IN):
-            raise InvalidInput(
-                f"`name` of a runtime must be unique, got {runtime.name!r} from {entry.value}. Uninstall its package."
-            )
+            text = f"`name` of a runtime must be unique, got {runtime.name!r} from {entry.value}."
+            raise InvalidInput(f"{text} Uninstall its package.")
         installed[runtime.name] = runtime
     return installed
 
 
 def get(name: str) -> Runtime:
-    """Return the runtime of that name.
-
-    Raises:
-        InvalidInput: There is none.
-    """
+    """Return the runtime of that name; raises InvalidInput if there is none."""
     known = runtimes()
     if name not in known:
         raise InvalidInput(f"`runtime` must be {options(tuple(known))}, got {name!r}.{nearest(name, known)}")
@@ -82,7 +73,8 @@ def targets() -> tuple[str, ...]:
 
 def available() -> dict[str, str]:
     """Return each target's name with the reason why it cannot run here and what helps, or '' when it can."""
-    return {name: _missing(Target.parse(name)) for name in targets()}
+    parsed = {name: Target.parse(name) for name in targets()}
+    return {name: get(target.runtime).missing(target.device) for name, target in parsed.items()}
 
 
 def default_targets() -> list[str]:
@@ -96,10 +88,7 @@ def default_runtimes() -> list[str]:
 
 
 def resolve(name: str) -> Target:
-    """Return the target called `name`, which can run here.
-
-    Args:
-        name: `device/runtime`; one of `targets`.
+    """Return the target called `name`, `device/runtime`, which can run here.
 
     Raises:
         InvalidInput: There is no such target.
@@ -108,7 +97,7 @@ def resolve(name: str) -> Target:
     if name not in targets():
         raise InvalidInput(f"`target` must be {options(targets())}, got {name!r}.{nearest(name, targets())}")
     target = Target.parse(name)
-    reason = _missing(target)
+    reason = get(target.runtime).missing(target.device)
     if not reason and target.device == "cuda":
         import torch
 
@@ -120,12 +109,7 @@ def resolve(name: str) -> Target:
 
 
 def refusal(precision: str, target: Target) -> str:
-    """Return why no model can run in `precision` on `target`, '' if one can.
-
-    Args:
-        precision: Of a recipe.
-        target: One of `targets`.
-    """
+    """Return why no model can run in the `precision` of a recipe on `target`, '' if one can."""
     return "" if precision in ("", "float32") else get(target.runtime).refuses(precision, target.device)
 
 
@@ -180,18 +164,13 @@ def packages() -> tuple[str, ...]:
 def use_threads(threads: int) -> int:
     """Make this process compute with `threads` threads and return their number; 0 stands for `cores()`.
 
-    Raises:
-        InvalidInput: The number is not one that `check_threads` allows.
+    Raises InvalidInput for a number that `check_threads` does not allow.
     """
     machines.check_threads(threads)
     import torch
 
     torch.set_num_threads(threads or machines.cores())
     return threads or machines.cores()
-
-
-def _missing(target: Target) -> str:
-    return get(target.runtime).missing(target.device)
 
 
 def backend(name: str) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,26 +41,24 @@ class Runtime(Protocol):
 
     def refuses(self, precision: str, device: str) -> str:
         """Return why the runtime cannot run any model in a precision on a device; '' if it can, and for ''."""
+        return ""
 
     def settings(self, path: Path, *, threads: int) -> dict[str, Any]:
         """Return the settings that a model file is measured with and that its README shows, as plain JSON values.
 
-        Args:
-            path: A model file of this runtime.
-            threads: Intra-op threads, >= 1.
+        `path` is a model file of this runtime, `threads` the intra-op threads, >= 1.
         """
 
     def snippet(self, file: ModelFile, settings: Mapping[str, Any], *, device: str = "cpu") -> str:
         """Return Python code that loads a file and calls it once on zeros, run in its folder without shrinkkit.
 
-        Args:
-            file: Record of the file.
-            settings: Return value of `settings`, perhaps read from JSON.
-            device: One of `devices`.
+        `file` is its record, and `settings` what `settings` returned, perhaps read from JSON.
         """
 
     def backend(self) -> Any:
-        """Return the `base.Backend` of the runtime; this may import torch."""
+        """Return the `base.Backend` of the runtime, by default `BACKEND` of the module `backend` in its package."""
+        package = type(self).__module__.rpartition(".")[0]
+        return import_module(f"{package}.backend").BACKEND
 
 
 def not_installed(package: str, *, extra: str = "") -> str:

@@ -24,7 +24,6 @@ from shrinkkit.runtimes.torch import export as torch_export
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import calls, modules, outputs
 
-_FAILURES = (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError, KeyError)
 _PRODUCTS = {
     "aten::linear": "torch.nn.modules.linear.Linear",
     **{f"aten::conv{n}d": f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)},
@@ -35,10 +34,8 @@ _PRODUCTS = {
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for inductor: an exported program, its integers spelled out."""
     if any(calls.varying(request.model)):
-        raise Unsupported(
-            "inductor compiles for each length of the inputs, and here lengths vary. Use the torch runtime, or pad all "
-            "inputs to one length."
-        )
+        text = "inductor compiles for each length of the inputs, and here lengths vary."
+        raise Unsupported(f"{text} Use torch, or pad to one length.")
     if request.precision in ("", *HALF):
         model, precisions = torch_build.in_float(request)
         path, note = torch_build.write_program(model, request.example, request.folder)
@@ -50,36 +47,17 @@ def build(request: BuildRequest) -> BuiltFile:
     precisions = profile.int8_layers(path, request)
     refuse_float(request, "inductor", precisions, path)
     why = narrow * "activations have 7 bits, because int8 accumulators saturate on this processor with 8"
-    return prove(
-        request,
-        load.load,
-        path,
-        format="pt2",
-        tolerance=TOLERANCE,
-        expected=output,
-        layers=precisions,
-        notes=[note, why],
-        exact_anywhere=narrow,
-    )
+    options = {"expected": output, "layers": precisions, "notes": [note, why], "exact_anywhere": narrow}
+    return prove(request, load.load, path, format="pt2", tolerance=TOLERANCE, **options)
 
 
 def write_int8(request: BuildRequest, path: Path, *, narrow: bool = False) -> tuple[Any, str]:
     """Write the model of `request` in int8 as an exported program, and return what it computes and a note.
 
     Weights are int8 per output channel. Each is kept once, under the name of its layer, and loading the file needs
-    nothing but torch.
-
-    Args:
-        request: What is built, in `dynamic-int8` (Linear) or `static-int8` (convolutions too).
-        path: Where the program goes, `.pt2`.
-        narrow: Give activations 7 bits, so that no sum of two products exceeds 16 bits.
-
-    Returns:
-        The outputs for the example of the same integers computed one operator after the other; and a note on
-        limitations ('' if none).
-
-    Raises:
-        Unsupported: torch cannot export or quantize the model.
+    nothing but torch. With `narrow`, activations have 7 bits, so that no sum of two products exceeds 16 bits. The
+    outputs are those of the same integers computed one operator after the other; the note is on limitations, '' if
+    there are none. Raises Unsupported if torch cannot export or quantize the model.
     """
     model, example = request.model, request.example
     try:
@@ -99,11 +77,9 @@ def write_int8(request: BuildRequest, path: Path, *, narrow: bool = False) -> tu
                 stack = node.meta.get("nn_module_stack", {})
                 node.meta["nn_module_stack"] = {key: (_plain(name), kind) for key, (name, kind) in stack.items()}
             torch_export.save(final, path)
-    except _FAILURES as error:
-        raise Unsupported(
-            f"torch.export cannot quantize this model to {request.precision} for inductor: {brief(error)}. "
-            "Use the torch runtime."
-        ) from error
+    except (*torch_export.FAILURES, KeyError) as error:
+        text = f"torch.export cannot quantize this model to {request.precision} for inductor: {brief(error)}."
+        raise Unsupported(f"{text} Use the torch runtime.") from error
     return output, fixed
 
 
@@ -138,7 +114,7 @@ def _relabel_calls(module: torch.fx.GraphModule, model: nn.Module) -> None:
     A product belongs to the layer whose weight it uses, which may lie inside the module that computes it, as in
     nn.MultiheadAttention. Calls of one module, such as a ReLU that a block uses twice, become `a` and `a@1`.
     """
-    calls = Counter[str]()
+    calls, parameters = Counter[str](), dict(model.named_parameters(remove_duplicate=False))
     for node in module.graph.nodes:
         stack = dict(node.meta.get("nn_module_stack", {}))
         if node.op != "call_function" or not stack:
@@ -146,7 +122,9 @@ def _relabel_calls(module: torch.fx.GraphModule, model: nn.Module) -> None:
         place, (layer, kind) = list(stack.items())[-1]
         if (product := _kind(node)) in _PRODUCTS:
             weight = _origin(node.args[1])
-            if weight is not None and not _holds(model, layer, weight):
+            # Under whatever name: weights may be tied.
+            held = model.get_submodule(layer).parameters(recurse=False)
+            if weight is not None and not any(p is parameters.get(weight) for p in held):
                 place, layer = f"{place}.{node.name}", weight.rpartition(".")[0]
             kind = _PRODUCTS[product]
         elif not str(kind).startswith("torch.nn."):
@@ -167,12 +145,6 @@ def _origin(node: Any) -> str | None:
     return str(node.target) if node.op == "get_attr" else None
 
 
-def _holds(model: nn.Module, layer: str, weight: str) -> bool:
-    """Return whether a layer holds a parameter itself, under whatever name."""
-    parameter = dict(model.named_parameters(remove_duplicate=False)).get(weight)
-    return any(p is parameter for p in model.get_submodule(layer).parameters(recurse=False))
-
-
 def _quantized(module: torch.fx.GraphModule, request: BuildRequest, *, narrow: bool) -> torch.fx.GraphModule:
     """Return an exported module with its integers spelled out: quantized, dequantized, and floats between."""
     x86 = _x86()
@@ -188,9 +160,11 @@ def _quantized(module: torch.fx.GraphModule, request: BuildRequest, *, narrow: b
         # Of one, inductor makes kernels with outputs of a wrong size; to quantize the other takes time and gains none.
         for function in (nn.functional.conv1d, torch.mul):
             quantizer.set_function_type_qconfig(function, None)
-    for name in _called_in(module, request.skipped):
+    stacks = {node: list(node.meta.get("nn_module_stack", {}).values()) for node in module.graph.nodes}
+    # The second call of `a` is in `a@1`.
+    for name in {name for stack in stacks.values() for name, _ in stack if _plain(name) in request.skipped}:
         quantizer.set_module_name_qconfig(name, None)
-    layers = {node.name: _layer_of(node) for node in module.graph.nodes if _kind(node) in _PRODUCTS}
+    layers = {node.name: _plain(str(stack[-1][0])) for node, stack in stacks.items() if _kind(node) in _PRODUCTS}
     observed = prepare_pt2e(module, quantizer)
     for batch in calibration[:1] if dynamic else calibration:
         observed(*batch)
@@ -217,16 +191,6 @@ def _x86() -> Any:
             return import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     finally:
         passes._register_quantization_weight_pack_pass = adds
-
-
-def _called_in(module: torch.fx.GraphModule, skipped: frozenset[str]) -> set[str]:
-    """Return the names of `skipped` as an exported module has them: the second call of `a` is in `a@1`."""
-    stacks = (node.meta.get("nn_module_stack", {}).values() for node in module.graph.nodes)
-    return {name for stack in stacks for name, _ in stack if _plain(name) in skipped}
-
-
-def _layer_of(node: torch.fx.Node) -> str:
-    return _plain(str(list(node.meta["nn_module_stack"].values())[-1][0]))
 
 
 def _plain(name: str) -> str:

@@ -22,7 +22,7 @@ import torch
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import LayerPrecision
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes.base import BuildRequest, Calls
+from shrinkkit.runtimes.base import BuildRequest, Calls, Repeats
 from shrinkkit.runtimes.inductor import load
 from shrinkkit.runtimes.inductor.spec import holds_integers
 from shrinkkit.runtimes.layers import RECURRENT, ROOT, no_recurrent, precisions, unchecked
@@ -82,19 +82,15 @@ def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
     )
 
 
-def layers(
-    path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
-) -> Calls:
+def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: Repeats) -> Calls:
     """Return layer, kernel and ms of each kernel of each call, by a clock put into the code that inductor wrote.
 
     A kernel belongs to the layer whose weights it is given. Kernels without weights, and those into which inductor
     fused several layers, have the layer ''. So has the rest of a call, `BETWEEN`.
     """
     if device != "cpu":
-        raise Unsupported(
-            f"`device` must be 'cpu' for inductor's times by layer, got {device!r}. The torch runtime has them "
-            "for a GPU too."
-        )
+        text = f"`device` must be 'cpu' for inductor's times by layer, got {device!r}."
+        raise Unsupported(f"{text} The torch runtime has others.")
     program = _Program(path, inputs)
     names, calls = _layers(program), []
     with program.clocked() as marks:
@@ -129,10 +125,9 @@ class _Program:
         self.call: Callable[[], Any] = loaded.bind(inputs)
         written: list[Any] = PyCodeCache.modules[before:]
         if len(written) != 1:
-            raise Unsupported(
-                f"inductor must write one piece of code for {path.name} to be looked into, but wrote {len(written)}. "
-                "Use the torch runtime."
-            )
+            name = path.name
+            text = f"inductor must write one piece of code for {name}, not {len(written)}."
+            raise Unsupported(f"{text} Use another runtime.")
         self.module: torch.fx.GraphModule = loaded.source
         self.tensors = _tensors(self.module)
         """What the program reads, and the layer that each tensor is named after, by node."""
@@ -174,15 +169,10 @@ class _Clocked(ast.NodeTransformer):
     def __init__(self) -> None:
         self.kernels: list[ast.Call] = []
 
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        """Return a statement, with its marks if it calls a kernel."""
-        return self._marked(node)
-
-    def visit_Assign(self, node: ast.Assign) -> Any:
-        """Return an assignment, with its marks if it calls a kernel."""
-        return self._marked(node)
-
-    def _marked(self, node: ast.Expr | ast.Assign) -> Any:
+    def visit(self, node: ast.AST) -> Any:
+        """Return a node, with its marks if it is a statement that calls a kernel."""
+        if not isinstance(node, ast.Expr | ast.Assign):
+            return super().visit(node)
         if not isinstance(node.value, ast.Call) or not _KERNEL.match(ast.unparse(node.value.func)):
             return node
         self.kernels.append(node.value)

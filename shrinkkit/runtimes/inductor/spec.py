@@ -1,19 +1,18 @@
 """torch.compile's inductor as a runtime: exported programs, compiled as they are loaded."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from shrinkkit.core.variant import ModelFile
-from shrinkkit.runtimes.spec import INT8, no_compiler, not_installed
+from shrinkkit.runtimes.spec import INT8, Runtime, no_compiler, not_installed
 from shrinkkit.runtimes.torch.spec import code, no_cuda, program, read_entry
 
 OPERATORS = "torch.ao.quantization.fx._decomposed"
 """Module whose import registers the operators of an int8 program."""
 
 
-class Inductor:
+class Inductor(Runtime):
     """torch.compile with its default compiler."""
 
     name, title = "inductor", "inductor"
@@ -51,10 +50,6 @@ class Inductor:
             "model = torch.compile(program.module())",
         ]
         return code(file, imports, lines, device)
-
-    def backend(self) -> Any:
-        """Return the part that needs torch."""
-        return import_module("shrinkkit.runtimes.inductor.backend").BACKEND
 
 
 def holds_integers(path: Path) -> bool:

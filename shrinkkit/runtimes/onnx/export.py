@@ -14,7 +14,7 @@ from shrinkkit import quiet
 from shrinkkit.errors import Unsupported, brief
 from shrinkkit.runtimes.base import BuildRequest, BuiltFile, Loaded, prove
 from shrinkkit.runtimes.onnx import store
-from shrinkkit.runtimes.torch.export import export
+from shrinkkit.runtimes.torch.export import FAILURES, export
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.modules import Example
 
@@ -56,15 +56,9 @@ def build_float32(request: BuildRequest, load: Callable[..., Loaded]) -> BuiltFi
 
 
 def write(model: nn.Module, example: Example, path: Path) -> Export:
-    """Write `model` as FP32 ONNX whose weights carry the names of their layers.
+    """Write `model`, in eval mode on the CPU, to `path` as FP32 ONNX whose weights carry the names of their layers.
 
-    Args:
-        model: Float model in eval mode, on the CPU.
-        example: Positional inputs of one call, batch first.
-        path: Where the file goes; see `store.write`.
-
-    Raises:
-        Unsupported: torch cannot export the model to ONNX.
+    `example` are the positional inputs of one call, batch first. Raises Unsupported if torch cannot export the model.
     """
     try:
         with torch.inference_mode():
@@ -73,18 +67,8 @@ def write(model: nn.Module, example: Example, path: Path) -> Export:
         with quiet.libraries():
             onnx = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
         assert onnx is not None
-    except (
-        torch._dynamo.exc.TorchDynamoException,
-        torch.onnx.OnnxExporterError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AssertionError,
-    ) as error:
-        raise Unsupported(
-            f"ONNX Runtime and OpenVINO need an export to ONNX, and torch cannot export this model: {brief(error)}. "
-            "Use the torch runtime."
-        ) from error
+    except (*FAILURES, torch.onnx.OnnxExporterError) as error:
+        raise Unsupported(f"torch cannot export this model to ONNX: {brief(error)}. Use the torch runtime.") from error
     graph = onnx.model.graph
     name_weights(graph, frozenset(program.state_dict))
     name_nodes(graph)
@@ -111,9 +95,7 @@ def name_weights(graph: Any, known: frozenset[str]) -> None:
                 continue
             stored = value.name in graph.initializers
             producer = value.producer()
-            transposed = (
-                producer is not None and producer.op_type == "Transpose" and producer.inputs[0].is_initializer()
-            )
+            transposed = producer and producer.op_type == "Transpose" and producer.inputs[0].is_initializer()
             if recurrent:
                 suffix = {1: "weight_ih", 2: "weight_hh", 3: "bias"}.get(position)
             else:

@@ -3,7 +3,7 @@
 Source: ONNX, "External Data".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,11 @@ def scan(path: Path) -> None:
             if not known and not (domain == "com.microsoft" and kind in _CONTRIBUTED):
                 refuse_content("the operator", f"{domain}::{kind}")
         elif isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
-            _check_external(path, {entry.key: entry.value for entry in message.external_data})
-
-
-def _check_external(path: Path, location: Mapping[str, str]) -> None:
-    weights = path.parent / location["location"]
-    if weights.resolve().parent != path.parent.resolve() or "\\" in location["location"]:
-        refuse_content("weights that lie outside its folder, at", location["location"])
-    covers(weights, int(location.get("offset", 0)), int(location.get("length", 0)))
+            location = {entry.key: entry.value for entry in message.external_data}
+            weights = path.parent / location["location"]
+            if weights.resolve().parent != path.parent.resolve() or "\\" in location["location"]:
+                refuse_content("weights that lie outside its folder, at", location["location"])
+            covers(weights, int(location.get("offset", 0)), int(location.get("length", 0)))
 
 
 def _messages(message: Any) -> Iterator[Any]:

@@ -10,12 +10,9 @@ LARGE_BYTES = 1 << 16
 
 
 def write(model: Any, path: Path, *, folder: Path | None = None) -> tuple[Path, ...]:
-    """Write an `onnx_ir.Model` to `path`, and return its second file, of the weights, if they are large.
+    """Write an `onnx_ir.Model`, which is used up, to `path`, and return its second file, of large weights, if any.
 
-    Args:
-        model: What is written; used up.
-        path: Where it goes; weights go to `path` with `.data` at its end.
-        folder: Where the external data of `model` lies.
+    That is `path` with `.data` at its end. `folder` is where external data of the model lie.
 
     Source: ONNX, "External Data".
     """

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,17 +30,9 @@ def build(request: BuildRequest) -> BuiltFile:
     path, *beside = paths
     layers = profile.int8_layers(path, request)
     refuse_float(request, "ONNX Runtime", layers, path, beside)
-    return prove(
-        request,
-        load.load,
-        path,
-        format="onnx",
-        tolerance=TOLERANCE,
-        layers=layers,
-        notes=[exported.note, reason],
-        exact_anywhere=chosen.form.exact_anywhere,
-        beside=beside,
-    )
+    options: dict[str, Any] = {"layers": layers, "notes": [exported.note, reason]}
+    options["exact_anywhere"] = chosen.form.exact_anywhere
+    return prove(request, load.load, path, format="onnx", tolerance=TOLERANCE, beside=beside, **options)
 
 
 @dataclass(frozen=True)
@@ -80,14 +73,8 @@ def _candidate(form: Form, exported: Path, request: BuildRequest) -> _Candidate:
     """Write the int8 model in one form, compare its layers with float arithmetic, and its outputs with the model's."""
     path = request.scratch / form.name / "model.onnx"
     path.parent.mkdir()
-    quantize.write(
-        exported,
-        path,
-        precision=request.precision,
-        calibration=request.calibration,
-        skip=sorted(request.skipped),
-        form=form,
-    )
+    data, skip = request.calibration, sorted(request.skipped)
+    quantize.write(exported, path, precision=request.precision, calibration=data, skip=skip, form=form)
     saturated = _saturated(path, request)
     exact = not saturated and (form.exact_anywhere or not quantize.saturates())
     return _Candidate(form, path, saturated, exact, output_error(request, load.load, path))
@@ -98,10 +85,8 @@ def _saturated(path: Path, request: BuildRequest) -> Sequence[str]:
     if sum(file.stat().st_size for file in path.parent.iterdir()) > _CHECKED_BYTES:
         return ()
     try:
-        checks = [
-            integers.check(path, inputs, threads=torch.get_num_threads())
-            for inputs in (request.example, *request.calibration[:1])
-        ]
+        batches, threads = (request.example, *request.calibration[:1]), torch.get_num_threads()
+        checks = [integers.check(path, inputs, threads=threads) for inputs in batches]
     except (Unsupported, ModelFileError):
         return ()
     return tuple(dict.fromkeys(name for check in checks if check for name in check.saturated))

@@ -53,13 +53,9 @@ class _NotRun(Exception):
 
 
 def check(path: Path, inputs: Example, *, threads: int, reference: Path | None = None) -> IntegerCheck | None:
-    """Return the comparison of an ONNX file, None for a file in float.
+    """Return the comparison of the kernels of an ONNX file with float, None for a file in float.
 
-    Args:
-        path: The file whose kernels are run.
-        inputs: Positional inputs of one call, CPU tensors, batch first.
-        threads: Intra-op threads.
-        reference: The file that is computed in float; None takes `path`. Another must have the same nodes.
+    `reference` is the file that is computed in float, by default the same; another must have the same nodes.
     """
     model = read(path)
     written = layers(model)
@@ -81,9 +77,8 @@ def check(path: Path, inputs: Example, *, threads: int, reference: Path | None =
         pair = (torch.from_numpy(real(arrays[layer.result])) for arrays in (expected, values))
         differences[layer.name].append(difference(*pair, step=step))
     output = load.load(path, device="cpu", threads=threads, like=None)(*inputs)
-    return integer_check(
-        max_relative_error([expected[value.name] for value in model.graph.output], output), differences
-    )
+    ends = [expected[value.name] for value in model.graph.output]
+    return integer_check(max_relative_error(ends, output), differences)
 
 
 def read(path: Path) -> Any:
@@ -179,13 +174,9 @@ def scale(model: Any, name: str) -> tuple[Callable[[Any], Any], float]:
     return (lambda array: (array - zero) * step), float(step.max())
 
 
-def _between(
-    nodes: Iterable[Any], producers: Mapping[str, Any], source: str, result: str
-) -> tuple[tuple[Any, ...], set[str]]:
+def _between(nodes: Any, producers: Mapping[str, Any], source: str, result: str) -> tuple[tuple[Any, ...], set[str]]:
     """Return the nodes that compute `result` from `source`, in order, and the other tensors that they need."""
-    needed: set[str] = set()
-    other: set[str] = set()
-    names = [result]
+    needed, other, names = set[str](), set[str](), [result]
     while names:
         name = names.pop()
         if name in producers and name != source:

@@ -1,6 +1,7 @@
 """ONNX files brought to run by ONNX Runtime."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,9 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
     except ERRORS as error:
         raise ModelFileError(f"{path.name} cannot be loaded by ONNX Runtime: {brief(error)}. {REMEDY}") from error
     if provider not in session.get_providers():
-        raise Unsupported(
-            f"ONNX Runtime cannot start {provider} for {path.name} and would run it on the CPU. Check the versions of "
-            "CUDA and cuDNN that onnxruntime-gpu asks for."
-        )
-    names = tuple(i.name for i in session.get_inputs())
+        text = f"ONNX Runtime cannot start {provider} for {path.name} and would run it on the CPU."
+        raise Unsupported(f"{text} Check the versions of CUDA and cuDNN that onnxruntime-gpu asks for.")
+    names, ends = (tuple(port.name for port in ports) for ports in (session.get_inputs(), session.get_outputs()))
 
     def bind(inputs: Example) -> Callable[[], Any]:
         feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
@@ -44,8 +43,8 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
         bound = session.io_binding()
         for name, array in feed.items():
             bound.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
-        for output in session.get_outputs():
-            bound.bind_output(output.name, device)
+        for name in ends:
+            bound.bind_output(name, device)
 
         def call() -> Any:
             session.run_with_iobinding(bound)
@@ -56,18 +55,8 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
     def to_cpu(output: Any) -> Any:
         return structured(output if device == "cpu" else output.copy_outputs_to_cpu(), like)
 
-    return Loaded(
-        path,
-        "onnxruntime",
-        device,
-        bind,
-        to_cpu,
-        lambda: load(path, device=device, threads=threads, like=like),
-        "onnxruntime",
-        session,
-        names,
-        tuple(o.name for o in session.get_outputs()),
-    )
+    clone = partial(load, path, device=device, threads=threads, like=like)
+    return Loaded(path, "onnxruntime", device, bind, to_cpu, clone, "onnxruntime", session, names, ends)
 
 
 def options(path: Path, threads: int) -> Any:

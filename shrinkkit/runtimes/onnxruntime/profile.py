@@ -5,7 +5,7 @@ Source: ONNX Runtime, "Profiling Tools".
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from shrinkkit.core import processes
 from shrinkkit.core.variant import LayerPrecision
-from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
+from shrinkkit.runtimes.base import BuildRequest, Calls, Repeats, count_denormals
 from shrinkkit.runtimes.layers import CONVERSIONS, no_recurrent, precisions, tied
 from shrinkkit.runtimes.onnx.export import SCOPES
 from shrinkkit.runtimes.onnxruntime import load
@@ -76,9 +76,7 @@ def denormals(path: Path, inputs: Example | None) -> int:
     return count_denormals(torch.from_numpy(array.copy()) for array in arrays if array.dtype.kind == "f")
 
 
-def layers(
-    path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
-) -> Calls:
+def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: Repeats) -> Calls:
     """Return layer, operator and ms of each node of each call on the CPU, by ONNX Runtime's profile."""
     options = load.options(path, threads)
     options.enable_profiling = True

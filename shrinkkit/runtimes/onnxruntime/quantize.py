@@ -10,7 +10,6 @@ import functools
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +87,10 @@ def write(
 ) -> tuple[Path, ...]:
     """Write to `path` the ONNX model `source` quantized to int8 by ONNX Runtime's tools, and return its further files.
 
-    Weights are int8 per output channel, and per row in the tables of embeddings. `source` is left unchanged.
-
-    Args:
-        source: FP32 ONNX model of `onnx.export.write`: weights carry their layer's name.
-        path: Where the quantized model goes.
-        precision: `dynamic-int8` (MatMul, Gemm, LSTM) or `static-int8` (convolutions too, ranges from `calibration`).
-        calibration: Inputs to observe, for `static-int8`. Read once.
-        skip: Names of layers to leave in float (names, not patterns).
-        form: How weights are stored, one of `FORMS`.
-
-    Raises:
-        Unsupported: The quantizer rejects the model.
+    Weights are int8 per output channel, and per row in the tables of embeddings. `source`, of `onnx.export.write`, is
+    left unchanged. `dynamic-int8` covers MatMul, Gemm and LSTM, `static-int8` convolutions too, with ranges from
+    `calibration`, which is read once. `skip` has names of layers to leave in float (not patterns), `form` is one of
+    `FORMS`. Raises Unsupported if the quantizer rejects the model.
     """
     try:
         with quiet.libraries(), tempfile.TemporaryDirectory(dir=path.parent) as name:
@@ -196,7 +187,12 @@ def _quantize_tables(model: Any, folder: Path, names: Collection[str], transpose
                 # Folded when the file is loaded.
                 nodes.insert(0, helper.make_node("Transpose", [name], [tied], name=tied))
         output, ids = node.output[0], node.input[1]
-        new = partial(_append, nodes, f"{output}_row")
+
+        def new(kind: str, inputs: Sequence[str], suffix: str, output: str = output, **attributes: Any) -> str:
+            result = f"{output}_row_{suffix}"
+            nodes.append(helper.make_node(kind, inputs, [result], name=result, **attributes))
+            return result
+
         rows = new("Gather", [name, ids], "integers")
         nodes[-1].name = node.name
         rows = new("Cast", [rows], "float", to=TensorProto.FLOAT)
@@ -212,16 +208,7 @@ def _quantize_tables(model: Any, folder: Path, names: Collection[str], transpose
     graph.initializer.extend([*kept, *(from_array(array, name) for name, array in added.items())])
 
 
-def _append(nodes: list[Any], prefix: str, kind: str, inputs: Sequence[str], suffix: str, **attributes: Any) -> str:
-    """Append a node of one output, and return the output's name."""
-    name = f"{prefix}_{suffix}"
-    nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-    return name
-
-
-def _rows(
-    table: Any, folder: Path, stored: Mapping[str, Any], transposed: Mapping[str, str]
-) -> tuple[Any, Any, Any, str]:
+def _rows(table: Any, folder: Path, stored: Mapping[str, Any], transposed: Mapping[str, str]) -> tuple[Any, ...]:
     """Return a table's integers, the scale and zero point of each row, and the name of their transposed copy if any."""
     for name in (table.name, transposed.get(table.name)):
         parts = [stored[n] for n in (f"{name}_quantized", f"{name}_scale", f"{name}_zero_point") if n in stored]

@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import machines
 from shrinkkit.core.variant import ModelFile
-from shrinkkit.runtimes.spec import HALF, INT8, described, not_installed, numpy_inputs
+from shrinkkit.runtimes.spec import HALF, INT8, Runtime, described, not_installed, numpy_inputs
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """ONNX files in float32 and int8."""
 
     name, title = "onnxruntime", "ONNX Runtime"
@@ -62,10 +61,6 @@ class OnnxRuntime:
             f"output = session.run(None, inputs)  # {described(*file.outputs)}",
         ]
         return "\n".join(lines) + "\n"
-
-    def backend(self) -> Any:
-        """Return the part that needs torch."""
-        return import_module("shrinkkit.runtimes.onnxruntime.backend").BACKEND
 
 
 def _no_cuda_provider() -> str:

@@ -75,38 +75,21 @@ def build(request: BuildRequest) -> BuiltFile:
     layers, form = write(request, exported.path, path, narrow=narrow)
     refuse_float(request, "OpenVINO", layers, path, beside=[weights])
     reason = narrow * "weights have 7 bits, because int8 accumulators saturate on this processor with 8"
-    return prove(
-        request,
-        load.load,
-        path,
-        format="openvino",
-        tolerance=TOLERANCE,
-        layers=layers,
-        notes=[exported.note, reason, form],
-        # Dynamic int8 is computed in float on processors without VNNI.
-        exact_anywhere=narrow or not static,
-        beside=[weights],
-    )
+    # Dynamic int8 is computed in float on processors without VNNI.
+    options: dict[str, Any] = {"exact_anywhere": narrow or not static, "notes": [exported.note, reason, form]}
+    options |= {"format": "openvino", "tolerance": TOLERANCE, "layers": layers}
+    return prove(request, load.load, path, beside=[weights], **options)
 
 
 def write(
     request: BuildRequest, exported: Path, path: Path, *, narrow: bool = False
 ) -> tuple[Mapping[str, LayerPrecision], str]:
-    """Write the ONNX model `exported` in the precision of `request`.
+    """Write the ONNX model `exported`, of `onnx.export.write`, in the precision of `request` to `path`, an `.xml`.
 
-    Static int8 has several settings. The first that is faithful is used, or the most faithful.
-
-    Args:
-        request: What is built, in `dynamic-int8`, `static-int8`, `float16` or `bfloat16`.
-        exported: FP32 ONNX model of `onnx.export.write`, whose nodes carry their layer's name. Left unchanged.
-        path: Where the model goes, `.xml`; its weights go into a `.bin` file of the same name.
-        narrow: Give weights 7 bits in `static-int8`, so that no sum of two products exceeds 16 bits.
-
-    Returns:
-        How OpenVINO runs each layer here, and a note on the settings ('' for the first).
-
-    Raises:
-        Unsupported: NNCF rejects the model, has nothing to quantize in it, or changes its outputs too much.
+    Its weights go into a `.bin`. Static int8 has several settings. The first that is faithful is used, or the most
+    faithful. With `narrow`, weights have 7 bits, so that no sum of two products exceeds 16 bits. Returns how OpenVINO
+    runs each layer here, and a note on the settings ('' for the first). Raises Unsupported if NNCF rejects the model,
+    has nothing to quantize in it, or changes its outputs too much.
     """
     core = openvino.Core()
     graph = core.read_model(exported)
@@ -143,19 +126,21 @@ def _save(graph: Any, request: BuildRequest, path: Path) -> None:
     for key in _DROPPED:
         if key in graph.rt_info:
             del graph.rt_info[key]
-    _number_names(graph)
+    for number, op in enumerate(graph.get_ordered_ops()):
+        kind = op.get_type_name()
+        # Those of layers have stable names.
+        if kind == "Constant" or ("/" not in op.get_friendly_name() and kind not in ("Parameter", "Result")):
+            op.set_friendly_name(f"{kind}_{number}")
     openvino.save_model(graph, path, compress_to_fp16=request.precision in HALF)
     # Indentation is a seventh of the description.
     path.write_text(re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def _quantized(graph: Any, request: BuildRequest, *, narrow: bool, second: bool = False) -> Any:
+def _quantized(graph: Any, request: BuildRequest, *, narrow: bool, second: bool) -> Any:
     """Return `graph` in the precision of `request`, with the settings that it is to run with stated in it."""
     if request.precision in HALF:
         if request.skipped:
-            raise Unsupported(
-                f"OpenVINO has one precision for a whole model, so {request.precision} takes no `skip`. Leave it out."
-            )
+            raise Unsupported(f"OpenVINO has one precision for a model: leave `skip` out, or {request.precision}.")
         graph.set_rt_info(HALF[request.precision], PRECISION)
         return graph
     try:
@@ -170,7 +155,8 @@ def _in_integers(graph: Any, request: BuildRequest, *, narrow: bool, second: boo
     import nncf
     from nncf.quantization import advanced_parameters as advanced
 
-    skipped = [op.get_friendly_name() for op in graph.get_ops() if _is_of(op.get_friendly_name(), request.skipped)]
+    names, inside = [op.get_friendly_name() for op in graph.get_ops()], tuple(f"{name}." for name in request.skipped)
+    skipped = [name for name in names if f"{name.partition('/')[0]}.".startswith(inside)]
     if request.precision == "static-int8":
         calibration = request.calibration or (request.example,)
         attends = _attends(graph)
@@ -197,29 +183,13 @@ def _in_integers(graph: Any, request: BuildRequest, *, narrow: bool, second: boo
     )
 
 
-def _number_names(graph: Any) -> None:
-    """Name operators that belong to no layer by their position, so that the same model gives the same file."""
-    for number, op in enumerate(graph.get_ordered_ops()):
-        kind = op.get_type_name()
-        if kind == "Constant" or ("/" not in op.get_friendly_name() and kind not in ("Parameter", "Result")):
-            op.set_friendly_name(f"{kind}_{number}")
-
-
-def _is_of(node: str, modules: frozenset[str]) -> bool:
-    layer = node.partition("/")[0]
-    return any(layer == module or layer.startswith(f"{module}.") for module in modules)
-
-
 def _attends(graph: Any) -> bool:
     """Return whether `graph` multiplies activations with each other, or feeds them back: NNCF's "transformers"."""
-
-    def kinds(op: Any) -> list[str]:
-        return [port.get_node().get_type_name() for port in op.input_values()]
-
-    ops = graph.get_ops()
-    return any(o.get_type_name() in _RECURRENT for o in ops) or any(
-        o.get_type_name() == "MatMul" and "Constant" not in kinds(o) for o in ops
-    )
+    for op in graph.get_ops():
+        kind, inputs = op.get_type_name(), [port.get_node().get_type_name() for port in op.input_values()]
+        if kind in _RECURRENT or (kind == "MatMul" and "Constant" not in inputs):
+            return True
+    return False
 
 
 def _quantizes_activations(core: Any, graph: Any, example: Example, settings: Mapping[str, Any]) -> bool:

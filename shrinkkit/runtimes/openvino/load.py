@@ -6,6 +6,7 @@ Source: OpenVINO, "OpenVINO IR format".
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,9 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
         # Memory of the request, which its next call overwrites.
         return structured([array.copy() for array in output.values()], like)
 
-    return Loaded(
-        path,
-        "openvino",
-        "cpu",
-        bind,
-        to_cpu,
-        lambda: load(path, device=device, threads=threads, like=like),
-        "openvino",
-        compiled,
-        tuple(i.get_any_name() for i in compiled.inputs),
-        tuple(o.get_any_name() for o in compiled.outputs),
-    )
+    clone = partial(load, path, device=device, threads=threads, like=like)
+    names, ends = (tuple(port.get_any_name() for port in ports) for ports in (compiled.inputs, compiled.outputs))
+    return Loaded(path, "openvino", "cpu", bind, to_cpu, clone, "openvino", compiled, names, ends)
 
 
 def scan(path: Path) -> None:

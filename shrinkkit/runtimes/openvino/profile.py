@@ -3,7 +3,7 @@
 A file can name integers that the compiled graph computes in float, so only the compiled graph is inspected.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import LayerPrecision
-from shrinkkit.runtimes.base import BuildRequest, Calls, count_denormals
+from shrinkkit.runtimes.base import BuildRequest, Calls, Repeats, count_denormals
 from shrinkkit.runtimes.layers import RECURRENT, no_recurrent, parametrized, precisions, tied, unchecked
 from shrinkkit.runtimes.openvino.spec import OpenVino
 from shrinkkit.runtimes.spec import HALF
@@ -29,13 +29,10 @@ _IDLE = frozenset({"Input", "Output", "Const", "Parameter", "Result"})
 
 
 def layer_precisions(compiled: Any, request: BuildRequest, *, dynamic: bool = False) -> dict[str, LayerPrecision]:
-    """Return how OpenVINO runs each layer of the model of `request`, read off the graph that it compiled.
+    """Return how OpenVINO runs each layer of the model of `request`, read off the graph `compiled` for its file.
 
-    Args:
-        compiled: What `Core.compile_model` returned for the file.
-        request: What was built.
-        dynamic: Whether activations are known to be quantized on the fly. The compiled graph does not expose this per
-            layer; it only shows which weights are integers.
+    The graph does not tell per layer whether activations are quantized on the fly, only which weights are integers;
+    with `dynamic`, they are known to be.
     """
     ran: dict[tuple[str, bool], set[str]] = {}
     half = request.precision in HALF
@@ -67,18 +64,15 @@ def layer_precisions(compiled: Any, request: BuildRequest, *, dynamic: bool = Fa
 
 def restore_names(graph: Any, source: Path) -> None:
     """Restore the names that operators of `graph` have in its ONNX file, which OpenVINO replaced at the outputs."""
-    made_by = {
-        name: node.name for node in onnx.load(source, load_external_data=False).graph.node for name in node.output
-    }
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    made_by = {name: node.name for node in nodes for name in node.output}
     for result in graph.get_results():
         port = result.input_value(0)
         if name := made_by.get(port.get_any_name()):
             port.get_node().set_friendly_name(name)
 
 
-def layers(
-    path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
-) -> Calls:
+def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: Repeats) -> Calls:
     """Return layer, operator and ms of each part of each call, by OpenVINO's profile.
 
     Source: OpenVINO, "Performance Counters".
@@ -131,12 +125,8 @@ def _runs_as(info: Mapping[str, str], dynamic: bool) -> str:
 
 def _layers(originals: str, known: Mapping[str, Any]) -> list[str]:
     """Return the layers that an operator of the compiled graph was made from, by the names of its nodes."""
-    layers_ = []
-    for name in originals.split(","):
-        prefixes = [layer for layer in known if name.startswith(f"{layer}/")]
-        if prefixes:
-            layers_.append(max(prefixes, key=len))
-    return layers_
+    prefixes = ([layer for layer in known if name.startswith(f"{layer}/")] for name in originals.split(","))
+    return [max(layers_, key=len) for layers_ in prefixes if layers_]
 
 
 def _layer(node: str, inputs: set[str]) -> str:

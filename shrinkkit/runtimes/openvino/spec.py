@@ -3,19 +3,18 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from shrinkkit.core.variant import ModelFile
-from shrinkkit.runtimes.spec import assignment, described, not_installed, numpy_inputs
+from shrinkkit.runtimes.spec import Runtime, assignment, described, not_installed, numpy_inputs
 
 PRECISION, GROUP_SIZE = "shrinkkit_precision", "shrinkkit_group_size"
 """Keys under which a model file states its settings: the float it computes in (`f32`, `f16`, `bf16`), and how many
 numbers of an activation share a range; without the latter, activations stay floats."""
 
 
-class OpenVino:
+class OpenVino(Runtime):
     """ONNX files in float32, and OpenVINO's own in 8 and 16 bits."""
 
     name, title = "openvino", "OpenVINO"
@@ -27,10 +26,6 @@ class OpenVino:
         """Return why OpenVINO cannot run on this machine, '' if it can."""
         packages = not_installed("openvino", extra="openvino") or not_installed("nncf", extra="openvino")
         return packages or not_installed("onnx", extra="openvino")
-
-    def refuses(self, precision: str, device: str) -> str:
-        """Return '', because OpenVINO may have files in any precision."""
-        return ""
 
     def settings(self, path: Path, *, threads: int) -> dict[str, Any]:
         """Return the properties that a model is compiled with; its precision is stated in the file.
@@ -63,7 +58,3 @@ class OpenVino:
             f"output = list(model(inputs).values())  # {described(*file.outputs)}",
         ]
         return "\n".join(lines) + "\n"
-
-    def backend(self) -> Any:
-        """Return the part that needs torch."""
-        return import_module("shrinkkit.runtimes.openvino.backend").BACKEND

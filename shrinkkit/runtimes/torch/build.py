@@ -88,35 +88,25 @@ def int8_layers(request: BuildRequest, quantized: nn.Module) -> dict[str, LayerP
 
 
 def write(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str, str]:
-    """Write `model` as TorchScript, or as `.pt2` where TorchScript has no form for it.
+    """Write `model` into `folder`, as TorchScript, or as `.pt2` where TorchScript has no form for it.
 
-    Args:
-        model: Model in eval mode, on the CPU.
-        example: Positional inputs of one call, batch first.
-        folder: Existing folder for the file.
-
-    Returns:
-        The file, its format (`torchscript` or `pt2`), and a note on limitations ('' if none).
-
-    Raises:
-        Unsupported: torch can neither export nor script the model.
+    `model` is in eval mode on the CPU, `example` the positional inputs of one call, batch first. Returns the file, its
+    format (`torchscript` or `pt2`), and a note on limitations ('' if none). Raises Unsupported if torch can neither
+    export nor script the model.
     """
     path, note = folder / "model.torchscript.pt", ""
     extra, program = {"quantized_engine": quantize.engine_of(model)}, None
+    quantized = model if extra["quantized_engine"] and isinstance(model, fx.GraphModule) else None
     try:
-        if extra["quantized_engine"] and isinstance(model, fx.GraphModule):
-            graph = model
-        else:
+        if not (graph := quantized):
             program, note = export.export_plain(model, example)
             graph = program.module(check_guards=False)
         with quiet.libraries(), quantize.using_engine(extra["quantized_engine"]):
             scripted, layers_ = export.script(graph)
         extra["layers"] = json.dumps(layers_)
     except export.FAILURES as error:
-        if extra["quantized_engine"] and isinstance(model, fx.GraphModule):
-            raise Unsupported(
-                f"TorchScript has no form for the quantized model: {brief(error)}. Use another runtime."
-            ) from error
+        if quantized:
+            raise Unsupported(f"TorchScript has no int8 form of it: {brief(error)}. Use another runtime.") from error
         if program is not None:
             path, note = write_program(model, example, folder)
             note = f"TorchScript has no form for this model ({brief(error)}), so its file is .pt2; {note}"
@@ -133,16 +123,12 @@ def write(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str, 
 def write_program(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str]:
     """Write the float `model` as the exported program `model.pt2`, and return the file and a note ('' if none).
 
-    Raises:
-        Unsupported: torch cannot export the model.
+    Raises Unsupported if torch cannot export the model.
     """
     try:
         program, note = export.export_plain(model, example)
     except export.FAILURES as error:
-        raise Unsupported(
-            f"inductor compiles exported programs, and torch cannot export this model: {brief(error)}. "
-            "Use the torch runtime."
-        ) from error
+        raise Unsupported(f"torch cannot export this model: {brief(error)}. Use the torch runtime.") from error
     export.save(program, folder / "model.pt2")
     return folder / "model.pt2", note
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from shrinkkit import quiet
@@ -22,14 +24,7 @@ from shrinkkit.tasks.modules import Example
 
 NOWHERE = "_empty_nn_module_stack"
 """How torch.export names the module of an operator that is called in none."""
-FAILURES = (
-    torch._dynamo.exc.TorchDynamoException,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
+FAILURES = (TorchDynamoException, RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
 """What torch raises for a model that it cannot export."""
 _FUNCTIONS = {
     **{name: getattr(F, name) for name in ("relu", "hardtanh", "hardswish", "leaky_relu", "elu")},
@@ -65,13 +60,8 @@ def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPro
     """Return the exported program with a dynamic batch, or with a fixed one and a note where the model forbids it.
 
     Other dimensions are dynamic if they vary in the data of the task that the model is from; see `calls.varying`.
-
-    Args:
-        model: Model in eval mode, on the CPU.
-        example: Positional inputs of one call, batch first.
-
-    Raises:
-        RuntimeError, ValueError, TypeError, AssertionError, TorchDynamoException: torch cannot export the model.
+    `model` is in eval mode on the CPU, `example` the positional inputs of one call, batch first. Raises one of
+    `FAILURES` if torch cannot export the model.
     """
     # torch.export takes a batch of one for a constant.
     sample = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
@@ -92,13 +82,12 @@ def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPro
 
 def export_plain(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, str]:
     """Return the exported program, with outputs in tuples, lists and dicts only, and the note of `export`."""
+
+    def is_plain(spec: Any) -> bool:
+        return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(is_plain, spec.children())))
+
     program, note = export(model, example)
-    return (program, note) if _is_plain(program.call_spec.out_spec) else export(PlainOutputs(model), example)
-
-
-def _is_plain(spec: Any) -> bool:
-    """Return whether outputs of this structure, as torch describes it, are tuples, lists and dicts of tensors."""
-    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(_is_plain, spec.children())))
+    return (program, note) if is_plain(program.call_spec.out_spec) else export(PlainOutputs(model), example)
 
 
 class PlainOutputs(nn.Module):
@@ -130,10 +119,7 @@ def script(module: fx.GraphModule) -> tuple[torch.jit.ScriptModule, list[tuple[s
     """Return a graph as TorchScript, and name and layer of each of its operators, in the order they run.
 
     The outputs become one tensor or a flat tuple. Tensors that the graph makes are made where its first input lies, so
-    one file runs on any device.
-
-    Raises:
-        RuntimeError: TorchScript has no form for an operator of the graph.
+    one file runs on any device. Raises RuntimeError if TorchScript has no form for an operator of the graph.
     """
     graph, root = copy.deepcopy(module.graph), dict[str, Any]()
     # The structure of inputs and outputs is Python's, which TorchScript does not know.
@@ -183,21 +169,13 @@ def _kinds(graph: Any) -> list[str]:
     return [kind for kinds in nested for kind in kinds]
 
 
-def layered(
-    program: torch.export.ExportedProgram, model: nn.Module, *, distinct: bool
-) -> tuple[fx.GraphModule, fx.graph.CodeGen]:
+def layered(program: ExportedProgram, model: nn.Module, *, distinct: bool) -> tuple[fx.GraphModule, fx.graph.CodeGen]:
     """Return the exported `program` as a graph that calls layers of torch wherever operators compute what int8 covers.
 
     Layers keep their names. Products of parameters that are in no such layer become Linear layers, and have the name of
-    the parameter or of the module that holds it; for the layer of `model` see `layer_name`.
-
-    Args:
-        program: What `export` returned for `model`.
-        model: Float model in eval mode, on the CPU.
-        distinct: Whether each call of one layer is to be a layer, such as `shared_call1`.
-
-    Returns:
-        The graph, which takes and returns tensors, and the `CodeGen` that gives it the inputs and outputs of `model`.
+    the parameter or of the module that holds it; for the layer of `model` see `layer_name`. With `distinct`, each call
+    of one layer is a layer, such as `shared_call1`. The graph takes and returns tensors; the `CodeGen` that is returned
+    too gives it the inputs and outputs of `model`.
     """
     if any(map(_writes, program.graph.nodes)):
         # The quantizer would lose what is written into a tensor.
@@ -347,9 +325,8 @@ def _follow_input(graph: fx.Graph) -> None:
     """Make tensors on the device of the first input wherever `graph` names a device, in place."""
     first = next((node for node in graph.nodes if node.op == "placeholder"), None)
     placed = [node for node in graph.nodes if isinstance(node.kwargs.get("device"), torch.device)]
-    if first is None or not placed:
-        return
-    with graph.inserting_before(first.next):
-        device = graph.call_function(getattr, (first, "device"))
-    for node in placed:
-        node.kwargs = {**node.kwargs, "device": device}
+    if first and placed:
+        with graph.inserting_before(first.next):
+            device = graph.call_function(getattr, (first, "device"))
+        for node in placed:
+            node.kwargs = {**node.kwargs, "device": device}

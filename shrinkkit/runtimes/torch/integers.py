@@ -77,8 +77,8 @@ class _Emulated(TorchDispatchMode):
         self.layers[name].append(layers.difference(expected, output, step=step))
 
     def _static(self, func: Any, operator: str, x: torch.Tensor, packed: Any, scale: float, zero: int) -> torch.Tensor:
-        weight, bias = _unpack(packed)
-        real = _multiply(operator.removesuffix("_relu"), x.dequantize(), packed, weight.dequantize(), bias)
+        weight, _ = _unpack(packed)
+        real = _multiply(operator.removesuffix("_relu"), x.dequantize(), packed)
         real = F.relu(real) if operator.endswith("_relu") else real
         expected = torch.quantize_per_tensor(real, scale, zero, x.dtype)
         per_tensor = weight.qscheme() == torch.per_tensor_affine
@@ -112,7 +112,8 @@ class _Emulated(TorchDispatchMode):
             y = func(x, start, cells[current], biases, 1, 0.0, False, both, batch_first)[0]
             for cell, states in zip(cells[current], y.chunk(ways, -1), strict=True):
                 for matrix, rows in zip(_matrices(cell), (x, states), strict=False):
-                    self._dynamic(torch.ops.quantized.linear_dynamic.default, rows, matrix, _reduces(cell))
+                    reduces = bool(cell.__getstate__()[0][3][0])
+                    self._dynamic(torch.ops.quantized.linear_dynamic.default, rows, matrix, reduces)
             x = y
 
 
@@ -122,10 +123,10 @@ def _rounded(x: torch.Tensor, reduce_range: bool) -> torch.Tensor:
     return torch.quantize_per_tensor(x, scale, zero, torch.quint8).dequantize()
 
 
-def _multiply(
-    operator: str, x: torch.Tensor, packed: Any, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _multiply(operator: str, x: torch.Tensor, packed: Any) -> torch.Tensor:
     """Return what a Linear layer or a convolution gives in float."""
+    integers, bias = _unpack(packed)
+    weight = integers.dequantize()
     if operator == "linear":
         return F.linear(x, weight, bias)
     dimensions, packing = CONVOLUTIONS[operator], "conv3d" if CONVOLUTIONS[operator] == 3 else "conv2d"
@@ -155,10 +156,6 @@ def _matrices(cell: Any) -> list[Any]:
     """Return the packed parameters that a recurrent cell multiplies its input and its states with, if they are int8."""
     kind, _, _, _, packed = cell.__getstate__()[0]
     return list(packed) if kind == "quantized_dynamic" else []
-
-
-def _reduces(cell: Any) -> bool:
-    return bool(cell.__getstate__()[0][3][0])
 
 
 def _key(packed: Any) -> int:

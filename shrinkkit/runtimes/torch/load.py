@@ -30,8 +30,7 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
 def read(path: Path, *, device: str = "cpu") -> Any:
     """Return the torch module in a scanned `.pt2` or `.torchscript.pt` file, packed for the engine that it names.
 
-    Raises:
-        ModelFileError: The file is damaged.
+    Raises ModelFileError if it is damaged.
     """
     try:
         with quiet.libraries():
@@ -45,10 +44,8 @@ def read(path: Path, *, device: str = "cpu") -> Any:
                 script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return script.to(device).eval()
     except _DAMAGED as error:
-        raise ModelFileError(
-            f"{path.name} cannot be loaded: {brief(error)}. It is damaged or was made by another version of torch. "
-            f"{REMEDY}"
-        ) from error
+        text = f"{path.name} cannot be loaded: {brief(error)}. It is damaged or was made by another version of torch."
+        raise ModelFileError(f"{text} {REMEDY}") from error
 
 
 def to_cpu(output: Any, like: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from shrinkkit import quiet
 from shrinkkit.core import processes
 from shrinkkit.errors import Unsupported
-from shrinkkit.runtimes.base import Calls, count_denormals
+from shrinkkit.runtimes.base import Calls, Repeats, count_denormals
 from shrinkkit.runtimes.torch import export, load
 from shrinkkit.runtimes.torch.spec import read_entry
 from shrinkkit.tasks import outputs
@@ -28,9 +28,7 @@ _profile = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerAc
 _ROUNDS = 4
 
 
-def layers(
-    path: Path, inputs: Example, *, device: str, threads: int, repeats: Callable[[Callable[[], Any]], int]
-) -> Calls:
+def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: Repeats) -> Calls:
     """Return layer, operator and ms of each operator of each call."""
     if path.suffix == ".pt2":
         stepped = _Stepped(load.read(path, device=device), device)
@@ -38,10 +36,8 @@ def layers(
         with torch.inference_mode():
             return [stepped.times(placed) for _ in range(repeats(lambda: stepped.times(placed)))]
     if device != "cpu":
-        raise Unsupported(
-            f"{path.name} is TorchScript, whose operators are timed on the CPU only, got `device` {device!r}. "
-            "A model that torch.export can take is timed by layer on a GPU too."
-        )
+        text = f"{path.name} is TorchScript, whose operators are timed on the CPU only, got `device` {device!r}."
+        raise Unsupported(f"{text} A model that torch.export can take is timed by layer on a GPU too.")
     return _scripted(path, inputs, repeats)
 
 
@@ -99,7 +95,7 @@ class _Stepped(torch.fx.Interpreter):
         return event
 
 
-def _scripted(path: Path, inputs: Example, repeats: Callable[[Callable[[], Any]], int]) -> Calls:
+def _scripted(path: Path, inputs: Example, repeats: Repeats) -> Calls:
     module = load.read(path)
     call = partial(module, *inputs)
     stated = [(name, layer) for name, layer in json.loads(read_entry(path, "/extra/layers") or "[]")]
@@ -117,13 +113,14 @@ def _scripted(path: Path, inputs: Example, repeats: Callable[[Callable[[], Any]]
                 if e.scope() == 0
             )
     if len(events) != len(recorded) * len(owners):
-        raise Unsupported(
-            f"{path.name} must run the same operators in every call to be timed by layer, but their number differs. "
-            "Use ONNX Runtime for times by layer."
-        )
+        text = f"{path.name} must run the same operators in every call to be timed by layer, but their number differs."
+        raise Unsupported(f"{text} Use ONNX Runtime for times by layer.")
+    # What it takes to record an event, and all that it called, is no time of it.
     cost = max(0.0, min(recorded) - min(plain)) * len(recorded) / sum(inside for *_, inside in events)
-    owned = zip(owners * len(recorded), events, strict=True)
-    times = [(layer, export.operator(event[0]), _unrecorded(event, cost)) for layer, event in owned]
+    times = [
+        (layer, export.operator(name), max(0.0, (end - start) / 1e6 - cost * inside))
+        for layer, (name, start, end, inside) in zip(owners * len(recorded), events, strict=True)
+    ]
     return [times[i : i + len(owners)] for i in range(0, len(times), len(owners))]
 
 
@@ -131,12 +128,6 @@ def _timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
-
-
-def _unrecorded(event: Sequence[Any], cost: float) -> float:
-    """Return the ms of an event less what it takes to record it and all that it called, at `cost` ms each."""
-    _, start, end, inside = event
-    return float(max(0.0, (end - start) / 1e6 - cost * inside))
 
 
 def _outermost(spans: Iterable[tuple[Any, float, float]]) -> list[list[Any]]:
@@ -154,9 +145,9 @@ def _aligned(operators: Iterable[str], stated: Sequence[tuple[str, str]]) -> lis
     """Return the layer of each operator that ran, where TorchScript has left some of the stated ones out."""
     position, layers_ = 0, []
     for operator in operators:
-        match = next((i for i in range(position, len(stated)) if stated[i][0] == operator), None)
-        layers_.append("" if match is None else stated[match][1])
-        position = position if match is None else match + 1
+        match = next((i for i in range(position, len(stated)) if stated[i][0] == operator), -1)
+        layers_.append(stated[match][1] if match >= 0 else "")
+        position = max(position, match + 1)
     return layers_
 
 

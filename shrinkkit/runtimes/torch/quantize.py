@@ -111,12 +111,9 @@ def dynamic_int8(
     for name in changed:
         del layers[name]
     if not layers:
-        raise Unsupported(
-            "`dynamic_int8` quantizes Linear, LSTM, GRU and Embedding layers, and this model has none"
-            + " outside `skip`" * bool(skip)
-            + "".join(f"; {name}: {why}" for name, why in changed.items())
-            + f". {_possible(model, 'dynamic-int8')}"
-        )
+        text = "`dynamic_int8` quantizes Linear, LSTM, GRU and Embedding layers, and this model has none"
+        reasons = "".join(f"; {name}: {why}" for name, why in changed.items())
+        raise Unsupported(f"{text}{' outside `skip`' * bool(skip)}{reasons}. {_possible(model, 'dynamic-int8')}")
     return _fastest(convert, model, inputs, engine, "dynamic_int8", convention, Conversion(kept=changed, note=note))
 
 
@@ -163,18 +160,13 @@ def static_int8(
     try:
         program, note = export.export(shared, inputs)
     except export.FAILURES as error:
-        raise Unsupported(
-            f"`static_int8` needs a model that torch.export can take; this one stops it with: {brief(error)}. "
-            f"{_possible(model, 'static-int8')}"
-        ) from error
+        problem = f"`static_int8` needs a model that torch.export can take; this one stops it with: {brief(error)}."
+        raise Unsupported(f"{problem} {_possible(model, 'static-int8')}") from error
     base, convention = export.layered(program, shared, distinct=True)
     layers = {n for n, m in base.named_modules() if type(m) in _STATIC and export.layer_name(n, names) not in left}
     if all(isinstance(base.get_submodule(name), nn.Embedding) for name in layers):
-        raise Unsupported(
-            "`static_int8` quantizes convolutions and Linear layers, and found none in this model"
-            + " outside `skip`" * bool(skip)
-            + f". {_possible(model, 'static-int8')}"
-        )
+        text = f"`static_int8` found no convolutions or Linear layers in this model{' outside `skip`' * bool(skip)}"
+        raise Unsupported(f"{text}. {_possible(model, 'static-int8')}")
 
     @functools.cache
     def most_faithful(narrow: bool) -> tuple[float, fx.GraphModule]:
@@ -328,10 +320,8 @@ def _fastest(
 ) -> nn.Module:
     """Return the conversion of `model` for an engine, if none is `asked` for one that no other is clearly faster than.
 
-    No two conversions are in memory at once.
-
-    `convert` returns the conversion for the engine in force, and the error of its outputs. `convention` gives a graph
-    the inputs and outputs of `model`.
+    `convert` returns the conversion for the engine in force, and the error of its outputs. No two conversions are in
+    memory at once. `convention` gives a graph the inputs and outputs of `model`.
     """
     engines = supported_engines()
     if asked is not None and asked not in engines:
@@ -351,10 +341,8 @@ def _fastest(
             del candidate
             copies.trim_heap()
         if not best:
-            raise Unsupported(
-                f"`{verb}`: the quantized model runs with no engine of this machine: {failures}. "
-                "Leave the layer out with `skip`, or use another method."
-            )
+            text = f"`{verb}`: the quantized model runs with no engine of this machine: {failures}."
+            raise Unsupported(f"{text} Leave the layer out with `skip`, or use another method.")
         faithful = [name for name in best if errors[name] <= _MOST_ERROR * min(errors[name] for name in best)]
         fastest = min(best[name] for name in faithful)
         engine = next(name for name in engines if name in faithful and best[name] <= _CLEARLY_SLOWER * fastest)
@@ -366,14 +354,10 @@ def _fastest(
         chosen.recompile()
     # Packed weights are tied to an engine, and torch keeps the engine in a global: the model has to carry its own.
     chosen.__dict__["quantized_engine"] = engine
-    lossy = (
-        f"int8 changes the outputs by {errors[engine]:.0%} on the calibration inputs: see layer by layer in 3-quantize"
-    )
-    narrow = verb == "dynamic_int8" or _narrow(engine)
-    notes = [conversion.note, lossy * (errors[engine] > _CHANGED)]
-    _CONVERSIONS[chosen] = replace(
-        conversion, narrow=narrow, error=errors[engine], times_ms=best, note="; ".join(filter(None, notes))
-    )
+    change, narrow = errors[engine], verb == "dynamic_int8" or _narrow(engine)
+    lossy = f"int8 changes the outputs by {change:.0%} on the calibration inputs: see layer by layer in 3-quantize"
+    note = "; ".join(filter(None, [conversion.note, lossy * (change > _CHANGED)]))
+    _CONVERSIONS[chosen] = replace(conversion, narrow=narrow, error=change, times_ms=best, note=note)
     return cast("nn.Module", chosen)
 
 
@@ -398,10 +382,9 @@ def _changed(base: nn.Module, convert: Any, layers: Iterable[str], batches: Sequ
     given: dict[str, list[Any]] = {name: [] for name in recurrent}
     hooks = [base.get_submodule(n).register_forward_pre_hook(lambda _, x, n=n: given[n].append(x)) for n in recurrent]
     with torch.inference_mode(), quiet.libraries():
-        for batch in batches:
-            base(*batch)
-        for hook in hooks:
-            hook.remove()
+        with modules.hooked(hooks):
+            for batch in batches:
+                base(*batch)
         int8, changed = convert("")[0], {}
         for name, calls in given.items():
             error = relative_error(base.get_submodule(name), int8.get_submodule(name), calls)

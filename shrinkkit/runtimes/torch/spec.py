@@ -5,16 +5,15 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from shrinkkit.core import machines
 from shrinkkit.core.variant import ModelFile
-from shrinkkit.runtimes.spec import INT8, described, not_installed, shape
+from shrinkkit.runtimes.spec import INT8, Runtime, described, not_installed, shape
 
 
-class Torch:
+class Torch(Runtime):
     """torch, operator by operator."""
 
     name, title = "torch", "torch"
@@ -24,15 +23,16 @@ class Torch:
 
     def missing(self, device: str) -> str:
         """Return why torch cannot run on a device of this machine, '' if it can."""
-        return not_installed("torch") or {"cuda": no_cuda, "mps": _no_apple_gpu}.get(device, lambda: "")()
+        if missing := not_installed("torch"):
+            return missing
+        is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+        no_gpu = "it needs an Apple GPU, which this machine does not have. Use `cpu/torch`"
+        return no_cuda() if device == "cuda" else no_gpu if device == "mps" and not is_apple else ""
 
     def refuses(self, precision: str, device: str) -> str:
         """Return why torch has no files in a precision for a device, '' if it has."""
-        reasons = {
-            "cuda": "torch has no CUDA kernels for its int8 layers",
-            "mps": "torch has no int8 layers on Apple GPUs",
-        }
-        return reasons.get(device, "") if precision in INT8 else ""
+        where = {"cuda": "CUDA", "mps": "Apple GPUs"}.get(device) if precision in INT8 else None
+        return f"torch has no kernels for its int8 layers on {where}" if where else ""
 
     def settings(self, path: Path, *, threads: int) -> dict[str, Any]:
         """Return the number of threads, and the quantized engine that a file was packed for."""
@@ -49,10 +49,6 @@ class Torch:
             lines.append(f"model = torch.jit.freeze(torch.jit.load({json.dumps(file.path)}){moved}.eval())")
             return code(file, ["import torch"], lines, device)
         return code(file, ["import torch"], [*lines, *program(file, device), "model = program.module()"], device)
-
-    def backend(self) -> Any:
-        """Return the part that needs torch."""
-        return import_module("shrinkkit.runtimes.torch.backend").BACKEND
 
 
 def engine(path: Path) -> str:
@@ -111,9 +107,3 @@ def no_cuda() -> str:
     if not machines._gpus():
         return "no NVIDIA GPU is visible to this process. Use `cpu/torch`, or check the driver with nvidia-smi"
     return ""
-
-
-def _no_apple_gpu() -> str:
-    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
-        return ""
-    return "it needs an Apple GPU, which this machine does not have. Use `cpu/torch`"
