@@ -30,7 +30,7 @@ Z = 1.959964
 """The 97.5 % quantile of the normal distribution."""
 ONE_SIDED = 0.025
 """Error probability on each side of a 95 % interval."""
-RESAMPLES = 1000
+RESAMPLES, CLUSTERS = 1000, 10
 MOST_EXAMPLES = 1e8
 """From which on no number of examples is named as enough."""
 MARGIN = 0.01
@@ -132,9 +132,7 @@ def within(
     return tuple(is_within)
 
 
-def needed(
-    baseline: Sample, variant: Sample, drop: float, *, higher_is_better: bool = True, bounds: Bounds = None
-) -> int | None:
+def needed(baseline: Sample, variant: Sample, drop: float, *, higher_is_better: bool, bounds: Bounds) -> int | None:
     """Return about how many examples like these would show a loss of less than `drop`; None if none would."""
     difference = _Difference.of(*((baseline, variant) if higher_is_better else (variant, baseline)), bounds)
     n = float(difference.n)
@@ -143,7 +141,7 @@ def needed(
     return math.ceil(n) if n < MOST_EXAMPLES else None
 
 
-def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 0) -> Estimate:
+def block_ratio(log_ratios: Sequence[float], *, seed: int = 0) -> Estimate:
     """Return the midmean of the ratios of blocks, with the union of a bootstrap interval and one over clusters in time.
 
     The midmean (the mean of the middle half) ignores disturbed blocks and varies less than the median. The bootstrap
@@ -158,7 +156,7 @@ def block_ratio(log_ratios: Sequence[float], *, clusters: int = 10, seed: int = 
     centre = float(_middle_half(values))
     picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(_middle_half(values[picks]), [0.025, 0.975])
-    parts = np.array([_middle_half(part) for part in np.array_split(values, min(clusters, len(values)))])
+    parts = np.array([_middle_half(part) for part in np.array_split(values, min(CLUSTERS, len(values)))])
     half = _student_half_width(parts)
     low, high = min(low, parts.mean() - half, centre), max(high, parts.mean() + half, centre)
     return Estimate(math.exp(centre), math.exp(low), math.exp(high))
@@ -185,10 +183,8 @@ def inverse(ratio: Estimate) -> Estimate:
 def product(*ratios: Estimate) -> Estimate:
     """Return the product of at least one independent ratio; half-widths of logarithms add in quadrature."""
     if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):
-        raise InvalidInput(
-            f"`ratios` must each satisfy 0 < low <= value <= high, at least one; got {list(ratios)}. "
-            "Pass ratios, not differences."
-        )
+        text = f"`ratios` must each satisfy 0 < low <= value <= high, at least one; got {list(ratios)}."
+        raise InvalidInput(f"{text} Pass ratios, not differences.")
     value = math.prod(r.value for r in ratios)
     below = math.hypot(*(math.log(r.value / r.low) for r in ratios))
     above = math.hypot(*(math.log(r.high / r.value) for r in ratios))
@@ -241,9 +237,7 @@ class _Difference:
             value = variant.value - baseline.value
             return cls(_same(baseline.examples, variant.examples), value, 0.0, scale, replicates=after - before)
         if isinstance(baseline, Resampled) or isinstance(variant, Resampled):
-            raise InvalidInput(
-                "`baseline` and `variant` must both have scores of examples, or both a value of the set."
-            )
+            raise InvalidInput("`baseline` and `variant` must both have scores of examples, or a value of the set.")
         before, after = _checked(baseline), _checked(variant)
         n, difference = _same(len(before), len(after)), after - before
         moments = float(difference.mean()), float((difference**2).mean())
@@ -308,9 +302,7 @@ class _Difference:
 
 def _same(before: int, after: int) -> int:
     if before != after:
-        raise InvalidInput(
-            f"`baseline` and `variant` must score the same examples, got {before} and {after} scores. Score one split."
-        )
+        raise InvalidInput(f"`baseline` and `variant` must score the same examples, got {before} and {after} scores.")
     return before
 
 
@@ -322,9 +314,8 @@ def _quantile(count: int) -> float:
 
 
 def _student_half_width(values: NDArray[np.float64]) -> float:
-    if len(values) < 2:
-        return 0.0
-    return float(_quantile(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
+    n = len(values)
+    return float(_quantile(n) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
 
 
 def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:

@@ -42,17 +42,17 @@ class PairedSamples:
 
     def __len__(self) -> int:
         # Whole blocks.
-        return min(len(self.reference), len(self.candidate), len(self.control)) // 2
+        return min(map(len, vars(self).values())) // 2
 
     def cut(self) -> None:
         """Drop the slots of an interrupted block."""
         whole = 2 * len(self)
-        for arm in (self.reference, self.candidate, self.control):
+        for arm in vars(self).values():
             del arm[whole:]
 
     def rounded(self) -> "PairedSamples":
         """Return the samples with six significant digits, which is more than a clock gives."""
-        arms = (self.reference, self.candidate, self.control)
+        arms = vars(self).values()
         return PairedSamples(*([tuple(float(f"{ms:.6g}") for ms in slot) for slot in arm] for arm in arms))
 
 
@@ -112,12 +112,12 @@ def derive(record: TargetRecord) -> TargetRecord:
     timed = [replace(m, latency=comparison(m.latency)) if m.latency else m for m in record.measurements]
     base_ms = _pooled([m.latency for m in timed if m.latency], runtime)
     sweep = [replace(p, latency=comparison(p.latency)) if p.latency else p for p in record.sweep]
-    return replace(
-        record,
-        measurements=tuple(_measurement(m, base_ms, scores) for m in timed),
-        runtime=runtime,
-        sweep=tuple(points(sweep)),
-    )
+
+    def derived(m: Measurement) -> Measurement:
+        latency_ms = _latency(base_ms, m.latency) if m.variant != BASELINE else None if m.error else base_ms
+        return replace(m, latency_ms=latency_ms, accuracy=_accuracy(m, m.reference or scores))
+
+    return replace(record, measurements=tuple(map(derived, timed)), runtime=runtime, sweep=tuple(points(sweep)))
 
 
 def comparison(stated: Comparison) -> Comparison:
@@ -130,10 +130,8 @@ def comparison(stated: Comparison) -> Comparison:
             f"The comparison of {stated.candidate} with {stated.reference} must hold at least 2 blocks of times above "
             f"0 for each model, got slots of {', '.join(str(len(arm)) for arm in arms)}. Measure it again."
         )
-    conclusion = conclude(
-        PairedSamples(*map(list, arms)), withheld=stated.disturbance.withheld, stopped=stated.stopped, seed=stated.seed
-    )
-    return replace(stated, **vars(conclusion))
+    samples, withheld = PairedSamples(*map(list, arms)), stated.disturbance.withheld
+    return replace(stated, **vars(conclude(samples, withheld=withheld, stopped=stated.stopped, seed=stated.seed)))
 
 
 def _arms(of: Comparison) -> tuple[tuple[tuple[float, ...], ...], ...]:
@@ -176,12 +174,12 @@ def _agree(*figures: Sequence[Any]) -> bool:
         [value for figure in part for value in (astuple(figure) if isinstance(figure, Estimate) else (figure,))]
         for part in figures
     )
-    return len(stated) == len(derived) and all(map(_is_near, stated, derived))
 
+    def is_near(a: Any, b: Any) -> bool:
+        floats = isinstance(a, float) and isinstance(b, float)
+        return a == b or (floats and math.isclose(a, b, rel_tol=_AGREE, abs_tol=_AGREE**2))
 
-def _is_near(a: Any, b: Any) -> bool:
-    floats = isinstance(a, float) and isinstance(b, float)
-    return a == b or (floats and math.isclose(a, b, rel_tol=_AGREE, abs_tol=_AGREE**2))
+    return len(stated) == len(derived) and all(map(is_near, stated, derived))
 
 
 def _pooled(compared: Iterable[Comparison], runtime: Comparison | None) -> Estimate | None:
@@ -197,11 +195,6 @@ def _latency(base_ms: Estimate | None, compared: Comparison | None) -> Estimate 
     return estimate.product(base_ms, estimate.inverse(compared.speedup))
 
 
-def _measurement(of: Measurement, base_ms: Estimate | None, scores: Accuracy | None) -> Measurement:
-    latency_ms = (base_ms if not of.error else None) if of.variant == BASELINE else _latency(base_ms, of.latency)
-    return replace(of, latency_ms=latency_ms, accuracy=_accuracy(of, of.reference or scores))
-
-
 def _accuracy(of: Measurement, baseline: Accuracy | None) -> Accuracy | None:
     if of.accuracy is None:
         return None
@@ -212,9 +205,7 @@ def _accuracy(of: Measurement, baseline: Accuracy | None) -> Accuracy | None:
     if paired is None:
         return accuracy
     moved = changes(paired.scores, accuracy.scores, higher_is_better=accuracy.higher_is_better)
-    return replace(
-        accuracy, regressions=sum(change < 0 for change in moved), improvements=sum(change > 0 for change in moved)
-    )
+    return replace(accuracy, regressions=sum(c < 0 for c in moved), improvements=sum(c > 0 for c in moved))
 
 
 def scores(of: S, baseline: Scores | None) -> S:

@@ -132,10 +132,8 @@ def check_threads(*threads: int) -> None:
     most = OVERSUBSCRIPTION * cores()
     for count in threads:
         if not 0 <= count <= most:
-            raise InvalidInput(
-                f"`threads` must be >= 0 and at most {most}, {OVERSUBSCRIPTION} for each of the {cores()} cores that "
-                f"this process may use, got {count}. Pass 0 or leave it out for every core."
-            )
+            text = f"`threads` must be >= 0 and at most {most}, {OVERSUBSCRIPTION} for each of the {cores()} cores here"
+            raise InvalidInput(f"{text}, got {count}. Pass 0 or leave it out for every core.")
 
 
 def _affinity() -> set[int]:

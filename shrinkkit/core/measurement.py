@@ -101,8 +101,8 @@ class Comparison(Rich):
         """Reasons to doubt the figures."""
         wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
         reasons = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
-        arms = ((self.reference, self.reference_samples_ms), (self.candidate, self.candidate_samples_ms))
-        for name, samples in arms:
+        arms = {self.reference: self.reference_samples_ms, self.candidate: self.candidate_samples_ms}
+        for name, samples in arms.items():
             calls = [ms for slot in samples for ms in slot]
             low, middle, high = statistics.quantiles(calls, n=4) if len(calls) >= 4 else (1.0, 1.0, 1.0)
             if (spread := (high - low) / middle) > SCATTERED:
@@ -130,14 +130,10 @@ class Comparison(Rich):
         return Statement(text, remarks, cells.speedup(self.speedup, self.verdict).tone)
 
     def _rows(self) -> list[dict[str, Any]]:
-        of = {
-            self.reference: self.reference_samples_ms,
-            self.candidate: self.candidate_samples_ms,
-            f"{self.reference}, a copy": self.control_samples_ms,
-        }
+        arms = (self.reference_samples_ms, self.candidate_samples_ms, self.control_samples_ms)
         return [
             {"model": model, "slot": slot, "call": call, "ms": ms}
-            for model, samples in of.items()
+            for model, samples in zip((self.reference, self.candidate, f"{self.reference}, a copy"), arms, strict=True)
             for slot, calls in enumerate(samples)
             for call, ms in enumerate(calls)
         ]
@@ -342,9 +338,8 @@ class Measurement(Rich):
         values = [] if self.error else self.row()[1:]
         metric = self.accuracy.metric if self.accuracy else "score"
         names = ("latency", "vs FP32, same runtime", f"\N{GREEK CAPITAL LETTER DELTA} {metric}")
-        pairs = [
-            ("error", self.error),
-            *((name, cell.plain()) for name, cell in zip(names, values, strict=False)),
+        pairs = [("error", self.error), *((name, cell.plain()) for name, cell in zip(names, values, strict=False))]
+        pairs += [
             ("load", cells.milliseconds(self.load_ms).text),
             ("first call", cells.milliseconds(self.first_call_ms).text),
             ("peak memory", formats.size(self.memory.peak_bytes) if self.memory else ""),
@@ -400,16 +395,13 @@ class TargetRecord(Rich):
         titles = ("latency / batch", "vs FP32, same runtime", f"\N{GREEK CAPITAL LETTER DELTA} {metric}")
         columns = (Column("variant"), *(Column(title, True) for title in titles))
         rows = tuple(measurement.row() for measurement in self.measurements)
-        return Table(
-            f"Measured on {self.target}", columns, rows, " ".join([*self.task_notes, "; ".join(self.notes)]).strip()
-        )
+        note = " ".join([*self.task_notes, "; ".join(self.notes)]).strip()
+        return Table(f"Measured on {self.target}", columns, rows, note)
 
     def _rows(self) -> list[dict[str, Any]]:
-        rows = [row for one in self.measurements for row in one._rows()]
-        return [
-            {k: v for k, v in row.items() if not k.endswith(("samples_ms", ".scores", "replicates", ".further"))}
-            for row in rows
-        ]
+        raw = ("samples_ms", ".scores", "replicates", ".further")
+        rows = (row for one in self.measurements for row in one._rows())
+        return [{key: value for key, value in row.items() if not key.endswith(raw)} for row in rows]
 
 
 def speedup(reference: Comparison, candidate: Comparison) -> float:
@@ -423,10 +415,8 @@ def speedup(reference: Comparison, candidate: Comparison) -> float:
         for of in (reference, candidate)
     )
     if unequal := differences(before, after):
-        raise UnfairComparison(
-            f"Only measurements under equal conditions may be compared; these differ in {unequal}. "
-            "Measure both on the same target in one benchmark."
-        )
+        text = f"Only measurements under equal conditions may be compared; these differ in {unequal}."
+        raise UnfairComparison(f"{text} Measure both on the same target in one benchmark.")
     return candidate.speedup.value / reference.speedup.value
 
 

@@ -61,19 +61,15 @@ class Process(Protocol):
 
     def poll(self) -> int | None:
         """Return the exit status, below 0 for the signal that ended it; None while it runs."""
-        ...
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it has ended and return the exit status; raises TimeoutExpired."""
-        ...
 
     def terminate(self) -> None:
         """Ask it to end."""
-        ...
 
     def kill(self) -> None:
         """End it."""
-        ...
 
 
 def cold(command: Sequence[str], **options: Any) -> Process:
@@ -109,9 +105,8 @@ def run(
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     kept: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        child = (start or cold)(
-            command, env=environment() | dict(variables), cwd=cwd, stdout=output, stderr=subprocess.PIPE
-        )
+        env = environment() | dict(variables)
+        child = (start or cold)(command, env=env, cwd=cwd, stdout=output, stderr=subprocess.PIPE)
         assert child.stderr is not None
         reader = threading.Thread(target=_forward, args=(child.stderr, lines), daemon=True)
         reader.start()
@@ -187,13 +182,13 @@ def die_with(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
     else:
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
+        def exit_after() -> None:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(parent).wait()
+            os._exit(1)
 
-def _exit_after(parent: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
-    os._exit(1)
+        threading.Thread(target=exit_after, daemon=True).start()
 
 
 @contextmanager

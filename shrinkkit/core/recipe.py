@@ -23,6 +23,7 @@ BUILT_IN: tuple[str, ...] = (
 
 TASKS: tuple[str, ...] = ("digits-cnn", "digits-lstm", "digits-transformer")
 """Names of the tasks that come with shrinkkit; each has a built-in study of the same name."""
+_TASK = options((*TASKS, "the path of a Python file", "hf:PATH?data=FILE"))
 HUB = "hf:"
 """Beginning of a task that is a Hugging Face model and data: `hf:PATH?data=FILE`. PATH is a name on the hub unless it
 starts with `/` or `.`, as paths in a checked study do."""
@@ -36,9 +37,8 @@ MOST_STAGES = 100
 RECIPES = "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`"
 
 Effort = Literal["quick", "standard", "thorough"]
-TargetName = Annotated[
-    str, Field(pattern="^(cpu|cuda|mps)/[A-Za-z0-9_]+$", description="device/runtime, such as cpu/torch")
-]
+_TARGET = "device/runtime, such as cpu/torch"
+TargetName = Annotated[str, Field(pattern="^(cpu|cuda|mps)/[A-Za-z0-9_]+$", description=_TARGET)]
 """Which ones exist, the runtimes say; see `registry.check_targets`."""
 
 
@@ -49,13 +49,11 @@ def _fit_for_a_folder(name: str) -> str:
 
 
 def _unreserved(name: str) -> str:
-    rule = ""
     if name.lower() == BASELINE:
-        rule = "not be `baseline`, which names the unchanged model"
-    elif re.search(rf"{re.escape(STAGE)}\d+$", name.lower()):
-        rule = f"not end in `{STAGE}` and a number, which names a part of a recipe"
-    if rule:
-        raise PydanticCustomError("rule", f"`name` must {rule}")
+        raise PydanticCustomError("rule", "`name` must not be `baseline`, which names the unchanged model")
+    if re.search(rf"{re.escape(STAGE)}\d+$", name.lower()):
+        rule = f"`name` must not end in `{STAGE}` and a number, which names a part of a recipe"
+        raise PydanticCustomError("rule", rule)
     return name
 
 
@@ -138,7 +136,7 @@ class Budget(Section):
     """Of shares, 0.01 is one percentage point, and 1 is the most."""
     want: Literal["fastest", "smallest"] = "fastest"
     """What to pick among the variants within the budget."""
-    target: Annotated[TargetName | None, Field(description="device/runtime, such as cpu/torch")] = None
+    target: Annotated[TargetName | None, Field(description=_TARGET)] = None
     """Where it is to be fastest; None leaves it to the report."""
 
     @field_validator("accuracy_drop")
@@ -149,23 +147,22 @@ class Budget(Section):
         return drop
 
 
+_BUDGET = f"a section with {options([f'`{name}`' for name in Budget.model_fields])}"
+
+
 class Study(Rich, Section):
     """One task, the recipes to try on it, the targets to measure them on, and a budget."""
 
     name: FolderName
     """Also the name of the run folder."""
-    task: Annotated[
-        str, Field(min_length=1, description=options((*TASKS, "the path of a Python file", "hf:PATH?data=FILE")))
-    ]
+    task: Annotated[str, Field(min_length=1, description=_TASK)]
     """A name of `TASKS`, the absolute path of a Python file with a function `task()`, or `HUB` with absolute paths."""
     recipes: Annotated[tuple[Recipe, ...], Field(strict=False, min_length=1, description=RECIPES)]
     targets: Annotated[
         tuple[TargetName, ...],
         Field(strict=False, min_length=1, description="a list of at least one target, such as cpu/torch"),
     ]
-    budget: Annotated[Budget, Field(description="a section with `accuracy_drop`, `unit`, `want` or `target`")] = (
-        Budget()
-    )
+    budget: Annotated[Budget, Field(description=_BUDGET)] = Budget()
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number in [0, 4294967296)")] = 0
     threads: Annotated[_Threads | None, Field(description=f"a whole number >= 1 and at most {MOST_THREADS}")] = None
     """None takes every core that this process may use."""

@@ -66,10 +66,6 @@ class RunFolder:
         """Return the path of the measurements of `target` (`device/runtime`) on the machine called `machine`."""
         return self.measurements / machine / f"{Target.parse(target).slug}.json"
 
-    def measurement_records(self) -> list[Path]:
-        """Return the paths of all measurements, whichever machine made them."""
-        return sorted(self.measurements.glob("*/*.json"))
-
     def relative(self, path: Path) -> str:
         """Return a path inside the folder as records state it: relative, with forward slashes."""
         return path.relative_to(self.path).as_posix()
@@ -77,10 +73,8 @@ class RunFolder:
     def check_is_run(self) -> None:
         """Check that the folder holds a run, or what notebooks made one by one; raises InvalidInput otherwise."""
         if not (self.study.is_file() or self.variant_names()):
-            raise InvalidInput(
-                f"{self.path} must be a run folder, with a study.json. Make one with `shrinkkit run`, or copy a whole "
-                "one here."
-            )
+            text = f"{self.path} must be a run folder, with a study.json."
+            raise InvalidInput(f"{text} Make it with `shrinkkit run`, or copy one here.")
 
     def check_kinds(self) -> None:
         """Check that the folder holds no links, which may lead anywhere, or pipes, which block; raises InvalidInput."""
@@ -88,11 +82,9 @@ class RunFolder:
             for path in (Path(folder, name) for name in (*folders, *files)):
                 mode = path.lstat().st_mode
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    text = f"A run folder must hold only files and folders, but {path} is"
                     kind = "a link" if stat.S_ISLNK(mode) else "no file"
-                    raise InvalidInput(
-                        f"A run folder must hold nothing but files and folders, but {path} is {kind}. Put the file "
-                        "itself there, or remove it."
-                    )
+                    raise InvalidInput(f"{text} {kind}. Put the file itself there, or remove it.")
 
     def step_files(self, record: str) -> dict[str, str]:
         """Return the SHA-256 of each file of a step that left `record`, by path; '' stands for the report.

@@ -281,9 +281,7 @@ def transform(name: str) -> Transform:
         text = f"The transform {name!r} ({entries[0].value}) cannot be imported: {brief(error)}."
         raise InvalidInput(text) from error
     if not isinstance(loaded, Transform) or loaded.name != name:
-        raise InvalidInput(
-            f"The entry point {entries[0].value} must give a `Transform` called {name!r}, got {loaded!r:.100}."
-        )
+        raise InvalidInput(f"The entry point {entries[0].value} must give a `Transform` {name!r}, got {loaded!r:.100}.")
     return loaded
 
 

@@ -108,9 +108,7 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout as error:
-        raise InvalidInput(
-            f"{folder} is in use by another run. Wait for it, or give this study another `name`."
-        ) from error
+        raise InvalidInput(f"{folder} is in use by another run. Wait for it, or give this study a `name`.") from error
     with lock:
         path, token = folder.resolve() / TOKEN, secrets.token_hex(16)
         # A new file, because the old one may be a link to something else.
@@ -166,7 +164,5 @@ def check_lease() -> None:
     except (OSError, ValueError):
         now = ""
     if now != token:
-        raise LeaseLost(
-            f"Nothing more is written to {Path(path).parent.name}: the folder was removed, or another run holds it "
-            "now. Run the study again."
-        )
+        text = f"Nothing more is written to {Path(path).parent.name}: it was removed, or another run holds it now."
+        raise LeaseLost(f"{text} Run the study again.")

@@ -1,5 +1,6 @@
 """Recipes and studies read from YAML, with every mistake, its line and its remedy."""
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,13 @@ _DEEPEST_READ = 64
 
 
 def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe from a YAML file, or a built-in one by its name.
+    """Read a recipe from a YAML file, or a built-in one by its name; defaults are filled in.
 
     Args:
         path_or_name: A path that ends in `.yaml` or `.yml`, or the name of a built-in recipe, such as `static-int8`.
 
     Returns:
-        The recipe, with defaults filled in.
+        The recipe.
 
     Raises:
         InvalidInput: There is no such recipe, or it breaks rules; one line for each.
@@ -105,14 +106,9 @@ def study(
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget, "notes": tuple(notes)}
-    names = {
-        "name": name or title(task),
-        "task": task,
-        "effort": effort,
-        "recipes": tuple(recipes),
-        "targets": tuple(targets),
-    }
-    return _study(Source(names | settings, overrides=tuple(overrides)), Path())
+    lists = {"recipes": tuple(recipes), "targets": tuple(targets)}
+    data = {"name": name or title(task), "task": task, "effort": effort, **lists, **settings}
+    return _study(Source(data, overrides=tuple(overrides)), Path())
 
 
 def matches(pattern: str, layer: str) -> bool:
@@ -153,11 +149,11 @@ def check_unit(study: Study, scores: Sequence[float]) -> None:
     """Check that a budget in shares goes with scores in [0, 1], of which `scores` are the lowest and the highest."""
     low, high = scores
     if study.budget.unit == "share" and not 0 <= low <= high <= 1:
+        drop = f"{(high - low) / 100:.2g}"
         raise InvalidInput(
             f"`budget.accuracy_drop` is a share, for scores in [0, 1], but this task's scores go from {low:g} to "
-            f"{high:g}. State the most that the mean score may drop in its own unit: `budget: {{accuracy_drop: "
-            f"{(high - low) / 100:.2g}, unit: score}}`, or `--accuracy-drop {(high - low) / 100:.2g} "
-            "--set budget.unit=score`."
+            f"{high:g}. State the largest drop of the mean score in its own unit: `budget: {{accuracy_drop: {drop}, "
+            f"unit: score}}`, or `--accuracy-drop {drop} --set budget.unit=score`."
         )
 
 
@@ -213,10 +209,8 @@ class Source:
 
     def option(self, key: Key) -> str:
         """Return the option that replaces the setting `key`, or a part of it, as messages name it; '' if none does."""
-        options = (
-            one.option for one in reversed(self.overrides) if all(a == b for a, b in zip(key, one.key, strict=False))
-        )
-        return next(options, "") if key else ""
+        alike = (one for one in reversed(self.overrides) if all(map(operator.eq, key, one.key)))
+        return next((one.option for one in alike), "") if key else ""
 
     def where(self, key: Key = ()) -> str:
         """Return the option that gives `key`, or `file:line` of it or of the closest section; '' when there is none."""

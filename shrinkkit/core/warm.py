@@ -56,8 +56,12 @@ def server(modules: Sequence[str], variables: Mapping[str, str]) -> Iterator[Cal
         )
         begin = time.monotonic()
 
+        def listens() -> bool:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                return probe.connect_ex(address) == 0
+
         def ready(tick: Tick) -> str:
-            while process.poll() is None and not _listens(address):
+            while process.poll() is None and not listens():
                 time.sleep(_POLL_S)
                 tick(time.monotonic() - begin)
             return address
@@ -74,11 +78,6 @@ def start(address: str, command: Sequence[str], **options: Any) -> processes.Pro
         return Child(address, command, **options)
     except OSError:
         return processes.cold(command, **options)
-
-
-def _listens(address: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        return probe.connect_ex(address) == 0
 
 
 class Child:
@@ -132,10 +131,8 @@ class Child:
             self._socket.settimeout(timeout)
             try:
                 self.returncode = int(self._answer())
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:
                 raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0) from error
-            except BlockingIOError as error:
-                raise subprocess.TimeoutExpired([str(self.pid)], 0) from error
             except ConnectionError:
                 self.returncode = -signal.SIGKILL
             self._socket.close()
@@ -143,8 +140,8 @@ class Child:
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process unless it has ended."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
                 os.kill(self.pid, signum)
 
     def terminate(self) -> None:
@@ -196,7 +193,11 @@ def main(argv: list[str]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    _reseed()
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        # What a task draws without a seed differs between processes.
+        np.random.seed()
     processes.become(*request["argv"])
 
 
@@ -218,14 +219,6 @@ def _keep(child: int, connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
-
-
-def _reseed() -> None:
-    """Give NumPy's generator another seed: what a task draws without a seed differs between processes."""
-    if "numpy" in sys.modules:
-        import numpy as np
-
-        np.random.seed()
 
 
 if __name__ == "__main__":

@@ -136,12 +136,8 @@ def _write(folder: Path, variant: Variant, figures: Sequence[Figures], *, is_fra
         threads = next(iter(used), variant.environment.threads)
         settings[file.runtime] = registry.get(file.runtime).settings(folder / file.path, threads=threads)
     shared = {f.name for f in dataclasses.fields(Card)} & {f.name for f in dataclasses.fields(Variant)} - {"audit"}
-    card = Card(
-        **{name: getattr(variant, name) for name in shared},
-        audit=_summary(variant),
-        settings=settings,
-        figures=tuple(figures),
-    )
+    copied = {name: getattr(variant, name) for name in shared}
+    card = Card(**copied, audit=_summary(variant), settings=settings, figures=tuple(figures))
     store.write(folder / CARD, card)
     store.write_text(folder / README, readme(card, is_fraction=is_fraction))
     run_folder.write_sums(folder)
@@ -163,12 +159,8 @@ def _summary(variant: Variant) -> Summary:
             Precision(kind, count, dict(Counter(layer.why for layer in layers if layer.runs_as == kind and layer.why)))
             for kind, count in Counter(layer.runs_as for layer in layers).most_common()
         )
-    return Summary(
-        layers=len(rows),
-        pruned=sum(row.lost_channels for row in rows),
-        zeroed=sum(row.zeroed > 0 for row in rows),
-        precision=precision,
-    )
+    pruned, zeroed = sum(row.lost_channels for row in rows), sum(row.zeroed > 0 for row in rows)
+    return Summary(len(rows), pruned, zeroed, precision)
 
 
 def _figures(row: Row, loaded: Results) -> Figures:
@@ -186,15 +178,12 @@ def _figures(row: Row, loaded: Results) -> Figures:
         }
     if record and measurement:
         warnings = measurement.latency.warnings if measurement.latency else ()
+        timing = [f"Timing warning: {'; '.join(warnings)}."] if warnings else []
         fields |= {
             "p50_ms": _p50(record, measurement) if row.state == "measured" else None,
             "peak_memory_bytes": measurement.memory.peak_bytes if measurement.memory else None,
             "saturated": measurement.integers.saturated if measurement.integers else (),
-            "notes": (
-                *record.task_notes,
-                *measurement.notes,
-                *([f"Timing warning: {'; '.join(warnings)}."] if warnings else []),
-            ),
+            "notes": (*record.task_notes, *measurement.notes, *timing),
         }
     return Figures(**fields)
 

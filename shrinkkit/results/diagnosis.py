@@ -141,9 +141,8 @@ _PARTIAL = (
 
 def _has_partial_blocks(row: LayerAudit) -> bool:
     """Return whether a layer lost channels so that they no longer fill whole blocks."""
-    if row.channels is None or row.channels_before is None or row.channels >= row.channels_before:
-        return False
-    return any(row.channels % block and not row.channels_before % block for block in BLOCKS)
+    now, before = row.channels or 0, row.channels_before or 0
+    return now < before and any(now % block and not before % block for block in BLOCKS)
 
 
 def _compared(name: str, before: float, after: float, pair: _Pair) -> str:
@@ -178,11 +177,8 @@ def _zeros(pair: _Pair) -> _Causes:
     if ms >= NOTABLE * pair.total and ms >= before / LONGER:
         weights = sum(row.parameters for row in rows)
         fraction = sum(row.zeroed * row.parameters for row in rows) / weights if weights else rows[0].zeroed
-        yield (
-            ms,
-            f"{formats.percent(fraction)} of the weights of {formats.counted(len(names), 'layer')} are zero, but the "
-            f"kernels are dense: these layers take {_ms(ms)}, {_ms(before)} before.",
-        )
+        text = f"{formats.percent(fraction)} of the weights of {formats.counted(len(names), 'layer')} are zero, but the"
+        yield ms, f"{text} kernels are dense: these layers take {_ms(ms)}, {_ms(before)} before."
 
 
 def _between(pair: _Pair) -> _Causes:

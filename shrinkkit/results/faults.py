@@ -79,16 +79,13 @@ def _causes(row: Row, results: Results, *, blame_recipe: bool) -> Iterator[str]:
         yield f"Likely cause: int8 accumulators saturate in {', '.join(measurement.integers.saturated[:3])}."
     if not blame_recipe or variant is None:
         return
-    stages = [next(iter(stage)) for stage in variant.recipe.get("stages", ())]
+    sources = [one for one in results.rows if (one.variant, one.target) == (variant.source, row.target)]
+    stages = variant.stages
     pruned = [i for i, name in enumerate(stages) if name.startswith("prune-")]
     norms = any(layer.kind.startswith("BatchNorm") for layer in variant.audit)
     if pruned and norms and not any("BatchNorm statistics" in note for note in variant.notes):
         yield "Likely cause: BatchNorm statistics are those of the full model. Make the variant again."
     elif pruned and "fine-tune" not in stages[pruned[-1] :]:
         yield f"Likely cause: `{stages[pruned[-1]]}` without training after it. Add `fine-tune`, or lower `ratio`."
-    elif not stages or _is_good(variant.source, row.target, results):
+    elif not stages or any(one.accuracy_verdict == "within budget" for one in sources):
         yield f"Likely cause: the precision, {variant.precision}. Skip sensitive layers."
-
-
-def _is_good(name: str | None, target: str, results: Results) -> bool:
-    return any(r.variant == name and r.target == target and r.accuracy_verdict == "within budget" for r in results.rows)

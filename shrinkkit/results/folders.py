@@ -16,6 +16,7 @@ from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.runtimes import registry
 
 _Record = TypeVar("_Record")
+Reasons = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,21 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     These are the study's targets, places whose figures belong to the present model files, and failed benchmarks. A
     target that the run's own machine cannot run is left out if another machine has figures of it.
     """
+
+    def is_current(at: str) -> bool:
+        """Return whether any variant was measured there with its present model file."""
+        pairs = [(m, folder.file(m.variant, at)) for m in folder.measured[at].measurements]
+        return any(file is not None and file.sha256 == m.file_sha256 for m, file in pairs)
+
+    def cannot_run(target: str) -> str:
+        """Return why the run's own machine cannot run a target, '' if it can."""
+        step = folder.step(target)
+        if target in folder.measured or (step and not step.error.startswith("Unsupported: ")):
+            return ""
+        return step.error if step else "it was not benchmarked there."
+
     targets = list(folder.study.targets) if folder.study else [at for at in folder.measured if not _machine(at)]
-    others = [at for at in folder.measured if at not in targets and _is_current(folder, at)]
+    others = [at for at in folder.measured if at not in targets and is_current(at)]
     steps = folder.status.steps if folder.status else ()
     failed = [s.subject for s in steps if s.notebook == "4-benchmark" and s.state not in ("done", "cached", "pending")]
     notes = [
@@ -82,7 +96,7 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if at not in (*targets, *others, *failed)
     ]
     elsewhere = {str(Place.parse(at).target) for at in others if _machine(at)}
-    absent = {at: reason for at in targets if at in elsewhere and (reason := _cannot_run(folder, at))}
+    absent = {at: reason for at in targets if at in elsewhere and (reason := cannot_run(at))}
     notes += [
         f"{at} was measured on another machine, but not on {folder.machine_names[0]}, which made the run: {reason}"
         for at, reason in absent.items()
@@ -116,20 +130,6 @@ def _machine(target: str) -> str:
     return Place.parse(target).machine
 
 
-def _is_current(folder: Folder, target: str) -> bool:
-    """Return whether any variant was measured at the place `target` with its present model file."""
-    pairs = [(m, folder.file(m.variant, target)) for m in folder.measured[target].measurements]
-    return any(file is not None and file.sha256 == m.file_sha256 for m, file in pairs)
-
-
-def _cannot_run(folder: Folder, target: str) -> str:
-    """Return why the run's own machine cannot run `target`, '' if it can."""
-    step = folder.step(target)
-    if target in folder.measured or (step and not step.error.startswith("Unsupported: ")):
-        return ""
-    return step.error if step else "it was not benchmarked there."
-
-
 def _study(path: Path, notes: list[str]) -> Study | None:
     if not path.is_file():
         notes.append("Created from notebooks (no study.json): missing results cannot be detected.")
@@ -152,9 +152,7 @@ def _read(path: Path, kind: type[_Record], notes: list[str]) -> _Record | None:
         return None
 
 
-def _variants(
-    run: RunFolder, altered: Mapping[str, str], notes: list[str]
-) -> tuple[dict[str, Variant], dict[str, str]]:
+def _variants(run: RunFolder, altered: Mapping[str, str], notes: list[str]) -> tuple[dict[str, Variant], Reasons]:
     """Return the records of variants, and why others cannot be read, by name."""
     variants, unreadable = {}, {}
     missing = (Path(path).parent.name for path in altered if path.endswith(f"/{RECORD}"))
@@ -173,9 +171,9 @@ def _variants(
 
 def _damage(
     run: RunFolder, variants: Mapping[str, Variant], altered: Mapping[str, str], notes: list[str]
-) -> dict[str, dict[str, str]]:
+) -> dict[str, Reasons]:
     """Return how model files differ from their records, by variant and runtime."""
-    damage: dict[str, dict[str, str]] = {}
+    damage: dict[str, Reasons] = {}
     for name, file in ((name, file) for name, variant in variants.items() for file in variant.files):
         paths = [run.relative(run.variant(name) / path) for path in (file.path, *file.beside)]
         reason = next((altered[path] for path in paths if path in altered), "")
@@ -195,15 +193,10 @@ def _without_damaged(record: TargetRecord, damage: Mapping[str, Mapping[str, str
 
     own = record.place.target.runtime
     reasons = {m.variant: reason(m.variant, own) or reason(BASELINE, own) for m in record.measurements}
-    return replace(
-        record,
-        measurements=tuple(
-            Measurement(m.variant, m.target, reasons[m.variant]) if reasons[m.variant] else m
-            for m in record.measurements
-        ),
-        runtime=None if reason(BASELINE, own) or reason(BASELINE, "torch") else record.runtime,
-        sweep=tuple(point for point in record.sweep if not reasons.get(point.variant)),
-    )
+    kept = (Measurement(m.variant, m.target, why) if (why := reasons[m.variant]) else m for m in record.measurements)
+    runtime = None if reason(BASELINE, own) or reason(BASELINE, "torch") else record.runtime
+    sweep = tuple(point for point in record.sweep if not reasons.get(point.variant))
+    return replace(record, measurements=tuple(kept), runtime=runtime, sweep=sweep)
 
 
 def _measured(
@@ -211,17 +204,15 @@ def _measured(
 ) -> dict[str, TargetRecord]:
     """Return the benchmarks by place, with the figures that their raw samples give."""
     measured: dict[str, TargetRecord] = {}
-    for path in run.measurement_records():
+    for path in sorted(run.measurements.glob("*/*.json")):
         if run.relative(path) in altered or (record := _read(path, TargetRecord, notes)) is None:
             continue
         name = f"{path.parent.name}/{path.name}"
         machine = "" if record.machine in machine_names else record.machine
         at = str(Place(Target.parse(record.target), machine))
-        if record.target not in registry.targets():
-            notes.append(f"{name} is of {record.target}, which is no target; not reported.")
-            continue
-        if at in measured:
-            notes.append(f"{name} is of {at}, as another file is; not reported.")
+        if record.target not in registry.targets() or at in measured:
+            why = "as another file is" if at in measured else "which is no target"
+            notes.append(f"{name} is of {at if at in measured else record.target}, {why}; not reported.")
             continue
         try:
             measured[at] = derived = evidence.derive(record)

@@ -74,21 +74,17 @@ def as_json(results: Results) -> str:
     """Return rows, verdict, speed-up breakdown and records as JSON, without the raw samples of measurements/."""
     verdict = decide(results)
     status, row = results.status, verdict.row
+    stated = ("name", "task", "metric", "higher_is_better", "task_notes", "machines", "notes")
     data = {
         "schema_version": SCHEMA_VERSION,
-        **{
-            name: getattr(results, name)
-            for name in ("name", "task", "metric", "higher_is_better", "task_notes", "machines", "notes")
-        },
+        **{name: getattr(results, name) for name in stated},
         "faults": [
             {"variant": name, "targets": places, "state": state, "reason": reason}
             for (state, name, reason), places in faults(results).items()
         ],
         "started": status.started if status else None,
         "command": status.command if status else None,
-        "study": results.study.model_dump(mode="json", exclude={"recipes": {"__all__": {"where"}}})
-        if results.study
-        else None,
+        "study": results.study.to_dict() if results.study else None,
         "verdict": {
             "sentence": verdict.sentence,
             "kind": verdict.kind,

@@ -184,10 +184,8 @@ def load(run: Path) -> Results:
     study, variants = folder.study, folder.variants
     recorded = variants.keys() | folder.unreadable.keys()
     if study is None and not recorded:
-        raise InvalidInput(
-            f"`run` must be a run folder, with a study.json or variants, got {str(run)!r}. "
-            "Make one with `shrinkkit run digits-cnn`, or set `run` to the folder of an earlier run."
-        )
+        text = f"`run` must be a run folder, with a study.json or variants, got {str(run)!r}."
+        raise InvalidInput(f"{text} Make one with `shrinkkit run digits-cnn`, or name that of an earlier run.")
     names = _names(study, folder.status, variants, sorted(recorded))
     targets, notes = folders.places(folder)
     if stray := sorted(recorded - set(names)):
@@ -261,10 +259,8 @@ def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     """
     pairs = [(objectives, row) for row in rows if (objectives := _objectives(row))]
 
-    def is_dominated(own: tuple[float, ...]) -> bool:
-        return any(other != own and all(map(operator.ge, other, own)) for other, _ in pairs)
-
-    best = [(own, row) for own, row in pairs if not is_dominated(own)]
+    distinct = {own for own, _ in pairs}
+    best = [(o, row) for o, row in pairs if not any(all(map(operator.ge, other, o)) for other in distinct - {o})]
     return tuple(row for _, row in sorted(best, key=lambda pair: -pair[0][0]))
 
 
@@ -348,13 +344,13 @@ def _pending(step: Step) -> str:
 
 
 def _invalid(measurement: Measurement | None, sha256: str, target: str) -> tuple[str, str] | None:
-    if measurement is None:
-        return "not run", f"The benchmark did not include it. {how_to_remeasure(target)}"
-    if measurement.error:
+    if measurement and measurement.error:
         return "failed", measurement.error
-    if measurement.file_sha256 != sha256:
-        return "not run", f"Its model file has changed since it was measured. {how_to_remeasure(target)}"
-    return None
+    changed = (
+        "Its model file has changed since it was measured." if measurement else "The benchmark did not include it."
+    )
+    is_current = measurement and measurement.file_sha256 == sha256
+    return None if is_current else ("not run", f"{changed} {how_to_remeasure(target)}")
 
 
 def _figures(measurement: Measurement, runtime: Comparison | None) -> dict[str, Any]:
@@ -376,9 +372,8 @@ def _verdict_of_product(chain: Sequence[Comparison], product: Estimate) -> str:
     """Return the verdict on a product of speed-ups, which is as weak as that of its weakest factor."""
     if any(compared.verdict == "too noisy" for compared in chain):
         return "too noisy"
-    if any(compared.stopped for compared in chain):
-        return "undecided"
-    return chain[0].verdict if len(chain) == 1 else estimate.verdict(product)
+    stopped = any(compared.stopped for compared in chain)
+    return "undecided" if stopped else chain[0].verdict if len(chain) == 1 else estimate.verdict(product)
 
 
 def _names(
@@ -409,15 +404,15 @@ _MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "":
 
 
 def _figure_cells(row: Row, fraction: bool) -> tuple[Cell, ...]:
-    change, interval = "", ""
+    change = Cell("")
     if row.difference:
-        change = formats.change(row.difference.value, is_fraction=fraction, unit=False)
-        change += _MARKS[row.accuracy_verdict]
+        text = formats.change(row.difference.value, is_fraction=fraction, unit=False)
         interval = formats.interval(row.difference, is_fraction=fraction)
+        change = Cell(text + _MARKS[row.accuracy_verdict], interval)
     return (
         cells.size(row.size_bytes),
         Cell(formats.score(row.accuracy.value, is_fraction=fraction) if row.accuracy else ""),
-        Cell(change, interval),
+        change,
         Cell(formats.milliseconds(row.latency_ms.value) if row.latency_ms else ""),
         _speedup_cell(row, row.speedup, row.timing),
         _speedup_cell(row, row.speedup_today, row.timing_today),

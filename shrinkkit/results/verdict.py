@@ -24,8 +24,6 @@ TONES = {"within budget": "good", "cannot tell": "warning", "over budget": "bad"
 """Of the kinds of a verdict."""
 KINDS = {"within budget": "within budget", "cannot tell": "inconclusive", "over budget": "over budget"}
 """The kinds of a verdict in words, as are the verdicts on accuracy."""
-
-
 RUNNERS_UP = 3
 """Variants named after the best one at most."""
 
@@ -69,7 +67,11 @@ def decide(results: Results) -> Verdict:
     """
     everywhere = {machine: results.of(machine) for machine in results.machines}
     parts = {name: part for name, part in everywhere.items() if any(_in_budget(at, part) for at in part.targets)}
-    chosen = next((name for name, part in parts.items() if _has_figures(part)), next(iter(parts), ""))
+
+    def has_figures(part: Results) -> bool:
+        return any(r.state == "measured" and r.variant != BASELINE and _in_budget(r.target, part) for r in part.rows)
+
+    chosen = next((name for name, part in parts.items() if has_figures(part)), next(iter(parts), ""))
     verdict = _of_machine(parts.get(chosen, results))
     others = {name: _of_machine(part) for name, part in parts.items() if name != chosen}
     remarks = [*results.task_notes, *verdict.remarks]
@@ -87,10 +89,6 @@ def _in_budget(target: str, results: Results) -> bool:
 
 def _target(place: str) -> str:
     return str(Place.parse(place).target)
-
-
-def _has_figures(part: Results) -> bool:
-    return any(r.state == "measured" and r.variant != BASELINE and _in_budget(r.target, part) for r in part.rows)
 
 
 def _of_machine(results: Results) -> Verdict:
@@ -111,11 +109,8 @@ def _of_machine(results: Results) -> Verdict:
             best = max(candidates, key=lambda r: (r.gain.low if r.gain else 0.0, _gain(r, results)))
             return Verdict(_closest(best, kind, results), remarks, warnings, kind, best)
     adjective = "faster" if results.budget.want == "fastest" else "smaller"
-    closest = max(rows, key=lambda row: _rank(row, results))
-    headline = (
-        f"No variant is {adjective} than the original model; keep the baseline. Closest: {_claim(closest, results)}. "
-        f"{_ADVICE}"
-    )
+    closest = _claim(max(rows, key=lambda row: _rank(row, results)), results)
+    headline = f"No variant is {adjective} than the original model; keep the baseline. Closest: {closest}. {_ADVICE}"
     return Verdict(headline, remarks, warnings, "none", None)
 
 
@@ -178,18 +173,10 @@ def _speed(row: Row, results: Results) -> str:
 def factors(row: Row, results: Results) -> tuple[str, str]:
     """Return what compression and what the runtime with the unchanged model contribute to a variant's speed-up."""
     record = results.measured.get(row.target)
-    runtime = record.runtime if record else None
-    parts = (
-        ("compression", row.speedup, row.timing),
-        (_runtime_title(row), runtime.speedup if runtime else None, runtime.verdict if runtime else ""),
-    )
-    compression, alone = (_factor(*part) for part in parts)
-    return compression, alone
-
-
-def _runtime_title(row: Row) -> str:
-    runtime = registry.get(row.place.target.runtime)
-    return "the exported file" if runtime.name == "torch" else runtime.title
+    timed, runtime = record.runtime if record else None, registry.get(row.place.target.runtime)
+    title = "the exported file" if runtime.name == "torch" else runtime.title
+    alone = _factor(title, timed.speedup if timed else None, timed.verdict if timed else "")
+    return _factor("compression", row.speedup, row.timing), alone
 
 
 def _factor(part: str, ratio: Estimate | None, verdict: str) -> str:
@@ -241,19 +228,16 @@ def _needed(row: Row, results: Results) -> str:
         return "More test examples would narrow it."
     shown = formats.percent(-row.gain.low).replace("%", "points") if results.is_fraction else f"{-row.gain.low:.2g}"
     step = 10 if count < 1000 else 100
-    return (
-        f"{after.examples:,} test examples can show no drop below {shown}; about "
-        f"{math.ceil(count / step) * step:,} would be enough."
-    )
+    enough = f"about {math.ceil(count / step) * step:,} would be enough"
+    return f"{after.examples:,} test examples can show no drop below {shown}; {enough}."
 
 
 def _no_conclusion(results: Results) -> str:
     if not any(row.state == "measured" and row.variant != BASELINE for row in results.rows):
         return "No conclusion: no variant was measured. Remove the causes below and run the same command again."
     compared = [(m.latency, r) for r in results.measured.values() for m in r.measurements if m.latency]
-    used, cores = max(
-        ((c.disturbance.other_cores or 0.0, record.environment.cores) for c, record in compared), default=(0.0, 0)
-    )
+    others = [(one.disturbance.other_cores or 0.0, record.environment.cores) for one, record in compared]
+    used, cores = max(others, default=(0.0, 0))
     if used >= BUSY:
         return f"No conclusion: other processes used {used:.1f} of {cores} cores. Stop them, or use `--threads 1`."
     where = f" on {results.budget.target}" if results.budget.target else ""
