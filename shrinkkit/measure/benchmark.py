@@ -56,21 +56,16 @@ def time_pair(
     """Return the paired timing of two models; for two modules in memory see `compare`.
 
     A second copy of the reference is the A/A control. With `across_runtimes`, runtimes themselves are compared, and may
-    therefore differ. The callback stops the timing, which then gets no verdict.
-
-    Raises:
-        InvalidInput: A model fails, returns values that are not finite, or does not reproduce its outputs. Nothing was
-            timed then.
-        UnfairComparison: The conditions differ.
+    therefore differ. The callback stops the timing, which then gets no verdict. Raises UnfairComparison if the
+    conditions differ, and InvalidInput, before anything is timed, if a model fails, returns values that are not finite,
+    or does not reproduce its outputs.
     """
     here, models = reference.conditions, (reference, candidate)
     exempt = {"runtime", "form"} if across_runtimes else set()
     equal = ({k: v for k, v in vars(model.conditions).items() if k not in exempt} for model in models)
     if unequal := differences(*equal):
-        raise UnfairComparison(
-            f"Models may be timed only under equal conditions; these differ in {unequal}. "
-            "Load both on the same target, with the same threads and inputs."
-        )
+        remedy = "Load both on the same target, with the same threads and inputs."
+        raise UnfairComparison(f"Models may be timed only under equal conditions; these differ in {unequal}. {remedy}")
     timer = timing.timer(here.device, {model.conditions.runtime for model in models})
     makers, names = (reference.make, candidate.make, reference.make), (reference.name, candidate.name)
     start = snapshot()
@@ -157,11 +152,9 @@ def compare(
             _check_module(model, example, name)
         target = Target(example[0].device.type, "torch")
         setting = conditions(target, example, threads=threads, form="eager")
-        pair = [
-            TimedModel(name, copies(model, example), setting)
-            for name, model in zip(names, (reference, candidate), strict=True)
-        ]
-        latency = time_pair(*pair, protocol=Protocol(width=width, cap_s=cap_s, seed=seed))
+        pair = zip(names, (reference, candidate), strict=True)
+        first, second = (TimedModel(name, copies(model, example), setting) for name, model in pair)
+        latency = time_pair(first, second, protocol=Protocol(width=width, cap_s=cap_s, seed=seed))
     finally:
         torch.set_num_threads(threads_before)
     return ModelComparison(latency, scoring.score(candidate, task, split=split, baseline=reference) if task else None)
@@ -173,24 +166,18 @@ def _check_module(model: nn.Module, example: Example, name: str) -> None:
         raise InvalidInput(f"{name} must be in eval mode, but `{training[0]}` is in training mode. Call `.eval()`.")
     devices = {str(t.device) for t in (*model.parameters(), *model.buffers(), *example)}
     if len(devices) > 1:
-        raise UnfairComparison(
-            f"{name} and `example` must be on one device, found {', '.join(sorted(devices))}. "
-            "Move both with `.to(...)`."
-        )
+        found = ", ".join(sorted(devices))
+        raise UnfairComparison(f"{name} and `example` must be on one device, found {found}. Move both by `.to(...)`.")
     before = inputs_sha256(example)
     try:
         with torch.inference_mode(), quantize.using_engine(quantize.engine_of(model)):
             model(*example)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
         shapes = [tuple(x.shape) for x in example]
-        raise InvalidInput(
-            f"{name} must accept `example`, of shapes {shapes}, but stops with: {brief(error)}. "
-            "Pass the inputs of one call, batch first."
-        ) from error
+        text = f"{name} must accept `example`, of shapes {shapes}, but stops with: {brief(error)}."
+        raise InvalidInput(f"{text} Pass the inputs of one call, batch first.") from error
     if inputs_sha256(example) != before:
-        raise InvalidInput(
-            f"{name} must leave its inputs unchanged, but wrote to `example`. Use no in-place step on an input."
-        )
+        raise InvalidInput(f"{name} must leave its inputs unchanged, but wrote to `example`. Use no in-place step.")
 
 
 def conditions(target: Target, example: Example, *, threads: int, form: str) -> Conditions:

@@ -113,12 +113,8 @@ def scores(
     size, names = task.example[0].shape[0], len(task.class_names)
     split = next((f"`{split}`" for split in SPLITS if getattr(task, split) is dataset), "the dataset")
     total = -(-len(dataset) // size)  # type: ignore[arg-type]
-    values: list[float] = []
-    pairs: list[tuple[Any, Any]] = []
-    firsts: list[torch.Tensor] = []
-    labels: list[int | None] = []
-    spans: list[torch.Tensor] = []
-    classes = names > 1
+    values, labels, pairs = list[float](), list[int | None](), list[tuple[Any, Any]]()
+    firsts, spans, classes = list[torch.Tensor](), list[torch.Tensor](), names > 1
     for number, (inputs, target) in enumerate(batches(dataset, size)):
         count, where = inputs[0].shape[0], f"batch {number} of {split}"
         padded = tuple(x if count == size else x[torch.arange(size) % count] for x in inputs)
@@ -160,8 +156,7 @@ def _check_outputs(output: Any, where: str) -> None:
         if broken := int((~torch.isfinite(tensor)).sum()):
             raise InvalidTask(
                 f"A model's outputs must be finite, but for {where} {broken} of {tensor.numel()} values are not. "
-                "Overflow in 16 bits is the usual cause: leave the layers with the largest values in float, or use "
-                "another number format."
+                "Overflow in 16 bits is usual: leave layers with large values in float, or use another number format."
             )
 
 
@@ -191,10 +186,8 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
     """
     reference = baseline or scored
     if scored.outputs.shape != reference.outputs.shape:
-        raise InvalidInput(
-            "`scored` and `baseline` must hold outputs of one shape, got "
-            f"{tuple(scored.outputs.shape)} and {tuple(reference.outputs.shape)}. Score the same task's models."
-        )
+        shapes = f"{tuple(scored.outputs.shape)} and {tuple(reference.outputs.shape)}"
+        raise InvalidInput(f"`scored` and `baseline` must hold outputs of one shape, got {shapes}. Score one task.")
     changes = evidence.changes(reference.scores, scored.scores, higher_is_better=task.score.higher_is_better)
     falls = sorted((change, index) for index, change in enumerate(changes) if change < 0)
     same = sum(before == after for before, after in zip(reference.predictions, scored.predictions, strict=True))
@@ -209,9 +202,7 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
         worst_regressions=tuple(_regression(task, scored, reference, index) for _, index in falls[:MOST_REGRESSIONS]),
         regressions=len(falls),
         improvements=sum(change > 0 for change in changes),
-        further=tuple(
-            Scores(**_figures(name, metric, scored.further[name], paired)) for name, metric, paired in others
-        ),
+        further=tuple(Scores(**_figures(name, metric, scored.further[name], own)) for name, metric, own in others),
     )
 
 

@@ -192,14 +192,10 @@ def _check_outputs(calls: Sequence[Call], reference: str, candidate: str) -> Non
     second = [outputs.tensors(call()) for call in calls]
     for i, name in enumerate((reference, candidate, f"the copy of {reference}")):
         if not all(bool(torch.isfinite(t).all()) for t in first[i]):
-            raise InvalidInput(
-                f"Models must return finite outputs, but {name} gives NaN or infinity. Nothing was timed."
-            )
+            raise InvalidInput(f"Models must return finite outputs, but {name} gives NaN or inf. Nothing was timed.")
         if not outputs.close(first[i], second[i]):
-            raise InvalidInput(
-                f"Models must reproduce their own outputs, but two calls of {name} on the same inputs differ. "
-                "Leave out what is random, and state or inputs that a call changes. Nothing was timed."
-            )
+            text = f"Models must reproduce their own outputs, but two calls of {name} on the same inputs differ."
+            raise InvalidInput(f"{text} Leave out what is random, and what a call changes. Nothing was timed.")
     if not outputs.close(first[0], first[2]):
         raise InvalidInput(f"Copies of a model must agree, but two of {reference} differ. Nothing was timed.")
 
@@ -250,13 +246,8 @@ def timer(device: str, runtimes: Set[str]) -> Timer:
 
 def _synchronized_times(wait: Call, call: Call, count: int) -> tuple[float, ...]:
     """Return the wall-clock ms of each of `count` calls, each until the device has finished."""
-
-    def call_and_wait() -> None:
-        call()
-        wait()
-
     wait()
-    return wall_times(call_and_wait, count)
+    return wall_times(lambda: (call(), wait()), count)
 
 
 def wall_times(call: Call, count: int) -> tuple[float, ...]:

@@ -35,6 +35,7 @@ from shrinkkit.tasks.modules import Example
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.variants import REFERENCE
 
+Ran = files.Verification
 _COPY_AGAIN = "Copy the folder again from its source."
 
 
@@ -54,10 +55,8 @@ def check(
     `progress` is called before a file is loaded, and again before it is timed.
     """
     if not (folder / RECORD).is_file():
-        raise InvalidInput(
-            f"`folder` must be a variant's folder, with a {RECORD}, got {str(folder)!r}. "
-            "Pass one like reports/digits-cnn/variants/static-int8."
-        )
+        text = f"`folder` must be a variant's folder, with a {RECORD}, got {str(folder)!r}."
+        raise InvalidInput(f"{text} Pass one like reports/digits-cnn/variants/static-int8.")
     if unknown := [name for name in only if name not in registry.targets()]:
         raise InvalidInput(f"A target must be one of {', '.join(registry.targets())}, got {unknown[0]!r}.")
     variant = variants.read(folder)
@@ -115,19 +114,14 @@ class _Check:
         file = _file(self.variant, target)
         finding = Finding(str(target), file.path if file else "", OK)
         try:
-            inputs, ran = _run(self.folder, self.variant, target, threads=self.threads, failure=failure)
+            inputs, ran = _run(self.folder, self.variant, target, self.threads, failure)
         except _Unusable as error:
             return replace(finding, state=error.state, why=str(error))
         on_integers = self.variant.precision.endswith("int8") and target.device == "cpu"
         path = self.folder / finding.file
         saturated = benchmark.saturated(path, target, inputs, self.threads) if on_integers else ()
-        finding = replace(
-            finding,
-            max_relative_error=ran.max_relative_error,
-            limit=ran.limit,
-            saturated=saturated,
-            notes=benchmark.saturation(saturated),
-        )
+        finding = replace(finding, saturated=saturated, notes=benchmark.saturation(saturated))
+        finding = replace(finding, max_relative_error=ran.max_relative_error, limit=ran.limit)
         if ran.reason:
             return replace(finding, state=DIFFERS, why=ran.reason)
         self.before_timing()
@@ -163,7 +157,7 @@ class _Check:
         if self.folder.resolve() == self.baseline or not (self.baseline / RECORD).is_file():
             return None, []
         try:
-            own_inputs, ran = _run(self.baseline, variants.read(self.baseline), target, threads=self.threads)
+            own_inputs, ran = _run(self.baseline, variants.read(self.baseline), target, self.threads)
             if benchmark.inputs_sha256(own_inputs) != benchmark.inputs_sha256(inputs):
                 raise ModelFileError("it was made for other inputs")
             if ran.reason:
@@ -181,9 +175,7 @@ class _Unusable(ModelFileError):
         self.state = state
 
 
-def _run(
-    folder: Path, variant: Variant, target: Target, *, threads: int, failure: str = ""
-) -> tuple[Example, files.Verification]:
+def _run(folder: Path, variant: Variant, target: Target, threads: int, failure: str = "") -> tuple[Example, Ran]:
     """Return the reference inputs and the variant's file after it ran on them, loaded; raises _Unusable."""
     file = _file(variant, target)
     if file is None:
@@ -214,8 +206,7 @@ def _contradictions(folder: Path, variant: Variant, card: Card | None) -> list[s
     # A damaged model file is a finding of its target, and a missing file of another kind is no contradiction.
     model_files = {path for file in variant.files for path in (file.path, *file.beside)}
     problems = [f"{path} {what}." for path, what in changed.items() if what != "is missing" and path not in model_files]
-    fields = cards.disagreements(variant, card) if card else ()
-    if fields:
+    if fields := cards.disagreements(variant, card) if card else ():
         problems.append(f"{RECORD} and {CARD} differ in {', '.join(fields)}.")
     return [f"{problem} A file has changed since it was written. {_COPY_AGAIN}" for problem in problems]
 
@@ -229,16 +220,12 @@ def _reference(folder: Path, target: Target) -> tuple[Example, list[torch.Tensor
     if not (folder / REFERENCE).is_file():
         raise ModelFileError(f"{REFERENCE} is missing, so there is nothing to compare outputs with. {_COPY_AGAIN}")
     inputs, expected = variants.reference(folder, target.runtime)
+    rule = f"{REFERENCE} must hold inputs and outputs for {target.runtime}"
     if not inputs or not expected:
-        raise ModelFileError(
-            f"{REFERENCE} must hold inputs and outputs for {target.runtime}, got "
-            f"{formats.counted(len(inputs), 'input')} and {formats.counted(len(expected), 'output')}. {_COPY_AGAIN}"
-        )
+        got = f"{formats.counted(len(inputs), 'input')} and {formats.counted(len(expected), 'output')}"
+        raise ModelFileError(f"{rule}, got {got}. {_COPY_AGAIN}")
     if not all(x.numel() and torch.isfinite(x).all() for x in (*inputs, *expected)):
-        raise ModelFileError(
-            f"{REFERENCE} must hold finite numbers for {target.runtime}, and at least one in each input and "
-            f"output, because NaN, infinity or an empty batch verify nothing. {_COPY_AGAIN}"
-        )
+        raise ModelFileError(f"{rule}, all of them finite numbers: NaN or no numbers verify nothing. {_COPY_AGAIN}")
     return inputs, expected
 
 

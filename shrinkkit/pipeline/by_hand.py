@@ -48,10 +48,8 @@ def record(variables: Mapping[str, Any]) -> None:
     status = run_status.read(run)
     if run.status.is_file() and (status is None or any(step.subject == BASELINE for step in status.steps)):
         if budget:
-            raise InvalidInput(
-                f"`budget` must be {{}} for {run.path}, which `shrinkkit run` made with a budget, got {budget}. Change "
-                "it there and run it again: steps that it does not concern are cached."
-            )
+            text = f"`budget` must be {{}} for {run.path}, which `shrinkkit run` made with a budget, got {budget}."
+            raise InvalidInput(f"{text} Change it there and run it again: steps that it does not concern are cached.")
         return
     # `--only benchmark` vouches for measurements that a notebook may take again.
     run.status.unlink(missing_ok=True)

@@ -66,9 +66,8 @@ def read(notebook: Path) -> dict[str, tuple[str, Any, str]]:
     parameters = {}
     for line, node in zip(source.splitlines(), ast.parse(source).body, strict=False):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and "#" in line):
-            raise InvalidInput(
-                f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}. Rewrite it."
-            )
+            text = f"{notebook.name}: a parameter must read `name: type = default  # comment`, got {line!r}."
+            raise InvalidInput(f"{text} Rewrite it.")
         comment = line.rpartition("#")[2].strip()
         parameters[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
     return parameters

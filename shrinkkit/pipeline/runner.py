@@ -351,10 +351,8 @@ def _measurable(study: Study, baseline: Variant, targets: Sequence[str], monitor
     runtimes = [*(file.runtime for file in baseline.files), *baseline.refusals]
     for target in chosen:
         if Target.parse(target).runtime not in runtimes:
-            raise InvalidInput(
-                f"`target` names {target!r}, but the variants were made for {' and '.join(runtimes)} only. Add the "
-                "target to the study and run it where they are made."
-            )
+            text = f"`target` names {target!r}, but the variants were made for {' and '.join(runtimes)} only."
+            raise InvalidInput(f"{text} Add the target to the study and run it where they are made.")
     missing = [f"{target} cannot run here: {reasons[target]}." for target in chosen if reasons[target]]
     if missing and (targets or len(missing) == len(chosen)):
         raise InvalidInput(" ".join(missing))
@@ -388,10 +386,8 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:
             tick=lambda seconds: monitor.activity(f"loading and checking {task} · {seconds:.0f} s"),
         )
     if ended.status is None:
-        raise InvalidInput(
-            f"The task {task} must load and pass its checks within {limit_s:g} s, and was stopped. Load weights that "
-            "are trained already, or raise `timeout_s` in the study."
-        )
+        text = f"The task {task} must load and pass its checks within {limit_s:g} s, and was stopped."
+        raise InvalidInput(f"{text} Load weights that are trained already, or raise `timeout_s` in the study.")
     try:
         answer = json.loads(ended.output)
     except ValueError as error:

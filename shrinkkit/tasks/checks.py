@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from shrinkkit.core import estimate
 from shrinkkit.display import formats
@@ -43,6 +43,7 @@ _COPIES = 2.0
 """Copies of its weights that the runtime with the largest needs holds while it makes a file."""
 _RESERVED = frozenset(dir(torch.fx.GraphModule(nn.Module(), torch.fx.Graph()))) - frozenset(dir(nn.Module()))
 """Attribute names that an exported model uses itself."""
+_SAME = "The model must give the same outputs for the same inputs"
 _STATELESS = "Leave out what is random in eval mode, and state kept from one call to the next."
 _MIXES = (
     "The output for an example must not depend on the rest of its batch, but {} gives another output. "
@@ -91,26 +92,20 @@ def score_range(task: Task) -> tuple[float, float]:
 def _check_texts_and_functions(task: Task) -> None:
     if not (isinstance(task.class_names, tuple) and all(isinstance(name, str) for name in task.class_names)):
         raise InvalidTask(
-            f'`class_names` must be a tuple of strings, got {task.class_names!r:.80}. Write `("cat", "dog")`.'
+            f'`class_names` must be a tuple of strings, got {task.class_names!r:.80}. Write `("a", "b")`.'
         )
     named = [("name", task.name), ("metric", task.metric), *(("class_names", n) for n in task.class_names)]
     for field, text in [*named, *(("metrics", n) for n in task.metrics)]:
         is_line = isinstance(text, str) and text.isprintable() and text == text.strip()
         if not is_line or not 1 <= len(text) <= _LONGEST_TEXT:
-            raise InvalidTask(
-                f"`{field}` must be a text of 1 to {_LONGEST_TEXT} characters on one line, got {text!r:.80}. It stands "
-                "in tables and titles."
-            )
+            rule = f"`{field}` must be a text of 1 to {_LONGEST_TEXT} characters on one line"
+            raise InvalidTask(f"{rule}, got {text!r:.80}. It stands in tables and titles.")
     for field in ("score", "loss"):
         if not callable(getattr(task, field)):
-            raise InvalidTask(
-                f"`{field}` must be a function of (output, targets), got {type(getattr(task, field)).__name__}. "
-                "Pass the function itself, without calling it."
-            )
+            kind = type(getattr(task, field)).__name__
+            raise InvalidTask(f"`{field}` must be a function of (output, targets), got {kind}. Pass it without a call.")
     if wrong := [name for name, metric in task.metrics.items() if not callable(metric)]:
-        raise InvalidTask(
-            f"`metrics[{wrong[0]!r}]` must be a function of the outputs and targets of a set, or a `Metric`."
-        )
+        raise InvalidTask(f"`metrics[{wrong[0]!r}]` must be a function of a set's outputs and targets, or a `Metric`.")
 
 
 # --- the model
@@ -130,24 +125,18 @@ def check_model(model: nn.Module, example: Example) -> None:
         before = [raw_bytes(x) for x in example]
         output, repeated = (outputs.tensors(model(*example)) for _ in range(2))
     if before != [raw_bytes(x) for x in example]:
-        raise InvalidTask(
-            "The model must leave its inputs unchanged, but it wrote to `example`. Use no in-place step on an input."
-        )
+        raise InvalidTask("The model must leave its inputs unchanged, but it wrote to `example`. Use no in-place step.")
     size = len(example[0])
     if not output or output[0].shape[:1] != (size,):
+        got = f"has the shape {tuple(output[0].shape)}" if output else "holds no tensor"
         raise InvalidTask(
-            f"The model must return a tensor with the batch first: `example` holds {size} examples, the output "
-            f"{f'has the shape {tuple(output[0].shape)}' if output else 'holds no tensor'}. "
+            f"The model must return a tensor with the batch first: `example` holds {size} examples, the output {got}. "
             "Use `batch_first=True` or move the batch dimension to the front."
         )
     if not all(map(_finite, output)):
-        raise InvalidTask(
-            "The model's outputs must be finite, but on `example` some are not. Check its weights and `example`."
-        )
+        raise InvalidTask("The model's outputs must be finite, but on `example` some are not. Check its weights.")
     if not outputs.close(output, repeated):
-        raise InvalidTask(
-            f"The model must give the same outputs for the same inputs, but two calls on `example` differ. {_STATELESS}"
-        )
+        raise InvalidTask(f"{_SAME}, but two calls on `example` differ. {_STATELESS}")
     first = tuple(x[:1] for x in example)
     with blaming("The model must accept a batch of any size, such as the first of `example` alone"), torch.no_grad():
         alone = outputs.tensors(model(*first))
@@ -165,34 +154,24 @@ def _check_module(model: nn.Module, example: Example) -> None:
             "Build the model from its class, and load its weights."
         )
     if training := [name or "model" for name, m in model.named_modules() if m.training]:
-        raise InvalidTask(
-            f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `model.eval()`."
-        )
+        raise InvalidTask(f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `.eval()`.")
     if isinstance(example, Mapping):
         with blaming("The model must accept `example` as keywords"), torch.no_grad():
             model(**{str(key): value for key, value in example.items()})
     if not isinstance(example, tuple) or not all(isinstance(x, Tensor) for x in example):
         kind = type(example).__name__
         kind += f" of {', '.join(type(x).__name__ for x in example)}" if isinstance(example, tuple) else ""
-        raise InvalidTask(
-            f"`example` must be a tensor, a tuple of arguments or a mapping of keywords, got {kind}. For one input "
-            "write `example=inputs`."
-        )
+        rule = "`example` must be a tensor, a tuple of arguments or a mapping of keywords"
+        raise InvalidTask(f"{rule}, got {kind}. For one input write `example=inputs`.")
     shapes = [tuple(x.shape) for x in example]
     if not shapes or any(not s or s[0] != shapes[0][0] or not s[0] for s in shapes):
-        raise InvalidTask(
-            f"`example` must hold tensors of one batch size, at least 1, got shapes {shapes}. Put the batch first."
-        )
+        raise InvalidTask(f"`example` must hold tensors of one batch size >= 1, got shapes {shapes}. Put it first.")
     tensors = [*example, *model.parameters(), *model.buffers()]
     if any(nn.parameter.is_lazy(t) for t in tensors):
-        raise InvalidTask(
-            "Every parameter must have a shape, but some of the model's are lazy. Call it once on `example` before."
-        )
-    if devices := {str(t.device) for t in tensors if t.device.type != "cpu"}:
-        raise InvalidTask(
-            f"`model` and `example` must be on the CPU, found {', '.join(sorted(devices))}. "
-            "Call `.cpu()`; a target names the device."
-        )
+        raise InvalidTask("Every parameter must have a shape, but some are lazy. Call the model once on `example`.")
+    if devices := ", ".join(sorted({str(t.device) for t in tensors} - {"cpu"})):
+        text = f"`model` and `example` must be on the CPU, found {devices}."
+        raise InvalidTask(f"{text} Call `.cpu()`; a target names the device.")
 
 
 def _check_memory(model: nn.Module) -> None:
@@ -214,16 +193,14 @@ def _check_names(model: nn.Module) -> None:
     for name in dict.fromkeys(name for name, _ in named):
         first, *rest = name.split(".")
         if first in _RESERVED or any(part in keyword.kwlist for part in (first, *rest)):
+            why = "need themselves" if first in _RESERVED else "cannot spell"
             raise InvalidTask(
-                f"The model's part `{name}` must have a name that torch.export can save, and {first!r} is "
-                f"one that its graphs {'need themselves' if first in _RESERVED else 'cannot spell'}. "
-                f"Rename it, for example to `{first}_`."
+                f"The model's part `{name}` must have a name that torch.export can save, and {first!r} is one that its "
+                f"graphs {why}. Rename it, for example to `{first}_`."
             )
         if len(name) > _LONGEST_NAME or not re.fullmatch(r"[\w ./:+-]*", name):
-            raise InvalidTask(
-                f"The names of a model's parts must be letters, digits, `_`, `-`, `/`, `:`, `+` and spaces, at most "
-                f"{_LONGEST_NAME} characters, got {name!r:.80}. Rename it."
-            )
+            rule = "Names in a model must be letters, digits, `_`, `-`, `/`, `:`, `+` and spaces, at most"
+            raise InvalidTask(f"{rule} {_LONGEST_NAME} characters, got {name!r:.80}. Rename it.")
 
 
 def _check_repeated_calls(model: nn.Module, inputs: Example) -> None:
@@ -233,10 +210,7 @@ def _check_repeated_calls(model: nn.Module, inputs: Example) -> None:
         first = outputs.tensors(model(*inputs))
         for call in range(_CALLS):
             if not outputs.close(outputs.tensors(model(*inputs)), first):
-                raise InvalidTask(
-                    "The model must give the same outputs for the same inputs, but call "
-                    f"{call + 2} on the first of `example` differs. {_STATELESS}"
-                )
+                raise InvalidTask(f"{_SAME}, but call {call + 2} on the first of `example` differs. {_STATELESS}")
             if time.monotonic() - start > _CALLS_S:
                 break
     after = _state(model)
@@ -283,16 +257,15 @@ def _check_splits(task: Task) -> None:
     for split in SPLITS:
         for inputs, _ in _examples(task, split, _EXAMPLES_COMPARED):
             sketches.add(split, inputs)
-        if split != "train" and not _reads_alike(data.without_outputs(getattr(task, split))):
-            raise InvalidTask(
-                f"`{split}` must give the same example each time, but `{split}[0]` differs when read twice. "
-                "Augment at random in `train` only."
-            )
+        dataset = data.without_outputs(getattr(task, split))
+        reads = [outputs.tensors(list(dataset[0])) for _ in range(2 * (split != "train"))]
+        if len({b"".join(map(raw_bytes, tensors)) for tensors in reads}) > 1:
+            rule = f"`{split}` must give the same example each time, but `{split}[0]` differs when read twice."
+            raise InvalidTask(f"{rule} Augment at random in `train` only.")
     for shared, how in ((sketches.equal(), "share"), (sketches.near(), "all but share")):
         if shared:
-            pairs = "; ".join(
-                f"`{a}` and `{b}` {how} {n} {'input' if n == 1 else 'inputs'}" for (a, b), n in shared.items()
-            )
+            numbers = {pair: formats.counted(n, "input") for pair, n in shared.items()}
+            pairs = "; ".join(f"`{a}` and `{b}` {how} {number}" for (a, b), number in numbers.items())
             raise InvalidTask(f"Splits must not overlap, but {pairs}. Split once, and remove duplicates before.")
     for split in ("validation", "test"):
         size, repeated = sketches.splits.count(split), sketches.repeats(split)
@@ -303,26 +276,18 @@ def _check_splits(task: Task) -> None:
             )
 
 
-def _reads_alike(dataset: Dataset[Any]) -> bool:
-    first, second = (b"".join(map(raw_bytes, outputs.tensors(list(dataset[0])))) for _ in range(2))
-    return first == second
-
-
 def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]]:
     """Yield inputs (as a tuple) and target of at most `most` examples of a split, after checking each."""
     dataset = data.without_outputs(getattr(task, split))
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise InvalidTask(
-            f"`{split}` must be a map-style dataset (`__len__`, `__getitem__`), got {type(dataset).__name__}."
-        )
+        kind = type(dataset).__name__
+        raise InvalidTask(f"`{split}` must be a map-style dataset (`__len__`, `__getitem__`), got {kind}.")
     with blaming(f"`len({split})` must be a number of examples"):
         size, repeated = len(dataset), len(dataset)
     if size != repeated:
         raise InvalidTask(f"`len({split})` must be the same each time, got {size} and {repeated}. Fix its `__len__`.")
     if size == 0:
-        raise InvalidTask(
-            f"`{split}` must hold at least one example, but it is empty. Give every split different examples."
-        )
+        raise InvalidTask(f"`{split}` must hold at least one example, but it is empty. Give each split its own.")
     dims = task.varying or [frozenset[int]()] * len(task.example)
     expected = [(_without(x.shape[1:], d), x.dtype) for x, d in zip(task.example, dims, strict=True)]
     for i in spaced(size, most):
@@ -330,13 +295,10 @@ def _examples(task: Task, split: str, most: int) -> Iterator[tuple[Example, Any]
             inputs, target = dataset[i]
         inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
         if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
-            raise InvalidTask(
-                f"The inputs of `{split}[{i}]` must be a tensor or a tuple of tensors, got {type(inputs).__name__}."
-            )
+            kind = type(inputs).__name__
+            raise InvalidTask(f"The inputs of `{split}[{i}]` must be a tensor or a tuple of tensors, got {kind}.")
         if devices := [str(x.device) for x in inputs if x.device.type != "cpu"]:
-            raise InvalidTask(
-                f"Every example must be on the CPU, but `{split}[{i}]` is on {devices[0]}. Call `.cpu()`."
-            )
+            raise InvalidTask(f"Each example must be on the CPU, but `{split}[{i}]` is on {devices[0]}. Call `.cpu()`.")
         if (actual := [(_without(x.shape, d), x.dtype) for x, d in zip(inputs, dims, strict=False)]) != expected:
             raise InvalidTask(
                 f"Every example must have the shapes and dtypes of `example` without its batch dimension, {expected}, "
@@ -390,17 +352,20 @@ def _set_range(task: Task) -> tuple[float, float]:
         value, repeated = metric.of_set(*both), metric.of_set(*both)
     low, high = metric.range or (min(0.0, value), max(0.0, value))
     if not low <= value <= high:
-        raise InvalidTask(
-            f"`{metric.name}` must lie in its `range` {low:g} to {high:g}, got {value:g}. Correct `range`."
-        )
+        problem = f"`{metric.name}` must be in its `range` {low:g} to {high:g}, got {value:g}."
+        raise InvalidTask(f"{problem} Correct `range`.")
     if not math.isclose(value, repeated, rel_tol=1e-6):
-        raise InvalidTask(
-            f"`{metric.name}` must give the same value for the same outputs, got {value:g} and {repeated:g}. Leave out "
-            "what is random, and what it keeps from call to call."
-        )
+        text = f"`{metric.name}` must give the same value for the same outputs, got {value:g} and {repeated:g}."
+        raise InvalidTask(f"{text} Leave out what is random, and what it keeps from call to call.")
     if value == _worst(metric):
         raise InvalidTask(_ALWAYS_WORST.format(metric.name, f"{value:g} on {size} examples"))
-    chance = [_by_chance(metric, *both, size, seed) for seed in range(_PERMUTATIONS)]
+
+    def by_chance(seed: int) -> float:
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+        with blaming(f"`{metric.name}` must accept shuffled targets"):
+            return float(metric.of_set(both[0], outputs.select(both[1], order)))
+
+    chance = [*map(by_chance, range(_PERMUTATIONS))]
     best = max(chance) if metric.higher_is_better else min(chance)
     if not (value > best if metric.higher_is_better else value < best):
         raise InvalidTask(
@@ -421,12 +386,6 @@ def _forwards(task: Task, split: str) -> Iterator[tuple[Any, Any]]:
             inputs, target = data.batch(dataset, chosen[start : start + batch])
         output = _output(task.model, inputs, where)
         yield output, output if task.is_fidelity else target
-
-
-def _by_chance(metric: Metric, output: Any, target: Any, size: int, seed: int) -> float:
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
-    with blaming(f"`{metric.name}` must accept shuffled targets"):
-        return metric.of_set(output, outputs.select(target, order))
 
 
 def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -481,9 +440,7 @@ def _output(model: nn.Module, inputs: Example, where: str) -> Any:
     with blaming(f"The model must accept `{where}`"), torch.no_grad():
         output = model(*inputs)
     if not all(map(_finite, outputs.tensors(output))):
-        raise InvalidTask(
-            f"The model's outputs must be finite, but on `{where}` some are not. Check its weights and that data."
-        )
+        raise InvalidTask(f"The model's outputs must be finite, but on `{where}` some are not. Check its weights.")
     return output
 
 
@@ -500,27 +457,18 @@ def _scores(score: Callable[[Any, Any], Tensor], output: Any, target: Any, size:
         )
     dtype = str(scores.dtype).removeprefix("torch.")
     if scores.is_complex() or scores.device.type != "cpu" or scores.is_quantized:
-        raise InvalidTask(
-            f"`score` must return real numbers on the CPU, got {dtype} on {scores.device}. Take the absolute value or "
-            "the real part."
-        )
+        problem = f"`score` must return real numbers on the CPU, got {dtype} on {scores.device}."
+        raise InvalidTask(f"{problem} Take the real part.")
     overflows = scores.dtype in (torch.int8, torch.uint8, torch.int16)
     if overflows and not bool(((scores == 0) | (scores == 1)).all()):
-        raise InvalidTask(
-            f"`score` must return numbers that cannot overflow, but {dtype} ends at {torch.iinfo(scores.dtype).max}. "
-            "Return `.float()`, before anything is multiplied."
-        )
+        text = f"`score` must return numbers that cannot overflow, but {dtype} ends at {torch.iinfo(scores.dtype).max}."
+        raise InvalidTask(f"{text} Return `.float()`, before anything is multiplied.")
     values = scores.double()
     if not _finite(values):
-        raise InvalidTask(
-            f"`score` must be finite for every example, but on {where} it is not. "
-            "Give a finite score where it is undefined."
-        )
+        raise InvalidTask(f"`score` must be finite for every example, but on {where} it is not. Define it there.")
     if not bool((values.abs() <= LARGEST_SCORE).all()):
-        raise InvalidTask(
-            f"`score` must lie within ±{LARGEST_SCORE:g}, got {values.abs().max():g} on {where}. Use a smaller unit; "
-            "an integer of that size has overflowed."
-        )
+        text = f"`score` must lie within ±{LARGEST_SCORE:g}, got {values.abs().max():g} on {where}."
+        raise InvalidTask(f"{text} Use a smaller unit; an integer of that size has overflowed.")
     if not isinstance(repeated, Tensor) or not torch.equal(values, repeated.double()):
         raise InvalidTask(
             f"`score` must give the same scores for the same outputs and targets, but two calls on {where} differ. "
@@ -560,10 +508,10 @@ def _check_above_chance(scores: Tensor, shuffled: Tensor, zeros: Tensor, metric:
     zeros, scores = torch.where(torch.isfinite(zeros), sign * zeros, zeros), sign * scores
     if not (by_others != values[:, None]).any() and bool((scores == zeros).all()):
         low, high = float(values.min()), float(values.max())
+        got = f"{sign * low:g}" if low == high else f"{low:g} to {high:g}"
         raise InvalidTask(
-            f"`score` must depend on the outputs, but each of {len(values)} examples has the same score, "
-            f"{f'{sign * low:g}' if low == high else f'{low:g} to {high:g}'}, by another's target and with outputs of "
-            f"zeros. {remedy}"
+            f"`score` must depend on the outputs, but each of {len(values)} examples has the same score, {got}, by "
+            f"another's target and with outputs of zeros. {remedy}"
         )
     # Whether there is any gain at all, not how much might be lost on examples not seen.
     gain = estimate.mean((values - by_others.mean(axis=1)).tolist())
@@ -590,10 +538,7 @@ def _check_loss(task: Task) -> None:
     if not _finite(loss):
         raise InvalidTask(f"`loss` must be finite, got {loss.item()} on the first batch of `train`. Check its targets.")
     if not loss.requires_grad and any(p.requires_grad for p in task.model.parameters()):
-        raise InvalidTask(
-            "`loss` must be differentiable, but no gradient reaches the model. "
-            "Compute it with torch, from the output as given."
-        )
+        raise InvalidTask("`loss` must be differentiable, but no gradient reaches the model. Compute it with torch.")
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -137,18 +137,13 @@ def collated(examples: Sequence[Any]) -> tuple[Example, Any]:
 def labelled(item: Any, call: Call) -> tuple[Any, Any]:
     """Return the inputs and the target of one example, the target None where it has none."""
     if isinstance(item, Mapping):
-        key = next((key for key in TARGET_KEYS if key in item and not _takes(call, key)), None)
+        taken = call.example if isinstance(call.example, Mapping) else ()
+        key = next((key for key in TARGET_KEYS if key in item and key not in taken), None)
         return item, None if key is None else item[key]
     several = isinstance(call.example, tuple)
     if not isinstance(item, (tuple, list)) or (several and _fits(call.example, item)):
         return item, None
-    if len(item) == 1:
-        return item[0], None
-    return item[0], item[1]
-
-
-def _takes(call: Call, key: str) -> bool:
-    return isinstance(call.example, Mapping) and key in call.example
+    return item[0], item[1] if len(item) > 1 else None
 
 
 def _fits(example: tuple[Any, ...], item: Sequence[Any]) -> bool:
@@ -220,10 +215,8 @@ def cut(dataset: Any, parts: Sequence[str], name: str) -> dict[str, Any]:
     if len(parts) == 1:
         return {parts[0]: dataset}
     if size < LEAST:
-        raise InvalidTask(
-            f"`{name}` must hold at least {LEAST} examples to be cut into {', '.join(parts)}, got {size}. Give more, "
-            "or pass the splits."
-        )
+        rule = f"`{name}` must hold at least {LEAST} examples to be cut into {', '.join(parts)}"
+        raise InvalidTask(f"{rule}, got {size}. Give more, or pass the splits.")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
     total, start, result = sum(SHARES[part] for part in parts), 0.0, {}
     for part in parts:
@@ -233,8 +226,8 @@ def cut(dataset: Any, parts: Sequence[str], name: str) -> dict[str, Any]:
     return result
 
 
-def sampled(example: Example, count: int = SAMPLED) -> list[Example]:
-    """Return `count` inputs drawn at random like the examples of a batch, without batch dimension; deterministic.
+def sampled(example: Example) -> list[Example]:
+    """Return `SAMPLED` inputs drawn at random like the examples of a batch, without batch dimension; deterministic.
 
     Floats are an example plus noise of half the spread of its tensor, integers are drawn from the tensor's values;
     masks (integers of at most two values, and bools) are copied.
@@ -250,7 +243,7 @@ def sampled(example: Example, count: int = SAMPLED) -> list[Example]:
         chosen: Tensor = values[torch.randint(len(values), x.shape[1:], generator=draw)]
         return chosen
 
-    return [tuple(like(x, i % len(x)) for x in example) for i in range(count)]
+    return [tuple(like(x, i % len(x)) for x in example) for i in range(SAMPLED)]
 
 
 def splits(
@@ -265,21 +258,14 @@ def splits(
 ) -> tuple[dict[str, Dataset[Any]], tuple[str, ...], tuple[str, ...]]:
     """Return the four splits, those whose targets are not the score's, and sentences on how missing ones were made.
 
-    Args:
-        given: The splits that the user gave, None for the others.
-        inputs: Unlabelled inputs, or None.
-        example: The task's example.
-        call: The structure of the model's calls.
-        collate: The user's function of a list of examples that returns a batch.
-        scored: Whether the user gave a score; otherwise `validation` and `test` need no targets.
-        trained: The same of a loss, for `train`.
+    `given` are the splits that the user gave, None for the others, `inputs` unlabelled inputs or None, and `collate`
+    the user's function of a list of examples that returns a batch. `scored` is whether the user gave a score; otherwise
+    `validation` and `test` need no targets. `trained` is the same of a loss, for `train`.
     """
     pools, notes = _pools({"inputs": inputs, **given}, call, collate, as_it_is=scored and trained)
     if not pools:
         pools["inputs"] = [(x, 0) for x in sampled(example)]
-        notes.append(
-            f"No inputs were given: {SAMPLED} were drawn at random like `example`. Pass a hundred typical `inputs`."
-        )
+        notes.append(f"No inputs were given: {SAMPLED} were drawn at random like `example`. Pass 100 typical `inputs`.")
     parts: dict[str, list[str]] = {}
     for split in given:
         is_free = {"calibration": True, "train": not trained}.get(split, not scored)
@@ -287,10 +273,8 @@ def splits(
         origin = next((name for name in candidates if name in pools), None)
         if origin is None:
             own = "loss" if split == "train" else "score"
-            raise InvalidTask(
-                f"`{split}` must be given if a {own} is, because `inputs` have no targets. Give labelled examples, or "
-                f"leave `{own}` out: outputs are then compared with the original's."
-            )
+            rule = f"`{split}` must be given if a {own} is, because `inputs` have no targets. Give labelled examples,"
+            raise InvalidTask(f"{rule} or leave `{own}` out: outputs are then compared with the original's.")
         parts.setdefault(origin, []).append(split)
     result: dict[str, Dataset[Any]] = {}
     for origin, names in parts.items():

@@ -24,11 +24,9 @@ def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str
         probabilities = bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
         if not y.is_floating_point():
             result.append("")
-        elif (
-            last > 1
-            and ("logits" in name or probabilities or (number == 0 and is_classifier))
-            and bool((rows.argmax(1) != rows[0].argmax()).any())
-        ):
+            continue
+        classes = "logits" in name or probabilities or (number == 0 and is_classifier)
+        if last > 1 and classes and bool((rows.argmax(1) != rows[0].argmax()).any()):
             result.append("agreement")
         else:
             result.append("cosine" if y[0].numel() > 1 else "error")

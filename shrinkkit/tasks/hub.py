@@ -23,18 +23,14 @@ def from_text(text: str) -> Task:
     if not file:
         raise InvalidInput(f"`task` must name its data, got {text!r}. Write `hf:PATH?data=FILE`, or add `--data FILE`.")
     if model.startswith((".", os.sep)) and not os.path.isdir(model):
-        raise InvalidInput(
-            f"`task` names the model {model}, but there is no such folder. Save it there, or correct it."
-        )
+        raise InvalidInput(f"`task` names the model {model}, but there is no such folder. Save it there or correct it.")
     return from_transformers(model, read(Path(file)))
 
 
 def files(text: str) -> set[Path]:
     """Return the files of the model and of the data that a text `hf:PATH?data=FILE` names; none of the hub's."""
-    parts = [Path(part) for part in hub_parts(text)]
-    return {
-        file.absolute() for part in parts for file in (part.rglob("*") if part.is_dir() else [part]) if file.is_file()
-    }
+    paths = [path for part in map(Path, hub_parts(text)) for path in (part.rglob("*") if part.is_dir() else [part])]
+    return {path.absolute() for path in paths if path.is_file()}
 
 
 def read(path: Path) -> Any:

@@ -57,10 +57,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
         return hub.from_text(text)
     path = Path(text)
     if path.suffix != ".py":
-        raise InvalidInput(
-            f"`task` must be one of {', '.join(BUNDLED)}, a path to a .py file, or hf:PATH?data=FILE, got {text!r}."
-            f"{nearest(text, BUNDLED)}"
-        )
+        rule = f"`task` must be one of {', '.join(BUNDLED)}, a path to a .py file, or hf:PATH?data=FILE,"
+        raise InvalidInput(f"{rule} got {text!r}.{nearest(text, BUNDLED)}")
     if not os.path.isfile(path):
         near = path.parent.glob("*.py") if path.parent.is_dir() else ()
         raise InvalidInput(
@@ -69,10 +67,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
         )
     task = _call(path.resolve(), "task", shown=text)
     if not isinstance(task, Task):
-        raise InvalidTask(
-            f"`task()` in {text} must return a shrinkkit.tasks.Task, got {type(task).__name__}. "
-            "End it with `return Task(name=..., model=..., ...)`."
-        )
+        problem = f"`task()` in {text} must return a shrinkkit.tasks.Task, got {type(task).__name__}."
+        raise InvalidTask(f"{problem} End it with `return Task(name=..., model=..., ...)`.")
     return task
 
 
@@ -107,19 +103,17 @@ def inspect(name_or_path: str | os.PathLike[str]) -> Inspection:
 
     Any exception of the task's code, `SystemExit` and `KeyboardInterrupt` included, becomes InvalidTask.
     """
+    text = os.fspath(name_or_path)
+    is_bundled = text in BUNDLED
     try:
         with sources.watch() as opened:
-            task = load(name_or_path)
-            is_bundled = os.fspath(name_or_path) in BUNDLED
+            task = load(text)
             scores = (0.0, 1.0) if is_bundled else checks.score_range(task)
             contents = _contents(task)
     except ShrinkkitError:
         raise
     except BaseException as error:  # a user's code may raise what ends a process
-        raise InvalidTask(
-            f"The task {os.fspath(name_or_path)} must load and run, but it raised {type_and_message(error)}."
-        ) from error
-    text = os.fspath(name_or_path)
+        raise InvalidTask(f"The task {text} must load and run, but it raised {type_and_message(error)}.") from error
     own = set() if is_bundled else hub.files(text) if text.startswith(HUB) else {Path(text).resolve()}
     files = sources.hashes(opened if is_bundled else opened | sources.imported(*own))
     return Inspection(fingerprint(contents, files), modules.layers(task.model), files, scores)
@@ -184,10 +178,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 def _main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
-        print(
-            f"usage: python -m shrinkkit.tasks.loader TASK   (TASK: {', '.join(BUNDLED)} or a .py file)",
-            file=sys.stderr,
-        )
+        print("usage: python -m shrinkkit.tasks.loader TASK", file=sys.stderr)
         return 2
     # What the user's code prints must not end up in the JSON.
     answer = os.dup(1)

@@ -44,9 +44,7 @@ class Metric:
         is_better = getattr(function, "higher_is_better", None) if is_object and is_better is None else is_better
         if is_object and is_better is None:
             kind = type(function).__name__
-            raise InvalidTask(
-                f"`higher_is_better` of {kind} must be known. Write `Metric({kind}(...), higher_is_better=...)`."
-            )
+            raise InvalidTask(f"`higher_is_better` of {kind} must be known. Pass it to `Metric({kind}(...))`.")
         named = getattr(function, "__name__", "metric").strip("<>").replace("lambda", "metric")
         fields = {
             "function": _called(function) if is_object else function,
@@ -90,9 +88,7 @@ class Metric:
                 return self.of_set(plain.select(outputs, index), plain.select(targets, index))
             except Exception as error:  # a user's metric may raise anything
                 cause = error
-        raise InvalidTask(
-            f"`{self.name}` must be defined on resamples of the set, but raised {brief(cause)}."
-        ) from cause
+        raise InvalidTask(f"`{self.name}` must be defined on resamples of a set, but raised {brief(cause)}.") from cause
 
 
 def metric_of(given: Any, name: str, *, per_example: bool) -> Any:
