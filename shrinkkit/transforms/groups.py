@@ -33,12 +33,12 @@ INNER_SIZES = ("all_head_size", "inner_dim", "split_size", "attn_dim")
 """How many heads the keys have, where fewer than the queries, and all channels of all heads."""
 
 
-def is_conv1d(layer: nn.Module) -> bool:
+def is_conv1d(layer: object) -> bool:
     """Return whether `layer` is a linear layer whose weight is stored transposed, as in GPT-2."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and hasattr(layer, "nx")
 
 
-def is_linear(layer: nn.Module) -> bool:
+def is_linear(layer: object) -> bool:
     """Return whether `layer` is a linear layer of either layout."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
 

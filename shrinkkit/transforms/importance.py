@@ -60,8 +60,7 @@ def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Gene
 def _edit_scores(target: nn.Module | nn.Parameter, edit: Edit, criterion: str) -> Tensor | None:
     if criterion == "batchnorm" and not isinstance(target, _BatchNorm):
         return None
-    is_layer = isinstance(target, nn.Module)
-    has_rows = isinstance(target, (_ConvNd, groups.Recurrent)) or (is_layer and groups.is_linear(target))
+    has_rows = isinstance(target, (_ConvNd, groups.Recurrent)) or groups.is_linear(target)
     if (criterion == "geometric-median" or ":" in criterion) and not (edit.out and has_rows):
         return None
     rows = _rows(target, edit, _times_gradient if criterion == "taylor" else _plain)
