@@ -19,17 +19,9 @@ if "IPython" in sys.modules:
     import_module("shrinkkit.errors").explain_name_errors()
 
 _ERRORS = (
-    "InvalidInput",
-    "InvalidTask",
-    "LeaseLost",
-    "ModelFileError",
-    "NothingChanged",
-    "NothingToPrune",
-    "ShrinkkitError",
-    "StepFailed",
-    "UnfairComparison",
-    "Unsupported",
-)
+    "InvalidInput InvalidTask LeaseLost ModelFileError NothingChanged NothingToPrune ShrinkkitError StepFailed "
+    "UnfairComparison Unsupported"
+).split()
 _PUBLIC = {
     "Task": "tasks.task:Task",
     "Metric": "tasks.metrics:Metric",

@@ -76,11 +76,9 @@ def explain_name_errors() -> None:
 
     def show(shell: Any, kind: type, error: NameError, trace: Any, tb_offset: int | None = None) -> None:
         if heading := _heading_above(error.name or ""):
-            text = (
-                f"NameError: `{error.name}` is missing: it is defined in the cell below {heading!r}, which this kernel "
-                "has not run yet. Run that first, or choose Run > Run All Above Selected Cell."
-            )
-            vars(error)["_render_traceback_"] = lambda: [text]
+            text = f"NameError: `{error.name}` is missing: this kernel has not run the cell below {heading!r} yet."
+            remedy = "Run that first, or choose Run > Run All Above Selected Cell."
+            vars(error)["_render_traceback_"] = lambda: [f"{text} {remedy}"]
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
     if (shell := get_ipython()) and not shell.custom_exceptions:
@@ -130,9 +128,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     # A part of a name says more than its spelling: `cpu/onnx` is spelled more like cpu/openvino than cpu/onnxruntime.
     longer = sorted((name for name in allowed if len(word) > 3 and word.lower() in name.lower()), key=len)
-    close = (
-        longer or difflib.get_close_matches(word, allowed, n=1) or difflib.get_close_matches(word.lower(), allowed, n=1)
-    )
+    spelled = (difflib.get_close_matches(text, allowed, n=1) for text in (word, word.lower()))
+    close = longer or next(filter(None, spelled), [])
     return f" Did you mean `{close[0]}`?" if close else ""
 
 

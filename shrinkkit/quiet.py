@@ -24,12 +24,8 @@ def libraries() -> Iterator[None]:
     logging.disable(logging.ERROR)
     try:
         # torch prints programs that it cannot export; NNCF prints progress bars.
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+        out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(action="ignore"), out, err:
             yield
     finally:
         logging.disable(before)

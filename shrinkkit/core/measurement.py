@@ -410,11 +410,9 @@ def speedup(reference: Comparison, candidate: Comparison) -> float:
     Both are the candidates of comparisons against the same baseline under the same conditions; raises UnfairComparison
     otherwise.
     """
-    before, after = (
-        {"baseline": of.reference, "candidate runtime": of.candidate_runtime, **vars(of.conditions)}
-        for of in (reference, candidate)
-    )
-    if unequal := differences(before, after):
+    pair = (reference, candidate)
+    stated = ({"baseline": c.reference, "candidate runtime": c.candidate_runtime, **vars(c.conditions)} for c in pair)
+    if unequal := differences(*stated):
         text = f"Only measurements under equal conditions may be compared; these differ in {unequal}."
         raise UnfairComparison(f"{text} Measure both on the same target in one benchmark.")
     return candidate.speedup.value / reference.speedup.value

@@ -74,15 +74,9 @@ class Process(Protocol):
 
 def cold(command: Sequence[str], **options: Any) -> Process:
     """Start `command` in a new interpreter that leads a session."""
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        encoding="utf-8",
-        errors="replace",
-        # Ctrl-C is for this process alone, which then stops the child in order.
-        start_new_session=True,
-        **options,
-    )
+    options |= {"stdin": subprocess.DEVNULL, "encoding": "utf-8", "errors": "replace"}
+    # Ctrl-C is for this process alone, which then stops the child in order.
+    return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def run(

@@ -118,11 +118,8 @@ class WithoutData(Section):
 
 
 PRECISIONS: dict[str, type[Section]] = {
-    "float32": Float32,
-    "dynamic-int8": WithoutData,
-    "static-int8": StaticInt8,
-    "float16": WithoutData,
-    "bfloat16": WithoutData,
+    **{"float32": Float32, "dynamic-int8": WithoutData, "static-int8": StaticInt8},
+    **{"float16": WithoutData, "bfloat16": WithoutData},
 }
 """The settings of each precision, by its name in recipes."""
 METHODS = tuple(PRECISIONS)[1:]

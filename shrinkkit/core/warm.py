@@ -46,14 +46,10 @@ def server(modules: Sequence[str], variables: Mapping[str, str]) -> Iterator[Cal
     with processes.short_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         address = str(folder / "warm")
         listener.bind(address)
-        process = processes.cold(
-            processes.command("shrinkkit.core.warm", str(listener.fileno()), *modules),
-            env=processes.environment() | dict(variables),
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
-        )
+        command = processes.command("shrinkkit.core.warm", str(listener.fileno()), *modules)
+        options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        env = processes.environment() | dict(variables)
+        process = processes.cold(command, env=env, pass_fds=[listener.fileno()], **options)
         begin = time.monotonic()
 
         def listens() -> bool:

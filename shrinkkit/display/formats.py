@@ -45,11 +45,8 @@ def times(value: float) -> str:
 def speedup(ratio: Estimated | None, verdict: str = "", *, noun: str = "", ci: bool = True) -> str:
     """Return a speed-up as far as its verdict supports it: `8.6x (95 % CI 8.2-9.1)`; '' for None.
 
-    Args:
-        ratio: Reference time / candidate time.
-        verdict: Of the timing; `undecided`, `too noisy` and `same` are named, and of noise no number is given.
-        noun: Follows the number, such as ` speed-up`.
-        ci: Whether to add the confidence interval.
+    Of the verdicts, `undecided`, `too noisy` and `same` are named, and of noise no number is given. `noun` follows the
+    number, such as ` speed-up`; `ci` adds the confidence interval.
     """
     if ratio is None or verdict == "too noisy":
         return "" if ratio is None else UNSURE[verdict]

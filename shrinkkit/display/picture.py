@@ -85,10 +85,7 @@ class Strip(Shown):
 
 def style(index: int) -> dict[str, str]:
     """Return colour and marker of the series number `index`: the pair repeats after 56."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 @contextmanager
@@ -139,8 +136,8 @@ def _with_ids(svg: str, mark: str) -> str:
 def _with_classes(svg: str, mark: str) -> str:
     """Return the same drawing with styles of several elements as classes, whose names begin with `mark`."""
     pattern = r'(?<= )style="([^"]*)"'
-    counts = Counter(re.findall(pattern, svg))
-    names = {style: f"{mark}-s{i}" for i, (style, count) in enumerate(counts.items()) if count > 2}
+    counts = Counter(re.findall(pattern, svg)).items()
+    names = {style: f"{mark}-s{i}" for i, (style, count) in enumerate(counts) if count > 2}
     svg = re.sub(pattern, lambda m: f'class="{names[m[1]]}"' if m[1] in names else m.group(), svg)
     rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
     return re.sub(r"<svg\b[^>]*>", lambda m: f"{m.group()}<style>{rules}</style>", svg, count=1)

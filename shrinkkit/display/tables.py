@@ -46,14 +46,9 @@ def _macros(form: str) -> Any:
     """Return the macros that show each class as `html` or `md`, by its name."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=form == "html",
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["typeset"] = _typeset
-    environment.filters["anchor"] = anchor
+    options: dict[str, Any] = {"autoescape": form == "html", "trim_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
+    environment.filters |= {"typeset": _typeset, "anchor": anchor}
     return environment.get_template(f"shown.{form}.j2").module
 
 

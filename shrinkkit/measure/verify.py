@@ -83,15 +83,10 @@ def check(
             start()
             checked = _Check(folder, variant, card, baseline, threads, seconds, start)
             findings.append(checked.finding(Target.parse(name), failed.get(name, "")))
-        return Verification(
-            variant=variant.name,
-            verified=verification.is_verified(findings, problems),
-            threads=threads,
-            environment=machines.environment(threads, packages=registry.packages()),
-            findings=tuple(findings),
-            problems=tuple(problems),
-            notes=tuple(notes),
-        )
+        verified = verification.is_verified(findings, problems)
+        environment = machines.environment(threads, packages=registry.packages())
+        lists = (tuple(findings), tuple(problems), tuple(notes))
+        return Verification(variant.name, verified, threads, environment, *lists)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -115,7 +115,5 @@ def publish(run: str) -> None:
     folder, output = RunFolder(run), live.Live(Statement("Writing the report …"))
     runner.rebuild_report(folder.path, monitor=Monitor())
     paths = (folder.report, folder.report_markdown, folder.results)
-    rows: list[tables.Row] = [
-        {"file": Cell(path.name, href=os.path.relpath(path)), "in": str(folder)} for path in paths
-    ]
+    rows: list[tables.Row] = [{"file": Cell(p.name, href=os.path.relpath(p)), "in": str(folder)} for p in paths]
     output.show(tables.table("Report", rows, text=("in",)))

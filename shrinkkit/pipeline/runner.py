@@ -113,9 +113,7 @@ class PreparedRun:
             record.unlink(missing_ok=True)
         start = time.monotonic()
         ended = steps.execute(
-            step.path,
-            step,
-            self.run,
+            *(step.path, step, self.run),
             # However little time a step is given, a run ends in a report.
             timeout_s=self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S),
             threads=self.threads,
@@ -378,13 +376,13 @@ def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:
     if study.task in TASKS and not any(recipe.patterns() for recipe in study.recipes):
         return Inspection()
     limit_s = study.timeout_s if "timeout_s" in study.model_fields_set else min(study.timeout_s, CHECK_TIMEOUT_S)
+
+    def tick(seconds: float) -> None:
+        monitor.activity(f"loading and checking {task} · {seconds:.0f} s")
+
     with tempfile.TemporaryDirectory() as empty:
-        ended = processes.run(
-            processes.command("shrinkkit.tasks.loader", task),
-            limit_s=limit_s,
-            cwd=Path(empty),
-            tick=lambda seconds: monitor.activity(f"loading and checking {task} · {seconds:.0f} s"),
-        )
+        call = processes.command("shrinkkit.tasks.loader", task)
+        ended = processes.run(call, limit_s=limit_s, cwd=Path(empty), tick=tick)
     if ended.status is None:
         text = f"The task {task} must load and pass its checks within {limit_s:g} s, and was stopped."
         raise InvalidInput(f"{text} Load weights that are trained already, or raise `timeout_s` in the study.")

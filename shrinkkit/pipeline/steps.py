@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from shrinkkit import progress
@@ -33,29 +32,12 @@ from shrinkkit.pipeline.run_status import duration, log
 NOTEBOOK, ANSWER, ACTIVITY = "notebook.ipynb", "answer.json", "activity.txt"
 IMPORTS = (
     # Notebooks are checked by jsonschema, which would build a grammar of addresses that they do not need: 1.4 s.
-    "-rfc3987_syntax",
-    "shrinkkit.quiet",
-    "papermill",
-    "nbconvert",
-    "ipykernel.kernelapp",
-    "ipykernel.zmqshell",
-    "ipywidgets",
-    "matplotlib.pyplot",
-    "scipy.stats",
-    "torch.export",
-    "torch.onnx._internal.exporter._core",
-    "onnx_ir.passes.common",
+    *("-rfc3987_syntax", "shrinkkit.quiet", "papermill", "nbconvert", "ipykernel.kernelapp", "ipykernel.zmqshell"),
+    *("ipywidgets", "matplotlib.pyplot", "scipy.stats", "torch.export", "torch.onnx._internal.exporter._core"),
     # The operators that exports to ONNX consist of: 0.7 s a step.
-    "onnxscript.function_libs.torch_lib.ops",
-    "openvino",
-    "shrinkkit.measure.session",
-    "shrinkkit.transforms.transform",
-    "shrinkkit.report.export",
-    "shrinkkit.report.layer_profile",
-    "shrinkkit.widgets.browse",
-    "shrinkkit.widgets.monitor",
-    "shrinkkit.widgets.pruning",
-    "shrinkkit.widgets.quantization",
+    *("onnx_ir.passes.common", "onnxscript.function_libs.torch_lib.ops", "openvino", "shrinkkit.measure.session"),
+    *("shrinkkit.transforms.transform", "shrinkkit.report.export", "shrinkkit.report.layer_profile"),
+    *(f"shrinkkit.widgets.{name}" for name in ("browse", "monitor", "pruning", "quantization")),
 )
 """What steps import, but for ONNX Runtime, which starts a thread when it is imported, which a fork would lose."""
 QUANTIZER = "nncf.quantization"
@@ -231,18 +213,10 @@ def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
         with contextlib.chdir(folder), processes.short_folder() as sockets:
             # Kernels on TCP race for ports when several start at once. Windows has no such sockets.
             kernel = {"transport": "ipc", "ip": str(sockets / "kernel")} if os.name == "posix" else {}
-            papermill.execute_notebook(
-                NOTEBOOK,
-                NOTEBOOK,
-                parameters=dict(request["parameters"]),
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                engine_name=_engine(),
-                kernel_manager_class=_kernel_manager(request["warm"]),
-                on_cell_start=_print_phase,
-                config=Config({"KernelManager": kernel}),
-            )
+            options = {"kernel_name": "python3", "language": "python", "progress_bar": False, "engine_name": _engine()}
+            options |= {"kernel_manager_class": _kernel_manager(request["warm"]), "on_cell_start": _print_phase}
+            options |= {"config": Config({"KernelManager": kernel}), "parameters": dict(request["parameters"])}
+            papermill.execute_notebook(NOTEBOOK, NOTEBOOK, **options)
     except PapermillExecutionError as error:
         return f"{error.ename}: {_plain(error.evalue)} (cell {error.exec_count})"
     except DeadKernelError:
@@ -326,7 +300,7 @@ def _kernel_manager(address: str) -> type:
 def main(argv: list[str]) -> int:
     """Execute the request in the file `argv[0]`, write the answer next to it and return the exit status."""
     # The runner stops a step with SIGTERM; as an exception it lets papermill shut its kernel down.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # As in IMPORTS, for one that starts cold.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     path = Path(argv[0]).resolve()
@@ -349,10 +323,6 @@ def _export(request: Mapping[str, Any], folder: Path) -> str:
         traceback.print_exc()
         return f"Its page could not be made: {brief(error)}. See run.log."
     return ""
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _plain(text: str) -> str:

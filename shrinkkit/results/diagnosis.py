@@ -196,11 +196,11 @@ def _contradiction(pair: _Pair) -> list[str]:
     by_layers = total_ms(pair.baseline) / pair.total
     if abs(math.log(by_layers / pair.speedup.value)) < math.log(_CONTRADICTION):
         return []
-    return [
-        f"Layer times add up to {_ms(pair.total)}, {_ms(total_ms(pair.baseline))} before: {formats.times(by_layers)}, "
-        f"not the {formats.times(pair.speedup.value)} of the paired timing, so they are not compared. The difference "
-        "is spent between operators, or other processes disturbed one of the two."
-    ]
+    text = (
+        f"Layer times add up to {_ms(pair.total)}, {_ms(total_ms(pair.baseline))} before: {formats.times(by_layers)},"
+    )
+    rest = f"not the {formats.times(pair.speedup.value)} of the paired timing, so they are not compared. The difference"
+    return [f"{text} {rest} is spent between operators, or other processes disturbed one of the two."]
 
 
 def _of(ms: float, pair: _Pair) -> str:

@@ -108,12 +108,11 @@ def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if record.partial:
             step = folder.step(at)
             names = {m.variant for m in record.measurements}
-            missing = [f"the variants {', '.join(rest)}"] if (rest := sorted(folder.variants.keys() - names)) else []
-            notes.append(
-                f"The benchmark of {at} did not end{f': {step.error}' if step and step.error else '.'} Not measured: "
-                f"{', '.join([*missing, 'memory, layers, other batch sizes and threads'])}. "
-                "Run the same command again to measure only what is missing."
-            )
+            missing = f"the variants {rest}, " if (rest := ", ".join(sorted(folder.variants.keys() - names))) else ""
+            missing += "memory, layers, other batch sizes and threads"
+            why = f": {step.error}" if step and step.error else "."
+            text = f"The benchmark of {at} did not end{why} Not measured: {missing}."
+            notes.append(f"{text} Run the same command again to measure only what is missing.")
     return tuple(map(str, ordered)), tuple(notes)
 
 
@@ -220,8 +219,6 @@ def _measured(
             notes.append(f"{name} cannot be used: {brief(error)}. {how_to_remeasure(at)}")
             continue
         if wrong := evidence.contradictions(record, derived):
-            notes.append(
-                f"The record of {at} states figures for {', '.join(wrong)} that its raw samples contradict; those of "
-                f"the samples are reported. {how_to_remeasure(at)}"
-            )
+            text = f"The record of {at} states figures for {', '.join(wrong)} that its raw samples contradict;"
+            notes.append(f"{text} those of the samples are reported. {how_to_remeasure(at)}")
     return measured

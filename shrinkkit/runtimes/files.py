@@ -14,18 +14,8 @@ import torch
 from shrinkkit.core.measurement import IntegerCheck, LayerTime
 from shrinkkit.core.variant import ModelFile
 from shrinkkit.errors import ModelFileError, ShrinkkitError, Unsupported, brief
-from shrinkkit.runtimes import registry
-from shrinkkit.runtimes.base import (
-    REMEDY,
-    Backend,
-    BuildRequest,
-    BuiltFile,
-    Loaded,
-    max_relative_error,
-    scanning,
-    sha256,
-    tolerance,
-)
+from shrinkkit.runtimes import base, registry
+from shrinkkit.runtimes.base import REMEDY, Backend, BuildRequest, BuiltFile, Loaded
 from shrinkkit.runtimes.layers import CONVERSIONS
 from shrinkkit.tasks import copies
 from shrinkkit.tasks.modules import Example
@@ -78,7 +68,7 @@ def scan(path: Path, *, runtime: str) -> None:
     """Check that a model file holds nothing that could run code when it is loaded or called; raises ModelFileError."""
     if not path.is_file():
         raise ModelFileError(f"{path} must be a model file, and there is none. {REMEDY}")
-    with scanning(path):
+    with base.scanning(path):
         _backend(runtime).scan(path)
 
 
@@ -117,7 +107,7 @@ def verify(
     path = folder / file.path
     if problem := damage(folder, file):
         raise ModelFileError(f"{problem} {REMEDY}")
-    limit = tolerance(file, device)
+    limit = base.tolerance(file, device)
     try:
         open_file = partial(load, path, runtime=file.runtime, device=device, threads=threads, like=like)
         open_file()
@@ -128,7 +118,7 @@ def verify(
     except Exception as error:  # runtimes raise various error types
         raise ModelFileError(f"{path.name} does not run here: {brief(error)}.") from error
     try:
-        difference = max_relative_error(expected, output)
+        difference = base.max_relative_error(expected, output)
     except ModelFileError as error:
         return Verification(loaded, limit, None, f"{path.name}: {error}", load_ms, first_call_ms)
     reason = f"{path.name} must give its reference outputs within {limit:g} of the largest, got {difference:.2g}."
@@ -141,7 +131,7 @@ def damage(folder: Path, file: ModelFile) -> str:
     if missing := [path.name for path in paths if not path.is_file()]:
         return f"{', '.join(missing)} is missing."
     size = sum(path.stat().st_size for path in paths)
-    if size == file.size_bytes and sha256(*paths) == file.sha256:
+    if size == file.size_bytes and base.sha256(*paths) == file.sha256:
         return ""
     difference = f"{size} bytes instead of {file.size_bytes}" if size != file.size_bytes else "another hash"
     named = " with ".join(path.name for path in paths)

@@ -147,12 +147,9 @@ def default_recipes(targets: Sequence[str]) -> tuple[tuple[str, ...], tuple[str,
     """
     on_cpu = all(Target.parse(target).device == "cpu" for target in targets)
     slow = [name for name in BUILT_IN if on_cpu and machines.lacks(name)]
-    notes = (
-        f"{name}: no hardware support on this CPU, much slower than float32; "
-        f"add it with `--recipe {name}` to measure it."
-        for name in slow
-    )
-    return tuple(name for name in BUILT_IN if name not in slow), tuple(notes)
+    why = "no hardware support on this CPU, much slower than float32; add it with"
+    notes = tuple(f"{name}: {why} `--recipe {name}` to measure it." for name in slow)
+    return tuple(name for name in BUILT_IN if name not in slow), notes
 
 
 def packages() -> tuple[str, ...]:

@@ -56,11 +56,8 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def layers(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that hold parameters directly, in the model's order."""
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if name and next(module.parameters(recurse=False), None) is not None
-    )
+    named = model.named_modules()
+    return tuple(name for name, m in named if name and next(m.parameters(recurse=False), None) is not None)
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:

@@ -65,15 +65,9 @@ def compress(task: Task, recipe: Recipe | str | os.PathLike[str], *, seed: int =
     for stage in chosen.stages:
         model, history = transform.apply_stage(model, task, stage, history=history, seed=seed)
     settings = chosen.precision.settings
-    request = BuildRequest(
-        folder=Path(),
-        scratch=Path(),
-        model=model,
-        example=task.example,
-        precision=chosen.precision.name.replace("float32", ""),
-        skip=getattr(settings, "skip", ()),
-        calibration=variants.calibration(task, getattr(settings, "calibration_examples", 0)),
-    )
+    method, skip = chosen.precision.name.replace("float32", ""), getattr(settings, "skip", ())
+    data = variants.calibration(task, getattr(settings, "calibration_examples", 0))
+    request = BuildRequest(Path(), Path(), model, task.example, method, skip, data)
     lowered, precisions = build.lower(request)
     rows = layers.compare(task.model, model, {"torch": precisions}, history.left_alone)
     return Compressed(lowered, Audit(rows), history.notes, history.validation_scores)

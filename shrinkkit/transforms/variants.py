@@ -74,12 +74,10 @@ def write(
     runtimes = registry.default_runtimes() if runtimes is None else runtimes
     chosen = stages.precision(precision)
     model = copies.shallow_copy(model, device="cpu").eval()
-    # A view would take the whole tensor behind it into the file.
-    example = tuple(x.cpu().clone() for x in task.example)
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         fresh = Path(name)
-        made = _files(fresh, task, model, example, chosen, runtimes, progress)
+        made = _files(fresh, task, model, chosen, runtimes, progress)
         if not made.files:
             reasons = " ".join(f"{runtime}: {why}" for runtime, why in made.refusals.items())
             raise Unsupported(f"No runtime can have this variant. {reasons}")
@@ -204,15 +202,11 @@ class _Files:
 
 
 def _files(
-    folder: Path,
-    task: Task,
-    model: nn.Module,
-    example: Example,
-    precision: Choice,
-    runtimes: Sequence[str],
-    progress: Progress,
+    folder: Path, task: Task, model: nn.Module, precision: Choice, runtimes: Sequence[str], progress: Progress
 ) -> _Files:
     """Make and prove the file for each runtime; one that cannot have it is refused with its reason."""
+    # A view would take the whole tensor behind it into the file.
+    example = tuple(x.cpu().clone() for x in task.example)
     made = _Files({f"input.{i}": x.contiguous() for i, x in enumerate(example)})
     method = precision.name if precision.name != "float32" else ""
     count = getattr(precision.settings, "calibration_examples", _JUDGED_EXAMPLES)

@@ -73,13 +73,11 @@ def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
     def place(name: str) -> str:
         return "" if name == ROOT else name
 
-    return precisions(
-        request,
-        "inductor",
-        lambda name: "int8" if place(name) in integer else "",
-        folded=lambda name: place(name) not in kept,
-        reason=no_recurrent("inductor", *RECURRENT),
-    )
+    def runs_as(name: str) -> str:
+        return "int8" if place(name) in integer else ""
+
+    reason = no_recurrent("inductor", *RECURRENT)
+    return precisions(request, "inductor", runs_as, folded=lambda name: place(name) not in kept, reason=reason)
 
 
 def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: Repeats) -> Calls:

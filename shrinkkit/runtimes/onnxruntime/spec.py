@@ -32,11 +32,8 @@ class OnnxRuntime(Runtime):
             return "ONNX Runtime computes int8 models in float on CUDA, between casts"
         if device == "cuda" and precision in HALF:
             return "only float32 files are made for ONNX Runtime; cuda/torch has 16-bit ones"
-        reasons = {
-            "float16": "ONNX Runtime has no float16 kernels for CPUs and casts each layer back to float32",
-            "bfloat16": "ONNX Runtime has no bfloat16 kernels for CPUs and refuses to load the model",
-        }
-        return reasons.get(precision, "")
+        then = {"float16": "casts each layer back to float32", "bfloat16": "refuses to load the model"}.get(precision)
+        return f"ONNX Runtime has no {precision} kernels for CPUs and {then}" if then else ""
 
     def settings(self, path: Path, *, threads: int) -> dict[str, Any]:
         """Return the options of a session, by their names in `SessionOptions`."""

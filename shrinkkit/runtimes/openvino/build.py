@@ -176,11 +176,8 @@ def _in_integers(graph: Any, request: BuildRequest, *, narrow: bool, second: boo
     # Convolutions would be stored in integers and computed in float.
     others = [op.get_friendly_name() for op in graph.get_ops() if op.get_type_name() in _STORED_ONLY]
     graph.set_rt_info(GROUP_NUMBERS, GROUP_SIZE)
-    return nncf.compress_weights(
-        graph,
-        mode=nncf.CompressWeightsMode.INT8_SYM,
-        ignored_scope=nncf.IgnoredScope(names=[*skipped, *others], validate=False),
-    )
+    ignored = nncf.IgnoredScope(names=[*skipped, *others], validate=False)
+    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
 
 
 def _attends(graph: Any) -> bool:

@@ -87,13 +87,9 @@ def layers(path: Path, inputs: Example, *, device: str, threads: int, repeats: R
     calls = []
     for _ in range(repeats(lambda: request.infer(feed))):
         request.infer(feed)
-        calls.append(
-            [
-                (_layer(info.node_name, names), info.node_type, info.real_time.total_seconds() * 1e3)
-                for info in request.get_profiling_info()
-                if info.status.name == "EXECUTED" and info.node_type not in _IDLE
-            ]
-        )
+        ran = (info for info in request.get_profiling_info() if info.status.name == "EXECUTED")
+        parts = [(_layer(i.node_name, names), i.node_type, i.real_time.total_seconds() * 1e3) for i in ran]
+        calls.append([part for part in parts if part[1] not in _IDLE])
     return calls
 
 

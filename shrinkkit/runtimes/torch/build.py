@@ -78,13 +78,10 @@ def int8_layers(request: BuildRequest, quantized: nn.Module) -> dict[str, LayerP
             return "torch's integer kernels for transposed convolutions compute wrong numbers"
         return kept.get(name, "")
 
-    return layers.precisions(
-        request,
-        "torch",
-        lambda name: "int8" if ("" if name == layers.ROOT else name) in integer else "",
-        folded=lambda name: name not in after,
-        reason=reason,
-    )
+    def runs_as(name: str) -> str:
+        return "int8" if ("" if name == layers.ROOT else name) in integer else ""
+
+    return layers.precisions(request, "torch", runs_as, folded=lambda name: name not in after, reason=reason)
 
 
 def write(model: nn.Module, example: Example, folder: Path) -> tuple[Path, str, str]:

@@ -6,6 +6,7 @@ Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Ma
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -45,9 +46,8 @@ def splits() -> dict[str, tuple[Tensor, Tensor]]:
         if len(rest) == SIZES[split]:
             parts[split] = (images[rest], labels[rest])
             break
-        rest, chosen = train_test_split(
-            rest, test_size=SIZES[split], random_state=_SPLIT_SEED, stratify=labels[rest].numpy()
-        )
+        strata = labels[rest].numpy()
+        rest, chosen = train_test_split(rest, test_size=SIZES[split], random_state=_SPLIT_SEED, stratify=strata)
         parts[split] = (images[chosen], labels[chosen])
     return parts
 
@@ -90,7 +90,8 @@ def task(name: str) -> Task:
 
 def untrained(name: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Task:
     """Return a task around `model` as it is; to get the trained one see `task`."""
-    data = {split: TensorDataset(prepare(enlarge(images)), labels) for split, (images, labels) in splits().items()}
+    parts = splits().items()
+    data: dict[str, Any] = {split: TensorDataset(prepare(enlarge(images)), labels) for split, (images, labels) in parts}
     return Task(
         name=name,
         model=model,
@@ -98,10 +99,7 @@ def untrained(name: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) 
         score=correct,
         loss=functional.cross_entropy,
         class_names=tuple("0123456789"),
-        train=data["train"],
-        calibration=data["calibration"],
-        validation=data["validation"],
-        test=data["test"],
+        **data,
     )
 
 
