@@ -79,10 +79,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     context: Context,
-    version: Annotated[
-        bool,
-        Option("--version", callback=_print_version, is_eager=True, help="Print it."),
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Declare the options that go before a command, and check variables that stand for options."""
     command: Any = context.command

@@ -72,9 +72,7 @@ def open_report(run: Run = None, reports: Reports = Path("reports")) -> None:
     print(report if opened else f"There is no browser here; open {report.resolve()}")
 
 
-def index(
-    reports: Annotated[Path, Argument(metavar="REPORTS", help="Folder of the run folders.")] = Path("reports"),
-) -> None:
+def index(reports: Annotated[Path, Argument(metavar="REPORTS", help="Folder of runs.")] = Path("reports")) -> None:
     """Write one page over all runs of a folder."""
     from shrinkkit.report import index_page
 

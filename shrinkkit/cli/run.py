@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from shrinkkit.cli import terminal
 from shrinkkit.cli.results import print_results
-from shrinkkit.cli.terminal import Json, Quiet, Reports, Run, Targets, Verbose
+from shrinkkit.cli.terminal import Json, Quiet, Reports, Run, Targets, Verbose, complete_recipe
 from shrinkkit.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ def run(
     study: Annotated[str, Argument(metavar="STUDY|TASK|RUN", help=STUDY_HELP, autocompletion=terminal.complete_study)],
     recipe: Annotated[
         list[str] | None,
-        Option(
-            metavar="R",
-            help="Built-in recipe or .yaml file; may be repeated.",
-            autocompletion=terminal.complete_recipe,
-        ),
+        Option(metavar="R", help="Built-in recipe or .yaml file; may be repeated.", autocompletion=complete_recipe),
     ] = None,
     target: Targets = None,
     data: Annotated[
@@ -84,17 +80,13 @@ def run(
     common: dict[str, Any] = {"command": _command(), "force": force}
     if data is not None:
         if not study.startswith("hf:") or "?data=" in study:
-            raise InvalidInput(
-                f"`--data` goes with a model `hf:PATH`, got {study!r}. A task of another kind names its own."
-            )
+            raise InvalidInput(f"`--data` goes with a model `hf:PATH`, got {study!r}. Another task names its own.")
         study = f"{study}?data={data}"
     with terminal.monitor(as_json=as_json, quiet=quiet, verbose=verbose) as monitor:
         if only:
             if recipe or overrides:
-                raise InvalidInput(
-                    "`--only benchmark` measures what a run made, for which `--recipe`, `--set` and `--accuracy-drop` "
-                    "are settled. Leave them out."
-                )
+                text = "`--only benchmark` measures what a run made, for which `--recipe`, `--set` and"
+                raise InvalidInput(f"{text} `--accuracy-drop` are settled. Leave them out.")
             folder, task = _run_folder(study, reports, task)
             common |= {"targets": target or (), "threads": threads, "task": task, "effort": effort}
             prepared = runner.prepare_benchmark(folder, monitor=monitor, **common)
@@ -143,10 +135,8 @@ def _study(name: str, recipes: Sequence[str], targets: Sequence[str], overrides:
 
     if name.endswith((".yaml", ".yml")) or (name in TASKS and not recipes and not targets):
         if recipes or targets:
-            raise InvalidInput(
-                "`--recipe` and `--target` go with a task; a study names its own. Edit the study, or use `--set`, as "
-                "in `--set targets=[cpu/torch]`."
-            )
+            text = "`--recipe` and `--target` go with a task; a study names its own."
+            raise InvalidInput(f"{text} Edit the study, or use `--set`, as in `--set targets=[cpu/torch]`.")
         return studies.read_study(name, overrides)
     targets = targets or registry.default_targets()
     chosen, notes = (recipes, ()) if recipes else registry.default_recipes(targets)
@@ -171,9 +161,7 @@ def _print_plan(prepared: "PreparedRun", *, as_json: bool, quiet: bool) -> None:
     if as_json:
         states = prepared.preview()
         fields = ("name", "notebook", "subject", "needs", "parameters")
-        plan = [
-            {"state": states[step.name], **{field: getattr(step, field) for field in fields}} for step in prepared.steps
-        ]
+        plan = [{"state": states[s.name], **{field: getattr(s, field) for field in fields}} for s in prepared.steps]
         terminal.print_json({"run": str(prepared.run.path), "steps": plan})
     elif not quiet:
         rows, summary = _plan(prepared)

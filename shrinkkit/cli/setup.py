@@ -28,7 +28,9 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List available tasks, recipes and targets, or one of them."""
-    every = {"tasks": _tasks, "recipes": _recipes, "targets": _targets}
+    from shrinkkit.tasks.bundled import TASKS
+
+    every = {"tasks": lambda: dict(TASKS), "recipes": _recipes, "targets": _targets}
     entries = {name: entries_of() for name, entries_of in every.items() if kind in (None, name)}
     if as_json:
         terminal.print_json(entries[kind] if kind else entries)
@@ -41,18 +43,16 @@ def list_(
         terminal.print_sections({name.capitalize(): list(section.items()) for name, section in entries.items()})
 
 
-def _tasks() -> dict[str, str]:
-    from shrinkkit.tasks.bundled import TASKS
-
-    return dict(TASKS)
-
-
 def _recipes() -> dict[str, str]:
     from shrinkkit.core import studies
     from shrinkkit.core.recipe import BUILT_IN
 
+    def summary(stage: "Stage") -> str:
+        ratio = getattr(stage.settings, "ratio", None)
+        return f"{stage.name} {ratio:.0%}" if ratio else stage.name
+
     recipes = {name: studies.read_recipe(name) for name in BUILT_IN}
-    return {name: ", ".join([*map(_summary, of.stages), of.precision.name]) for name, of in recipes.items()}
+    return {name: ", ".join([*map(summary, of.stages), of.precision.name]) for name, of in recipes.items()}
 
 
 def _targets() -> dict[str, str]:
@@ -60,11 +60,6 @@ def _targets() -> dict[str, str]:
 
     reasons = registry.available()
     return {name: f"unavailable: {reason}." if reason else "available" for name, reason in reasons.items()}
-
-
-def _summary(stage: "Stage") -> str:
-    ratio = getattr(stage.settings, "ratio", None)
-    return f"{stage.name} {ratio:.0%}" if ratio else stage.name
 
 
 @dataclasses.dataclass(frozen=True)

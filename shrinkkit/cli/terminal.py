@@ -66,20 +66,15 @@ def run_folder(name: str | None, reports: Path) -> "RunFolder":
     if name is None:
         if not runs:
             raise InvalidInput(f"{reports} holds no run. Make one with `shrinkkit run`, or name its folder.")
-        name = str(max(runs.values(), key=_changed_at))
+        # A copied folder may lack its status.json.
+        states = {run: next(filter(Path.exists, (run / "status.json", run / "study.json"))) for run in runs.values()}
+        name = str(max(states, key=lambda run: states[run].stat().st_mtime))
     folder = RunFolder(name if Path(name).exists() or name not in runs else reports / name)
     if not folder.path.exists():
-        raise InvalidInput(
-            message(f"`run` must be a run folder, but there is no {name}", "", nearest(Path(name).name, runs))
-        )
+        remedy = nearest(Path(name).name, runs)
+        raise InvalidInput(message(f"`run` must be a run folder, but there is no {name}", remedy=remedy))
     folder.check_is_run()
     return folder
-
-
-def _changed_at(run: Path) -> float:
-    # A copied folder may lack its status.json.
-    status = run / "status.json"
-    return (status if status.exists() else run / "study.json").stat().st_mtime
 
 
 def console(*, stderr: bool = False) -> "Console":

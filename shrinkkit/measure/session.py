@@ -168,9 +168,8 @@ def _load(folder: Path, settings: Settings, like: Any) -> LoadedVariant:
     if verified.reason:
         saturated = benchmark.saturated(folder / file.path, target, inputs, threads)
         return LoadedVariant(name, " ".join([verified.reason, *benchmark.saturation(saturated)]))
-    return LoadedVariant(
-        name, "", verified.loaded, file.sha256, file.size_bytes, verified.load_ms, verified.first_call_ms
-    )
+    times = (verified.load_ms, verified.first_call_ms)
+    return LoadedVariant(name, "", verified.loaded, file.sha256, file.size_bytes, *times)
 
 
 def measure(
@@ -539,9 +538,8 @@ def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
     target, example = settings.target, settings.task.example
     # torch's thread count is a setting of the process, the others' one of the loaded file.
     if not registry.get(target.runtime).in_torch:
-        loaded = files.load(
-            loaded.path, runtime=target.runtime, device=target.device, threads=settings.threads, like=like
-        )
+        options: dict[str, Any] = {"runtime": target.runtime, "device": target.device, "threads": settings.threads}
+        loaded = files.load(loaded.path, **options, like=like)
     size = example[0].shape[0]
     try:
         tensors = outputs.tensors(loaded(*example))

@@ -192,7 +192,7 @@ def _check_outputs(calls: Sequence[Call], reference: str, candidate: str) -> Non
     second = [outputs.tensors(call()) for call in calls]
     for i, name in enumerate((reference, candidate, f"the copy of {reference}")):
         if not all(bool(torch.isfinite(t).all()) for t in first[i]):
-            raise InvalidInput(f"Models must return finite outputs, but {name} gives NaN or inf. Nothing was timed.")
+            raise InvalidInput(f"Outputs must be finite, but {name} gives NaN or infinity. Nothing was timed.")
         if not outputs.close(first[i], second[i]):
             text = f"Models must reproduce their own outputs, but two calls of {name} on the same inputs differ."
             raise InvalidInput(f"{text} Leave out what is random, and what a call changes. Nothing was timed.")

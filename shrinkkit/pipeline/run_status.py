@@ -227,9 +227,8 @@ def expected(steps: Iterable[Step], durations: Mapping[str, float]) -> dict[str,
     for step in steps:
         if step.name in known:
             means.setdefault(step.notebook, []).append(known[step.name])
-    return {
-        s.name: known.get(s.name) or fmean(means[s.notebook]) for s in steps if s.name in known or s.notebook in means
-    }
+    tells = (step for step in steps if step.name in known or step.notebook in means)
+    return {step.name: known.get(step.name) or fmean(means[step.notebook]) for step in tells}
 
 
 def estimate(run: RunFolder, steps: Sequence[Step]) -> str:

@@ -12,14 +12,14 @@ from shrinkkit.display import cells, formats
 from shrinkkit.display.picture import Image, Strip
 from shrinkkit.display.tables import Cell, Row, Several, Shown, Statement, Table, table
 
+Outcome = tuple[Regression, str]
+"""A predicted example, and the variants that predict it so."""
 ARROW, DELTA = "\N{RIGHTWARDS ARROW}", "\N{GREEK CAPITAL LETTER DELTA}"
 CLASSES, WORST = 30, 10
 """Of more classes than the first, only as many as the second are shown."""
 PICTURES, CHARACTERS, EXAMPLES = 12, 60_000, 20
 """Pictures of examples at most, their length in base64, and examples without pictures."""
-_CLASSES_NOTE = (
-    "Marked: the 95 % CI, then given below, excludes 0. About one cell in twenty may be marked by chance alone."
-)
+_CLASSES_NOTE = "Marked: the 95 % CI, then given below, excludes 0. One cell in twenty may be marked by chance alone."
 _CHOSEN_NOTE = " Classes were chosen for their regressions, which raises the share of chance."
 _INTEGERS_NOTE = (
     "CPUs without VNNI add 8-bit products in 16-bit accumulators, which saturate silently. Errors are relative to the "
@@ -69,10 +69,9 @@ def _agreement(accuracy: Accuracy) -> Cell:
 
 def _cosine(value: float) -> str:
     """Return a cosine with two digits of its distance from 1, and 3 to 6 decimals."""
-    gap = 1 - value
-    if gap <= 0:
+    if value >= 1:
         return "1"
-    decimals = min(6, max(3, 1 - math.floor(math.log10(gap))))
+    decimals = min(6, max(3, 1 - math.floor(math.log10(1 - value))))
     return formats.signed(f"{value:.{decimals}f}")
 
 
@@ -166,9 +165,9 @@ def regressions(by_target: Mapping[str, Mapping[str, Accuracy]]) -> Shown:
         for one in accuracy.worst_regressions:
             examples.setdefault(one.index, {})[key] = one
     places = {name: [at for other, at in compared if other == name] for name, _ in compared}
-    rows: list[Row] = [
-        {"variant": name, **{at: _regressions(compared.get((name, at))) for at in by_target}} for name in places
-    ]
+    rows: list[Row] = []
+    for name in places:
+        rows.append({"variant": name, **{at: _regressions(compared.get((name, at))) for at in by_target}})
     counts = table(f"Regressions by variant, of {max(len(a.scores) for a in compared.values()):,} examples", rows)
     grouped = [_by_outcome(found, places) for found in sorted(examples.values(), key=len, reverse=True)]
     return Several((counts, *_examples(grouped)))
@@ -180,9 +179,7 @@ def _regressions(accuracy: Accuracy | None) -> Cell:
     return Cell(f"{accuracy.regressions:,}", f"{accuracy.improvements:,} improved" if accuracy.improvements else "")
 
 
-def _by_outcome(
-    found: Mapping[tuple[str, str], Regression], places: Mapping[str, Sequence[str]]
-) -> list[tuple[Regression, str]]:
+def _by_outcome(found: Mapping[tuple[str, str], Regression], places: Mapping[str, Sequence[str]]) -> list[Outcome]:
     """Return each different outcome of one example, and the variants that have it, with targets if not on all."""
     outcomes: dict[tuple[str, str], dict[str, list[str]]] = {}
     for (name, at), one in found.items():
@@ -194,10 +191,12 @@ def _by_outcome(
     ]
 
 
-def _examples(grouped: Sequence[Sequence[tuple[Regression, str]]]) -> tuple[Shown, ...]:
+def _examples(grouped: Sequence[Sequence[Outcome]]) -> tuple[Shown, ...]:
     """Return examples as images, or in a table where there are none."""
     pictured = [found for found in grouped if found[0][0].png]
-    shown = _fitting(pictured) if pictured else grouped[:EXAMPLES]
+    lengths = accumulate(len(found[0][0].png) for found in pictured[:PICTURES])
+    fitting = max(1, sum(length <= CHARACTERS for length in lengths))
+    shown = pictured[:fitting] or grouped[:EXAMPLES]
     if not shown:
         return ()
     caption = f"Regressions by example, the most frequent first; {len(shown)} of {len(grouped)} recorded"
@@ -215,12 +214,6 @@ def _examples(grouped: Sequence[Sequence[tuple[Regression, str]]]) -> tuple[Show
     return (table(caption, rows, text=("label", "baseline", "variants"), folded=True),)
 
 
-def _fitting(grouped: Sequence[Sequence[tuple[Regression, str]]]) -> list[Sequence[tuple[Regression, str]]]:
-    """Return the first examples whose pictures together are not too long, at least one."""
-    lengths = accumulate(len(found[0][0].png) for found in grouped[:PICTURES])
-    return [found for i, (found, sum_) in enumerate(zip(grouped, lengths, strict=False)) if not i or sum_ <= CHARACTERS]
-
-
 def _outcome(one: Regression) -> tuple[str, str]:
     """Return the predictions of the baseline and of a variant, or their scores where both predictions are equal."""
     if one.before != one.after:
@@ -228,7 +221,7 @@ def _outcome(one: Regression) -> tuple[str, str]:
     return formats.signed(f"{one.score_before:.3g}"), formats.signed(f"{one.score_after:.3g}")
 
 
-def image(found: Sequence[tuple[Regression, str]]) -> Image:
+def image(found: Sequence[Outcome]) -> Image:
     """Return an example's input with its outcomes, each with the variants that have it."""
     example, label = found[0][0], f"label {found[0][0].label}, " if found[0][0].label else ""
     kind = "score of the baseline" if example.before == example.after else "baseline predicts"

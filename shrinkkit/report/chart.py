@@ -23,15 +23,11 @@ _NOTE = (
 
 
 def data(results: Results, rows: Sequence[Row], named: Sequence[str]) -> str:
-    """Return the chart's data as JSON.
+    """Return the chart's data as JSON: the `rows` to draw, with a speed-up and a difference, and the verdicts.
 
     Whether a variant is within a budget, and which one is recommended, is decided here for every stop of the slider, by
-    the rules of the verdict: the page only looks it up.
-
-    Args:
-        results: Of the run.
-        rows: The rows to draw, with a speed-up and a difference.
-        named: The variants with a colour and mark, in the order of `picture.style`; others are grey.
+    the rules of the verdict: the page only looks it up. Variants in `named` have a colour and mark, in the order of
+    `picture.style`; others are grey.
     """
     targets = [target for target in results.targets if any(row.target == target for row in rows)]
     baselines = [r for r in results.rows if r.variant == BASELINE and r.target in targets and r.state == "measured"]
@@ -41,6 +37,14 @@ def data(results: Results, rows: Sequence[Row], named: Sequence[str]) -> str:
     at_drops = [_with_budget(results, drop) for drop in drops]
     parts = [[_only(at, target) for at in at_drops] for target in targets]
     states = [{(r.variant, r.target): r.accuracy_verdict for r in at.rows} for at in at_drops]
+    looks = [(COLOURS.index(look["color"]), MARKERS.index(look["marker"])) for look in map(style, range(len(named)))]
+
+    def recommended(at: Results) -> int | None:
+        """Return the place of the point that the verdict recommends; None if no variant is surely within budget."""
+        verdict = decide(at)
+        row = verdict.row if verdict.kind == "within budget" else None
+        return places.get((row.variant, row.target)) if row else None
+
     content = {
         "note": _NOTE,
         "metric": results.metric,
@@ -50,8 +54,8 @@ def data(results: Results, rows: Sequence[Row], named: Sequence[str]) -> str:
         "drops": [_scale(results) * drop for drop in drops],
         "budgets": [at.budget_text() for at in at_drops],
         "start": drops.index(results.budget.accuracy_drop),
-        "recommended": [[_recommended(at, places) for at in each] for each in (at_drops, *parts)],
-        "variants": [[BASELINE, None, 0], *([name, *_look(i)] for i, name in enumerate(named))],
+        "recommended": [[*map(recommended, each)] for each in (at_drops, *parts)],
+        "variants": [[BASELINE, None, 0], *([name, *look] for name, look in zip(named, looks, strict=True))],
         "points": [
             {
                 **_point(row, results),
@@ -86,18 +90,6 @@ def _with_budget(results: Results, drop: float) -> Results:
 def _only(results: Results, target: str) -> Results:
     rows = tuple(row for row in results.rows if row.target == target)
     return replace(results, targets=(target,), rows=rows, measured={target: results.measured[target]})
-
-
-def _recommended(results: Results, places: dict[tuple[str, str], int]) -> int | None:
-    """Return the place of the point that the verdict recommends, None if no variant is surely within the budget."""
-    verdict = decide(results)
-    row = verdict.row if verdict.kind == "within budget" else None
-    return places.get((row.variant, row.target)) if row else None
-
-
-def _look(index: int) -> tuple[int, int]:
-    look = style(index)
-    return COLOURS.index(look["color"]), MARKERS.index(look["marker"])
 
 
 def _scale(results: Results) -> int:

@@ -26,9 +26,7 @@ TIMEOUT_S = 120.0
 _REMEDY = "Open the HTML in any browser and print it to a PDF there"
 
 
-def html(
-    notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[str], *, title: str, home: str = ""
-) -> None:
+def html(notebook_path: str | Path, out_path: str | Path, *, title: str, home: str = "") -> None:
     """Write an executed notebook as one self-contained HTML page, atomically; see `markdown`.
 
     Code is folded, outputs are shown, a failed cell shows its error. `home` is the relative address of the report that
@@ -41,7 +39,7 @@ def html(
     store.write_text(out_path, _with_contents(_cleaned(body)))
 
 
-def markdown(notebook_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
+def markdown(notebook_path: str | Path, out_path: str | Path) -> None:
     """Write the text and the results of an executed notebook as Markdown, atomically; see `html`.
 
     Tables are Markdown tables, charts are described in words, code is left out.
@@ -65,10 +63,8 @@ def pdf(page: Path, out_path: Path, *, full: bool = False) -> None:
     """
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise Unsupported(
-            f"A PDF requires Chromium, Chrome or Edge, and none of them is on the PATH. {_REMEDY}, or install "
-            "Chromium, such as with `apt install chromium`."
-        )
+        text = f"A PDF requires Chromium, Chrome or Edge, and none of them is on the PATH. {_REMEDY},"
+        raise Unsupported(f"{text} or install Chromium, such as with `apt install chromium`.")
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".pdf-") as folder:
         printed = Path(folder, "page.pdf")
         address = page.resolve().as_uri() + ("#full" if full else "")
@@ -113,10 +109,8 @@ def templates() -> Path:
     paths = (*recorded, Path(sys.prefix, "share/jupyter", _BASE))
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise InvalidInput(
-            "nbconvert must be installed with its templates, which every page is made with, but they are missing. "
-            "Install it again: pip install --force-reinstall nbconvert."
-        )
+        text = "nbconvert must be installed with its templates, which every page is made with, but they are missing."
+        raise InvalidInput(f"{text} Install it again: pip install --force-reinstall nbconvert.")
     return path.resolve().parent.parent
 
 
@@ -131,7 +125,7 @@ def _options(template_file: str) -> dict[str, Any]:
     }
 
 
-def _read(path: str | os.PathLike[str]) -> Any:
+def _read(path: str | Path) -> Any:
     import nbformat
 
     return nbformat.read(Path(path), as_version=4)  # type: ignore[no-untyped-call]

@@ -215,9 +215,8 @@ def tradeoff_axes(axes: "Axes", rows: Sequence["Row"], *, metric: str, is_fracti
     if is_fraction and max(map(abs, changes), default=0) > _LINEAR_POINTS:
         # One broken variant would press all others onto a line.
         axes.set_yscale("symlog", linthresh=_LINEAR_POINTS / 2)
-        ticks = [
-            tick for tick in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10) if min(changes) * 1.3 < tick < max(2, *changes)
-        ]
+        low, high = min(changes) * 1.3, max(2, *changes)
+        ticks = [tick for tick in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10) if low < tick < high]
         axes.set_yticks(ticks, [f"{tick}" for tick in ticks], minor=False)
         axes.set_yticks([], minor=True)
     axes.axvline(1, color=INK, linewidth=0.8)

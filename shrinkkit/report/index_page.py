@@ -59,9 +59,7 @@ def write(reports: Path) -> Path:
         InvalidInput: `reports` is no folder, or its index.html was not written by shrinkkit.
     """
     if not reports.is_dir():
-        raise InvalidInput(
-            f"`reports` must be a folder of runs, but there is no {reports}. Make one with `shrinkkit run`."
-        )
+        raise InvalidInput(f"`reports` must be a folder of runs, but there is no {reports}. Make a run first.")
     path = reports / PAGE
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise InvalidInput(f"{path} was not written by shrinkkit, so it is not overwritten. Move it away.")
@@ -87,13 +85,13 @@ def listed(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 def read(reports: Path) -> tuple[Run, ...]:
     """Return the runs in the folder `reports`, the latest first; empty if there are none."""
-    # A report alone, such as one that was passed on, is no run.
-    paths = [path for path in sorted(reports.glob("*")) if path.is_dir() and _is_run(RunFolder(path))]
+
+    def is_run(folder: RunFolder) -> bool:
+        # A report alone, such as one that was passed on, is no run.
+        return any(path.exists() for path in (folder.study, folder.status, folder.variants, folder.measurements))
+
+    paths = [path for path in sorted(reports.glob("*")) if path.is_dir() and is_run(RunFolder(path))]
     return tuple(sorted(map(_run, paths), key=_started, reverse=True))
-
-
-def _is_run(folder: RunFolder) -> bool:
-    return any(path.exists() for path in (folder.study, folder.status, folder.variants, folder.measurements))
 
 
 def _run(path: Path) -> Run:
@@ -145,15 +143,14 @@ def page(runs: Sequence[Run]) -> str:
     texts = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in names}
     # What comes from folders is escaped by the tables.
     template = jinja2.Template(texts["runs.html.j2"], trim_blocks=True, keep_trailing_newline=True)
+    table = tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False)
     html: str = template.render(
         mark=_MARK,
         style=texts["style.css"],
         script=texts["page.js"] + texts["tables.js"],
         runs=runs,
         summary=f"{formats.counted(len(runs), 'run')}: {counts}.",
-        table=replace(
-            tables.table("Runs", [_row(run) for run in runs], _RUNS_NOTE, text=_TEXT, folded=False), facet="status"
-        ),
+        table=replace(table, facet="status"),
         fronts=_fronts(runs),
     )
     return html
@@ -187,9 +184,8 @@ def _conclusion(loaded: Results) -> tables.Row:
         size = Cell(formats.times(smaller), f"to {formats.size(row.size_bytes)}", key=f"{smaller:g}")
     if row and row.difference:
         cell = cells.change(row.difference, is_fraction=loaded.is_fraction)
-        change = replace(
-            cell, aside=f"{cell.aside}\n{loaded.metric_title}", key=f"{row.gain.value if row.gain else 0:g}"
-        )
+        gain = row.gain.value if row.gain else 0
+        change = replace(cell, aside=f"{cell.aside}\n{loaded.metric_title}", key=f"{gain:g}")
     return {"conclusion": conclusion, "speed-up": speed, "size reduction": size, f"{DELTA} metric": change}
 
 

@@ -29,7 +29,7 @@ from shrinkkit.results.results import Results, Row
 from shrinkkit.results.results import missing as without_figures
 from shrinkkit.results.verdict import decide
 
-DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
+DELTA, PLUS_MINUS = "\N{GREEK CAPITAL LETTER DELTA}", "\N{PLUS-MINUS SIGN}"
 PERCENTILES = {0.5: 1, 0.9: 64, 0.99: 662}
 """Samples from which on a latency percentile may be quoted, by its fraction.
 
@@ -54,9 +54,8 @@ def title(results: Results) -> Heading:
         targets = {name: [_target(at) for at in results.of(name).targets] for name in results.machines}
         where = "; ".join(f"{name} ({', '.join(names)})" for name, names in targets.items())
     when = f" Started {results.status.started[:16].replace('T', ' ')} UTC." if results.status else ""
-    return Heading(
-        results.name, f"{formats.counted(len(variants), 'variant')} of {results.task}, on {where}.{when}", level=1
-    )
+    count = formats.counted(len(variants), "variant")
+    return Heading(results.name, f"{count} of {results.task}, on {where}.{when}", level=1)
 
 
 def _target(place: str) -> str:
@@ -120,21 +119,17 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     name = Cell(row.variant, aside, "good" if chosen else "quiet" if row.intermediate else "")
     where = results.where(row.target)
     if row.state != "measured":
-        return {
-            "variant": name,
-            "target": where,
-            "result": Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True),
-        }
+        result = Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
+        return {"variant": name, "target": where, "result": result}
     verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
     unit = " (pts)" if results.is_fraction else ""
+    change = cells.change(row.difference, is_fraction=results.is_fraction, verdict=verdict)
     # What decides comes first: a phone shows three columns before it scrolls.
     return {
         "variant": name,
         "target": where,
         "vs PyTorch": _speedup(row, row.speedup_today, row.timing_today),
-        f"{DELTA} {results.metric}{unit}": cells.change(
-            row.difference, is_fraction=results.is_fraction, verdict=verdict
-        ),
+        f"{DELTA} {results.metric}{unit}": change,
         "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
         "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
         results.metric_title: cells.score(row.accuracy, is_fraction=results.is_fraction),
@@ -164,8 +159,7 @@ def _details(row: Row, results: Results) -> tuple[tuple[str, Cell], ...]:
         pairs.append(("Layers", Cell(report.caption.removeprefix(f"{variant.name}: "), href=f"#{report.key}")))
     if timed := measurement.latency:
         blocks = formats.counted(len(timed.control_samples_ms) // 2, "block")
-        text = f"{blocks}, noise floor \N{PLUS-MINUS SIGN}{formats.percent(timed.noise_floor)}"
-        text = "; ".join([text, *timed.warnings])
+        text = "; ".join([f"{blocks}, noise floor {PLUS_MINUS}{formats.percent(timed.noise_floor)}", *timed.warnings])
         pairs.append(("Timing", Cell(text, href=_section("Timing samples", where))))
     folder = RunFolder("").variant(row.variant)
     for file in (file for file in variant.files if file.runtime == row.place.target.runtime):
@@ -189,16 +183,8 @@ def _user_module(results: Results, target: str) -> tuple[tables.Row, ...]:
     if record is None or record.runtime is None or latency_ms is None:
         return ()
     form = {"eager": "eager PyTorch", "compiled": "torch.compile"}.get(record.runtime.conditions.form, "")
-    name = Cell("your module", form)
-    where = results.where(target)
-    return (
-        {
-            "variant": name,
-            "target": where,
-            "vs PyTorch": cells.speedup(None, ""),
-            "latency / batch": cells.latency(latency_ms),
-        },
-    )
+    row: tables.Row = {"variant": Cell("your module", form), "target": results.where(target)}
+    return ({**row, "vs PyTorch": cells.speedup(None, ""), "latency / batch": cells.latency(latency_ms)},)
 
 
 def _conditions(results: Results, target: str) -> str:
@@ -234,20 +220,15 @@ def objectives(row: Row, results: Results) -> tables.Row:
 
 def speedup_breakdown(results: Results) -> Shown:
     """Return the factors of each variant's speed-up as a chart."""
-    rows = [
-        replace(row, target=results.where(row.target))
-        for row in breakdown(results)
-        if row.variant != BASELINE or row.factors
-    ]
+    broken_down = (row for row in breakdown(results) if row.variant != BASELINE or row.factors)
+    rows = [replace(row, target=results.where(row.target)) for row in broken_down]
     if not rows:
         return Statement("No speed-up was measured.", tone="warning")
     names = {BASELINE, *figures.named(results)}
     shown = [row for row in rows if row.variant in names] if len({r.variant for r in rows}) > MANY else rows
     chart = figures.breakdown(shown, [results.where(target) for target in results.targets])
-    rest = (
-        f" Pareto-optimal variants only; all {len(rows)} breakdowns are in results.json." if shown is not rows else ""
-    )
-    return replace(chart, caption=chart.caption + rest)
+    rest = f" Pareto-optimal variants only; all {len(rows)} breakdowns are in results.json."
+    return replace(chart, caption=chart.caption + rest * (shown is not rows))
 
 
 def predictions(results: Results) -> Several:
@@ -324,16 +305,12 @@ def steps(results: Results) -> Shown:
     if results.status is None:
         return Statement("The notebooks were run one by one; there is no status.")
     rows: list[tables.Row] = []
-    for step in results.status.steps:
-        if step.notebook != "5-report":
-            has_page = step.state in ("done", "cached", "failed") and not step.note
-            row: tables.Row = {
-                "notebook": Cell(step.name, href=f"{RunFolder('').steps.name}/{step.name}.html" if has_page else ""),
-                "state": Cell(step.state, tone="bad" if step.state in ("failed", "skipped") else "quiet"),
-                "duration": f"{step.duration_s:.1f} s",
-                "error": step.error or step.note,
-            }
-            rows.append(row)
+    for step in (step for step in results.status.steps if step.notebook != "5-report"):
+        has_page = step.state in ("done", "cached", "failed") and not step.note
+        page = Cell(step.name, href=f"{RunFolder('').steps.name}/{step.name}.html" if has_page else "")
+        state = Cell(step.state, tone="bad" if step.state in ("failed", "skipped") else "quiet")
+        text = step.error or step.note
+        rows.append({"notebook": page, "state": state, "duration": f"{step.duration_s:.1f} s", "error": text})
     return tables.table("Executed notebooks", rows, text=("state", "error"), folded=False)
 
 
@@ -449,20 +426,18 @@ def _unchanged(compared: Comparison) -> str:
     return f"unchanged in {compared.candidate_runtime}"
 
 
+def _calls(of: Comparison) -> str:
+    return f"{formats.counted(len(of.control_samples_ms) // 2, 'block')}\n{of.warmup_calls} warm-up calls"
+
+
 def _timings(caption: str, compared: Mapping[str, Comparison]) -> Table:
     rows: list[tables.Row] = [
         {
             "variant": name,
             "speed-up": cells.speedup(c.speedup, c.verdict),
             "median speed-up": Cell(f"{formats.rounded(c.median_speedup)}{TIMES}", formats.interval(c.median_speedup)),
-            "noise floor": Cell(
-                f"\N{PLUS-MINUS SIGN}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)
-            ),
-            "duration": Cell(
-                f"{c.duration_s:.1f} s",
-                f"{formats.counted(len(c.control_samples_ms) // 2, 'block')}\n{c.warmup_calls} warm-up calls",
-                tone="quiet",
-            ),
+            "noise floor": Cell(f"{PLUS_MINUS}{formats.percent(c.noise_floor)}", formats.interval(c.control_ratio)),
+            "duration": Cell(f"{c.duration_s:.1f} s", _calls(c), tone="quiet"),
             "warnings": Cell("; ".join(c.warnings) or "none", tone="warning" if c.warnings else "quiet"),
         }
         for name, c in compared.items()
@@ -494,10 +469,8 @@ def latency_percentiles(record: TargetRecord) -> Table:
 
 def _percentile(samples: Sequence[float], fraction: float) -> Cell:
     value = percentile(samples, fraction)
-    if value is None:
-        needed = f"needs \N{GREATER-THAN OR EQUAL TO} {PERCENTILES[fraction]} samples, {len(samples)} taken"
-        return Cell(f"n/a ({needed})", tone="quiet")
-    return cells.milliseconds(value)
+    needed = f"needs \N{GREATER-THAN OR EQUAL TO} {PERCENTILES[fraction]} samples, {len(samples)} taken"
+    return Cell(f"n/a ({needed})", tone="quiet") if value is None else cells.milliseconds(value)
 
 
 def memory(record: TargetRecord) -> Table:

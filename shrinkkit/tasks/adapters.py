@@ -242,9 +242,8 @@ class _Rows:
 
     def __init__(self, dataset: Any, role: str, columns: Mapping[str, str]) -> None:
         if isinstance(dataset, Mapping):
-            raise InvalidTask(
-                f"`dataset` must be one split, got {options([*dataset])}. Pass one, such as `dataset['test']`."
-            )
+            text = f"`dataset` must be one split, got {options([*dataset])}."
+            raise InvalidTask(f"{text} Pass one, such as `dataset['test']`.")
         self._rows, note = data.map_style(dataset, "dataset")
         self.notes = (note,) if note else ()
         first = _first(self._rows, "dataset")
@@ -274,9 +273,8 @@ class _Rows:
         try:
             values = {wanted: row[name] for wanted, name in self._columns.items()}
         except (KeyError, TypeError) as error:
-            raise InvalidTask(
-                f"Every row of `dataset` must have the columns of the first, but row {index} has not."
-            ) from error
+            text = "Every row of `dataset` must have the columns of the first,"
+            raise InvalidTask(f"{text} but row {index} has not.") from error
         content, label = values[self._role], values.get("label")
         if self._columns[self._role] in ("input_ids", "pixel_values"):
             return {key: value for key, value in row.items() if key != self._columns.get("label")}, label
@@ -287,10 +285,8 @@ def _first(rows: Any, name: str) -> Any:
     if not hasattr(rows, "__len__"):
         raise InvalidTask(f"`{name}` must be a sequence, a dataset or an iterable, got {type(rows).__name__}.")
     if not len(rows):
-        raise InvalidTask(
-            f"`{name}` must hold at least one example, but it is empty. An iterator can be read only once: pass what "
-            "it iterates over."
-        )
+        text = f"`{name}` must hold at least one example, but it is empty."
+        raise InvalidTask(f"{text} An iterator can be read only once: pass what it iterates over.")
     return rows[0]
 
 
@@ -338,9 +334,8 @@ def _padding(tokenizer: Any, kind: str) -> Any:
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise InvalidTask(
-                "The tokenizer must have a token for padding, but it has none. Set `tokenizer.pad_token`."
-            )
+            text = "The tokenizer must have a token for padding, but it has none."
+            raise InvalidTask(f"{text} Set `tokenizer.pad_token`.")
         tokenizer.pad_token = tokenizer.eos_token
     if kind == "causal-lm":
         tokenizer.padding_side = "right"
@@ -453,10 +448,8 @@ def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str
     name = type(path).__name__ if is_model else (config.architectures or ["none"])[0]
     kind = task or next((kind for kind, (endings, _) in KINDS.items() if name.endswith(endings)), "")
     if not kind:
-        raise Unsupported(
-            f"The architecture must have a head for {options([*KINDS])}, but it is {name}. Pass `task`, or make a Task "
-            "of the model and an example."
-        )
+        text = f"The architecture must have a head for {options([*KINDS])}, but it is {name}."
+        raise Unsupported(f"{text} Pass `task`, or make a Task of the model and an example.")
     if is_model:
         return path, kind, None
     loaded = {"dtype": torch.float32, "output_loading_info": True}

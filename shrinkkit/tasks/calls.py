@@ -114,9 +114,8 @@ def _leaves(like: Any, value: Any, where: str) -> Iterator[torch.Tensor]:
     elif isinstance(like, dict):
         if not isinstance(value, Mapping) or (missing := [key for key in like if key not in value]):
             got = f"{options(missing)} is missing" if isinstance(value, Mapping) else f"got {type(value).__name__}"
-            raise InvalidTask(
-                f"{where} must hold the keys of `example`, {', '.join(like)}, but {got}. Add what is missing."
-            )
+            text = f"{where} must hold the keys of `example`, {', '.join(like)}, but {got}."
+            raise InvalidTask(f"{text} Add what is missing.")
         for key, inner in like.items():
             yield from _leaves(inner, value[key], f"{where}[{key!r}]")
     elif isinstance(like, (tuple, list)):
@@ -133,7 +132,5 @@ def _tensor(value: Any, dtype: torch.dtype, where: str) -> torch.Tensor:
         # Python's numbers have 64 bits. Fractions must not become integers.
         return torch.as_tensor(array, dtype=dtype if dtype.is_floating_point or array.dtype.kind in "iub" else None)
     except (TypeError, ValueError) as error:
-        raise InvalidTask(
-            f"{where} must be a tensor, an array or numbers, got {type(value).__name__} {value!r:.40}. Convert it in "
-            "the dataset, or leave the key out of `example`."
-        ) from error
+        text = f"{where} must be a tensor, an array or numbers, got {type(value).__name__} {value!r:.40}."
+        raise InvalidTask(f"{text} Convert it in the dataset, or leave the key out of `example`.") from error

@@ -22,9 +22,8 @@ def lost(accuracies: Mapping[str, Accuracy]) -> None:
     """Show the examples that each variant predicts worse than the baseline, one at a time, behind two controls."""
     from ipywidgets import BoundedIntText, Dropdown
 
-    examples = {
-        name: one.worst_regressions for name, one in accuracies.items() if one.difference and one.worst_regressions
-    }
+    compared = {name: accuracy.worst_regressions for name, accuracy in accuracies.items() if accuracy.difference}
+    examples = {name: regressions for name, regressions in compared.items() if regressions}
     if not examples:
         Live(Statement("No regressions: no variant predicts an example worse than the baseline."))
         return
@@ -62,11 +61,8 @@ def so_far(results: Results) -> Table:
         size = cells.size(min((file.size_bytes for file in variant.files), default=None))
         unmeasured: tables.Row = {"target": "not measured", "vs PyTorch": "", "file size": size}
         own = [show.objectives(row, results) for row in results.rows if (row.variant, row.state) == (name, "measured")]
-        model: tables.Row = {
-            "variant": name,
-            "parameters": cells.count(variant.parameters),
-            "MACs": cells.count(variant.macs),
-        }
+        counts = {"parameters": cells.count(variant.parameters), "MACs": cells.count(variant.macs)}
+        model: tables.Row = {"variant": name, **counts}
         rows += [{**model, **figures} for figures in own or [unmeasured]]
     return tables.table("Results so far", rows, text=("target",), folded=False)
 

@@ -85,10 +85,7 @@ def preview(task: Task, model: nn.Module, stage: Stage, *, seed: int = 0) -> Non
     controls["layer"].observe(lambda to: setattr(controls["override"], "disabled", to["new"] == NONE), names="value")
     apply(**live.values(controls))
     live.explore(draw, **controls)
-    live.apply_button(
-        lambda: {"settings": _settings(chosen(**live.values(controls)))},
-        controls,
-    )
+    live.apply_button(lambda: {"settings": _settings(chosen(**live.values(controls)))}, controls)
     accuracies: dict[str, Accuracy] = {}
     original = cache(lambda: scoring.scores(model, task, task.validation))
 

@@ -65,11 +65,8 @@ def preview(task: Task, model: nn.Module, precision: Choice) -> None:
 
     def settings(name: str, layer: str) -> dict[str, Any]:
         skip = (*start["skip"], *([] if layer == NONE or name in HALF else [layer]))
-        return {
-            key: value
-            for key, value in {**start, "skip": [*skip]}.items()
-            if key in stages.PRECISIONS[name].model_fields
-        }
+        known = stages.PRECISIONS[name].model_fields
+        return {key: value for key, value in {**start, "skip": [*skip]}.items() if key in known}
 
     @lru_cache
     def run(name: str, layer: str) -> Comparison:
