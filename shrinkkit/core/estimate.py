@@ -132,7 +132,9 @@ def within(
     return tuple(is_within)
 
 
-def needed(baseline: Sample, variant: Sample, drop: float, *, higher_is_better: bool, bounds: Bounds) -> int | None:
+def needed(
+    baseline: Sample, variant: Sample, drop: float, *, higher_is_better: bool = True, bounds: Bounds = None
+) -> int | None:
     """Return about how many examples like these would show a loss of less than `drop`; None if none would."""
     difference = _Difference.of(*((baseline, variant) if higher_is_better else (variant, baseline)), bounds)
     n = float(difference.n)

@@ -147,7 +147,7 @@ class Budget(Section):
         return drop
 
 
-_BUDGET = f"a section with {options([f'`{name}`' for name in Budget.model_fields])}"
+_BUDGET = "a section with `accuracy_drop`, `unit`, `want` or `target`"
 
 
 class Study(Rich, Section):

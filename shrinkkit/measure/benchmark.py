@@ -31,8 +31,7 @@ from shrinkkit.tasks.task import Task
 MOST_OF_A_CORE = 0.5
 """Cores that others may use before a run that needs them all counts as disturbed."""
 WORTH_NAMING = 0.15
-STEAL = 0.02
-SWITCHES_PER_S = 200.0
+STEAL, SWITCHES_PER_S = 0.02, 200.0
 
 
 @dataclass(frozen=True)

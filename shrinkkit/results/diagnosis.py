@@ -19,8 +19,7 @@ BLOCKS = (8, 16)
 """Channels that kernels for vectors of 256 and 512 bits compute at a time."""
 
 _NAMED = 3
-_ZEROS = 0.3
-_CONTRADICTION = 1.25
+_ZEROS, _CONTRADICTION = 0.3, 1.25
 _Causes = Iterator[tuple[float, str]]
 """Sentences, each with the ms that it is about."""
 

@@ -73,8 +73,7 @@ def targets() -> tuple[str, ...]:
 
 def available() -> dict[str, str]:
     """Return each target's name with the reason why it cannot run here and what helps, or '' when it can."""
-    parsed = {name: Target.parse(name) for name in targets()}
-    return {name: get(target.runtime).missing(target.device) for name, target in parsed.items()}
+    return {name: _missing(Target.parse(name)) for name in targets()}
 
 
 def default_targets() -> list[str]:
@@ -97,7 +96,7 @@ def resolve(name: str) -> Target:
     if name not in targets():
         raise InvalidInput(f"`target` must be {options(targets())}, got {name!r}.{nearest(name, targets())}")
     target = Target.parse(name)
-    reason = get(target.runtime).missing(target.device)
+    reason = _missing(target)
     if not reason and target.device == "cuda":
         import torch
 
@@ -168,6 +167,10 @@ def use_threads(threads: int) -> int:
 
     torch.set_num_threads(threads or machines.cores())
     return threads or machines.cores()
+
+
+def _missing(target: Target) -> str:
+    return get(target.runtime).missing(target.device)
 
 
 def backend(name: str) -> Any:

@@ -163,18 +163,15 @@ def from_timm(
     timm = require("timm", extra="timm", purpose="A timm model")
     model = name_or_model
     if isinstance(model, str):
-        weights: dict[str, Any] = (
-            {"pretrained": True} if checkpoint is None else {"checkpoint_path": os.fspath(checkpoint)}
-        )
-        weights |= {} if num_classes is None else {"num_classes": num_classes}
+        weights: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        weights |= {"checkpoint_path": os.fspath(checkpoint)} if checkpoint else {"pretrained": True}
         try:
             with quiet.libraries():
                 model = timm.create_model(name_or_model, **weights).eval()
         except Exception as error:  # of timm, the hub, torch.load or the network
-            raise InvalidInput(
-                f"`name_or_model` must name a timm model whose weights can be loaded, got {model!r}: {brief(error)}. "
-                "Without a network, pass a file of weights as `checkpoint`, or a model."
-            ) from error
+            text = f"`name_or_model` must name a timm model with weights that load, got {model!r}: {brief(error)}."
+            remedy = "Without a network, pass a file of weights as `checkpoint`, or a model."
+            raise InvalidInput(f"{text} {remedy}") from error
         fields = {"name": name_or_model} | fields
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     rows = _Rows(dataset, "image", columns)
@@ -290,9 +287,7 @@ def _first(rows: Any, name: str) -> Any:
     return rows[0]
 
 
-def _task(
-    model: nn.Module, prepared: Any, is_scored: bool, batch_size: int, notes: Sequence[str], **fields: Any
-) -> Task:
+def _task(model: nn.Module, prepared: Any, is_scored: bool, batch_size: int, notes: Any, **fields: Any) -> Task:
     """Return a task of rows (inputs, target): its test data if they are scored, else inputs to compare outputs on."""
     if batch_size < 1:
         raise InvalidInput(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -315,9 +310,7 @@ def _opened(image: Any, *, channels: int = 3) -> Any:
     return image.convert("RGB") if channels == 3 and isinstance(image, Image.Image) else image
 
 
-def _image(
-    rows: _Rows, i: int, processor: Any, model: Any, settings: Mapping[str, Any], target: Any
-) -> tuple[Any, Any]:
+def _image(rows: _Rows, i: int, processor: Any, model: Any, settings: Any, target: Any) -> tuple[Any, Any]:
     content, label = rows[i]
     if not isinstance(content, Mapping):
         images = [_opened(content, channels=getattr(model.config, "num_channels", 3))]
@@ -346,12 +339,10 @@ def _texts(
     rows: _Rows, tokenizer: Any, model: Any, max_length: int | None, settings: Mapping[str, Any], target: Any
 ) -> tuple[list[Any], int, tuple[str, ...]]:
     """Return (token ids by name, target) without repeated texts, the length of all, and what was cut or left out."""
-    limit = min(
-        filter(None, (max_length or tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 0)))
-    )
+    longest = getattr(model.config, "max_position_embeddings", 0)
+    limit = min(filter(None, (max_length or tokenizer.model_max_length, longest)))
     accepted, size = inspect.signature(model.forward).parameters, model.get_input_embeddings().num_embeddings
-    found: dict[tuple[int, ...], tuple[Any, Any, int]] = {}
-    cut = 0
+    found, cut = dict[tuple[int, ...], tuple[Any, Any, int]](), 0
     for i in range(len(rows)):
         encoded, label = rows[i]
         if not isinstance(encoded, Mapping):
@@ -362,10 +353,9 @@ def _texts(
             cut += bool(encoded.encodings and encoded.encodings[0].overflowing)
         ids = tuple(map(int, encoded["input_ids"]))
         if not ids or max(ids) >= size or min(ids) < 0:
-            raise InvalidTask(
-                f"Every text must have tokens of the model, ids from 0 to {size - 1}, but row {i} "
-                + (f"has the id {max(ids)}. Use the model's own tokenizer." if ids else "has none. Leave it out.")
-            )
+            wrong = f"has the id {max(ids)}. Use the model's own tokenizer." if ids else "has none. Leave it out."
+            text = f"Every text must have tokens of the model, ids from 0 to {size - 1}, but row {i}"
+            raise InvalidTask(f"{text} {wrong}")
         found.setdefault(ids, (encoded, label, i))
     length = max(map(len, found))
 
@@ -409,14 +399,12 @@ def _loaded_rows(model: nn.Module, loader: Any, name: str) -> tuple[data.Mapped,
             return {key: value for key, value in item.items() if key not in TARGET_KEYS}, label
         if not isinstance(item, (tuple, list)):
             return item, None
-        if len(item) == 1 or len(item) == len(required):
+        if len(item) in (1, len(required)):
             return tuple(item) if len(item) > 1 else item[0], None
         if len(item) in (2, len(required) + 1):
             return item[0] if len(item) == 2 else tuple(item[:-1]), item[-1]
-        raise InvalidTask(
-            f"A batch of `{name}` must be (inputs, target), or the {len(required)} arguments of the model and a "
-            f"target, got {len(item)} parts. Make the inputs one tuple."
-        )
+        rule = f"A batch of `{name}` must be (inputs, target), or the model's {len(required)} arguments and a target"
+        raise InvalidTask(f"{rule}, got {len(item)} parts. Make the inputs one tuple.")
 
     return data.Mapped(len(source), split), min(size or 8, len(source)), (note,) if note else ()
 
@@ -433,10 +421,9 @@ def _from_pretrained(cls: Any, path: Any, **options: Any) -> Any:
         what = cls.__name__.removeprefix("Auto")
         if os.path.isdir(path):
             raise InvalidInput(f"The folder {path} must hold what {what} reads, but: {brief(error)}.") from error
-        raise InvalidInput(
-            f"{os.fspath(path)!r} is no folder here, and loading it from the Hugging Face hub failed, as it does "
-            f"without a network: {brief(error)}. Pass the path of a local folder, which `save_pretrained` writes."
-        ) from error
+        text = f"{os.fspath(path)!r} is no folder here, and the Hugging Face hub failed, as without a network:"
+        remedy = "Pass the path of a local folder, which `save_pretrained` writes."
+        raise InvalidInput(f"{text} {brief(error)}. {remedy}") from error
 
 
 def _pretrained_model(transformers: Any, path: Any, task: str) -> tuple[Any, str, torch.dtype | None]:
@@ -527,12 +514,8 @@ def _cross_entropy(output: Any, target: Tensor) -> Tensor:
 def _are_classes(output: Any, target: Any) -> bool:
     first = _logits(output)
     is_integer = isinstance(target, Tensor) and not (target.is_floating_point() or target.dtype == torch.bool)
-    return bool(
-        is_integer
-        and target.shape == first.shape[:-1] == first.shape[:1]
-        and target.min() >= 0
-        and target.max() < first.shape[-1]
-    )
+    are_indices = is_integer and target.shape == first.shape[:-1] == first.shape[:1]
+    return bool(are_indices and target.min() >= 0 and target.max() < first.shape[-1])
 
 
 _SCORES: Mapping[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {

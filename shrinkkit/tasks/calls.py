@@ -33,8 +33,7 @@ class Call:
     def flat(self, inputs: Any, where: str = "The inputs") -> Example:
         """Return the tensors of `inputs`, which have the structure of the example; more keys of a mapping are ignored.
 
-        Raises:
-            InvalidTask: A key or an argument is missing, or is no tensor, array, number or list of numbers.
+        Raises InvalidTask if one is missing, or is no tensor, array, number or list of numbers.
         """
         return tuple(_leaves(self.example, inputs, where))
 
@@ -54,7 +53,8 @@ def call_of(model: nn.Module, example: Any) -> Call:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     is_keywords = isinstance(example, dict) and (takes_any or set(example) <= set(parameters))
     # A cache of keys and values would be a second output, which only the next token needs.
-    constants = {"use_cache": False} if "use_cache" in parameters and not _has(example, "use_cache") else {}
+    given = example if isinstance(example, dict) else ()
+    constants = {"use_cache": False} if "use_cache" in parameters and "use_cache" not in given else {}
     return Call(example, is_keywords, constants)
 
 
@@ -65,15 +65,12 @@ def positional(model: nn.Module, call: Call) -> nn.Module:
     """
     kind = type(model)
     if "forward" in vars(model):
-        raise InvalidTask(
-            "`model.forward` must be the method of its class, but it was replaced on the instance: a copy would call "
-            "the original. Put the change into a module around the model."
-        )
+        text = "`model.forward` must be the method of its class, but it was replaced on the instance: a copy would"
+        raise InvalidTask(f"{text} call the original. Put the change into a module around the model.")
     names = ", ".join(_identifiers(outputs.names(call.example)))
     # The names become those of the inputs in exported files.
-    forward = eval(
-        f"lambda self, {names}: call(original.__get__(self), {names})", {"call": call, "original": kind.forward}
-    )
+    known = {"call": call, "original": kind.forward}
+    forward = eval(f"lambda self, {names}: call(original.__get__(self), {names})", known)
     result = copy.copy(model)
     for parts in ("_parameters", "_buffers", "_modules"):
         result.__dict__[parts] = dict(result.__dict__[parts])
@@ -90,10 +87,6 @@ def _as_dict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_dict(inner) for key, inner in value.items()}
     return type(value)(map(_as_dict, value)) if type(value) in (list, tuple) else value
-
-
-def _has(example: Any, key: str) -> bool:
-    return isinstance(example, Mapping) and key in example
 
 
 def _identifiers(names: list[str]) -> list[str]:

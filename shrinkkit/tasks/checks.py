@@ -154,7 +154,8 @@ def _check_module(model: nn.Module, example: Example) -> None:
             "Build the model from its class, and load its weights."
         )
     if training := [name or "model" for name, m in model.named_modules() if m.training]:
-        raise InvalidTask(f"`model` must be in eval mode, but `{training[0]}` is in training mode. Call `.eval()`.")
+        text = f"`model` must be in eval mode, but `{training[0]}` is in training mode."
+        raise InvalidTask(f"{text} Call `model.eval()`.")
     if isinstance(example, Mapping):
         with blaming("The model must accept `example` as keywords"), torch.no_grad():
             model(**{str(key): value for key, value in example.items()})
@@ -352,7 +353,7 @@ def _set_range(task: Task) -> tuple[float, float]:
         value, repeated = metric.of_set(*both), metric.of_set(*both)
     low, high = metric.range or (min(0.0, value), max(0.0, value))
     if not low <= value <= high:
-        problem = f"`{metric.name}` must be in its `range` {low:g} to {high:g}, got {value:g}."
+        problem = f"`{metric.name}` must lie in its `range` {low:g} to {high:g}, got {value:g}."
         raise InvalidTask(f"{problem} Correct `range`.")
     if not math.isclose(value, repeated, rel_tol=1e-6):
         text = f"`{metric.name}` must give the same value for the same outputs, got {value:g} and {repeated:g}."

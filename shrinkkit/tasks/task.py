@@ -138,15 +138,13 @@ def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) ->
     """Return the fields of a task that follow from its data and from what is missing, for its positional model."""
     scored, trained = task.score is not None, task.loss is not None
     given = {split: getattr(task, split) for split in SPLITS}
-    splits, unlabelled, notes = data.splits(
-        given, task.inputs, example, call, collate=task.collate, scored=scored, trained=trained
-    )
+    options: dict[str, Any] = {"collate": task.collate, "scored": scored, "trained": trained}
+    splits, unlabelled, notes = data.splits(given, task.inputs, example, call, **options)
     varying = data.varying(splits.values(), example)
     if any(varying) and not task.collate:
-        raise InvalidTask(
-            f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in example]} without the "
-            "batch, but some have others. Pass `collate`, a function that pads a list of examples to a batch."
-        )
+        text = f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in example]} without the"
+        remedy = "Pass `collate`, a function that pads a list of examples to a batch."
+        raise InvalidTask(f"{text} batch, but some have others. {remedy}")
     fields: dict[str, Any] = {**splits, "unlabelled": unlabelled, "inputs": None, "collate": None}
     if task.collate:
         fields["varying"] = vars(model)["varying"] = varying

@@ -140,7 +140,9 @@ def _quantized(graph: Any, request: BuildRequest, *, narrow: bool, second: bool)
     """Return `graph` in the precision of `request`, with the settings that it is to run with stated in it."""
     if request.precision in HALF:
         if request.skipped:
-            raise Unsupported(f"OpenVINO has one precision for a model: leave `skip` out, or {request.precision}.")
+            raise Unsupported(
+                f"OpenVINO has one precision for a model: {request.precision} takes no `skip`. Leave it out."
+            )
         graph.set_rt_info(HALF[request.precision], PRECISION)
         return graph
     try:

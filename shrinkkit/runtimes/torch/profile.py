@@ -115,12 +115,9 @@ def _scripted(path: Path, inputs: Example, repeats: Repeats) -> Calls:
     if len(events) != len(recorded) * len(owners):
         text = f"{path.name} must run the same operators in every call to be timed by layer, but their number differs."
         raise Unsupported(f"{text} Use ONNX Runtime for times by layer.")
-    # What it takes to record an event, and all that it called, is no time of it.
     cost = max(0.0, min(recorded) - min(plain)) * len(recorded) / sum(inside for *_, inside in events)
-    times = [
-        (layer, export.operator(name), max(0.0, (end - start) / 1e6 - cost * inside))
-        for layer, (name, start, end, inside) in zip(owners * len(recorded), events, strict=True)
-    ]
+    owned = zip(owners * len(recorded), events, strict=True)
+    times = [(layer, export.operator(event[0]), _unrecorded(event, cost)) for layer, event in owned]
     return [times[i : i + len(owners)] for i in range(0, len(times), len(owners))]
 
 
@@ -128,6 +125,12 @@ def _timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
+
+
+def _unrecorded(event: Sequence[Any], cost: float) -> float:
+    """Return the ms of an event less what it takes to record it and all that it called, at `cost` ms each."""
+    _, start, end, inside = event
+    return float(max(0.0, (end - start) / 1e6 - cost * inside))
 
 
 def _outermost(spans: Iterable[tuple[Any, float, float]]) -> list[list[Any]]:

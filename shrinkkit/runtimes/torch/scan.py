@@ -171,25 +171,13 @@ def _operator(target: str) -> None:
         refuse_content("the operator", target)
 
 
-def _expression(text: str) -> None:
-    """Look at the size of a dimension, which torch evaluates: functions of symbols and numbers."""
-    if not _EXPRESSION.fullmatch(text) or not all(map(_is_arithmetic, ast.walk(ast.parse(text, mode="eval")))):
-        refuse_content("the size", text)
-    if not _bounded(ast.parse(text, mode="eval")):
-        refuse_content("the endless size", text)
-
-
-def _guard(text: str) -> None:
-    """Look at a condition on inputs, which torch makes code of: comparisons of their sizes."""
-    if not _GUARD.fullmatch(text) or not all(map(_compares, ast.walk(ast.parse(text, mode="eval")))):
-        refuse_content("the guard", text)
-    if not _bounded(ast.parse(text, mode="eval")):
-        refuse_content("the endless guard", text)
-
-
-def _bounded(tree: ast.Expression) -> bool:
-    """Return whether no number in an expression, which torch evaluates as it reads it, can grow beyond bounds."""
-    return sum(1 for _ in ast.walk(tree)) <= _MOST_NODES and _bits(tree.body) <= _MOST_BITS
+def _evaluated(text: str, what: str, spelled: re.Pattern[str], allowed: Callable[[ast.AST], bool]) -> None:
+    """Look at what torch evaluates as it reads it, in which no number may grow beyond bounds."""
+    tree = ast.parse(text, mode="eval") if spelled.fullmatch(text) else None
+    if tree is None or not all(map(allowed, ast.walk(tree))):
+        refuse_content(f"the {what}", text)
+    if sum(1 for _ in ast.walk(tree)) > _MOST_NODES or _bits(tree.body) > _MOST_BITS:
+        refuse_content(f"the endless {what}", text)
 
 
 def _bits(node: ast.AST) -> float:
@@ -268,6 +256,10 @@ def _outputs(text: str, keys: re.Pattern[str] | None = None) -> None:
         specs.extend(inner["children_spec"])
 
 
+_expression = partial(_evaluated, what="size", spelled=_EXPRESSION, allowed=_is_arithmetic)
+"""Look at the size of a dimension, by functions of symbols and numbers."""
+_guard = partial(_evaluated, what="guard", spelled=_GUARD, allowed=_compares)
+"""Look at a condition on inputs, which torch makes code of: comparisons of their sizes."""
 _SAID: Mapping[str, Callable[[str], None]] = {
     **dict.fromkeys(("as_string", "as_strings", *_METADATA), _text),
     **dict.fromkeys(("target", "as_operator"), _operator),
