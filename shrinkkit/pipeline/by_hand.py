@@ -40,9 +40,7 @@ def record(variables: Mapping[str, Any]) -> None:
     """Write the study that the variants and measurements of a run folder amount to; a run's own is left alone.
 
     `variables` are those of a notebook: `run`, and what it knows of `task`, `budget` and the settings of a study.
-
-    Raises:
-        InvalidInput: The budget breaks a rule, does not fit the scores, or is that of a run, which has its own.
+    Raises InvalidInput if the budget breaks a rule, does not fit the scores, or is that of a run, which has its own.
     """
     run, budget = RunFolder(variables["run"]), variables.get("budget", {})
     status = run_status.read(run)

@@ -244,9 +244,7 @@ def prepare_benchmark(
 
     The variants and the measurements of other machines stay as they are. Without `targets`, those of the study that can
     run here are measured. A task's file that the study in the folder names is run only if it is passed as `task`.
-
-    Raises:
-        InvalidInput: The folder has no variants, its task is not available, or a target cannot be measured.
+    Raises InvalidInput if the folder has no variants, its task is not available, or a target cannot be measured.
     """
     export.templates()
     run = RunFolder(folder)

@@ -56,10 +56,8 @@ def markdown(notebook_path: str | Path, out_path: str | Path) -> None:
 def pdf(page: Path, out_path: Path, *, full: bool = False) -> None:
     """Print the HTML file `page` to `out_path` by an installed browser, atomically.
 
-    Of a report, its summary is printed, or everything if `full`.
-
-    Raises:
-        Unsupported: There is no browser that can print, or it did not write a PDF with pages.
+    Of a report, its summary is printed, or everything if `full`. Raises Unsupported if there is no browser that can
+    print, or it did not write a PDF with pages.
     """
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
@@ -102,8 +100,7 @@ def _print(browser: str, address: str, out_path: Path, profile: Path) -> str:
 def templates() -> Path:
     """Return the folder of nbconvert's own templates, which nbconvert does not find in layered environments.
 
-    Raises:
-        InvalidInput: It does not exist.
+    Raises InvalidInput if it does not exist.
     """
     recorded = [Path(str(f.locate())) for f in metadata.files("nbconvert") or () if f.as_posix().endswith(_BASE)]
     paths = (*recorded, Path(sys.prefix, "share/jupyter", _BASE))

@@ -53,10 +53,8 @@ Fronts = dict[tuple[str, str, str], tuple[tuple[Run, Row], ...]]
 def write(reports: Path) -> Path:
     """Write the index of all runs in `reports`, atomically, and return its path.
 
-    A run that cannot be read has a row with the reason.
-
-    Raises:
-        InvalidInput: `reports` is no folder, or its index.html was not written by shrinkkit.
+    A run that cannot be read has a row with the reason. Raises InvalidInput if `reports` is no folder, or its
+    index.html was not written by shrinkkit.
     """
     if not reports.is_dir():
         raise InvalidInput(f"`reports` must be a folder of runs, but there is no {reports}. Make a run first.")

@@ -197,8 +197,7 @@ def prove(
         exact_anywhere: Whether an int8 file is exact on every processor, and not only on those with VNNI.
         beside: Files that `path` refers to.
 
-    Raises:
-        ModelFileError: The outputs differ by more than the tolerance.
+    Raises ModelFileError if the outputs differ by more than the tolerance.
     """
     request.announce("verify")
     copies.trim_heap()

@@ -115,8 +115,7 @@ def refusal(precision: str, target: Target) -> str:
 def check_targets(study: Study) -> None:
     """Check that the targets of a study exist, and that each of its recipes can run on one of them.
 
-    Raises:
-        InvalidInput: A target does not exist, or a recipe can run on none of them; one line for each.
+    Raises InvalidInput if a target does not exist, or a recipe can run on none of them; one line for each.
     """
     known = targets()
     problems = [

@@ -315,10 +315,8 @@ def _as_one_node(layer: nn.Module) -> None:
 def groups(model: nn.Module, example: Example) -> list[Group]:
     """Return the groups of layers of `model` that must lose channels together.
 
-    `model` is left unchanged. Runs it once on `example`.
-
-    Raises:
-        Unsupported: The model's forward cannot be traced by autograd.
+    `model` is left unchanged. Runs it once on `example`. Raises Unsupported if the model's forward cannot be traced by
+    autograd.
     """
     weights = {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in model.parameters()}
     traced = modules.copied(model, dict[int, Any](weights)).eval()

@@ -31,10 +31,7 @@ class Block:
 def scores(model: nn.Module, group: Group, criterion: str, generator: torch.Generator) -> Tensor | None:
     """Return the importance of each unit of `group`, shape (units,); None where `criterion` has nothing to go by.
 
-    For `taylor`, the parameters of `model` hold their gradients.
-
-    Raises:
-        InvalidInput: A weight is not finite.
+    For `taylor`, the parameters of `model` hold their gradients. Raises InvalidInput if a weight is not finite.
     """
     if criterion == "random":
         return torch.rand(len(group.units), generator=generator)
