@@ -1,8 +1,11 @@
 """Marks that skip with their reason, and settings that every test shares."""
 
 import atexit
+import functools
+import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import lab
@@ -42,6 +45,28 @@ def pytest_collection_modifyitems(items):
         for mark, reason in reasons.items():
             if reason and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+_modules = 0
+
+
+def pytest_runtest_setup():
+    """Leave libraries out of garbage collection, which takes 0.3 s with them, ten times as a model file is built."""
+    global _modules
+    if len(sys.modules) > _modules:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry():
+    """Have torch read its table of ONNX operators once, and not for each of hundreds of exports."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="module")
