@@ -46,6 +46,6 @@ $(STAMP): pyproject.toml requirements.lock
 	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) $(PIP) --python $(BIN)/python install pip; fi \
 	|| { echo "Python cannot make an environment. On Debian: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv (once, a minute or two)"
-	@$(BIN)/python $(PIP) install -r requirements.lock
+	@$(BIN)/python $(PIP) install --no-compile -r requirements.lock
 	@$(BIN)/python $(PIP) install --no-deps -e .
 	@touch $@
