@@ -7,10 +7,14 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import ExitStack
 
 import lab
 import pytest
 import torch
+
+from shrinkkit.core import warm
+from shrinkkit.pipeline import plan, steps
 
 
 def pytest_configure(config):
@@ -77,6 +81,27 @@ def opened():
         found = driver.chromium.launch(executable_path=lab.browser(), args=lab.ARGUMENTS)
         yield found
         found.close()
+
+
+@pytest.fixture(scope="session")
+def warm_start():
+    """What the steps of all runs with one thread are forked from: starting it takes longer than most runs."""
+    kinds = [plan.Planned(name, name, "", {}, (), "left") for name in ("1-baseline", "3-quantize", plan.BENCHMARK)]
+    with ExitStack() as stack:
+        yield steps.WarmStart(kinds, 1, stack)
+
+
+@pytest.fixture(scope="session")
+def warm_address(warm_start):
+    """The address of the process that `warm_start` forks notebooks from."""
+    return warm_start.addresses(plan.Planned("3-quantize", "3-quantize", "", {}, (), "left"), lambda *_: None)[0]
+
+
+@pytest.fixture
+def warm_memory(warm_start, monkeypatch):
+    """Fork what measures memory from the process that is shared for it."""
+    step = plan.Planned(plan.BENCHMARK, plan.BENCHMARK, "", {}, (), "left")
+    monkeypatch.setenv(warm.VARIABLE, warm_start.addresses(step, lambda *_: None)[1])
 
 
 @pytest.fixture

@@ -73,8 +73,11 @@ class PreparedRun:
             states[step.name] = "cached" if cached else "run"
         return states
 
-    def execute(self, monitor: Monitor) -> RunFolder:
-        """Execute every step that is not cached and return the run folder; raises StepFailed if it has no report."""
+    def execute(self, monitor: Monitor, warm_start: WarmStart | None = None) -> RunFolder:
+        """Execute every step that is not cached and return the run folder; raises StepFailed if it has no report.
+
+        Without `warm_start`, the processes that steps are forked from start and end with this run.
+        """
         self.run.path.mkdir(parents=True, exist_ok=True)
         with index_page.listed(self.run.path, monitor.message), _exclusive(self.run):
             if self.study:
@@ -87,7 +90,7 @@ class PreparedRun:
                 states = self.preview()
                 with ExitStack() as stack:
                     to_run = [step for step in self.steps if states[step.name] == "run"]
-                    warm_start = WarmStart(to_run, self.threads, stack)
+                    warm_start = warm_start or WarmStart(to_run, self.threads, stack)
                     for step in self.steps:
                         self._execute_step(step, status, warm_start)
             except KeyboardInterrupt:

@@ -213,7 +213,7 @@ targets: [cpu/torch]
 
 
 @pytest.mark.parametrize("which", ["task/small.py", "data.txt"])
-def test_a_file_that_changes_during_a_run_fails_the_step_by_its_name(tmp_path, which):
+def test_a_file_that_changes_during_a_run_fails_the_step_by_its_name(tmp_path, which, warm_start):
     data = tmp_path / "data.txt"
     data.write_text("x")
     usertasks.write(tmp_path / "task", head=f"Path({str(data)!r}).read_text()")
@@ -230,7 +230,8 @@ def test_a_file_that_changes_during_a_run_fails_the_step_by_its_name(tmp_path, w
 
     study = studies.read_study(str(tmp_path / "s.yaml"))
     monitor = Changing()
-    runner.prepare(study, reports=tmp_path / "reports", command="run", threads=1, monitor=monitor).execute(monitor)
+    prepared = runner.prepare(study, reports=tmp_path / "reports", command="run", threads=1, monitor=monitor)
+    prepared.execute(monitor, warm_start)
     steps = {s.name: s for s in store.read(tmp_path / "reports/small/status.json", Status).steps}
     assert steps["1-baseline"].state == "failed"
     assert which in steps["1-baseline"].error

@@ -20,6 +20,7 @@ from shrinkkit.errors import UnfairComparison
 from shrinkkit.measure import benchmark, session
 from shrinkkit.measure.benchmark import TimedModel
 from shrinkkit.measure.session import Settings
+from shrinkkit.measure.timing import Protocol
 from shrinkkit.results import results, verdict
 from shrinkkit.runtimes import base, files
 from shrinkkit.runtimes.torch import build as torch_build
@@ -102,8 +103,8 @@ class Padded(nn.Module):
 def test_a_model_that_does_more_work_once_it_is_exported_is_named(task, tmp_path):
     padded = dataclasses.replace(task, model=Padded(task.model).eval())
     variants.write(tmp_path / "variants/baseline", padded, padded.model, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], Settings(TORCH, padded, threads=1))
-    found = session.compare_runtimes(loaded, Settings(TORCH, padded, threads=1))
+    loaded = session.load(tmp_path, [], settings := Settings(TORCH, padded, threads=1, effort="quick"))
+    found = session.compare_runtimes(loaded, settings)
     assert found.speedup.high < 0.5
     loaded = results.load(examples.write_run(tmp_path / "run"))
     slower = dataclasses.replace(loaded.measured["cpu/torch"], runtime=dataclasses.replace(found, verdict="slower"))
@@ -127,9 +128,9 @@ def test_what_only_the_user_s_module_spends_is_no_merit_of_a_compression(task, t
     slow = dataclasses.replace(task, model=Slow(task.model).eval())
     for name, precision in (("baseline", "float32"), ("half", "bfloat16")):
         variants.write(tmp_path / "variants" / name, slow, slow.model, precision=precision, runtimes=["torch"])
-    loaded = session.load(tmp_path, [], Settings(TORCH, slow, threads=1))
-    assert session.compare_runtimes(loaded, Settings(TORCH, slow, threads=1)).speedup.low > 2
-    compared, _ = session.compare_latency(loaded, Settings(TORCH, slow, threads=1))
+    loaded = session.load(tmp_path, [], settings := Settings(TORCH, slow, threads=1, effort="quick"))
+    assert session.compare_runtimes(loaded, settings).speedup.low > 2
+    compared, _ = session.compare_latency(loaded, settings, protocol=Protocol(cap_s=1.0))
     assert compared["half"].speedup.value < 2
 
 

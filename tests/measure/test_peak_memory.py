@@ -72,6 +72,7 @@ def test_a_file_that_cannot_be_loaded_says_why_and_keeps_nothing_from_the_others
     assert sum(isinstance(peak, Memory) for peak in peaks.values()) == 4
 
 
+@pytest.mark.usefixtures("warm_memory")
 def test_files_of_onnx_runtime_are_counted_too(tmp_path):
     onnx_export.write(Holding(64, 1).eval(), INPUTS, tmp_path / "held.onnx")
     found = peak_memory.measure({"held": tmp_path / "held.onnx"}, runtime="onnxruntime", inputs=INPUTS, threads=2)
@@ -98,6 +99,7 @@ def test_a_process_that_ends_early_is_a_reason(paths, monkeypatch):
     assert found == {"small": "the process that counts it ended early: status 1"}
 
 
+@pytest.mark.usefixtures("warm_memory")
 def test_a_model_that_needs_more_than_there_is_says_so(tmp_path):
     path, _, _ = torch_build.write(Holding(1, 10**9).eval(), INPUTS, tmp_path)
     found = peak_memory.measure({"huge": path}, runtime="torch", inputs=INPUTS, threads=1)
@@ -125,6 +127,7 @@ def test_a_child_that_fails_says_why_and_one_that_does_not_answers():
     assert "invalid literal" in peak_memory._in_child(lambda: int("three"))
 
 
+@pytest.mark.usefixtures("warm_memory")
 def test_inputs_that_share_memory_are_counted_like_others(paths):
     whole = torch.ones(2, 3)
     found = peak_memory.measure({"small": paths["small"]}, runtime="torch", inputs=(whole[:],), threads=1)

@@ -24,6 +24,7 @@ from shrinkkit.transforms.variants import REFERENCE
 pytestmark = pytest.mark.usefixtures("same_threads")
 
 TORCH, ONNX = Target("cpu", "torch"), Target("cpu", "onnxruntime")
+SHORT = Protocol(cap_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +86,13 @@ def test_accuracy_comes_from_the_files_and_is_paired_with_the_baseline(run, task
     assert len(found["int8"].scores) == len(task.test)
 
 
+@pytest.mark.usefixtures("warm_memory")
 def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     loaded = session.load(run, ["int8", "half"], Settings(ONNX, task, threads=1))
     accuracies, errors = session.evaluate(loaded, task)
-    latencies, untimed = session.compare_latency(loaded, Settings(ONNX, task, threads=1))
+    latencies, untimed = session.compare_latency(loaded, Settings(ONNX, task, threads=1), protocol=SHORT)
     assert untimed == {}
-    runtime = session.compare_runtimes(loaded, Settings(ONNX, task, threads=1))
+    runtime = session.compare_runtimes(loaded, Settings(ONNX, task, threads=1, effort="quick"))
     profiles = session.profile(loaded, Settings(ONNX, task, threads=1))
     record = session.record(
         Settings(ONNX, task, threads=1),
@@ -120,6 +122,7 @@ def test_a_whole_target_ends_in_one_record_that_can_be_read_back(run, task):
     assert by_name["baseline"].notes == ()
 
 
+@pytest.mark.usefixtures("warm_memory")
 def test_what_one_look_inside_a_file_cannot_tell_keeps_nothing_from_the_others(run, task):
     loaded = session.load(run, ["int8"], Settings(TORCH, task, threads=1))
     wrong = dataclasses.replace(task, example=(task.example[0].repeat(1, 3, 1, 1),))
@@ -140,7 +143,7 @@ def test_a_variant_that_cannot_be_timed_says_why_and_the_others_go_on(run, task)
     broken = dataclasses.replace(loaded["int8"].loaded, bind=bind)
     broken = dataclasses.replace(broken, clone=lambda: broken)
     loaded["int8"] = dataclasses.replace(loaded["int8"], loaded=broken)
-    found, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1))
+    found, errors = session.compare_latency(loaded, Settings(TORCH, task, threads=1), protocol=SHORT)
     assert set(found) == {"half"}
     assert "two calls of int8 on the same inputs differ" in errors["int8"]
 
@@ -203,11 +206,10 @@ def test_nothing_is_paired_with_a_baseline_that_could_not_be_judged(run, task):
 
 
 def test_speed_ups_of_different_targets_are_refused(run, task):
-    on_torch, _ = session.compare_latency(
-        session.load(run, ["int8"], Settings(TORCH, task, threads=1)), Settings(TORCH, task, threads=1)
-    )
-    on_onnx, _ = session.compare_latency(
-        session.load(run, ["int8"], Settings(ONNX, task, threads=1)), Settings(ONNX, task, threads=1)
+    settings = [Settings(target, task, threads=1) for target in (TORCH, ONNX)]
+    loaded = [session.load(run, ["int8"], each) for each in settings]
+    (on_torch, _), (on_onnx, _) = (
+        session.compare_latency(*pair, protocol=SHORT) for pair in zip(loaded, settings, strict=True)
     )
     with pytest.raises(UnfairComparison, match=r"runtime"):
         speedup(on_torch["int8"], on_onnx["int8"])
@@ -215,9 +217,8 @@ def test_speed_ups_of_different_targets_are_refused(run, task):
 
 
 def test_torch_s_own_file_is_compared_with_the_module_as_it_is_called_today(run, task):
-    found = session.compare_runtimes(
-        session.load(run, [], Settings(TORCH, task, threads=1)), Settings(TORCH, task, threads=1)
-    )
+    settings = Settings(TORCH, task, threads=1, effort="quick")
+    found = session.compare_runtimes(session.load(run, [], settings), settings)
     assert (found.conditions.form, found.candidate_runtime, found.candidate) == ("eager", "torch", "baseline")
 
 

@@ -41,6 +41,7 @@ recipes:
 targets: [cpu/onnxruntime]
 batch_sizes: [2]
 thread_counts: []
+effort: quick
 budget: {{accuracy_drop: 0.05, want: smallest}}
 """
 
@@ -54,13 +55,14 @@ def states(folder):
     return {s.name: s.state for s in store.read(folder / "status.json", Status).steps}
 
 
-def prepare(study, folder, monitor=SILENT, **options):
-    command = "shrinkkit run corner.yaml"
-    return runner.prepare(study, reports=folder, command=command, threads=1, monitor=monitor, **options)
+def prepare(study, folder):
+    return runner.prepare(study, reports=folder, command="shrinkkit run corner.yaml", threads=1, monitor=SILENT)
 
 
-def execute(study, folder, monitor=SILENT):
-    return prepare(study, folder, monitor).execute(monitor).path
+@pytest.fixture(scope="module")
+def execute(warm_start):
+    """Return a function that runs a study and returns the run folder."""
+    return lambda study, folder, monitor=SILENT: prepare(study, folder).execute(monitor, warm_start).path
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,15 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(study, tmp_path_factory):
+def run(study, execute, tmp_path_factory):
     """A run of the whole study, in which one recipe must fail."""
     return execute(study, tmp_path_factory.mktemp("reports"))
+
+
+@pytest.fixture(scope="module")
+def prepared(study, run):
+    """The same run once more."""
+    return prepare(study, run.parent)
 
 
 def test_recipes_that_prune_alike_share_the_pruned_variant(study):
@@ -122,18 +130,17 @@ def test_the_run_folder_tells_nothing_of_where_it_lay(run):
     assert [p.name for p in own if str(run) in p.read_text()] == []
 
 
-def test_every_step_of_an_unchanged_run_is_cached_but_the_report(run, study):
+def test_every_step_of_an_unchanged_run_is_cached_but_the_report(run, prepared, warm_start):
     before = (run / RECORD).read_text()
-    execute(study, run.parent)
+    prepared.execute(SILENT, warm_start)
     assert {s for n, s in states(run).items() if n not in ("3-quantize-hopeless", "5-report")} == {"cached"}
     assert (run / RECORD).read_text() == before
 
 
-def test_a_preview_of_a_run_states_what_is_cached_and_changes_nothing(run, study):
+def test_a_preview_of_a_run_states_what_is_cached_and_changes_nothing(run, study, prepared):
     before = contents(run)
     # The recipe that failed is tried again, and were it to succeed, the benchmark would have another variant.
     runs = ("3-quantize-hopeless", "4-benchmark-cpu-onnxruntime", "5-report")
-    prepared = prepare(study, run.parent)
     assert prepared.preview() == {name: "run" if name in runs else "cached" for name in states(run)}
     assert set(dataclasses.replace(prepared, force=True).preview().values()) == {"run"}
     wider = study.model_copy(update={"seed": 1})
@@ -150,11 +157,11 @@ def test_a_pattern_that_matches_no_layer_stops_before_anything_starts(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(RECIPES.format(task=TASK).replace("[head]", "[hed]"))
     with pytest.raises(InvalidInput, match=r"s.yaml:11.*|.*'hed'.*head"):
-        execute(studies.read_study(path), tmp_path / "reports")
+        prepare(studies.read_study(path), tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
 
 
-def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, tmp_path):
+def test_a_step_that_takes_too_long_is_stopped_and_the_run_still_reports(study, execute, tmp_path):
     hasty = study.model_copy(
         update={"timeout_s": 1.0, "name": "hasty", "task": "digits-cnn", "recipes": study.recipes[:1]}
     )
@@ -175,7 +182,7 @@ def quiet(measurement):
     )
 
 
-def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, tmp_path):
+def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, warm_start, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / "corner"))
     whole, status = store.read(folder / RECORD, TargetRecord), store.read(folder / "status.json", Status)
     by_name = {m.variant: m for m in whole.measurements}
@@ -194,7 +201,7 @@ def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, t
     altered = dataclasses.replace(before, files={RECORD: "0" * 64})
     assert not prepared._resumes(step, before.inputs_sha256, altered)
 
-    prepared.execute(SILENT)
+    prepared.execute(SILENT, warm_start)
     assert states(folder)[step.name] == "done"
     after = store.read(folder / RECORD, TargetRecord)
     assert not after.partial
@@ -205,10 +212,9 @@ def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, t
     assert measured["half-int8"].latency.reference_samples_ms != by_name["half-int8"].latency.reference_samples_ms
 
 
-def test_a_run_folder_in_use_is_refused(study, tmp_path):
-    (tmp_path / "corner").mkdir()
-    with store.hold(tmp_path / "corner"), pytest.raises(InvalidInput, match=r"in use by another run"):
-        execute(study, tmp_path)
+def test_a_run_folder_in_use_is_refused(run, prepared):
+    with store.hold(run), pytest.raises(InvalidInput, match=r"in use by another run"):
+        prepared.execute(SILENT)
 
 
 def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
@@ -242,11 +248,16 @@ def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
         runner.rebuild_report(tmp_path, monitor=SILENT)
 
 
-def measure_here(folder, targets=(), threads=1, task=str(TASK), **options):
-    command = "shrinkkit run --only benchmark"
-    runner.prepare_benchmark(
-        folder, targets=targets, command=command, threads=threads, task=task, monitor=SILENT, **options
-    ).execute(SILENT)
+@pytest.fixture
+def measure_here(warm_start):
+    """Return a function that measures the variants of a run folder on this machine."""
+
+    def measure(folder, targets=(), task=str(TASK)):
+        command = "shrinkkit run --only benchmark"
+        options = {"targets": targets, "command": command, "threads": 1, "task": task, "monitor": SILENT}
+        runner.prepare_benchmark(folder, **options).execute(SILENT, warm_start)
+
+    return measure
 
 
 def contents(folder):
@@ -282,7 +293,7 @@ def test_on_another_machine_steps_that_measure_carry_its_name(study):
     assert planned(own=(ELSEWHERE,)) == (name, f"cpu/onnxruntime @ {here}", RECORD)
 
 
-def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(travelled):
+def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(travelled, measure_here):
     before, known = contents(travelled), store.read(travelled / "status.json", Status)
     measure_here(travelled)
     after = contents(travelled)
@@ -315,7 +326,7 @@ def test_a_run_that_travelled_is_measured_here_too_and_nothing_of_it_is_lost(tra
     assert f"@ {machines.this_machine(Target('cpu', 'onnxruntime'))}" in (travelled / "report.md").read_text()
 
 
-def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study):
+def test_a_whole_run_with_kept_variants_on_another_machine_stays_that_of_the_first(travelled, study, execute):
     class Stopping(Monitor):
         def step(self, progress):
             if (progress.current.notebook, progress.current.state) == ("4-benchmark", "running"):
@@ -340,22 +351,21 @@ def test_another_version_of_a_package_that_matters_is_not_cached(tmp_path, monke
     assert runner._software() != before
 
 
-def test_what_one_machine_measured_is_not_cached_for_another(run, study):
-    prepared = prepare(study, run.parent)
+def test_what_one_machine_measured_is_not_cached_for_another(prepared):
     step = next(s for s in prepared.steps if s.notebook == "4-benchmark")
     elsewhere = dataclasses.replace(step, leaves=RunFolder("").measurement("cpu/onnxruntime", ELSEWHERE).as_posix())
     assert prepared._inputs_sha256(step) == prepared._inputs_sha256(dataclasses.replace(step))
     assert prepared._inputs_sha256(step) != prepared._inputs_sha256(elsewhere)
 
 
-def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run):
+def test_on_the_machine_that_made_the_run_measuring_again_changes_nothing(run, measure_here):
     before = (run / RECORD).read_bytes()
     measure_here(run)
     assert states(run)["4-benchmark-cpu-onnxruntime"] == "cached"
     assert (run / RECORD).read_bytes() == before
 
 
-def test_a_run_without_variants_cannot_be_measured(travelled):
+def test_a_run_without_variants_cannot_be_measured(travelled, measure_here):
     shutil.rmtree(travelled / "variants")
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=r"must hold variants to measure, but there is no variants/baseline"):
@@ -363,7 +373,7 @@ def test_a_run_without_variants_cannot_be_measured(travelled):
     assert contents(travelled) == before
 
 
-def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
+def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled, measure_here):
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=r"there is no .*mine.py. Copy it"):
         measure_here(travelled, task=str(travelled.parent / "mine.py"))
@@ -378,7 +388,9 @@ def test_a_task_that_did_not_travel_along_is_asked_for_by_its_path(travelled):
         ("cuda/onnxruntime", "cuda/onnxruntime cannot run here"),
     ],
 )
-def test_a_target_that_cannot_be_measured_here_stops_before_anything_starts(travelled, target, message, monkeypatch):
+def test_a_target_that_cannot_be_measured_here_stops_before_anything_starts(
+    travelled, measure_here, target, message, monkeypatch
+):
     monkeypatch.setattr(machines, "_gpus", tuple)
     before = contents(travelled)
     with pytest.raises(InvalidInput, match=message):

@@ -2,7 +2,6 @@
 
 import json
 import textwrap
-from contextlib import ExitStack
 
 import nbformat
 import pytest
@@ -55,14 +54,6 @@ def test_main_leaves_an_answer_and_an_exported_notebook(tmp_path):
     assert steps.main([str(tmp_path / "attempt/request.json")]) == 1
     assert json.loads((tmp_path / "attempt" / ANSWER).read_text())["error"] == "ValueError: on purpose (cell 2)"
     assert "on purpose" in (tmp_path / "attempt/notebook.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def warm_start():
-    with ExitStack() as stack:
-        yield steps.WarmStart(
-            [Planned(name, name, "", {}, (), "left") for name in ("1-baseline", "3-quantize")], 1, stack
-        )
 
 
 @pytest.fixture(params=["cold", "warm"])
@@ -121,7 +112,7 @@ def test_a_step_that_takes_too_long_is_stopped(execute):
     assert "longer than 0.6 s and was stopped" in error
 
 
-@pytest.mark.parametrize("execute", ["cold"], indirect=True)
+@pytest.mark.parametrize("execute", ["warm"], indirect=True)
 def test_a_running_step_says_what_it_does_and_when_it_will_be_stopped_and_so_does_its_error(execute):
     source = """
         import time
@@ -131,7 +122,7 @@ def test_a_running_step_says_what_it_does_and_when_it_will_be_stopped_and_so_doe
         time.sleep(60)
     """
     seen = []
-    _, error = execute(textwrap.dedent(source), timeout_s=30.0, tick=lambda seconds, phase: seen.append(phase))
+    _, error = execute(textwrap.dedent(source), timeout_s=10.0, tick=lambda seconds, phase: seen.append(phase))
     assert "Exporting · torch: verify · 1 of 3 done" in seen
-    assert "Exporting · torch: verify · 1 of 3 done · stopped in 5 s" in seen
+    assert "Exporting · torch: verify · 1 of 3 done · stopped in 2 s" in seen
     assert "was stopped during: Exporting · torch: verify · 1 of 3 done" in error

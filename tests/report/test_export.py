@@ -8,10 +8,10 @@ from pathlib import Path
 import examples
 import nbformat
 import pages
-import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from shrinkkit.pipeline import steps
 from shrinkkit.report import export
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "5-report.ipynb"
@@ -19,20 +19,21 @@ LIMIT = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, warm_address):
     """Execute the report of a synthetic run and return the folder with report.html and report.md."""
     folder = tmp_path_factory.mktemp("report")
     run = examples.write_run(folder / "run")
-    execute(folder / "executed.ipynb", run)
-    export.html(folder / "executed.ipynb", folder / "report.html", title="synthetic")
-    export.markdown(folder / "executed.ipynb", folder / "report.md")
+    executed = execute(run, warm_address)
+    export.html(executed, folder / "report.html", title="synthetic")
+    export.markdown(executed, folder / "report.md")
     return folder
 
 
-def execute(path, run):
-    papermill.execute_notebook(
-        NOTEBOOK, path, parameters={"run": str(run)}, kernel_name="python3", cwd=path.parent, progress_bar=False
-    )
+def execute(run, warm_address):
+    """Execute the report of a run next to it and return the path."""
+    request = {"notebook": NOTEBOOK, "parameters": {"run": str(run)}, "warm": warm_address}
+    assert steps.execute_notebook(request, run.parent) == ""
+    return run.parent / steps.NOTEBOOK
 
 
 def page_of(tmp_path, *cells, **options):
@@ -75,7 +76,7 @@ def test_every_picture_has_a_text_that_stands_in_for_it(exported):
     assert all(re.search(r'aria-label="[^"]{40}', opening) and 'role="img"' in opening for opening in pictures)
 
 
-def test_the_report_of_forty_variants_is_light_too(tmp_path, monkeypatch):
+def test_the_report_of_forty_variants_is_light_too(tmp_path, warm_address, monkeypatch):
     base, made = examples.MADE_UP["baseline"], {}
     for i in range(1, 41):
         _, size, parameters, macs, zeroed, *_ = base
@@ -96,8 +97,7 @@ def test_the_report_of_forty_variants_is_light_too(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "MADE_UP", {"baseline": base, **made, **narrow})
     monkeypatch.setattr(examples, "RECIPES", (*recipes, examples.NARROW))
     run = examples.write_run(tmp_path / "run")
-    execute(tmp_path / "executed.ipynb", run)
-    export.html(tmp_path / "executed.ipynb", tmp_path / "report.html", title="forty")
+    export.html(execute(run, warm_address), tmp_path / "report.html", title="forty")
     text = (tmp_path / "report.html").read_text()
     assert len(text.encode()) < LIMIT
     assert all(f'id="layers-of-{name}"' in text and f">{name}<" in text for name in made)
@@ -148,11 +148,6 @@ def test_the_report_also_leaves_its_results_for_machines(exported):
 def test_the_report_leaves_cards_that_say_what_was_measured(exported):
     card = json.loads((exported / "run/variants/channels-50/model-card.json").read_text())
     assert {one["target"] for one in card["figures"] if one["speedup"]} == {"cpu/torch", "cpu/onnxruntime"}
-
-
-def test_a_missing_run_folder_is_an_error_that_names_the_remedy(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="shrinkkit run digits-cnn"):
-        execute(tmp_path / "executed.ipynb", tmp_path / "nothing")
 
 
 def test_an_error_is_legible_and_no_terminal_code_is_left(tmp_path):
