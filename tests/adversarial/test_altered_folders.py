@@ -108,6 +108,11 @@ def of_the_baseline(path):
 ALTERED = (one_byte, same_size, longer, shorter, empty, gone, a_folder, a_link)
 
 
+def each_way(first, *others):
+    """Return the first file with every alteration, and the others, which are hashed alike, with two."""
+    return [(first, alter) for alter in ALTERED] + [(file, alter) for file in others for alter in (one_byte, a_link)]
+
+
 def called(value):
     return value.__name__ if callable(value) else None
 
@@ -144,15 +149,17 @@ def test_a_run_as_it_was_written_has_its_numbers_and_no_note(run):
     assert quoted(run, found, NAME, TARGET)[3] == ["measured"]
 
 
-@pytest.mark.parametrize("alter", [*ALTERED, of_the_baseline], ids=called)
 @pytest.mark.parametrize("name", [NAME, BASELINE])
-@pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
+@pytest.mark.parametrize(("file", "alter"), each_way("model.torchscript.pt", "variant.json"), ids=called)
 def test_no_number_of_an_altered_variant_is_quoted(run, name, file, alter):
-    if (name, alter) == (BASELINE, of_the_baseline):
-        alter = one_byte
-    path = f"variants/{name}/{file}"
-    alter(run / path)
+    alter(run / "variants" / name / file)
     nothing_is_quoted(run, name, TARGET, file)
+
+
+@pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
+def test_no_number_of_a_variant_with_a_file_of_the_baseline_is_quoted(run, file):
+    of_the_baseline(run / "variants" / NAME / file)
+    nothing_is_quoted(run, NAME, TARGET, file)
 
 
 @pytest.mark.parametrize("file", ["model.torchscript.pt", "variant.json"])
@@ -211,8 +218,9 @@ def test_an_edited_record_of_a_variant_tells_nothing(run, field):
     nothing_is_quoted(run, NAME, TARGET, "variant.json")
 
 
-@pytest.mark.parametrize("alter", ALTERED, ids=called)
-@pytest.mark.parametrize("file", ["model-card.json", "README.md", "SHA256SUMS", "reference.safetensors"])
+@pytest.mark.parametrize(
+    ("file", "alter"), each_way("model-card.json", "README.md", "SHA256SUMS", "reference.safetensors"), ids=called
+)
 def test_other_altered_files_are_noted(run, file, alter):
     path = f"variants/{NAME}/{file}"
     alter(run / path)
@@ -248,17 +256,13 @@ def recorded(run):
     return run
 
 
-@pytest.mark.parametrize("alter", ALTERED, ids=called)
 @pytest.mark.parametrize(
-    "file",
-    [
-        "model.torchscript.pt",
-        "model.onnx",
-        "variant.json",
-        "reference.safetensors",
-        "weights.safetensors",
-        "structure.json",
-    ],
+    ("file", "alter"),
+    each_way(
+        *("model.torchscript.pt", "model.onnx", "variant.json"),
+        *("reference.safetensors", "weights.safetensors", "structure.json"),
+    ),
+    ids=called,
 )
 def test_a_step_with_an_altered_file_is_not_cached(recorded, file, alter):
     assert previewed(recorded)[1] == "cached"
@@ -354,8 +358,17 @@ DAMAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-@pytest.mark.parametrize("file", ["study.json", "status.json", f"variants/{NAME}/variant.json", MEASURED])
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        *(("status.json", what) for what in DAMAGE),
+        *(
+            (file, what)
+            for file in ("study.json", f"variants/{NAME}/variant.json", MEASURED)
+            for what in ("half", "null", "whole deep", "a later version", "no text")
+        ),
+    ],
+)
 def test_damaged_json_is_told_and_nothing_breaks(run, file, what):
     data = DAMAGE[what]
     (run / file).write_bytes(data if isinstance(data, bytes) else data.encode())
