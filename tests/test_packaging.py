@@ -25,8 +25,7 @@ task: digits-lstm
 recipes: [dynamic-int8]
 targets: [cpu/torch]
 threads: 1
-batch_sizes: []
-thread_counts: []
+effort: quick
 """
 
 

@@ -47,39 +47,24 @@ def test_every_module_of_the_driver_can_be_imported():
 
 
 @pytest.mark.slow
-def test_a_child_is_started_heard_and_stopped(tmp_path):
+def test_children_are_stopped_run_folders_held_and_runs_prepared(tmp_path):
     code = """
-from shrinkkit.core import processes
+from pathlib import Path
+from shrinkkit import cli
+from shrinkkit.core import processes, store
+from shrinkkit.core.run_folder import RunFolder
+from shrinkkit.pipeline.run_status import log
 call = [sys.executable, "-c", "import sys, time; print('here', file=sys.stderr, flush=True); time.sleep(60)"]
 lines = []
 ended = processes.run(call, limit_s=5, on_line=lambda line: bool(lines.append(line)), patience_s=1)
 assert (ended.status, lines) == (None, ["here"]), ended
-"""
-    ended = bare(code, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-
-
-@pytest.mark.slow
-def test_a_run_folder_is_held_and_its_log_grows(tmp_path):
-    code = """
-from pathlib import Path
-from shrinkkit.core import store
-from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.pipeline.run_status import log
 with store.hold(Path()):
     log(RunFolder("."), "a line")
-from shrinkkit.core.processes import short_folder
-with short_folder() as folder:
+with processes.short_folder() as folder:
     assert folder.is_dir()
+sys.exit(cli.main(["run", "digits-cnn", "--dry-run"]))
 """
     ended = bare(code, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "a line" in (tmp_path / "run.log").read_text()
-
-
-@pytest.mark.slow
-def test_the_command_line_prepares_a_run(tmp_path):
-    code = "from shrinkkit import cli; sys.exit(cli.main(['run', 'digits-cnn', '--dry-run']))"
-    ended = bare(code, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
     assert "5-report" in ended.stdout

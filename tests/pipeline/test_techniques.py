@@ -53,7 +53,7 @@ def study(tmp_path_factory):
     (folder / "low-rank-int8.yaml").write_text(block("yaml")[0])
     recipe = str(folder / "low-rank-int8.yaml")
     study = studies.study(str(TASK), recipes=[recipe], targets=["cpu/torch"], name="outside")
-    return study.model_copy(update={"batch_sizes": (), "thread_counts": ()})
+    return study.model_copy(update={"effort": "quick"})
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,7 @@ def test_a_float_file_gives_the_outputs_of_the_model_at_any_batch(runtime, built
     for copy in (loaded, loaded.clone()):
         assert torch.allclose(copy(x), expected, atol=1e-5)
     assert file.max_relative_error <= file.tolerance
+    assert file.exact_on == ""
     assert file.inputs[0].shape == ("batch", 1, 8, 8)
 
 
