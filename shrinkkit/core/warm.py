@@ -7,6 +7,7 @@ client ends first, so does that process.
 Linux only: on macOS, system libraries do not survive a fork.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -194,7 +195,28 @@ def main(argv: list[str]) -> None:
 
         # What a task draws without a seed differs between processes.
         np.random.seed()
-    processes.become(*request["argv"])
+    status = _run(request["argv"])
+    # As at the end of any interpreter, but for freeing every module, which takes longer than many a step.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run a module as the main one of this process, and return the exit status."""
+    try:
+        processes.become(*argv)
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        return int(ended.code) if isinstance(ended.code, int) else bool(ended.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
 
 
 def _keep(child: int, connection: socket.socket) -> None:

@@ -44,7 +44,7 @@ QUANTIZER = "nncf.quantization"
 """What only steps that time anything import too, so that the first step need not wait for it."""
 MEMORY_IMPORTS = ("shrinkkit.measure.peak_memory", "shrinkkit.runtimes.torch.backend")
 """What the process that measures peak memory imports; more would count as memory of the runtime."""
-SAVE_EVERY_S = 2.0
+SAVE_EVERY_S, SHUTDOWN_S = 2.0, 2.0
 _PHASE = "shrinkkit phase: "
 """Starts a line of a step's standard error that names the section of the notebook which is being executed."""
 
@@ -212,7 +212,9 @@ def execute_notebook(request: Mapping[str, Any], folder: Path) -> str:
         # papermill takes braces in a path for a template, so it gets a bare name. The path of a socket must be short.
         with contextlib.chdir(folder), processes.short_folder() as sockets:
             # Kernels on TCP race for ports when several start at once. Windows has no such sockets.
-            kernel = {"transport": "ipc", "ip": str(sockets / "kernel")} if os.name == "posix" else {}
+            kernel: dict[str, Any] = {"transport": "ipc", "ip": str(sockets / "kernel")} if os.name == "posix" else {}
+            # Now and then ipykernel waits for a thread that has ended, and is terminated after half of this.
+            kernel["shutdown_wait_time"] = SHUTDOWN_S
             options = {"kernel_name": "python3", "language": "python", "progress_bar": False, "engine_name": _engine()}
             options |= {"kernel_manager_class": _kernel_manager(request["warm"]), "on_cell_start": _print_phase}
             options |= {"config": Config({"KernelManager": kernel}), "parameters": dict(request["parameters"])}

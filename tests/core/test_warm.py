@@ -71,6 +71,16 @@ def test_imports_are_shared_and_nothing_else_runs_in_it(run):
     assert run(source).output == "True False 1 True\nTrue [0, 1, 2]\n"
 
 
+def test_it_ends_in_order_although_nothing_is_freed(run):
+    source = """
+        import atexit, threading, time
+        atexit.register(print, "at exit")
+        threading.Thread(target=lambda: (time.sleep(0.2), print("in a thread"))).start()
+    """
+    ended = run(source)
+    assert (ended.status, ended.output) == (0, "in a thread\nat exit\n")
+
+
 def test_a_module_can_be_made_missing(run):
     assert run("import colorsys").errors.splitlines()[-1].startswith("ModuleNotFoundError: import of colorsys halted")
 
