@@ -128,15 +128,10 @@ class PreparedRun:
             error = f"The notebook ended without leaving {step.leaves}."
         if not error and step.leaves and (error := sources.changed(self.task_files)):
             record.unlink()
-        status.set(
-            step.name,
-            state="failed" if error else "done",
-            error=error,
-            note=ended.note,
-            duration_s=time.monotonic() - start,
-            # What a benchmark saved before it failed is evidence too.
-            files={} if error and step.notebook != BENCHMARK else self.run.step_files(step.leaves),
-        )
+        changes: dict[str, Any] = {"error": error, "note": ended.note, "duration_s": time.monotonic() - start}
+        # What a benchmark saved before it failed is evidence too.
+        files = {} if error and step.notebook != BENCHMARK else self.run.step_files(step.leaves)
+        status.set(step.name, state="failed" if error else "done", files=files, **changes)
 
     def _resumes(self, step: Planned, inputs_sha256: str, before: Step | None) -> bool:
         """Return whether a benchmark with the same inputs did not end well, so that what it saved is kept."""

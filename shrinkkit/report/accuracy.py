@@ -165,9 +165,8 @@ def regressions(by_target: Mapping[str, Mapping[str, Accuracy]]) -> Shown:
         for one in accuracy.worst_regressions:
             examples.setdefault(one.index, {})[key] = one
     places = {name: [at for other, at in compared if other == name] for name, _ in compared}
-    rows: list[Row] = []
-    for name in places:
-        rows.append({"variant": name, **{at: _regressions(compared.get((name, at))) for at in by_target}})
+    by_place = {name: {at: _regressions(compared.get((name, at))) for at in by_target} for name in places}
+    rows: list[Row] = [{"variant": name, **counts} for name, counts in by_place.items()]
     counts = table(f"Regressions by variant, of {max(len(a.scores) for a in compared.values()):,} examples", rows)
     grouped = [_by_outcome(found, places) for found in sorted(examples.values(), key=len, reverse=True)]
     return Several((counts, *_examples(grouped)))
@@ -202,15 +201,11 @@ def _examples(grouped: Sequence[Sequence[Outcome]]) -> tuple[Shown, ...]:
     caption = f"Regressions by example, the most frequent first; {len(shown)} of {len(grouped)} recorded"
     if pictured:
         return (Strip(caption, tuple(map(image, shown))),)
-    rows: list[Row] = [
-        {
-            "example": f"{found[0][0].index:,}",
-            "label": found[0][0].label,
-            "baseline": _outcome(found[0][0])[0],
-            "variants": "; ".join(f"{_outcome(one)[1]}: {names}" for one, names in found),
-        }
-        for found in shown
-    ]
+    rows: list[Row] = []
+    for found in shown:
+        first, variants = found[0][0], "; ".join(f"{_outcome(one)[1]}: {names}" for one, names in found)
+        row = {"example": f"{first.index:,}", "label": first.label, "baseline": _outcome(first)[0]}
+        rows.append({**row, "variants": variants})
     return (table(caption, rows, text=("label", "baseline", "variants"), folded=True),)
 
 
@@ -245,10 +240,8 @@ def saturation(record: TargetRecord) -> Shown:
                 "layers compared": Cell(f"{len(check.layers)}", details),
             }
             rows.append(row)
-        rows += [
-            {"variant": measurement.variant, "kernels": Cell(note, tone="warning", wide=True)}
-            for note in measurement.notes
-        ]
+        reasons = (Cell(note, tone="warning", wide=True) for note in measurement.notes)
+        rows += [{"variant": measurement.variant, "kernels": cell} for cell in reasons]
     if not rows:
         return Statement(f"No variant computes in int8 on {record.target}.")
     return table("Int8 kernels vs. FP32 emulation", rows, _INTEGERS_NOTE, text=("kernels",))

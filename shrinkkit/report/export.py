@@ -114,12 +114,9 @@ def templates() -> Path:
 def _options(template_file: str) -> dict[str, Any]:
     from traitlets.config import Config
 
-    return {
-        "template_name": TEMPLATE.name,
-        "template_file": template_file,
-        "extra_template_basedirs": [str(TEMPLATE.parent), str(templates())],
-        "config": Config({"NbConvertBase": {"display_data_priority": _PREFERRED}}),
-    }
+    config = Config({"NbConvertBase": {"display_data_priority": _PREFERRED}})
+    named = {"template_name": TEMPLATE.name, "template_file": template_file}
+    return {**named, "config": config, "extra_template_basedirs": [str(TEMPLATE.parent), str(templates())]}
 
 
 def _read(path: str | Path) -> Any:

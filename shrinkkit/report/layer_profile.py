@@ -57,14 +57,10 @@ def causes(measurement: Measurement, variant: Variant, record: TargetRecord) -> 
     timed, before = measurement.latency, next((m for m in record.measurements if m.variant == BASELINE), None)
     if timed is None or not _is_valid(measurement):
         return ()
+    options: dict[str, Any] = {"runtime": _runtime(record), "denormals": measurement.denormals}
+    baseline = before.layers if before and _is_valid(before) else ()
     sentences = diagnosis.slow_down(
-        before.layers if before and _is_valid(before) else (),
-        measurement.layers,
-        variant.audit,
-        runtime=_runtime(record),
-        denormals=measurement.denormals,
-        speedup=timed.speedup,
-        verdict=timed.verdict,
+        baseline, measurement.layers, variant.audit, speedup=timed.speedup, verdict=timed.verdict, **options
     )
     converting = total_ms([t for t in measurement.layers if t.converts]) >= NOTABLE * total_ms(measurement.layers)
     return () if timed.verdict == "faster" and not converting else sentences

@@ -210,12 +210,9 @@ def _dense_zeros(rows: Sequence[Row]) -> Iterator[str]:
 def objectives(row: Row, results: Results) -> tables.Row:
     """Return the cells of what a Pareto-optimal row is optimal in, and of its target."""
     change = cells.change(row.difference, is_fraction=results.is_fraction)
-    return {
-        "target": str(row.place.target),
-        "vs PyTorch": cells.speedup(row.speedup_today, row.timing_today),
-        "file size": cells.size(row.size_bytes),
-        f"{DELTA} {results.metric_title}": change,
-    }
+    speed, size = cells.speedup(row.speedup_today, row.timing_today), cells.size(row.size_bytes)
+    target = str(row.place.target)
+    return {"target": target, "vs PyTorch": speed, "file size": size, f"{DELTA} {results.metric_title}": change}
 
 
 def speedup_breakdown(results: Results) -> Shown:
@@ -285,17 +282,11 @@ def artifacts(results: Results) -> Several:
 
 def model_files(results: Results) -> Table:
     """Return every model file with its size, SHA-256 and seed."""
-    rows: list[tables.Row] = [
-        {
-            "variant": name,
-            "file": file.path,
-            "size": cells.size(file.size_bytes),
-            "seed": Cell(str(variant.seed), tone="quiet"),
-            "SHA-256": file.sha256,
-        }
-        for name, variant in results.variants.items()
-        for file in variant.files
-    ]
+    rows: list[tables.Row] = []
+    for name, variant in results.variants.items():
+        for file in variant.files:
+            row: tables.Row = {"variant": name, "file": file.path, "size": cells.size(file.size_bytes)}
+            rows.append({**row, "seed": Cell(str(variant.seed), tone="quiet"), "SHA-256": file.sha256})
     note = "Paths are relative to the variant's folder."
     return tables.table(f"Model files ({len(rows)})", rows, note, text=("file", "SHA-256"))
 

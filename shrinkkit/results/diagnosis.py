@@ -195,9 +195,8 @@ def _contradiction(pair: _Pair) -> list[str]:
     by_layers = total_ms(pair.baseline) / pair.total
     if abs(math.log(by_layers / pair.speedup.value)) < math.log(_CONTRADICTION):
         return []
-    text = (
-        f"Layer times add up to {_ms(pair.total)}, {_ms(total_ms(pair.baseline))} before: {formats.times(by_layers)},"
-    )
+    before = _ms(total_ms(pair.baseline))
+    text = f"Layer times add up to {_ms(pair.total)}, {before} before: {formats.times(by_layers)},"
     rest = f"not the {formats.times(pair.speedup.value)} of the paired timing, so they are not compared. The difference"
     return [f"{text} {rest} is spent between operators, or other processes disturbed one of the two."]
 

@@ -346,11 +346,10 @@ def _pending(step: Step) -> str:
 def _invalid(measurement: Measurement | None, sha256: str, target: str) -> tuple[str, str] | None:
     if measurement and measurement.error:
         return "failed", measurement.error
-    changed = (
-        "Its model file has changed since it was measured." if measurement else "The benchmark did not include it."
-    )
-    is_current = measurement and measurement.file_sha256 == sha256
-    return None if is_current else ("not run", f"{changed} {how_to_remeasure(target)}")
+    if measurement and measurement.file_sha256 == sha256:
+        return None
+    why = "Its model file has changed since it was measured." if measurement else "The benchmark did not include it."
+    return "not run", f"{why} {how_to_remeasure(target)}"
 
 
 def _figures(measurement: Measurement, runtime: Comparison | None) -> dict[str, Any]:
@@ -390,14 +389,12 @@ def _names(
 def target_table(of: Results, target: str) -> Table:
     """Return the rows of one place in few characters: size, score, latency and speed-ups, or why there are none."""
     titles = ("size", "score", "change", "latency", "vs FP32", "vs PyTorch")
-    rows = tuple(
-        (Cell(row.variant), *_figure_cells(row, of.is_fraction))
-        if row.state == "measured"
-        else (Cell(row.variant), Cell(f"{row.state}: {row.reason}", tone="warning", wide=True))
-        for row in of.rows
-        if row.target == target and not row.intermediate
-    )
-    return Table(of.where(target), (Column("variant"), *(Column(title, True) for title in titles)), rows, folded=False)
+    rows = []
+    for row in (row for row in of.rows if row.target == target and not row.intermediate):
+        reason = Cell(f"{row.state}: {row.reason}", tone="warning", wide=True)
+        rows.append((Cell(row.variant), *(_figure_cells(row, of.is_fraction) if row.state == "measured" else [reason])))
+    columns = (Column("variant"), *(Column(title, True) for title in titles))
+    return Table(of.where(target), columns, tuple(rows), folded=False)
 
 
 _MARKS = {"within budget": " ok", "over budget": " no", "cannot tell": " ?", "": ""}

@@ -274,12 +274,8 @@ def _runtime(results: Results, rows: Sequence[Row]) -> Iterator[str]:
 
 def _noise(results: Results) -> Iterator[Cause]:
     """Yield a warning about variants that were left out because their timing is too noisy."""
-    names = [
-        _where(row, results)
-        for row in results.rows
-        if row.timing_today == "too noisy" and row.accuracy_verdict == "within budget" and not row.intermediate
-        if _in_budget(row.target, results)
-    ]
+    within = [r for r in results.rows if r.accuracy_verdict == "within budget" and _in_budget(r.target, results)]
+    names = [_where(row, results) for row in within if row.timing_today == "too noisy" and not row.intermediate]
     if names and results.budget.want != "smallest":
         text = f"Left out because the machine was too noisy: {', '.join(names)}. Run again on a quieter machine."
         yield Cause(len(names), "timing", "too noisy", _SAMPLES, (text,))
@@ -319,10 +315,8 @@ def _drift(results: Results) -> Iterator[Cause]:
     times_ms = {target: latency.value for target, latency in latencies.items() if latency}
     if times_ms and max(times_ms.values()) > DRIFT * min(times_ms.values()):
         listed = ", ".join(f"{formats.milliseconds(ms)} ({_named(results, at)})" for at, ms in times_ms.items())
-        text = (
-            f"The machine's speed changed between targets: your module took {listed}. Speed-ups are valid, because "
-            "models are timed interleaved; do not compare latencies of different targets."
-        )
+        text = f"The machine's speed changed between targets: your module took {listed}. Speed-ups are valid, because"
+        text += " models are timed interleaved; do not compare latencies of different targets."
         yield Cause(1, "change", "of the machine's speed", _SAMPLES, (text,))
 
 

@@ -32,11 +32,8 @@ FLOAT_ERROR = 1e-4
 
 def parametrized(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of `model` that hold parameters themselves, by name, `ROOT` for the model itself."""
-    return {
-        name or ROOT: module
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    }
+    named = model.named_modules()
+    return {name or ROOT: m for name, m in named if next(m.parameters(recurse=False), None) is not None}
 
 
 def tied(model: nn.Module) -> dict[str, list[str]]:
@@ -179,16 +176,12 @@ def difference(expected: torch.Tensor, output: torch.Tensor, *, step: float) -> 
 
 def integer_check(error: float, layers: Mapping[str, Sequence[Difference]]) -> IntegerCheck:
     """Return the record of a comparison, given the error of the outputs and the differences of each layer."""
-    return IntegerCheck(
-        max_relative_error=error,
-        layers={name: max(d.share for d in differences) for name, differences in layers.items()},
-        saturated=tuple(name for name, differences in layers.items() if not all(d.explained for d in differences)),
-    )
+    shares = {name: max(d.share for d in differences) for name, differences in layers.items()}
+    saturated = tuple(name for name, differences in layers.items() if not all(d.explained for d in differences))
+    return IntegerCheck(error, shares, saturated)
 
 
 def unchecked(path: Path, reason: str) -> Unsupported:
     """Return the error that a file cannot be checked for saturation."""
-    return Unsupported(
-        f"Cannot check {path.name} for int8 saturation: {reason}. "
-        "Compare its accuracy with that on a processor with VNNI."
-    )
+    remedy = "Compare its accuracy with that on a processor with VNNI."
+    return Unsupported(f"Cannot check {path.name} for int8 saturation: {reason}. {remedy}")

@@ -323,9 +323,8 @@ def _with_gradients(model: nn.Module, gradients: Gradients) -> nn.Module:
     with torch.enable_grad():
         loss = gradients(model)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            text = (
-                f"`gradients` must return a loss of one element that depends on the model, got {type(loss).__name__}."
-            )
+            kind = type(loss).__name__
+            text = f"`gradients` must return a loss of one element that depends on the model, got {kind}."
             raise InvalidInput(f"{text} Return `task.loss(model(inputs), target)`, for example.")
         loss.backward()  # type: ignore[no-untyped-call]
     return model

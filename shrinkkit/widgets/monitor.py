@@ -84,15 +84,10 @@ def table(courses: Mapping[str, Course], *, stopped: bool = False) -> Table:
     caption = f"Speed-up over time: {formats.counted(len(courses), 'comparison')}"
     if stopped:
         caption = f"Interrupted in comparison {len(courses)}, which gets no verdict"
-    rows: list[tables.Row] = [
-        {
-            "variant": name,
-            "95 % CI over time": Cell(_summary(course), svg=_chart(name, course)),
-            "speed-up": _last(course),
-            "blocks": str(course[-1][0]),
-        }
-        for name, course in courses.items()
-    ]
+    rows: list[tables.Row] = []
+    for name, course in courses.items():
+        row: tables.Row = {"variant": name, "95 % CI over time": Cell(_summary(course), svg=_chart(name, course))}
+        rows.append({**row, "speed-up": _last(course), "blocks": str(course[-1][0])})
     return tables.table(caption, rows, _NOTE, text=("95 % CI over time",), folded=False)
 
 

@@ -111,11 +111,8 @@ def prunable(model: nn.Module, stage: Stage) -> tuple[str, ...]:
 def pruned(task: Task, model: nn.Module, made: Made, stage: Stage, *, layer: str = NONE) -> Several:
     """Return a chart of what a stage keeps, the model's size before and after, a layer report, and the settings."""
     models = (model, made.model)
-    size = show.shrunk(
-        parameters=[*map(parameters, models)],
-        macs=[macs(one, task.example) for one in models],
-        sparsity=[*map(sparsity, models)],
-    )
+    work, zeros = [macs(one, task.example) for one in models], [*map(sparsity, models)]
+    size = show.shrunk(parameters=[*map(parameters, models)], macs=work, sparsity=zeros)
     report = audit_table(layer_report.compare(*models, {}, made.left_alone), sparsity=sparsity(made.model))
     settings = _settings(stage)
     return Several(

@@ -14,13 +14,8 @@ from shrinkkit.runtimes.onnxruntime.spec import PROVIDERS, OnnxRuntime
 from shrinkkit.tasks.modules import Example
 
 ERRORS: tuple[type[Exception], ...] = (
-    states.Fail,
-    states.InvalidProtobuf,
-    states.InvalidGraph,
-    states.NotImplemented,
-    states.RuntimeException,
-    states.InvalidArgument,
-    states.NoSuchFile,
+    *(states.Fail, states.InvalidProtobuf, states.InvalidGraph, states.NotImplemented),
+    *(states.RuntimeException, states.InvalidArgument, states.NoSuchFile),
 )
 
 

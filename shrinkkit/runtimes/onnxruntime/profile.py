@@ -35,13 +35,12 @@ INT8_OPERATORS = frozenset(
 def int8_layers(path: Path, request: BuildRequest) -> dict[str, LayerPrecision]:
     """Return how ONNX Runtime runs each layer of the model of `request`, by the weights that it has as integers."""
     weights, same = int8_weights(path), tied(request.model)
-    return precisions(
-        request,
-        "ONNX Runtime",
+
+    def runs_as(name: str) -> str:
         # A bidirectional or stacked LSTM is several operators.
-        lambda name: "int8" if any(w.startswith(f"{layer}.") for layer in same[name] for w in weights) else "",
-        reason=no_recurrent("ONNX Runtime", nn.GRU),
-    )
+        return "int8" if any(w.startswith(f"{layer}.") for layer in same[name] for w in weights) else ""
+
+    return precisions(request, "ONNX Runtime", runs_as, reason=no_recurrent("ONNX Runtime", nn.GRU))
 
 
 @copies.freeing_large_blocks()
