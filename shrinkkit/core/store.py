@@ -50,11 +50,9 @@ def read(path: str | os.PathLike[str], kind: type[R]) -> R:
         raise InvalidInput(f"{path} must be a JSON record, but cannot be read: {error}. Run its step again.") from error
     version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        raise InvalidInput(
-            f"{path} has schema version {version!r:.40}, this shrinkkit reads {SCHEMA_VERSION}. "
-            + ("Update shrinkkit." if newer else "Run the study again.")
-        )
+        remedy = "Update shrinkkit" if isinstance(version, int) and version > SCHEMA_VERSION else "Run the study again"
+        text = f"{path} has schema version {version!r:.40}, this shrinkkit reads {SCHEMA_VERSION}."
+        raise InvalidInput(f"{text} {remedy}.")
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:

@@ -251,12 +251,10 @@ class ProgressBar(Shown):
     def __repr__(self) -> str:
         share = formats.percent(self.done / self.total) if self.done < self.total else "done"
         state = f"{share} in {self.elapsed_s:.1f} s" if self.done else "running" if self.total else "nothing to do"
-        return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}{self._left()}"
-
-    def _left(self) -> str:
         left_s = self.elapsed_s * (self.total / self.done - 1) if self.done else 0
         left = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
-        return f", about {left} left" if self.elapsed_s >= 2 and left_s >= 1 else ""
+        rest = f", about {left} left" if self.elapsed_s >= 2 and left_s >= 1 else ""
+        return f"{self.work}{f' ({self.note})' if self.note else ''}: {state}{rest}"
 
 
 def table(

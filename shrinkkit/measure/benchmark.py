@@ -73,21 +73,18 @@ def time_pair(
     contention = disturbance(start, end, threads=here.threads, cores=machines.cores())
     samples = timed.samples.rounded()
     conclusion = conclude(samples, withheld=contention.withheld, stopped=timed.stopped, seed=protocol.seed)
+    fields: dict[str, Any] = {name: value for name, value in vars(timed).items() if name != "samples"}
+    fields |= {f"{arm}_samples_ms": tuple(slots) for arm, slots in vars(samples).items()}
     return Comparison(
         reference=reference.name,
         candidate=candidate.name,
         conditions=here,
         candidate_runtime=candidate.conditions.runtime,
         **vars(conclusion),
-        reference_samples_ms=tuple(samples.reference),
-        candidate_samples_ms=tuple(samples.candidate),
-        control_samples_ms=tuple(samples.control),
-        warmup_calls=timed.warmup_calls,
-        steady=timed.steady,
         disturbance=contention,
         duration_s=end.wall_s - start.wall_s,
         seed=protocol.seed,
-        stopped=timed.stopped,
+        **fields,
     )
 
 

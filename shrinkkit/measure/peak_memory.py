@@ -162,12 +162,9 @@ def _count(path: Path, example: Example, request: Mapping[str, Any]) -> dict[str
     with torch.inference_mode():
         for _ in range(CALLS):
             call()
-    return {
-        "runtime_bytes": before + _code() - code - sum(x.nbytes for x in example),
-        "load_bytes": load_bytes,
-        "peak_bytes": max(load_bytes, peak()),
-        "method": "allocator" if device == "cuda" else "resident",
-    }
+    runtime_bytes = before + _code() - code - sum(x.nbytes for x in example)
+    sizes = {"runtime_bytes": runtime_bytes, "load_bytes": load_bytes, "peak_bytes": max(load_bytes, peak())}
+    return {**sizes, "method": "allocator" if device == "cuda" else "resident"}
 
 
 def _status(field: str) -> int:

@@ -177,13 +177,11 @@ def text(verification: Verification) -> str:
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
-    return (
-        finding.target,
-        finding.state,
-        f"{finding.max_relative_error:.1e} (ok: {finding.limit:g})" if finding.max_relative_error is not None else "",
-        formats.milliseconds(finding.latency_ms.value) if finding.latency_ms else "",
-        f"{formats.speedup(finding.speedup)} {finding.verdict}" if finding.speedup else "",
-    )
+    error = finding.max_relative_error
+    latency = formats.milliseconds(finding.latency_ms.value) if finding.latency_ms else ""
+    speed = f"{formats.speedup(finding.speedup)} {finding.verdict}" if finding.speedup else ""
+    errors = "" if error is None else f"{error:.1e} (ok: {finding.limit:g})"
+    return finding.target, finding.state, errors, latency, speed
 
 
 def _conclusion(verification: Verification) -> str:

@@ -397,9 +397,7 @@ def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
     dataset, batch = getattr(task, split), len(task.example[0])
     chosen = spaced(len(dataset), batch if split == "train" else _EXAMPLES_SCORED)
     chosen = [chosen[i] for i in torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()]
-    scored: list[tuple[Tensor, Tensor, Tensor]] = []
-    previous: list[Any] = []
-    halved: list[tuple[Tensor, Tensor]] = []
+    scored, halved, previous = list[tuple[Tensor, Tensor, Tensor]](), list[tuple[Tensor, Tensor]](), list[Any]()
     for start in range(0, len(chosen), batch):
         indices = chosen[start : start + batch]
         where = f"{split}[{', '.join(map(str, indices[:8]))}{', ...' * (len(indices) > 8)}]"
@@ -414,11 +412,9 @@ def _split_scores(task: Task, split: str) -> tuple[Tensor, Tensor, Tensor]:
         shuffled = []
         for shift in range(1, _SHIFTS + 1):
             # Batches of other lengths cannot lend their targets.
-            other = (
-                outputs.convert(target, partial(torch.roll, shifts=shift, dims=0))
-                if task.varying
-                else default_collate([*previous, *targets][len(previous) - shift :][: len(targets)])
-            )
+            lent = [*previous, *targets][len(previous) - shift :][: len(targets)]
+            rolled = partial(torch.roll, shifts=shift, dims=0)
+            other = outputs.convert(target, rolled) if task.varying else default_collate(lent)
             shuffled.append(_scores(task.score, output, other, len(indices), f"`{where}` with other targets"))
         zeros = _scores_of_zeros(task.score, output, target, len(indices))
         scored.append((scores, torch.stack(shuffled, 1), zeros))

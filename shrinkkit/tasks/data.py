@@ -187,9 +187,8 @@ def map_style(data: Any, name: str) -> tuple[Any, str]:
         if data.batch_sampler is None or data.collate_fn is default_collate:
             return source, ""
         return Mapped(len(source), lambda i: unbatched(data.collate_fn([source[i]]))[0]), ""  # type: ignore[arg-type]
-    if isinstance(data, Tensor) or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        return data, ""
-    return _materialised(data, name) if isinstance(data, Iterable) else (data, "")
+    is_map = isinstance(data, Tensor) or (hasattr(data, "__len__") and hasattr(data, "__getitem__"))
+    return (data, "") if is_map or not isinstance(data, Iterable) else _materialised(data, name)
 
 
 def _materialised(data: Iterable[Any], name: str) -> tuple[list[Any], str]:

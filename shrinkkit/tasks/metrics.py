@@ -46,12 +46,10 @@ class Metric:
             kind = type(function).__name__
             raise InvalidTask(f"`higher_is_better` of {kind} must be known. Pass it to `Metric({kind}(...))`.")
         named = getattr(function, "__name__", "metric").strip("<>").replace("lambda", "metric")
-        fields = {
-            "function": _called(function) if is_object else function,
-            "name": self.name or (type(function).__name__ if is_object else named),
-            "higher_is_better": is_better is not False,
-            "percent": self.per_example if self.percent is None else self.percent,
-        }
+        percent = self.per_example if self.percent is None else self.percent
+        fields: dict[str, Any] = {"percent": percent, "higher_is_better": is_better is not False}
+        fields |= {"function": _called(function) if is_object else function}
+        fields |= {"name": self.name or (type(function).__name__ if is_object else named)}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 

@@ -373,13 +373,8 @@ def _groups(graph: Any, model: nn.Module, attention: Sequence[Attention]) -> Ite
             refusal, pieces = f"has {size} channels, which do not divide into {pieces} groups or heads", 1
         layers = tuple(n for m, n in names.items() if m in prunable and any(e.out and e.name == n for e in edits))
         grouped.update(layers)
-        yield Group(
-            layers=layers,
-            edits=edits,
-            units=_units(graph, found, (root, cut), size, pieces),
-            makes_output=any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep in together),
-            refusal=refusal,
-        )
+        makes_output = any(dep.target.type == tp.ops.OPTYPE.OUTPUT for dep in together)
+        yield Group(layers, edits, _units(graph, found, (root, cut), size, pieces), makes_output, refusal)
     for module in [m for m in traced if names[m] not in grouped]:
         refusal = "" if width(module) == 1 else "meets layers that have another number of channels"
         yield Group((names[module],), (), ((0,),), False, refusal)

@@ -137,12 +137,9 @@ def prune_channels(
     before, after = widths(model), widths(result)
     prunable = selection.inner() - selection.skipped
     total = sum(before[name] for name in prunable)
-    return Pruned(
-        result,
-        1 - sum(after[name] for name in prunable) / total if total else 0.0,
-        {name: why[name] for name, count in before.items() if after[name] == count and why.get(name)},
-        selection.refused,
-    )
+    fraction = 1 - sum(after[name] for name in prunable) / total if total else 0.0
+    kept = {name: why[name] for name, count in before.items() if after[name] == count and why.get(name)}
+    return Pruned(result, fraction, kept, selection.refused)
 
 
 @dataclass

@@ -59,13 +59,9 @@ def compare(model: nn.Module, quantized: nn.Module, inputs: Sequence[Example]) -
                 continue
             for a, call in zip(reference, found[name], strict=True):
                 sums[name].add(a, call.copied)
-    layers = tuple(
-        LayerError(name, "", None, why[name])
-        if name in why
-        else LayerError(name, _runs_as(after[name]), sums[name].error())
-        for name in names
-    )
-    return layers, sums[""].error()
+    compared = {name: LayerError(name, _runs_as(after[name]), sums[name].error()) for name in names if name not in why}
+    others = {name: LayerError(name, "", None, reason) for name, reason in why.items()}
+    return tuple(map((compared | others).__getitem__, names)), sums[""].error()
 
 
 @dataclass
