@@ -28,7 +28,7 @@ def start(folder, *, hup=signal.SIG_DFL, **variables):
         signal.signal(signal.SIGHUP, hup)
 
     return subprocess.Popen(
-        RUN, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        RUN, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env=os.environ | variables, preexec_fn=hear,
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def kernels(process):
 
 def working(child):
     """Wait until the run's first notebook is executed, and return all its processes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not kernels(child):
         assert child.poll() is None
         assert time.monotonic() < deadline
@@ -59,31 +59,38 @@ def state(folder):
     return status.steps[0].state
 
 
-@pytest.mark.parametrize(
-    ("numbers", "status"),
-    [
-        ([signal.SIGTERM], 143),
-        ([signal.SIGHUP], 129),
-        ([signal.SIGINT, signal.SIGINT], 130),
-        ([signal.SIGTERM, signal.SIGINT], 130),
-        ([signal.SIGKILL], -9),
-    ],
-    ids=lambda value: "+".join(n.name for n in value) if isinstance(value, list) else str(value),
-)
-def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers, status):
+def test_ctrl_c_ends_a_run_with_a_sentence_and_leaves_no_process(tmp_path):
+    child = start(tmp_path)
+    below = working(child)
+    os.kill(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"run the same command again" in said
+    assert living(below) == []
+    assert state(tmp_path) == "interrupted"
+    names = {path.name for path in (tmp_path / "reports/digits-cnn").iterdir()}
+    assert names <= {".lock", "run.log", "status.json", "steps", "study.json"}
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGHUP], [signal.SIGTERM, signal.SIGINT]], ids=["HUP", "TERM+INT"])
+def test_a_run_that_is_killed_leaves_no_process(tmp_path, numbers):
     child = start(tmp_path)
     below = working(child)
     for number in numbers:
         os.kill(child.pid, number)
         time.sleep(0.15)
-    assert child.wait(timeout=60) in ({status, 143} if len(numbers) > 1 else {status})
+    child.communicate(timeout=60)
+    assert child.returncode in ([129] if numbers == [signal.SIGHUP] else [130, 143])
     assert living(below) == []
-    assert state(tmp_path) in (["interrupted"] if len(numbers) == 1 and status > 0 else ["interrupted", "running"])
+    assert state(tmp_path) in (["interrupted"] if len(numbers) == 1 else ["interrupted", "running"])
 
 
-def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_path):
-    child = start(tmp_path)
-    working(child)
+def test_a_run_under_nohup_outlives_its_terminal_and_a_killed_step_which_takes_its_kernel_along(tmp_path):
+    child = start(tmp_path, hup=signal.SIG_IGN)
+    below = working(child)
+    os.kill(child.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert child.poll() is None
     (step,) = running(child.pid, "shrinkkit.pipeline.steps")
     kernel = kernels(child)
     step.kill()
@@ -92,19 +99,12 @@ def test_a_step_that_is_killed_takes_its_kernel_along_and_the_run_goes_on(tmp_pa
         assert child.poll() is None
         time.sleep(0.1)
     assert state(tmp_path) == "failed"
-    os.kill(child.pid, signal.SIGTERM)
+    for _ in range(2):
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.15)
     child.communicate(timeout=60)
-
-
-def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone(tmp_path):
-    child = start(tmp_path, hup=signal.SIG_IGN)
-    working(child)
-    os.kill(child.pid, signal.SIGHUP)
-    time.sleep(0.5)
-    assert child.poll() is None
-    os.kill(child.pid, signal.SIGTERM)
-    child.communicate(timeout=60)
-    assert child.returncode == 143
+    assert child.returncode == 130
+    assert living(below) == []
 
 
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
@@ -112,6 +112,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
     below = working(child)
     child.kill()
     child.communicate()
+    assert child.returncode == -signal.SIGKILL
     assert living(below) == []
     run = tmp_path / "reports/digits-cnn"
     assert list(run.glob(".attempt-*"))
@@ -120,13 +121,15 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
     long = tmp_path / ("t" * 120)
     long.mkdir()
     again = start(tmp_path, TMPDIR=str(long))
-    working(again)
+    below = working(again)
     assert len(list(run.glob(".attempt-*"))) == 1
     assert not list(run.rglob(".making-x"))
     assert not list(run.rglob(f"*{PART}"))
     again.terminate()
     again.communicate(timeout=60)
     assert again.returncode == 143
+    assert living(below) == []
+    assert state(tmp_path) == "interrupted"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal of a parent's death is Linux's")

@@ -1,17 +1,10 @@
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import examples
-import psutil
 import pytest
-from children import running
 
 from shrinkkit.core import machines, store, studies
 from shrinkkit.core.measurement import TargetRecord
@@ -215,32 +208,6 @@ def test_a_benchmark_that_did_not_end_goes_on_where_it_was_stopped(run, study, w
 def test_a_run_folder_in_use_is_refused(run, prepared):
     with store.hold(run), pytest.raises(InvalidInput, match=r"in use by another run"):
         prepared.execute(SILENT)
-
-
-def test_an_interrupted_run_says_so_and_leaves_no_process(study, tmp_path):
-    (tmp_path / "s.yaml").write_text(RECIPES.format(task=TASK))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "shrinkkit.cli", "run", "s.yaml"], cwd=tmp_path, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        # A suite that a shell runs in the background was told to ignore Ctrl-C, and so would its children be.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    status = tmp_path / "reports/corner/status.json"
-    while not (
-        status.is_file()
-        and "running" in states(status.parent).values()
-        and running(child.pid, "shrinkkit.pipeline.steps")
-    ):
-        assert child.poll() is None
-        time.sleep(0.1)
-    os.kill(child.pid, signal.SIGINT)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert b"run the same command again" in said
-    assert states(status.parent)["1-baseline"] == "interrupted"
-    assert {path.name for path in status.parent.iterdir()} <= {".lock", "run.log", "status.json", "steps", "study.json"}
-    kernels = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(status.parent)]
-    assert psutil.wait_procs(kernels, timeout=10)[1] == []
 
 
 def test_rebuilding_the_report_of_no_run_is_refused(tmp_path):
