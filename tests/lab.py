@@ -26,24 +26,39 @@ def browser():
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+KERNEL = """
+import os, sys
+from shrinkkit.core import processes, warm
+kernel = warm.start(sys.argv[1], processes.command("ipykernel_launcher", "-f", sys.argv[2]), env=os.environ)
+sys.exit(kernel.wait())
+"""
+"""Code that runs a kernel which is forked from the process at an address."""
+
+
 @contextlib.contextmanager
-def server(folder):
-    """Start JupyterLab in `folder` and give its address; it keeps nothing of the user's and nothing is kept of it."""
+def server(folder, warm_address):
+    """Start JupyterLab in `folder` and give its address; it keeps nothing of the user's and nothing is kept of it.
+
+    Its kernels are forked from the process at `warm_address`, but for those called `cold`, which start as anywhere.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = folder / ".jupyter"
     where = {f"JUPYTER_{name}_DIR": str(own / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    where |= {"JUPYTERLAB_SETTINGS_DIR": str(own / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces")}
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-    ]
+    where |= {
+        "JUPYTER_PATH": str(own),
+        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+    }
+    warm, cold = ["-P", "-c", KERNEL, warm_address], ["-m", "ipykernel_launcher", "-f"]
+    for name, options in {"python3": warm, "cold": cold}.items():
+        kernel = own / "kernels" / name / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        argv = [sys.executable, *options, "{connection_file}"]
+        kernel.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--port={port}", "--ServerApp.port_retries=0"]
     command += ["--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.expose_app_in_browser=True"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url="]
     with (folder / "lab.log").open("w") as log:
