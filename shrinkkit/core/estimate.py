@@ -182,6 +182,11 @@ def inverse(ratio: Estimate) -> Estimate:
     return Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
 
 
+def rate(count: int, ms: Estimate) -> Estimate:
+    """Return how many things per second are done if `count` take some milliseconds."""
+    return Estimate(*(1e3 * count / of for of in (ms.value, ms.high, ms.low)))
+
+
 def product(*ratios: Estimate) -> Estimate:
     """Return the product of at least one independent ratio; half-widths of logarithms add in quadrature."""
     if not ratios or not all(0 < r.low <= r.value <= r.high < math.inf for r in ratios):

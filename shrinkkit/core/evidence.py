@@ -158,7 +158,7 @@ def contradictions(stated: TargetRecord, derived: TargetRecord) -> tuple[str, ..
     runtimes = [[r.runtime.speedup, r.runtime.verdict] if r.runtime else [] for r in (stated, derived)]
     points = [[f for p in r.sweep for f in (p.latency_ms, p.latency and p.latency.verdict)] for r in (stated, derived)]
     wrong += ["PyTorch today"] if not _agree(*runtimes) else []
-    return (*wrong, *(["other batches and threads"] if not _agree(*points) else []))
+    return (*wrong, *(["other workloads, batches and threads"] if not _agree(*points) else []))
 
 
 def _figures(of: Measurement) -> list[Any]:
@@ -215,12 +215,12 @@ def scores(of: S, baseline: Scores | None) -> S:
 
 
 def points(timed: Sequence[Point]) -> Iterator[Point]:
-    """Yield the points with latencies derived from one baseline for each batch size and thread count."""
-    compared: dict[tuple[int, int], list[Comparison]] = {(p.batch_size, p.threads): [] for p in timed}
+    """Yield the points with latencies derived from one baseline for each workload, batch size and thread count."""
+    compared: dict[tuple[str, int, int], list[Comparison]] = {p.setting: [] for p in timed}
     for point in timed:
-        compared[point.batch_size, point.threads] += [point.latency] if point.latency else []
+        compared[point.setting] += [point.latency] if point.latency else []
     base_ms = {key: _pooled(alike, None) for key, alike in compared.items()}
     for point in timed:
-        base = base_ms[point.batch_size, point.threads]
+        base = base_ms[point.setting]
         latency_ms = base if point.variant == BASELINE else _latency(base, point.latency)
         yield point if point.error else replace(point, latency_ms=latency_ms)

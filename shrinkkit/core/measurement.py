@@ -294,16 +294,35 @@ class IntegerCheck(Rich):
 
 @dataclass(frozen=True, repr=False)
 class Point(Rich):
-    """One variant at another batch size or thread count."""
+    """One variant at another batch size or thread count, or on a workload."""
 
     variant: str
     batch_size: int
     threads: int
+    workload: str = ""
+    """The task's name of the inputs; empty for those of its example."""
+    tokens: int = 0
+    """Tokens of one call, where the task counts them."""
     error: str = ""
     """Why there is no timing; empty when there is one."""
     latency: Comparison | None = None
     """Against FP32 on the same target, at this batch size and these threads. The baseline's own is None."""
     latency_ms: Estimate | None = None
+
+    @property
+    def setting(self) -> tuple[str, int, int]:
+        """What is equal for the points that are compared: workload, batch size and threads."""
+        return self.workload, self.batch_size, self.threads
+
+    @property
+    def throughput(self) -> Estimate | None:
+        """Calls per second times what each of them holds, in `unit`."""
+        return estimate.rate(self.tokens or self.batch_size, self.latency_ms) if self.latency_ms else None
+
+    @property
+    def unit(self) -> str:
+        """Of the throughput: tokens per second where they are counted, else examples per second."""
+        return "tokens / s" if self.tokens else "examples / s"
 
 
 @dataclass(frozen=True, repr=False)

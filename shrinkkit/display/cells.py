@@ -46,6 +46,12 @@ def latency(ms: Estimated | None) -> Cell:
     return Cell(f"{formats.rounded(ms)} ms", formats.interval(ms), key=_key(ms.value))
 
 
+def rate(per_second: Estimated) -> Cell:
+    """Return a throughput with its interval."""
+    text = f"{per_second.value:,.0f}" if per_second.value >= 100 else formats.rounded(per_second)
+    return Cell(text, formats.interval(per_second), key=_key(per_second.value))
+
+
 def milliseconds(ms: float | None) -> Cell:
     """Return a single time."""
     return Cell("") if ms is None else Cell(formats.milliseconds(ms), key=_key(ms))

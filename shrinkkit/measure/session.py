@@ -51,8 +51,8 @@ EFFORTS: Mapping[str, tuple[Protocol, Protocol | None]] = {
     "standard": (Protocol(clear_s=1.0), Protocol()),
     "thorough": (Protocol(cap_s=10.0), None),
 }
-"""Protocols by effort: of each variant, and of a second timing of those that lead. Other batch sizes and thread counts
-are timed of those that lead, with `thorough` of all, with `quick` of none."""
+"""Protocols by effort: of each variant, and of a second timing of those that lead. Workloads, other batch sizes and
+thread counts are timed of those that lead, with `thorough` of all, with `quick` of none."""
 SWEEP_CALLS = 120
 """Approximate calls of the fewest blocks and the warm-up of one comparison."""
 SCORING_S = 60.0
@@ -473,35 +473,37 @@ def sweep(
     budget_s: float = 60.0,
     progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
-    """Return the paired timing of each loaded file at other batch sizes, and at other thread counts.
+    """Return the paired timing of each loaded file on the task's workloads, at other batch sizes and thread counts.
 
-    Only one of the two differs from the main benchmark, whose files were loaded with `settings` and whose thread count
-    is restored. Batches are cut from the example or repeat it. A point without a timing has an error. After `budget_s`
-    seconds no further point starts, nor does one that would surely exceed them.
+    Only one of the three differs from the main benchmark, whose files were loaded with `settings` and whose thread
+    count is restored. Batches are cut from the example or repeat it. A point without a timing has an error. After
+    `budget_s` seconds no further point starts, nor does one that would surely exceed them.
     """
     for name, values in (("batch_sizes", batch_sizes), ("thread_counts", thread_counts)):
         if wrong := [value for value in values if value < 1]:
             raise InvalidInput(f"`{name}` must be whole numbers >= 1, got {wrong[0]}. Leave it out.")
-    example = settings.task.example
-    batch_size = example[0].shape[0]
-    pairs = [(size, settings.threads) for size in dict.fromkeys(batch_sizes) if size != batch_size]
-    pairs += [(batch_size, count) for count in dict.fromkeys(thread_counts) if count != settings.threads]
+    task, threads = settings.task, settings.threads
+    batch_size = len(task.example[0])
+    cells = [(name, inputs, threads) for name, inputs in task.workloads.items()]
+    cells += [("", batch(task.example, size), threads) for size in dict.fromkeys(batch_sizes) if size != batch_size]
+    cells += [("", task.example, count) for count in dict.fromkeys(thread_counts) if count != threads]
     files = {name: variant.loaded for name, variant in loaded.items() if variant.loaded}
-    if not pairs or BASELINE not in files or len(files) == 1:
+    if not cells or BASELINE not in files or len(files) == 1:
         progress(1, 1, "nothing to measure")
         return ()
     deadline, points = time.perf_counter() + budget_s, []
-    for i, (size, count) in enumerate(pairs):
-        progress(i, len(pairs), f"a batch of {size} on {formats.counted(count, 'thread')}")
-        point = replace(settings, task=replace(settings.task, example=batch(example, size)), threads=count)
+    for i, (workload, inputs, count) in enumerate(cells):
+        base = Point(BASELINE, len(inputs[0]), count, workload, inputs[0].numel() if task.counts_tokens else 0)
+        progress(i, len(cells), f"{workload or f'a batch of {base.batch_size}'} on {formats.counted(count, 'thread')}")
+        here = replace(settings, task=replace(task, example=inputs), threads=count)
         registry.use_threads(count)
         try:
-            timed = list(_points(files, point, deadline))
+            timed = list(_points(files, base, here, deadline))
         finally:
-            registry.use_threads(settings.threads)
+            registry.use_threads(threads)
         error = "" if any(p.latency for p in timed) else "No variant could be timed against it here."
-        points += [Point(BASELINE, size, count, error=error), *timed]
-    progress(len(pairs), len(pairs), "")
+        points += [replace(base, error=error), *timed]
+    progress(len(cells), len(cells), "")
     return tuple(evidence.points(points))
 
 
@@ -510,31 +512,30 @@ def batch(example: Example, size: int) -> Example:
     return tuple(x[torch.arange(size) % x.shape[0]] for x in example)
 
 
-def _points(files: Mapping[str, Loaded], settings: Settings, deadline: float) -> Iterator[Point]:
-    """Yield the point of each variant under `settings`."""
-    task, threads = settings.task, settings.threads
-    size = task.example[0].shape[0]
+def _points(files: Mapping[str, Loaded], base: Point, settings: Settings, deadline: float) -> Iterator[Point]:
+    """Yield the point of each variant under `settings`, like that of the baseline."""
+    task, inputs = settings.task, base.workload or f"a batch of {base.batch_size}"
     names = [name for name in files if name != BASELINE]
     try:
         like = variants.output_of(task) if settings.target.runtime != "torch" else None
     except Exception as error:  # the user's own model may raise anything
         for name in names:
-            yield Point(name, size, threads, error=f"The model itself does not take a batch of {size}: {brief(error)}.")
+            yield replace(base, variant=name, error=f"The model itself does not take {inputs}: {brief(error)}.")
         return
     for name in names:
         try:
-            reference, candidate = (_loaded_for(files[n], settings, like) for n in (BASELINE, name))
+            reference, candidate = (_loaded_for(files[n], inputs, settings, like) for n in (BASELINE, name))
             _check_time(reference, candidate, task.example, deadline)
             pair = (settings.timed(BASELINE, reference), settings.timed(name, candidate))
             compared = benchmark.time_pair(*pair, protocol=replace(SWEEP, seed=settings.seed))
         except (ShrinkkitError, RuntimeError, ValueError) as error:
-            yield Point(name, size, threads, error=f"{brief(error)}.")
+            yield replace(base, variant=name, error=f"{brief(error)}.")
         else:
-            yield Point(name, size, threads, latency=compared)
+            yield replace(base, variant=name, latency=compared)
 
 
-def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
-    """Return a file loaded for the thread count; raises Unsupported unless it takes the batch size."""
+def _loaded_for(loaded: Loaded, inputs: str, settings: Settings, like: object) -> Loaded:
+    """Return a file loaded for the thread count; raises Unsupported unless it takes the example, named `inputs`."""
     target, example = settings.target, settings.task.example
     # torch's thread count is a setting of the process, the others' one of the loaded file.
     if not registry.get(target.runtime).in_torch:
@@ -544,9 +545,9 @@ def _loaded_for(loaded: Loaded, settings: Settings, like: object) -> Loaded:
     try:
         tensors = outputs.tensors(loaded(*example))
     except Exception as error:  # runtimes raise various error types
-        raise Unsupported(f"It does not take a batch of {size}: {brief(error)}") from error
+        raise Unsupported(f"It does not take {inputs}: {brief(error)}") from error
     if not tensors or tensors[0].shape[:1] != (size,):
-        raise Unsupported(f"It does not take a batch of {size}: its batch is fixed")
+        raise Unsupported(f"It does not take {inputs}: its batch is fixed")
     return loaded
 
 
@@ -558,7 +559,7 @@ def _check_time(reference: Loaded, candidate: Loaded, example: Example, deadline
         candidate(*example)
         if SWEEP_CALLS / 2 * (time.perf_counter() - start) <= max(SWEEP.cap_s, deadline - start):
             return
-    raise Unsupported("The time for other batch sizes and threads was used up")
+    raise Unsupported("The time for workloads and other batch sizes and threads was used up")
 
 
 def record(

@@ -328,7 +328,7 @@ def throughput(record: TargetRecord, conditions: Conditions, names: Sequence[str
             rate = 1e3 * conditions.batch_size / measurement.latency_ms.value
             rates[measurement.variant] = {conditions.batch_size: rate}
     for point in record.sweep:
-        if point.latency_ms and point.threads == conditions.threads and point.variant in rates:
+        if point.latency_ms and point.setting == ("", point.batch_size, conditions.threads) and point.variant in rates:
             rates[point.variant][point.batch_size] = 1e3 * point.batch_size / point.latency_ms.value
     sizes = sorted({size for by_size in rates.values() for size in by_size})
     if len(sizes) < 2:

@@ -25,5 +25,6 @@ GLOSSARY = {
     "vs FP32, same runtime": "Speed-up over the baseline in the same runtime: the effect of compression.",
     "vs PyTorch": "Speed-up over your own module in PyTorch on the same device: compression, runtime and file format.",
     "within budget": "The entire interval of the change keeps the budget, corrected for the number of variants (Holm).",
+    "workload": "Further inputs of the task, such as other lengths, or prefill and decode of a language model.",
 }
 """Definitions by term, in the order of the alphabet."""

@@ -161,6 +161,13 @@ def _details(row: Row, results: Results) -> tuple[tuple[str, Cell], ...]:
         blocks = formats.counted(len(timed.control_samples_ms) // 2, "block")
         text = "; ".join([f"{blocks}, noise floor {PLUS_MINUS}{formats.percent(timed.noise_floor)}", *timed.warnings])
         pairs.append(("Timing", Cell(text, href=_section("Timing samples", where))))
+    texts = [
+        f"{p.workload}: {formats.estimate(p.latency_ms, unit=' ms')}, {cells.rate(p.throughput).text} {p.unit}"
+        for p in record.sweep
+        if p.workload and p.variant == row.variant and p.latency_ms and p.throughput
+    ]
+    if texts:
+        pairs.append(("Workloads", Cell("; ".join(texts), href=_section("Tail latency, memory and throughput", where))))
     folder = RunFolder("").variant(row.variant)
     for file in (file for file in variant.files if file.runtime == row.place.target.runtime):
         pairs.append(("File", Cell(file.path, href=quote((folder / file.path).as_posix()))))
@@ -494,21 +501,34 @@ def _vs_baseline(measurement: Measurement, baseline_bytes: int | None) -> Cell |
 
 
 def throughput(record: TargetRecord, names: Sequence[str] = ()) -> Several:
-    """Return examples per second by batch size and number of threads, as a chart and a table; see `figures.look`."""
+    """Return latency and throughput on workloads, by batch size and number of threads, as a chart and a table.
+
+    `names` are the variants with a colour; see `figures.look`.
+    """
     conditions = next((m.latency.conditions for m in record.measurements if m.latency), None)
     if not record.sweep or conditions is None:
-        return Several((Statement("No other batch size or number of threads was timed."),))
+        return Several((Statement("No other workload, batch size or number of threads was timed."),))
     rows: list[tables.Row] = []
+    has_workloads = any(point.workload for point in record.sweep)
     for point in record.sweep:
-        row = {"variant": point.variant, "batch size": str(point.batch_size), "threads": str(point.threads)}
-        if point.error or (ms := point.latency_ms) is None:
+        row = {"variant": point.variant, "workload": point.workload or "example"} if has_workloads else {}
+        row = {"variant": point.variant, **row, "batch size": str(point.batch_size), "threads": str(point.threads)}
+        if point.error or (rate := point.throughput) is None:
             rows.append({**row, "error": Cell(point.error, tone="warning", wide=True)})
             continue
-        rate, timed = f"{1e3 * point.batch_size / ms.value:,.0f}", point.latency
+        timed = point.latency
         ratio = cells.speedup(timed.speedup, timed.verdict) if timed else cells.REFERENCE
-        rows.append({**row, "latency / batch": cells.latency(ms), "examples / s": rate, "vs baseline": ratio})
+        rows.append(
+            {
+                **row,
+                "latency / batch": cells.latency(point.latency_ms),
+                point.unit: cells.rate(rate),
+                "vs baseline": ratio,
+            }
+        )
     note = "Each comparison takes less time than the main ones, so its interval is wider."
-    shown = tables.table(f"Other batch sizes and threads on {record.target}", rows, note, folded=True)
+    named = "Workloads, other" if has_workloads else "Other"
+    shown = tables.table(f"{named} batch sizes and threads on {record.target}", rows, note, folded=True)
     names = names or [m.variant for m in record.measurements if m.variant != BASELINE]
     drawn = figures.throughput(record, conditions, names)
     return Several((drawn, shown) if drawn else (shown,))

@@ -18,7 +18,7 @@ from shrinkkit.core.measurement import IntegerCheck
 from shrinkkit.core.variant import ANY_PROCESSOR, WITH_VNNI, LayerPrecision, ModelFile, Port
 from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.runtimes.spec import HALF
-from shrinkkit.tasks import copies, modules, outputs
+from shrinkkit.tasks import calls, copies, modules, outputs
 from shrinkkit.tasks.modules import Example, matching
 
 REMEDY = "Run the step that makes it again."
@@ -206,7 +206,7 @@ def prove(
         expected = load(path, **options, like=None)(*request.example)
     loaded = load(path, **options, like=expected)
     output = loaded(*request.example)
-    error = max_relative_error(expected, output)
+    error = max(max_relative_error(expected, output), _error_of_sample(request, loaded))
     halved = request.precision in HALF or any(p.dtype in HALF_DTYPES.values() for p in request.model.parameters())
     # In 16 bits each fused step saves a rounding, and a compiler fuses what is quantized too.
     fused = halved or (request.precision and loaded.form == "compiled")
@@ -229,6 +229,21 @@ def prove(
         beside=beside,
     )
     return BuiltFile(file, layers or {}, "; ".join(filter(None, notes)), expected)
+
+
+def _error_of_sample(request: BuildRequest, loaded: Loaded) -> float:
+    """Return the `max_relative_error` of a float file on inputs of other sizes, 0 if none vary."""
+    sample = calls.varying(request.model).sample
+    if request.precision or not sample:
+        return 0.0
+    try:
+        output = loaded(*sample)
+    except Exception as error:  # runtimes raise various error types
+        raise ModelFileError(
+            f"{loaded.path.name} must take inputs of the shapes {[tuple(x.shape) for x in sample]}, since sizes vary, "
+            f"but stops with: {brief(error)}. It is not kept; use another runtime."
+        ) from error
+    return max_relative_error(request.outputs_of(request.model, sample), output)
 
 
 @copies.freeing_large_blocks()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from shrinkkit import quiet
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported, brief, options, require
 from shrinkkit.tasks import data, outputs
-from shrinkkit.tasks.calls import TARGET_KEYS
+from shrinkkit.tasks.calls import PRESENT, TARGET_KEYS
 from shrinkkit.tasks.checks import blaming
 from shrinkkit.tasks.task import Task
 
@@ -38,6 +38,10 @@ COLUMNS = {
     "label": (*TARGET_KEYS, "ner_tags", "tags"),
 }
 """Usual names of the columns of a dataset. `input_ids` and `pixel_values` are processed already."""
+_CACHE = (
+    f"The inputs past_key_values.* are the cache: empty for a prompt, then the outputs {PRESENT}.* of the call before; "
+    "attention_mask covers the cache and input_ids."
+)
 IGNORED = -100
 """Label of a token that is not scored."""
 
@@ -52,6 +56,7 @@ def from_transformers(
     columns: Mapping[str, str] = MappingProxyType({}),
     max_length: int | None = None,
     batch_size: int = 8,
+    cache: bool = True,
     settings: Mapping[str, Any] = MappingProxyType({}),
     **fields: Any,
 ) -> Task:
@@ -60,6 +65,10 @@ def from_transformers(
     The score is accuracy for labelled classification, per-token accuracy for token classification, and the mean
     log-likelihood per token for `causal-lm` (perplexity is the exponential of its negative). Otherwise it is fidelity
     to the original. Repeated texts are left out. The tokenizer or processor is saved next to the model files.
+
+    A causal language model has its cache as inputs `past_key_values.0.key` ..., (batch, heads, past, width), and as
+    outputs `present.0.key` ...; the attention mask, (batch, past + length), covers both. One file thus reads a prompt
+    (past 0, which is what `test` is scored on) and generates (length 1). Both are workloads, in tokens per second.
 
     Args:
         path_or_model: A folder of `save_pretrained`, a name on the Hugging Face hub, or a model in eval mode.
@@ -71,6 +80,8 @@ def from_transformers(
         max_length: Tokens to which texts are cut; by default the most that the model takes. Shorter texts are padded
             to the longest.
         batch_size: Of the task's example, >= 1.
+        cache: Whether a causal language model has its cache as inputs and outputs. Without it, attention heads can be
+            pruned, and every token that is generated costs a call on the whole text.
         settings: Of each call of the tokenizer or processor, such as `{"size": {"height": 224, "width": 224}}`.
         **fields: Of `Task`, such as `name`, `loss`, or a `score` of output and labels in place of the above.
 
@@ -112,6 +123,13 @@ def from_transformers(
         prepare = _padding(prepare, kind)
         prepared, length, notes = _texts(rows, prepare, model, max_length, settings, target)
         call = f'text, padding="max_length", max_length={length}, truncation=True, '
+        if kind == "causal-lm" and cache:
+            try:
+                model, prepared, more = _cached(transformers, model, prepared, batch_size)
+                fields, notes = more | fields, (*notes, _CACHE)
+            except Exception as error:  # architectures differ in what they keep
+                reason = f"The model's cache cannot be its inputs, so whole texts are computed: {brief(error)}."
+                notes = (*notes, reason)
     if stored not in (None, torch.float32):
         notes = (*notes, f"The weights, stored in {str(stored).removeprefix('torch.')}, are computed in float32.")
     if rows.is_labelled and not is_scored:
@@ -340,7 +358,8 @@ def _texts(
 ) -> tuple[list[Any], int, tuple[str, ...]]:
     """Return (token ids by name, target) without repeated texts, the length of all, and what was cut or left out."""
     longest = getattr(model.config, "max_position_embeddings", 0)
-    limit = min(filter(None, (max_length or tokenizer.model_max_length, longest)))
+    # A tokenizer without a limit says so by a number that it does not take.
+    limit = min(filter(None, (max_length or tokenizer.model_max_length, longest, 1 << 31)))
     accepted, size = inspect.signature(model.forward).parameters, model.get_input_embeddings().num_embeddings
     found, cut = dict[tuple[int, ...], tuple[Any, Any, int]](), 0
     for i in range(len(rows)):
@@ -373,6 +392,59 @@ def _texts(
     notes = [f"{len(rows) - len(found):,} repeated texts were left out."] if len(found) < len(rows) else []
     notes += [f"{cut:,} texts were cut to {limit} tokens."] if cut else []
     return prepared, length, (*rows.notes, *notes)
+
+
+# --- causal language models
+
+
+def _cached(
+    transformers: Any, model: Any, prepared: Sequence[Any], batch_size: int
+) -> tuple[nn.Module, list[Any], dict[str, Any]]:
+    """Return a language model with its cache as inputs and outputs, rows with an empty cache, and fields of its task.
+
+    Modules and weights are shared with `model`, which is left unchanged. Any error may be raised for a model whose
+    cache is not a key and a value of each layer.
+    """
+    kind = type(model)
+    takes_positions = "position_ids" in inspect.signature(kind.forward).parameters
+
+    def forward(self: Any, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any) -> Any:
+        past = transformers.DynamicCache([(layer["key"], layer["value"]) for layer in past_key_values.values()])
+        # Padding takes no position.
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        more = {"position_ids": positions} if takes_positions else {}
+        options = {"attention_mask": attention_mask, "past_key_values": past, "use_cache": True, **more}
+        output = kind.forward(self, input_ids=input_ids, **options)
+        layers = enumerate(output.past_key_values.layers)
+        return {"logits": output.logits, PRESENT: {str(i): {"key": x.keys, "value": x.values} for i, x in layers}}
+
+    cached: Any = copy.copy(model)
+    cached.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    names = ("input_ids", "attention_mask")
+    with torch.no_grad():
+        layers = model(input_ids=prepared[0][0]["input_ids"][None], use_cache=True).past_key_values.layers
+        empty = {str(i): {"key": x.keys[0, :, :0], "value": x.values[0, :, :0]} for i, x in enumerate(layers)}
+        rows = [({**{key: x[key] for key in names}, "past_key_values": empty}, target) for x, target in prepared]
+        whole = default_collate([inputs for inputs, _ in rows[: max(1, batch_size)]])
+        ids, mask = whole["input_ids"], whole["attention_mask"]
+        size = ids.shape[1]
+        length = size // 2
+
+        def tokens(start: int, end: int, past: Any) -> dict[str, Any]:
+            return {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], "past_key_values": past}
+
+        past = cached(**(prompt := tokens(0, length, whole["past_key_values"])))[PRESENT]
+        rest = tokens(length, size, past)
+        first, second = cached(**whole)["logits"][:, length:], cached(**rest)["logits"]
+    if length < 2 or not outputs.close([second], [first]):
+        raise ValueError("a text has fewer than four tokens" if length < 2 else "it changes the logits")
+    workloads = {
+        f"prefill {length} tokens (time to first token)": prompt,
+        f"decode 1 token after {length}": tokens(length, length + 1, past),
+        f"prefill {size - length} tokens after {length}": rest,
+    }
+    dims = (frozenset({1}), frozenset({1}), *[frozenset({2})] * (2 * len(empty)))
+    return cached, rows, {"workloads": workloads, "varying": dims, "counts_tokens": True}
 
 
 # --- batches of loaders

@@ -4,7 +4,7 @@ import copy
 import inspect
 import keyword
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from shrinkkit.tasks.modules import Example
 
 TARGET_KEYS = ("labels", "label", "target")
 """Keys of the target in an example that is one mapping, as Hugging Face datasets and collators name it."""
+
+
+PRESENT = "present"
+"""Name of the outputs that a causal language model takes back as its cache."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,29 @@ def positional(model: nn.Module, call: Call) -> nn.Module:
     return result
 
 
-def varying(model: nn.Module) -> tuple[frozenset[int], ...]:
-    """Return, for each input of a task's model, the dimensions other than the batch whose sizes vary; empty if none."""
-    return next((vars(module)["varying"] for module in model.modules() if "varying" in vars(module)), ())
+@dataclass(frozen=True)
+class Varying:
+    """The sizes of a model's inputs that vary."""
+
+    dims: tuple[frozenset[int], ...] = ()
+    """For each input the dimensions other than the batch; empty if none."""
+    sample: Example = ()
+    """Inputs whose varying sizes are all above 1, since exporters take 0 and 1 for constants; empty if none."""
+
+
+def varying_in(dims: tuple[frozenset[int], ...], known: Iterable[Example]) -> Varying:
+    """Return what varies, with the first of the `known` inputs that is a sample of it."""
+    above_one = (
+        inputs
+        for inputs in known
+        if all(x.shape[d] > 1 for x, own in zip(inputs, dims, strict=True) for d in own if d < x.dim())
+    )
+    return Varying(dims, next(above_one, ()))
+
+
+def varying(model: nn.Module) -> Varying:
+    """Return what varies in the inputs of a task's model."""
+    return next((vars(module)["varying"] for module in model.modules() if "varying" in vars(module)), Varying())
 
 
 def _as_dict(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import keyword
 import linecache
 import math
@@ -69,6 +70,7 @@ def check(task: Task) -> None:
 def score_range(task: Task) -> tuple[float, float]:
     """Check a task as `check` does, and return its lowest and highest score on validation and test."""
     check_model(task.model, task.example)
+    _check_workloads(task)
     _check_texts_and_functions(task)
     _check_splits(task)
     _check_batch_independence(task.model, _mixed_batch(task))
@@ -143,6 +145,31 @@ def check_model(model: nn.Module, example: Example) -> None:
     if not outputs.close(alone[:1], [output[0][:1]]):
         raise InvalidTask(_MIXES.format("the first of `example` alone"))
     _check_repeated_calls(model, first)
+
+
+def _check_workloads(task: Task) -> None:
+    """Check that workloads are inputs like `example`, of other sizes only where sizes vary, and can be computed."""
+    parameters = list(inspect.signature(task.model.forward).parameters)
+    names = [*parameters, *outputs.names(task.example)[len(parameters) :]]
+    dims = task.varying or [frozenset[int]()] * len(task.example)
+    for workload, inputs in task.workloads.items():
+        for name, x, like, own in zip(names, inputs, task.example, dims, strict=False):
+            where = f"The input `{name}` of `workloads[{workload!r}]`"
+            if (x.dtype, x.dim(), x.device.type) != (like.dtype, like.dim(), "cpu"):
+                raise InvalidTask(
+                    f"{where} must have the dtype and number of dimensions of `example`, {like.dtype} and "
+                    f"{like.dim()}, on the CPU, got {x.dtype} and {x.dim()} on {x.device}. Convert it."
+                )
+            if wrong := [d for d in range(1, x.dim()) if d not in own and x.shape[d] != like.shape[d]]:
+                d = wrong[0]
+                raise InvalidTask(
+                    f"{where} must have the size of `example` in dimension {d}, which does not vary, {like.shape[d]}, "
+                    f"got {x.shape[d]}. Pad or cut it; if sizes may differ there, give data that do and `collate`, or "
+                    f"name the dimension in `varying`."
+                )
+            if len(x) != len(inputs[0]) or not len(x):
+                raise InvalidTask(f"{where} must have the batch of the others, {len(inputs[0])}, got {len(x)}.")
+        _output(task.model, inputs, f"workloads[{workload!r}]")
 
 
 def _check_module(model: nn.Module, example: Example) -> None:

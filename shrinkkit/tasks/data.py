@@ -1,6 +1,7 @@
 """Data as people have it, turned into map-style datasets, and splits for what is missing."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ LEAST = 8
 """Inputs from which splits can be made."""
 CACHED_BYTES = 512 << 20
 """Outputs of the original model that are kept between passes over the data."""
+PERCENTILES = (10, 50, 90)
+"""Of the lengths of data, at which latency is measured too."""
 EXAMPLES_OF_SHAPE = 64
 """Examples of a split, evenly spaced, whose shapes tell which dimensions vary."""
 
@@ -83,6 +86,31 @@ def varying(splits: Iterable[Dataset[Any]], example: Example) -> tuple[frozenset
             for dims, x, like in zip(found, (inputs,) if isinstance(inputs, Tensor) else inputs, example, strict=True):
                 dims |= {d for d, (a, b) in enumerate(zip(x.shape, like.shape[1:], strict=True), 1) if a != b}
     return tuple(map(frozenset, found))
+
+
+def of_lengths(dataset: Dataset[Any], dims: Sequence[frozenset[int]], size: int) -> dict[str, Example]:
+    """Return batches of `size` examples by name, whose lengths are the 10th, 50th and 90th percentile of a dataset's.
+
+    Lengths are the sizes that vary: `dims` of each input, see `varying`. Up to 64 examples are read, evenly spaced.
+    """
+    own, total = without_outputs(dataset), len(dataset)  # type: ignore[arg-type]
+
+    def sizes(inputs: Example) -> tuple[int, ...]:
+        return next((tuple(x.shape[d] for d in sorted(some)) for x, some in zip(inputs, dims, strict=True) if some), ())
+
+    read = range(0, total, max(1, -(-total // EXAMPLES_OF_SHAPE)))
+    order = sorted(read, key=lambda i: math.prod(sizes(batch(own, [i])[0])))
+    result: dict[str, Example] = {}
+    known: set[tuple[int, ...]] = {()}
+    for percentile in PERCENTILES:
+        last = max(round(percentile / 100 * (len(order) - 1)), min(size, len(order)) - 1)
+        # Those just below, since the longest of a batch is its length.
+        inputs, _ = batch(own, [order[(last - k) % len(order)] for k in range(size)])
+        if (lengths := sizes(inputs)) not in known:
+            known.add(lengths)
+            shown = "\N{MULTIPLICATION SIGN}".join(map(str, lengths))
+            result[f"length {shown} ({percentile}th percentile of {len(order)})"] = inputs
+    return result
 
 
 class WithOutputs(Dataset[Any]):

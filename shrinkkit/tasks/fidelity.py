@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkkit.tasks import outputs
+from shrinkkit.tasks.calls import PRESENT
 from shrinkkit.tasks.metrics import Metric
 
 
@@ -14,15 +15,15 @@ def kinds(output: Any, names: Sequence[str], *, is_classifier: bool) -> list[str
     """Return how each tensor of an output is compared with the original's: `agreement`, `cosine`, `error` or ``.
 
     Tensors called `logits`, probabilities, and the first output of a classifier are classes (top-1 agreement), unless
-    all inputs give the same one. Single numbers are compared by their error, integers not at all, all other outputs by
-    the cosine.
+    all inputs give the same one. Single numbers are compared by their error, integers and caches not at all, all other
+    outputs by the cosine.
     """
     result = []
     for number, (name, y) in enumerate(zip(names, outputs.tensors(output), strict=True)):
         last = y.shape[-1] if y.dim() > 1 else 1
         rows = y.reshape(-1, last).double()
         probabilities = bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
-        if not y.is_floating_point():
+        if not y.is_floating_point() or name.startswith(f"{PRESENT}."):
             result.append("")
             continue
         classes = "logits" in name or probabilities or (number == 0 and is_classifier)

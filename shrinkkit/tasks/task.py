@@ -67,7 +67,13 @@ class Task(Rich):
     unlabelled: tuple[str, ...] = ()
     """Splits whose targets are not those of `score`."""
     varying: tuple[frozenset[int], ...] = ()
-    """For each input the dimensions, 0 being the batch, whose sizes differ between batches; empty without `collate`."""
+    """For each input the dimensions, 0 being the batch, whose sizes may differ between calls; with `collate`, by
+    default those whose sizes differ between examples."""
+    workloads: Mapping[str, Any] = field(default_factory=dict)
+    """Further inputs by name, like `example` but of other sizes where these vary, whose latency is measured too. By
+    default, where lengths vary, batches of the 10th, 50th and 90th percentile of those of `calibration`."""
+    counts_tokens: bool = False
+    """Whether the first input holds tokens, (batch, length), so that throughput is in tokens per second."""
 
     def __post_init__(self) -> None:
         """Bring what was given into the form that steps use, and make what is missing."""
@@ -120,7 +126,8 @@ def _completed(task: Task) -> dict[str, Any]:
     if output is None:
         return fields | {"example": example}
     is_positional = isinstance(example, tuple) and all(isinstance(x, torch.Tensor) for x in example)
-    if task.collate or not (is_positional and outputs.is_plain(output)):
+    declares = bool(task.varying) and not calls.varying(task.model).dims
+    if task.collate or declares or not (is_positional and outputs.is_plain(output)):
         fields["model"] = calls.positional(task.model, call)
         fields["metrics"] = {name: metrics.restoring(one, output) for name, one in further.items()}
         if isinstance(score, metrics.Metric):
@@ -128,10 +135,19 @@ def _completed(task: Task) -> dict[str, Any]:
         if task.loss:
             fields["loss"] = metrics.restored(task.loss, output)
     fields["example"] = flat
-    splits = [getattr(task, split) for split in SPLITS]
-    if (task.inputs, task.collate) == (None, None) and None not in (*splits, task.score, task.loss):
-        return fields
-    return fields | _filled(task, fields.get("model", task.model), flat, call)
+    workloads = {
+        name: call.flat((x,) if isinstance(x, torch.Tensor) else x, f"`workloads[{name!r}]`")
+        for name, x in task.workloads.items()
+    }
+    model, splits = fields.get("model", task.model), [getattr(task, split) for split in SPLITS]
+    if (task.inputs, task.collate) != (None, None) or None in (*splits, task.score, task.loss):
+        fields |= _filled(task, model, flat, call)
+    varying = fields.get("varying", task.varying)
+    if task.collate and not task.workloads:
+        workloads = data.of_lengths(fields["calibration"], varying, len(flat[0]))
+    if any(varying) and (task.collate or declares):
+        vars(model)["varying"] = calls.varying_in(varying, (flat, *workloads.values()))
+    return fields | {"workloads": workloads}
 
 
 def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) -> dict[str, Any]:
@@ -140,14 +156,14 @@ def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) ->
     given = {split: getattr(task, split) for split in SPLITS}
     options: dict[str, Any] = {"collate": task.collate, "scored": scored, "trained": trained}
     splits, unlabelled, notes = data.splits(given, task.inputs, example, call, **options)
-    varying = data.varying(splits.values(), example)
-    if any(varying) and not task.collate:
+    varying = task.varying or data.varying(splits.values(), example)
+    if any(varying) and not (task.collate or task.varying):
         text = f"Every example must have the shapes of `example`, {[tuple(x.shape[1:]) for x in example]} without the"
         remedy = "Pass `collate`, a function that pads a list of examples to a batch."
         raise InvalidTask(f"{text} batch, but some have others. {remedy}")
     fields: dict[str, Any] = {**splits, "unlabelled": unlabelled, "inputs": None, "collate": None}
     if task.collate:
-        fields["varying"] = vars(model)["varying"] = varying
+        fields["varying"] = varying
     inputs, _ = data.batch(splits["test"], range(min(data.EXAMPLES_OF_SHAPE, len(splits["test"]))))  # type: ignore[arg-type]
     with torch.no_grad():
         output = model(*inputs)

@@ -278,12 +278,16 @@ def output_of(task: Task) -> Any:
 
 
 def calibration(task: Task, examples: int) -> list[Example]:
-    """Return the first `examples` of the calibration split, in batches of the size of the task's example."""
+    """Return the first `examples` of the calibration split, in batches of the size of the task's example.
+
+    A cache is empty in them, so that workloads, in which it is not, come first.
+    """
     size, available = task.example[0].shape[0], len(task.calibration)
     # Fewer examples than a batch are repeated to fill one.
     chosen = Subset(task.calibration, [i % available for i in range(max(min(examples, available), size))])
     # A short last batch would not fit a graph whose batch is fixed.
-    return [inputs for inputs, _ in batches(chosen, size) if inputs[0].shape[0] == size]
+    full = [inputs for inputs, _ in batches(chosen, size) if inputs[0].shape[0] == size]
+    return [*(task.workloads.values() if not all(x.numel() for x in task.example) else ()), *full]
 
 
 def reference(folder: Path, runtime: str) -> tuple[Example, list[torch.Tensor]]:

@@ -3,7 +3,9 @@ import torch
 from builds import write_variants
 from tiny import Corner
 from tiny import task as tiny_task
+from torch import nn
 
+from shrinkkit import Task
 from shrinkkit.core import store
 from shrinkkit.core.measurement import TargetRecord
 from shrinkkit.core.target import Target
@@ -94,7 +96,7 @@ def test_what_the_time_does_not_suffice_for_is_said(run, task):
     loaded = session.load(run, [], Settings(TORCH, task, threads=1))
     points = session.sweep(loaded, Settings(TORCH, task, threads=1), batch_sizes=[1], thread_counts=[2], budget_s=0.0)
     assert [p.error for p in points if p.variant == "int8"] == [
-        "The time for other batch sizes and threads was used up."
+        "The time for workloads and other batch sizes and threads was used up."
     ] * 2
     assert all(p.latency is None for p in points)
 
@@ -105,6 +107,45 @@ def test_sizes_below_one_are_refused_before_anything_is_timed(task, name):
         session.sweep(
             {}, Settings(TORCH, task, threads=1), **({"batch_sizes": [], "thread_counts": []} | {name: [8, 0]})
         )
+
+
+class Tokens(nn.Module):
+    """A class of each token."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Embedding(9, 64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    def forward(self, ids):
+        return self.layers(ids)
+
+
+IDS = torch.arange(24).reshape(2, 12) % 9
+PRECISIONS = {"baseline": "float32", "int8": "dynamic-int8"}
+
+
+def test_workloads_are_points_with_their_own_baseline_and_tokens_per_second(tmp_path):
+    lengths = {"short": IDS[:, :3], "long": IDS.repeat(1, 40)}
+    task = Task(Tokens().eval(), IDS, varying=(frozenset({1}),), workloads=lengths, counts_tokens=True)
+    write_variants(tmp_path, task, PRECISIONS, ["onnxruntime"])
+    points = swept(tmp_path, task, ONNX, batch_sizes=[1], thread_counts=[])
+    settings = [("short", 2, 6), ("long", 2, 960), ("", 1, 12)]
+    assert [(p.workload, p.batch_size, p.tokens, p.variant, p.error) for p in points] == [
+        (*setting, name, "") for setting in settings for name in ("baseline", "int8")
+    ]
+    short, long = points[0], points[2]
+    assert short.latency_ms.value < long.latency_ms.value
+    assert long.throughput.value == pytest.approx(1e3 * 960 / long.latency_ms.value)
+    assert long.throughput.low == pytest.approx(1e3 * 960 / long.latency_ms.high)
+
+
+def test_a_workload_that_a_file_does_not_take_is_told_by_its_name(tmp_path):
+    write_variants(tmp_path, Task(Tokens().eval(), IDS), PRECISIONS, ["onnxruntime"])
+    task = Task(Tokens().eval(), IDS, varying=(frozenset({1}),), workloads={"short": IDS[:, :3]})
+    baseline, other = swept(tmp_path, task, ONNX, batch_sizes=[], thread_counts=[])
+    assert baseline.error == "No variant could be timed against it here."
+    assert other.error.startswith("It does not take short: ")
 
 
 def test_a_larger_batch_repeats_the_example_and_a_smaller_one_cuts_it():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import task as tiny_task
 from torch import nn
 
-from shrinkkit.display import cells
+from shrinkkit.display import cells, formats
 from shrinkkit.measure import session
 from shrinkkit.report import accuracy, figures, show
 from shrinkkit.report.show import PERCENTILES
@@ -129,6 +129,19 @@ def test_a_row_unfolds_into_its_causes_predictions_layers_timing_and_file(found)
     assert slow["File"].href == "variants/float16/model.torchscript.pt"
     assert "Slow because" not in facts["channels-50", "cpu/torch"]
     assert facts["dynamic-int8", "cpu/torch"] == {}
+
+
+def test_a_row_unfolds_into_its_workloads(found):
+    record = found.measured["cpu/torch"]
+    (point,) = [p for p in record.sweep if (p.variant, p.threads) == ("static-int8", 1)]
+    named = dataclasses.replace(point, workload="decode 1 token after 64", tokens=8)
+    record = dataclasses.replace(record, sweep=(named, *record.sweep))
+    table = show.variants(dataclasses.replace(found, measured={**found.measured, "cpu/torch": record}))
+    facts = [dict(details).get("Workloads") for details in table.details]
+    (cell,) = filter(None, facts)
+    assert cell.text.startswith(f"decode 1 token after 64: {formats.rounded(point.latency_ms)} ms")
+    assert cell.text.endswith(f"{1e3 * 8 / point.latency_ms.value:,.0f} tokens / s")
+    assert cell.href == "#tail-latency-memory-and-throughput-cpu-torch"
 
 
 def test_a_variant_over_budget_is_not_marked_as_the_best(found):
@@ -402,7 +415,21 @@ def test_throughput_is_drawn_over_the_batch_sizes_and_told_in_words(on_torch):
 
 
 def test_without_other_batches_a_sentence_says_so(on_torch):
-    assert "No other batch size" in repr(show.throughput(dataclasses.replace(on_torch, sweep=())))
+    assert "No other workload, batch size" in repr(show.throughput(dataclasses.replace(on_torch, sweep=())))
+
+
+def test_workloads_are_rows_with_their_name_and_tokens_per_second_and_leave_the_chart(on_torch):
+    points = [p for p in on_torch.sweep if (p.batch_size, p.threads) == (8, 1)]
+    named = [dataclasses.replace(p, workload="decode 1 token after 64", tokens=8, threads=2) for p in points]
+    before = show.throughput(on_torch).parts[0].alt
+    shown, table = show.throughput(dataclasses.replace(on_torch, sweep=(*named, *on_torch.sweep))).parts
+    assert shown.alt == before
+    titles = [column.title for column in table.columns]
+    assert "tokens / s" in titles
+    cells = dict(zip(titles, table.rows[0], strict=True))
+    assert cells["workload"].text == "decode 1 token after 64"
+    assert cells["tokens / s"].aside
+    assert cells["tokens / s"].key == f"{1e3 * 8 / named[0].latency_ms.value:.6g}"
 
 
 def test_other_threads_alone_are_a_table_without_a_picture(on_torch):

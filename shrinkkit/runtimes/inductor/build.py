@@ -33,7 +33,7 @@ _PRODUCTS = {
 
 def build(request: BuildRequest) -> BuiltFile:
     """Return the file of a variant for inductor: an exported program, its integers spelled out."""
-    if any(calls.varying(request.model)):
+    if any(calls.varying(request.model).dims):
         text = "inductor compiles for each length of the inputs, and here lengths vary."
         raise Unsupported(f"{text} Use torch, or pad to one length.")
     if request.precision in ("", *HALF):

@@ -63,14 +63,15 @@ def export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPro
     `model` is in eval mode on the CPU, `example` the positional inputs of one call, batch first. Raises one of
     `FAILURES` if torch cannot export the model.
     """
+    varies = calls.varying(model)
     # torch.export takes a batch of one for a constant.
-    sample = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
+    sample = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in varies.sample or example)
     batch = torch.export.Dim("batch", min=1)
     with quiet.libraries(), modules.plain_attention(), torch.no_grad():
         try:
             # One that takes *inputs has a single name for all of them.
             named = inspect.signature(model.forward).bind(*sample).arguments
-            dims = iter(calls.varying(model) or [frozenset[int]()] * len(sample))
+            dims = iter(varies.dims or [frozenset[int]()] * len(sample))
             # torch finds out which of them are equal.
             dynamic = lambda _: {0: batch, **dict.fromkeys(sorted(next(dims)), torch.export.Dim.AUTO)}  # noqa: E731
             shapes = {name: tree_map(dynamic, value) for name, value in named.items()}
