@@ -45,7 +45,7 @@ class Scored:
     further: dict[str, Sample]
     """Of the task's further metrics."""
     outputs: torch.Tensor
-    """The first output of each example, flattened: (examples, values), on the CPU."""
+    """The first output of each example, flattened: (examples, values), on the CPU; shorter ones end in zeros."""
     predictions: tuple[int, ...]
     """Index in `class_names` of the largest output; empty where outputs are not classes."""
     labels: tuple[int | None, ...]
@@ -137,7 +137,9 @@ def scores(
         progress(number + 1, total, split)
     if not firsts:
         raise InvalidTask(f"{split} must hold at least one example to score a model on, but it is empty. Add examples.")
-    outputs = torch.cat(firsts)
+    width = max(first.shape[1] for first in firsts)
+    # Those for each token are as long as the texts of their batch.
+    outputs = torch.cat([nn.functional.pad(first, (0, width - first.shape[1])) for first in firsts])
     whole = metrics.whole(pairs) if pairs else ()
     with checks.blaming(f"Metrics must accept the outputs and targets of {split}"):
         sample = tuple(values) if task.score.per_example else task.score.sample(*whole, len(outputs))

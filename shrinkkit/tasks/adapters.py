@@ -6,6 +6,7 @@ import itertools
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,7 @@ def from_transformers(
     processor: Any = None,
     columns: Mapping[str, str] = MappingProxyType({}),
     max_length: int | None = None,
+    padding: str = "max_length",
     batch_size: int = 8,
     cache: bool = True,
     settings: Mapping[str, Any] = MappingProxyType({}),
@@ -77,8 +79,9 @@ def from_transformers(
         tokenizer: Of texts; by default the one in `path_or_model`.
         processor: Of images; by default the one in `path_or_model`.
         columns: The dataset's names for `text`, `text_pair`, `image` and `label`, where they differ from `COLUMNS`.
-        max_length: Tokens to which texts are cut; by default the most that the model takes. Shorter texts are padded
-            to the longest.
+        max_length: Tokens to which texts are cut; by default the most that the model takes.
+        padding: `max_length` pads texts to the longest of all, `longest` to the longest of their batch. Files then take
+            any length, as those of a language model with a cache do, and latency is measured at several.
         batch_size: Of the task's example, >= 1.
         cache: Whether a causal language model has its cache as inputs and outputs. Without it, attention heads can be
             pruned, and every token that is generated costs a call on the whole text.
@@ -89,7 +92,8 @@ def from_transformers(
         The task, not checked; see `check_task`.
 
     Raises:
-        InvalidInput: There is no such folder and no such name on the hub, or no network; or `task` is unknown.
+        InvalidInput: There is no such folder and no such name on the hub, or no network; or `task` or `padding` is
+            unknown.
         InvalidTask: The dataset is empty, lacks a column, or has labels or token ids that the model does not know.
         Unsupported: transformers is not installed, or the model's architecture has none of the tasks.
     """
@@ -120,10 +124,16 @@ def from_transformers(
         prepared: Any = data.Mapped(len(rows), lambda i: _image(rows, i, prepare, model, settings, target))
         call = "images=[image], "
     else:
+        if padding not in ("max_length", "longest"):
+            raise InvalidInput(f"`padding` must be 'max_length' or 'longest', got {padding!r}.")
+        is_cached = kind == "causal-lm" and cache
+        by_batch = padding == "longest" and not is_cached
         prepare = _padding(prepare, kind)
-        prepared, length, notes = _texts(rows, prepare, model, max_length, settings, target)
-        call = f'text, padding="max_length", max_length={length}, truncation=True, '
-        if kind == "causal-lm" and cache:
+        prepared, length, notes = _texts(rows, prepare, model, max_length, settings, target, by_batch=by_batch)
+        call = f'text, padding="{padding}", max_length={length}, truncation=True, '
+        if by_batch:
+            fields = {"collate": partial(_collate, prepare)} | fields
+        if is_cached:
             try:
                 model, prepared, more = _cached(transformers, model, prepared, batch_size)
                 fields, notes = more | fields, (*notes, _CACHE)
@@ -311,7 +321,7 @@ def _task(model: nn.Module, prepared: Any, is_scored: bool, batch_size: int, not
         raise InvalidInput(f"`batch_size` must be at least 1, got {batch_size}.")
     rows = prepared if is_scored else data.Mapped(len(prepared), lambda i: prepared[i][0])
     first = [prepared[i][0] for i in range(min(batch_size, len(prepared)))]
-    example = default_collate(first)
+    example = (fields.get("collate") or default_collate)(first)
     fields |= {"notes": (*fields.get("notes", ()), *notes), "test" if is_scored else "inputs": rows}
     return Task(model, tuple(example) if isinstance(example, list) else example, **fields)
 
@@ -354,9 +364,19 @@ def _padding(tokenizer: Any, kind: str) -> Any:
 
 
 def _texts(
-    rows: _Rows, tokenizer: Any, model: Any, max_length: int | None, settings: Mapping[str, Any], target: Any
+    rows: _Rows,
+    tokenizer: Any,
+    model: Any,
+    max_length: int | None,
+    settings: Mapping[str, Any],
+    target: Any,
+    *,
+    by_batch: bool,
 ) -> tuple[list[Any], int, tuple[str, ...]]:
-    """Return (token ids by name, target) without repeated texts, the length of all, and what was cut or left out."""
+    """Return (token ids by name, target) without repeated texts, the longest length, and what was cut or left out.
+
+    Texts are padded to that length, unless batches are padded.
+    """
     longest = getattr(model.config, "max_position_embeddings", 0)
     # A tokenizer without a limit says so by a number that it does not take.
     limit = min(filter(None, (max_length or tokenizer.model_max_length, longest, 1 << 31)))
@@ -379,7 +399,7 @@ def _texts(
     length = max(map(len, found))
 
     def padded(values: Any, fill: Any) -> list[Any]:
-        more = [fill] * (length - len(values))
+        more = [fill] * (0 if by_batch else length - len(values))
         return [*values, *more] if tokenizer.padding_side == "right" else [*more, *values]
 
     prepared = []
@@ -387,11 +407,27 @@ def _texts(
         fills = dict.fromkeys(key for key in encoded if key in accepted) | {"input_ids": tokenizer.pad_token_id}
         inputs = {key: torch.tensor(padded(encoded[key], fill or 0)) for key, fill in fills.items()}
         has_words = getattr(encoded, "encodings", None)
-        words = padded(encoded.word_ids(), None) if has_words else range(length)
+        words = padded(encoded.word_ids(), None) if has_words else range(len(inputs["input_ids"]))
         prepared.append((inputs, target(label, i, inputs, words)))
     notes = [f"{len(rows) - len(found):,} repeated texts were left out."] if len(found) < len(rows) else []
     notes += [f"{cut:,} texts were cut to {limit} tokens."] if cut else []
     return prepared, length, (*rows.notes, *notes)
+
+
+def _collate(tokenizer: Any, rows: Sequence[Any]) -> Any:
+    """Return rows of `_texts`, with or without targets, as a batch that is padded to the longest text."""
+    inputs, targets = zip(*rows, strict=True) if isinstance(rows[0], tuple) else (rows, ())
+    side, fills = tokenizer.padding_side, {"input_ids": tokenizer.pad_token_id}
+
+    def padded(values: list[Tensor], fill: int) -> Tensor:
+        return nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill, padding_side=side)
+
+    batch = {key: padded([x[key] for x in inputs], fills.get(key, 0)) for key in inputs[0]}
+    if not targets:
+        return batch
+    wanted = list(targets)
+    per_token = isinstance(wanted[0], Tensor) and wanted[0].shape == inputs[0]["input_ids"].shape
+    return batch, padded(wanted, IGNORED) if per_token else default_collate(wanted)
 
 
 # --- causal language models

@@ -21,6 +21,7 @@ from shrinkkit import cli
 from shrinkkit.core import recipe, studies
 from shrinkkit.core.run_folder import read_sums
 from shrinkkit.errors import InvalidInput, InvalidTask, Unsupported
+from shrinkkit.measure import scoring
 from shrinkkit.tasks import adapters, checks, hub, loader
 from shrinkkit.tasks.task import batches as batches_of
 from shrinkkit.transforms import variants
@@ -113,6 +114,22 @@ def test_inputs_are_what_the_tokenizer_gives_when_it_pads(folder):
     assert any("texts were cut to 4 tokens" in note for note in task.notes)
 
 
+def test_texts_may_be_padded_by_batch_and_give_the_outputs_of_the_longest_of_all(folder):
+    for kind in ("text-classification", "feature-extraction"):
+        both = [adapters.from_transformers(folder, TEXTS, task=kind, padding=p) for p in ("max_length", "longest")]
+        checks.check(both[1])
+        assert both[1].varying == (frozenset({1}),) * len(both[1].example)
+        assert [name.split()[0] for name in both[1].workloads] == ["length"] * len(both[1].workloads)
+        assert len(both[1].workloads) > 1
+        scored = [scoring.scores(one.model, one, one.test) for one in both]
+        assert min(scored[1].scores) > 0.999
+        if kind == "text-classification":
+            assert torch.allclose(*(one.outputs for one in scored), atol=1e-5)
+    assert 'padding="longest"' in next(iter(both[1].companions))
+    with pytest.raises(InvalidInput, match="`padding` must be 'max_length' or 'longest', got 'batch'"):
+        adapters.from_transformers(folder, TEXTS, padding="batch")
+
+
 def test_token_classification_scores_first_tokens_of_words():
     model = bert("BertForTokenClassification", **LABELS)
     rows = []
@@ -125,6 +142,11 @@ def test_token_classification_scores_first_tokens_of_words():
     for (ids, mask), target in (task.test[i] for i in range(len(task.test))):
         assert target.shape == ids.shape
         assert torch.equal(target != -100, (mask > 0) & (torch.arange(len(ids)) > 0))
+    shorter = adapters.from_transformers(model, rows, tokenizer=tokenizer(), padding="longest")
+    checks.check(shorter)
+    assert sorted(map(len, (shorter.test[i][1] for i in range(9)))) == sorted(
+        int((task.test[i][0][1] > 0).sum()) for i in range(9)
+    )
 
 
 def test_a_language_model_is_scored_by_the_log_likelihood_of_its_tokens():
