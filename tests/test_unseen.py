@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from shrinkkit import Task
 from shrinkkit.core.stages import stage
 from shrinkkit.core.variant import History
-from shrinkkit.errors import ShrinkkitError
+from shrinkkit.errors import ShrinkkitError, Unsupported
 from shrinkkit.tasks.checks import check
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.transform import apply_stage
@@ -94,3 +94,45 @@ def test_it_is_quantized_or_the_reason_is_given(task, tmp_path, method):
 def test_what_it_has_no_layers_for_is_refused(task, tmp_path):
     with pytest.raises(ShrinkkitError, match=r"and this model has none\. Possible for this model: static-int8"):
         variants.write(tmp_path / "v", task, task.model, precision="dynamic-int8", runtimes=RUNTIMES)
+
+
+@torch.library.custom_op("shrinkkit_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@twice.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class OfAnotherPackage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return twice(self.head(x))
+
+
+def test_a_model_that_calls_an_operator_of_another_package_is_refused_by_its_name(tmp_path):
+    task = Task(OfAnotherPackage().eval(), torch.randn(4, 8))
+    with pytest.raises(Unsupported) as refused:
+        variants.write(tmp_path / "v", task, task.model, runtimes=RUNTIMES)
+    assert "torch would hold the operator or class 'ops.shrinkkit_tests.twice'" in str(refused.value)
+    assert "cannot export this model to ONNX" in str(refused.value)
+    assert "No ONNX function found for <OpOverload(op='shrinkkit_tests.twice'" in str(refused.value)
+    assert not list(tmp_path.rglob("model.*"))
+
+
+class Spectral(nn.Module):
+    def forward(self, x):
+        return torch.stft(x, 64, 32, window=torch.hann_window(64), return_complex=True).abs().mean(2)
+
+
+def test_operators_that_openvino_cannot_convert_are_named(tmp_path):
+    task = Task(Spectral().eval(), torch.randn(4, 512))
+    made = variants.write(tmp_path / "v", task, task.model, runtimes=("torch", "onnxruntime", "openvino"))
+    assert {f.runtime for f in made.files} == {"torch", "onnxruntime"}
+    assert made.refusals["openvino"].startswith("OpenVINO cannot convert these ONNX operators of this model: ")
+    assert "STFT" in made.refusals["openvino"]

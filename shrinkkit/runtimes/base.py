@@ -212,7 +212,7 @@ def prove(
     fused = halved or (request.precision and loaded.form == "compiled")
     limit = LOW_PRECISION_TOLERANCE if fused else tolerance
     if not error <= limit:
-        _remove(path, *beside)
+        remove(path, *beside)
         text = f"{path.name} loaded back must give the outputs of the model in memory, to {limit:g} of their size,"
         raise ModelFileError(f"{text} but is {error:.2g} away. It is not kept; use another runtime.")
     integers = request.precision not in ("", *HALF)
@@ -280,11 +280,12 @@ def refuse_float(
     elif ignored := [name for name in request.skipped if name in layers and layers[name].runs_as == precision]:
         reason = f"{title} quantized {', '.join(ignored)} although `skip` names them. Use the torch runtime."
     if reason:
-        _remove(path, *beside)
+        remove(path, *beside)
         raise Unsupported(reason)
 
 
-def _remove(*paths: Path) -> None:
+def remove(*paths: Path) -> None:
+    """Delete files, those that exist."""
     for path in paths:
         path.unlink(missing_ok=True)
 

@@ -41,9 +41,20 @@ def build(runtime: str, request: BuildRequest) -> BuiltFile:
     if reason := described.missing("cpu") or (described.refuses(request.precision, "cpu") if request.precision else ""):
         raise Unsupported(f"{reason}.")
     try:
-        return _backend(runtime).build(request)
+        built = _backend(runtime).build(request)
     finally:
         copies.trim_heap()
+    path = request.folder / built.file.path
+    try:
+        _backend(runtime).scan(path)
+    except base.UnsafeContent as content:
+        base.remove(path, *(request.folder / name for name in built.file.beside))
+        raise Unsupported(
+            f"A file of this model for {runtime} would hold {content}, which cannot be loaded without the package that "
+            "defines it. Use torch's own operators in the model; Hugging Face models with experts have "
+            '`model.set_experts_implementation("eager")`.'
+        ) from None
+    return built
 
 
 def load(path: Path, *, runtime: str, device: str = "cpu", threads: int = 1, like: Any = None) -> Loaded:

@@ -68,7 +68,11 @@ def write(model: nn.Module, example: Example, path: Path) -> Export:
             onnx = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
         assert onnx is not None
     except (*FAILURES, torch.onnx.OnnxExporterError) as error:
-        raise Unsupported(f"torch cannot export this model to ONNX: {brief(error)}. Use the torch runtime.") from error
+        cause: BaseException = error
+        while isinstance(cause, torch.onnx.OnnxExporterError) and cause.__cause__:
+            # Its own message says only in which of its phases it stopped.
+            cause = cause.__cause__
+        raise Unsupported(f"torch cannot export this model to ONNX: {brief(cause)}. Use the torch runtime.") from error
     graph = onnx.model.graph
     name_weights(graph, frozenset(program.state_dict))
     name_nodes(graph)

@@ -92,7 +92,7 @@ def write(
     has nothing to quantize in it, or changes its outputs too much.
     """
     core = openvino.Core()
-    graph = core.read_model(exported)
+    graph = load.read(core, exported)
     profile.restore_names(graph, exported)
     # Folds what NNCF would not recognise as weights: those of LSTMs, and transposed ones.
     apply_moc_transformations(graph, cf=True)

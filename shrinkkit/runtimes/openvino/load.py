@@ -12,7 +12,7 @@ from typing import Any
 
 import openvino
 
-from shrinkkit.errors import ModelFileError, brief
+from shrinkkit.errors import ModelFileError, Unsupported, brief
 from shrinkkit.runtimes.base import REMEDY, Loaded, covers, refuse_content, structured
 from shrinkkit.runtimes.onnx import scan as onnx_scan
 from shrinkkit.runtimes.openvino.spec import OpenVino
@@ -23,7 +23,7 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
     """Return a file compiled with the settings that it states."""
     core = openvino.Core()
     try:
-        model = core.read_model(path)
+        model = read(core, path)
         compiled = core.compile_model(model, "CPU", OpenVino().settings(path, threads=threads))
     except RuntimeError as error:
         raise ModelFileError(f"{path.name} cannot be loaded by OpenVINO: {brief(error)}. {REMEDY}") from error
@@ -39,6 +39,20 @@ def load(path: Path, *, device: str, threads: int, like: Any) -> Loaded:
     clone = partial(load, path, device=device, threads=threads, like=like)
     names, ends = (tuple(port.get_any_name() for port in ports) for ports in (compiled.inputs, compiled.outputs))
     return Loaded(path, "openvino", "cpu", bind, to_cpu, clone, "openvino", compiled, names, ends)
+
+
+def read(core: openvino.Core, path: Path) -> openvino.Model:
+    """Return a file as OpenVINO's graph; raises Unsupported if it is ONNX with operators that cannot be converted."""
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        operators = re.search(r"Conversion is failed for: (.+)", str(error))
+        if operators is None:
+            raise
+        names = ", ".join(dict.fromkeys(re.sub(r"-\d+", "", operators[1]).split(", ")))
+        raise Unsupported(
+            f"OpenVINO cannot convert these ONNX operators of this model: {names}. Use ONNX Runtime or torch."
+        ) from error
 
 
 def scan(path: Path) -> None:
