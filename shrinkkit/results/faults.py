@@ -54,7 +54,7 @@ def _broken(row: Row, accuracy: Accuracy, results: Results) -> str:
     known = f"{formats.score(was.value, is_fraction=results.is_fraction)} in the baseline"
     if results.is_fraction and now.low <= majority < was.low:
         return f"no better than always the most frequent class ({formats.percent(majority)}), {known}"
-    if results.is_fraction and now.value < FRACTION_LEFT * was.value:
+    if (results.is_fraction or results.is_fidelity) and now.value < FRACTION_LEFT * was.value:
         return f"less than half of the {known}"
     return f"and outputs unrelated to the baseline's, {known}" if accuracy.cosine < COSINE_LEFT else ""
 

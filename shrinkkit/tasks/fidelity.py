@@ -60,7 +60,8 @@ def _cosine(y: Tensor, wanted: Tensor) -> Tensor:
 
 def _relative_error(y: Tensor, wanted: Tensor) -> Tensor:
     size = wanted.double().abs().reshape(len(y), -1).amax(1).clamp(min=1e-30)
-    return 1 - (y.double() - wanted.double()).abs().reshape(len(y), -1).amax(1) / size
+    error = (y.double() - wanted.double()).abs().reshape(len(y), -1).amax(1) / size
+    return 1 - error.clamp(max=1)
 
 
 _MEASURES = {"agreement": _agreement, "cosine": _cosine, "error": _relative_error}
