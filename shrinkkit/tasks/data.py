@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from shrinkkit.errors import InvalidTask
 from shrinkkit.tasks import outputs
 from shrinkkit.tasks.calls import TARGET_KEYS, Call
-from shrinkkit.tasks.modules import Example
+from shrinkkit.tasks.modules import Example, raw_bytes
 
 MOST_MATERIALISED, MOST_BYTES = 10_000, 1 << 30
 """Examples, and bytes of their tensors, that are read from data that can only be iterated."""
@@ -201,13 +201,12 @@ def map_style(data: Any, name: str) -> tuple[Any, str]:
     """Return `data` as a sequence or map-style dataset, and a sentence on what was left unread ('' if nothing).
 
     A DataLoader gives its dataset's examples as its own collate function returns each, in the dataset's order, those
-    that its sampler visits. Other iterables are read once, up to 10,000 examples or 1 GiB; the batches of a loader over
-    an iterable dataset are taken apart.
+    that its sampler visits. Other iterables are read once, up to 10,000 examples or 1 GiB, and must begin alike in a
+    second pass, if there is one; the batches of a loader over an iterable dataset are taken apart.
     """
     if isinstance(data, DataLoader):
         if isinstance(data.dataset, IterableDataset):
-            batched = data.batch_size is not None
-            return _materialised(itertools.chain.from_iterable(map(unbatched, data)) if batched else data, name)
+            return _materialised(data, name, is_batched=data.batch_size is not None)
         visited = data.sampler if data.batch_sampler is None or data.sampler is not None else data.batch_sampler
         indices = sorted({i for entry in visited for i in (entry if isinstance(entry, (list, tuple)) else (entry,))})
         whole = indices == list(range(len(data.dataset)))  # type: ignore[arg-type]
@@ -219,15 +218,27 @@ def map_style(data: Any, name: str) -> tuple[Any, str]:
     return (data, "") if is_map or not isinstance(data, Iterable) else _materialised(data, name)
 
 
-def _materialised(data: Iterable[Any], name: str) -> tuple[list[Any], str]:
+def _materialised(data: Iterable[Any], name: str, *, is_batched: bool = False) -> tuple[list[Any], str]:
     kept: list[Any] = []
-    size = 0
-    for item in data:
+    size, note = 0, ""
+    for item in itertools.chain.from_iterable(map(unbatched, data)) if is_batched else data:
         size += sum(t.nbytes for t in outputs.tensors(item))
         if len(kept) == MOST_MATERIALISED or size > MOST_BYTES:
-            return kept, f"Of `{name}`, which can only be iterated, the first {len(kept):,} examples were used."
+            note = f"Of `{name}`, which can only be iterated, the first {len(kept):,} examples were used."
+            break
         kept.append(item)
-    return kept, ""
+    # What can be read only once is at its end now, or goes on.
+    again = None if isinstance(data, Iterator) else next(iter(data), None)
+    if kept and again is not None and _bytes(unbatched(again)[0] if is_batched else again) != _bytes(kept[0]):
+        raise InvalidTask(
+            f"`{name}` must give its examples in the same order each time it is iterated, because every step reads it, "
+            "but two passes begin differently. Do not shuffle it, or fix its seed."
+        )
+    return kept, note
+
+
+def _bytes(item: Any) -> list[bytes]:
+    return [raw_bytes(tensor) for tensor in outputs.tensors(item)]
 
 
 def unbatched(batch: Any) -> list[Any]:

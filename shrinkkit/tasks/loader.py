@@ -65,7 +65,9 @@ def load(name_or_path: str | os.PathLike[str]) -> Task:
             f"`task` names {text!r}, but there is no such file.{nearest(path.name, [p.name for p in near])} "
             f"To start one, run `shrinkkit new {path.name}`."
         )
-    task = _call(path.resolve(), "task", shown=text)
+    with _seeded(0):
+        # What is drawn without a seed, such as the weights of a layer, must be the same in every step.
+        task = _call(path.resolve(), "task", shown=text)
     if not isinstance(task, Task):
         problem = f"`task()` in {text} must return a shrinkkit.tasks.Task, got {type(task).__name__}."
         raise InvalidTask(f"{problem} End it with `return Task(name=..., model=..., ...)`.")

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,11 @@ def test_a_measure_of_equal_outputs_is_one_and_of_others_less(kind):
     assert (score(-y, y) < 1).all()
 
 
+def test_an_error_of_several_times_a_small_number_loses_one_example_and_not_more():
+    score, wanted = fidelity.score(["error"]), torch.tensor([[0.001], [0.8]])
+    assert score(torch.tensor([[0.02], [0.8]]), wanted).tolist() == [0, 1]
+
+
 def test_distillation_without_labels_brings_a_damaged_model_back():
     task = Task(classifier(), X[:4], inputs=torch.randn(1500, 6))
     damaged = classifier()
@@ -153,6 +160,20 @@ def test_a_loaders_own_function_prepares_each_example():
     assert target == Y[first]
 
 
+def test_what_a_task_file_draws_without_a_seed_is_the_same_each_time_it_is_loaded(tmp_path):
+    path = tmp_path / "drawn.py"
+    path.write_text(
+        "import torch\nfrom shrinkkit import Task\n"
+        "def task(): return Task(torch.nn.Linear(6, 3).eval(), torch.randn(4, 6), inputs=torch.randn(100, 6))"
+    )
+    first, state = loader._contents(loader.load(path)), torch.get_rng_state()
+    torch.rand(7)
+    assert loader._contents(loader.load(path)) == first
+    torch.set_rng_state(state)
+    loader.load(path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_fingerprint_reads_inputs_and_calls_no_model():
     task = Task(classifier(), X[:4], inputs=X)
     calls = []
@@ -175,6 +196,32 @@ def test_data_without_end_are_read_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(data, "MOST_MATERIALISED", 50)
     task = Task(classifier(), X[:4], inputs=(x for x in X))
     assert "the first 50 examples" in " ".join(task.notes)
+
+
+class Shuffled(Stream):
+    def __iter__(self):
+        return iter(random.sample(list(super().__iter__()), len(X)))
+
+
+class Once(Stream):
+    def __init__(self, *columns):
+        super().__init__(*columns)
+        self.rows = super().__iter__()
+
+    def __iter__(self):
+        return self.rows
+
+
+@pytest.mark.parametrize("is_loader", [False, True])
+def test_a_stream_that_gives_another_order_in_each_pass_is_refused(is_loader):
+    stream = DataLoader(Shuffled(X), batch_size=7) if is_loader else Shuffled(X)
+    with pytest.raises(InvalidTask, match="`inputs` must give its examples in the same order each time"):
+        Task(classifier(), X[:4], inputs=stream)
+
+
+def test_a_stream_that_can_be_read_only_once_is_read_whole():
+    task = Task(classifier(), X[:4], inputs=DataLoader(Once(X), batch_size=7))
+    assert sum(len(getattr(task, split)) for split in SPLITS) == len(X)
 
 
 def test_a_score_without_labelled_examples_is_refused():
