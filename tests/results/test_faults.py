@@ -66,7 +66,7 @@ def test_a_variant_at_the_majority_class_is_broken_and_the_missing_training_is_t
 def test_a_variant_below_half_of_the_fidelity_is_broken_whatever_its_unit(run):
     found = dataclasses.replace(results.load(run), metric="1 - relative error with the original", is_fraction=False)
     (text,) = faults(planted(found, "channels-50", [TORCH], share=0.2, cosine=0.9))
-    assert text.startswith("channels-50 on cpu/torch is broken: 1 - relative error with the original 0.2")
+    assert text.startswith("channels-50 on cpu/torch: broken: 1 - relative error with the original 0.2")
 
 
 def test_statistics_of_the_full_model_are_the_cause_unless_they_were_estimated_again(run):
