@@ -1,5 +1,3 @@
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -199,8 +197,14 @@ def test_data_without_end_are_read_up_to_a_limit(monkeypatch):
 
 
 class Shuffled(Stream):
+    """Begins one example later in each pass."""
+
+    passes = 0
+
     def __iter__(self):
-        return iter(random.sample(list(super().__iter__()), len(X)))
+        self.passes += 1
+        rows = list(super().__iter__())
+        return iter(rows[self.passes :] + rows[: self.passes])
 
 
 class Once(Stream):
