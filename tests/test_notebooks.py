@@ -32,7 +32,10 @@ TINY = {"task": str(Path(__file__).parent / "tiny.py")}
 SHORT = {
     **{name: {**TINY, "threads": 1} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
     "2-train": {**TINY, "threads": 1, "source": "pruned"},
-    "4-benchmark": {**TINY, "threads": 1, "batch_sizes": [], "thread_counts": [], "others": ["cpu/torch"]},
+    "4-benchmark": {
+        **{**TINY, "threads": 1, "effort": "quick"},
+        **{"batch_sizes": [], "thread_counts": [], "others": ["cpu/torch"]},
+    },
     "5-report": {},
 }
 """What is not as the notebook has it, because tests share the cores and have no time."""
@@ -40,10 +43,16 @@ PREVIEWS = {"2-prune": "prune-channels", "3-quantize": "static-int8"}
 """Notebooks with a preview, and what it names."""
 
 
-def execute(place, name, **parameters):
-    request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "warm": ""}
-    error = steps.execute_notebook(request, place)
-    return error, nbformat.read(place / NOTEBOOK, as_version=4)
+@pytest.fixture
+def execute(place, warm_address):
+    """Return a function that executes a notebook with parameters, and returns its error and what was executed."""
+
+    def executed(name, warm=warm_address, **parameters):
+        request = {"notebook": str(place / f"{name}.ipynb"), "parameters": parameters, "warm": warm}
+        error = steps.execute_notebook(request, place)
+        return error, nbformat.read(place / NOTEBOOK, as_version=4)
+
+    return executed
 
 
 def shown(notebook):
@@ -52,8 +61,8 @@ def shown(notebook):
     return [o.data.get("text/plain", "") for o in outputs if "data" in o]
 
 
-def test_the_quick_start_runs_and_compares_two_models(place):
-    error, notebook = execute(place, "start")
+def test_the_quick_start_runs_and_compares_two_models(execute):
+    error, notebook = execute("start", warm="")
     assert error == ""
     task, training, size, latency, accuracy, conclusion = shown(notebook)
     assert task.startswith("Task digits-cnn")
@@ -81,8 +90,8 @@ def test_the_quick_start_runs_and_compares_two_models(place):
         ("5-report", "results.json"),
     ],
 )
-def test_a_notebook_runs_and_leaves_its_record(place, name, made):
-    error, notebook = execute(place, name, **SHORT[name])
+def test_a_notebook_runs_and_leaves_its_record(place, execute, name, made):
+    error, notebook = execute(name, **SHORT[name])
     assert error == ""
     assert (place / "reports/by-hand" / made).is_file()
     own = [c for c in notebook.cells if c.cell_type == "code"]
@@ -138,9 +147,9 @@ def test_notebooks_end_in_the_report_of_a_run(place):
     assert 'href="reports/by-hand/report.html"' in links
 
 
-def test_the_report_of_notebooks_can_be_made_again_with_another_budget(place, monkeypatch):
+def test_the_report_of_notebooks_can_be_made_again_with_another_budget(place, execute, monkeypatch):
     folder = RunFolder(place / "reports/by-hand")
-    error, _ = execute(place, "5-report", budget={"accuracy_drop": 0.2})
+    error, _ = execute("5-report", budget={"accuracy_drop": 0.2})
     assert error == ""
     folder.report.unlink()
     monkeypatch.chdir(place)
@@ -160,18 +169,18 @@ def test_a_folder_stays_that_of_notebooks_after_only_its_benchmark_was_run(tmp_p
     assert (run.status.is_file(), run.study.is_file()) == (is_run, not is_run)
 
 
-def test_a_budget_that_breaks_a_rule_is_an_error(place):
-    error, _ = execute(place, "5-report", budget={"accuracy_dorp": 0.2})
+def test_a_budget_that_breaks_a_rule_is_an_error(execute):
+    error, _ = execute("5-report", budget={"accuracy_dorp": 0.2})
     assert "Did you mean `accuracy_drop`?" in error
-    error, _ = execute(place, "5-report", budget={"accuracy_drop": 50})
+    error, _ = execute("5-report", budget={"accuracy_drop": 50})
     assert "For 50 %, pass 0.5." in error
 
 
-def test_the_report_of_a_folder_without_a_run_names_the_remedy(place):
-    error, _ = execute(place, "5-report", run="nowhere")
+def test_the_report_of_a_folder_without_a_run_names_the_remedy(execute):
+    error, _ = execute("5-report", run="nowhere")
     assert "shrinkkit run" in error
 
 
-def test_a_pruning_ratio_out_of_range_names_the_rule_and_the_remedy(place):
-    error, _ = execute(place, "2-prune", **TINY, settings={"ratio": 50.0}, variant="too-much")
+def test_a_pruning_ratio_out_of_range_names_the_rule_and_the_remedy(execute):
+    error, _ = execute("2-prune", **TINY, settings={"ratio": 50.0}, variant="too-much")
     assert "`ratio` must be a number in [0, 1), got 50.0. For 50 %, pass 0.5." in error
