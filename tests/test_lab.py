@@ -84,7 +84,18 @@ ACTS = {"2-prune": move_a_slider, "3-quantize": choose_another, "5-report": choo
 
 
 @pytest.mark.parametrize(
-    "name", ["start", "1-baseline", "2-prune", "2-train", "2-transform", "3-quantize", "4-benchmark", "5-report"]
+    "name",
+    [
+        "start",
+        "1-baseline",
+        "2-prune",
+        "2-train",
+        "2-transform",
+        "3-quantize",
+        "4-benchmark",
+        "4-robustness",
+        "5-report",
+    ],
 )
 def test_every_cell_runs_every_control_moves_and_what_was_shown_stays(place, jupyterlab, name):
     path = f"notebooks/{name}.ipynb"

@@ -36,6 +36,7 @@ SHORT = {
         **{**TINY, "threads": 1, "effort": "quick"},
         **{"batch_sizes": [], "thread_counts": [], "others": ["cpu/torch"]},
     },
+    "4-robustness": {**TINY, "threads": 1, "effort": "quick", "target": "cpu/torch", "others": []},
     "5-report": {},
 }
 """What is not as the notebook has it, because tests share the cores and have no time."""
@@ -86,6 +87,10 @@ def test_the_quick_start_runs_and_compares_two_models(execute):
             RunFolder("")
             .measurement("cpu/onnxruntime", machines.this_machine(Target("cpu", "onnxruntime")))
             .as_posix(),
+        ),
+        (
+            "4-robustness",
+            RunFolder("").robustness_record("cpu/torch", machines.this_machine(Target("cpu", "torch"))).as_posix(),
         ),
         ("5-report", "results.json"),
     ],

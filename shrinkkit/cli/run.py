@@ -60,6 +60,9 @@ def run(
     effort: Annotated[
         Literal["quick", "standard", "thorough"] | None, Option(help="How much is measured (standard).")
     ] = None,
+    mode: Annotated[
+        Literal["compress", "robust", "all"] | None, Option(help="Measure speed, robustness, or both (compress).")
+    ] = None,
     reports: Reports = Path("reports"),
     only: Annotated[Literal["benchmark"] | None, Option(help="Measure the variants of an earlier run here.")] = None,
     task: Annotated[str | None, Option(metavar="FILE", help="With --only RUN: its task, if you trust it.")] = None,
@@ -94,7 +97,7 @@ def run(
             text = "`--task` goes with `--only` and a run folder. Name the task as the first argument instead."
             raise InvalidInput(text)
         else:
-            options = {"threads": threads, "effort": effort}
+            options = {"threads": threads, "effort": effort, "mode": mode}
             overrides += [Override((k,), v, f"--{k} {v}") for k, v in options.items() if v is not None]
             chosen = _study(study, recipe or (), target or (), overrides)
             count = chosen.threads or machines.cores()

@@ -123,13 +123,27 @@ def within(
     """
     # Where lower is better, what is gained is the difference of the baseline to the variant.
     pairs = [(baseline, one) if higher_is_better else (one, baseline) for one in variants]
-    p_values = [_Difference.of(*pair, bounds).p_value(drop) for pair in pairs]
-    is_within = [False] * len(p_values)
+    return _holm([_Difference.of(*pair, bounds).p_value(drop) for pair in pairs])
+
+
+def differing(pairs: Sequence[tuple[Sample, Sample]], *, bounds: Bounds = None) -> tuple[int, ...]:
+    """Return for each pair 1 if the second sample is surely higher than the first, -1 if surely lower, else 0.
+
+    Holm's procedure limits the probability that any of them is wrongly called higher, or any lower, to 2.5 % each.
+    """
+    higher = _holm([_Difference.of(first, second, bounds).p_value(0.0) for first, second in pairs])
+    lower = _holm([_Difference.of(second, first, bounds).p_value(0.0) for first, second in pairs])
+    return tuple(int(up) - int(down) for up, down in zip(higher, lower, strict=True))
+
+
+def _holm(p_values: Sequence[float]) -> tuple[bool, ...]:
+    """Return which hypotheses are rejected, with a family-wise error rate of at most 2.5 %."""
+    rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if not p_values[index] <= ONE_SIDED / (len(p_values) - rank):
             break
-        is_within[index] = True
-    return tuple(is_within)
+        rejected[index] = True
+    return tuple(rejected)
 
 
 def needed(

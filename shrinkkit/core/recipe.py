@@ -37,6 +37,13 @@ MOST_STAGES = 100
 RECIPES = "a list of at least one recipe: a built-in name, the path of a YAML file, or a mapping with a `name`"
 
 Effort = Literal["quick", "standard", "thorough"]
+Mode = Literal["compress", "robust", "all"]
+CHAPTERS: Mapping[str, str] = {
+    "compress": "size, speed and accuracy",
+    "robust": "size, accuracy and robustness",
+    "all": "size, speed, accuracy and robustness",
+}
+"""What the report of a run in each mode is about."""
 _TARGET = "device/runtime, such as cpu/torch"
 TargetName = Annotated[str, Field(pattern="^(cpu|cuda|mps)/[A-Za-z0-9_]+$", description=_TARGET)]
 """Which ones exist, the runtimes say; see `registry.check_targets`."""
@@ -134,15 +141,17 @@ class Budget(Section):
     """Of `accuracy_drop`: `share` for scores in [0, 1]; `score` for others, in their unit."""
     accuracy_drop: Annotated[float, Field(ge=0, description="a share in [0, 1]")] = 0.01
     """Of shares, 0.01 is one percentage point, and 1 is the most."""
+    robustness_drop: Annotated[float | None, Field(ge=0, description="a share in [0, 1], or null for no limit")] = None
+    """The most that the mean score on corrupted inputs may drop, in the unit of `accuracy_drop`; None for any."""
     want: Literal["fastest", "smallest"] = "fastest"
     """What to pick among the variants within the budget."""
     target: Annotated[TargetName | None, Field(description=_TARGET)] = None
     """Where it is to be fastest; None leaves it to the report."""
 
-    @field_validator("accuracy_drop")
+    @field_validator("accuracy_drop", "robustness_drop")
     @classmethod
-    def _is_a_share(cls, drop: float, others: ValidationInfo) -> float:
-        if others.data.get("unit") == "share" and not drop <= 1:
+    def _is_a_share(cls, drop: float | None, others: ValidationInfo) -> float | None:
+        if others.data.get("unit") == "share" and drop is not None and not drop <= 1:
             raise PydanticKnownError("less_than_equal", {"le": 1})
         return drop
 
@@ -174,6 +183,8 @@ class Study(Rich, Section):
     """How the task's own module is called, as the reference that speed-ups are against: `compiled` by torch.compile."""
     effort: Effort = "standard"
     """How long variants are timed, and which of them at other batch sizes and thread counts; see `measure.session`."""
+    mode: Annotated[Mode, Field(description="compress, robust or all")] = "compress"
+    """What is measured of variants: their speed, their robustness, or both. Size and accuracy always are."""
     timeout_s: Annotated[
         float, Field(gt=0, le=MOST_SECONDS, description=f"a number of seconds > 0 and at most {MOST_SECONDS}")
     ] = 1800.0
@@ -198,6 +209,7 @@ class Study(Rich, Section):
         pairs += [
             ("targets", ", ".join(self.targets)),
             ("budget", f"at most {drop}, for the {budget.want}{where}"),
+            ("report", CHAPTERS[self.mode]),
             ("seed", str(self.seed)),
         ]
         return facts(f"Study {self.name}", pairs)
@@ -208,9 +220,14 @@ class Study(Rich, Section):
     @model_validator(mode="after")
     def _agrees(self) -> "Study":
         problems = conflicts([((), recipe) for recipe in self.recipes], self.targets, self.budget.target)
+        if self.mode == "compress" and self.budget.robustness_drop is not None:
+            raise PydanticCustomError("rule", NOT_ROBUST)
         if wrong := "\n".join(message(text, "", remedy) for _, text, remedy in problems):
             raise ValueError(wrong)
         return self
+
+
+NOT_ROBUST = "`budget.robustness_drop` goes with a mode that measures robustness. Set `mode` to `robust` or `all`"
 
 
 def conflicts(

@@ -37,6 +37,7 @@ class RunFolder:
         self.variants = self.path / "variants"
         self.checkpoints = self.path / "checkpoints"
         self.measurements = self.path / "measurements"
+        self.robustness = self.path / "robustness"
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -65,6 +66,10 @@ class RunFolder:
     def measurement(self, target: str, machine: str) -> Path:
         """Return the path of the measurements of `target` (`device/runtime`) on the machine called `machine`."""
         return self.measurements / machine / f"{Target.parse(target).slug}.json"
+
+    def robustness_record(self, target: str, machine: str) -> Path:
+        """Return the path of the robustness of variants on `target` on the machine called `machine`."""
+        return self.robustness / machine / f"{Target.parse(target).slug}.json"
 
     def relative(self, path: Path) -> str:
         """Return a path inside the folder as records state it: relative, with forward slashes."""

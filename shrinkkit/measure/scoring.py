@@ -20,6 +20,7 @@ from shrinkkit.runtimes import files
 from shrinkkit.runtimes.torch import quantize
 from shrinkkit.tasks import checks, copies, metrics
 from shrinkkit.tasks.metrics import Metric
+from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.outputs import convert, tensors
 from shrinkkit.tasks.task import SPLITS, Task, batches
 from shrinkkit.transforms import variants
@@ -96,9 +97,16 @@ def _with_cpu_tensors(model: nn.Module) -> Callable[..., Any]:
 
 
 def scores(
-    call: Callable[..., Any], task: Task, dataset: "Dataset[Any]", *, progress: Progress = no_progress
+    call: Callable[..., Any],
+    task: Task,
+    dataset: "Dataset[Any]",
+    *,
+    change: Callable[[Example, int], Example] | None = None,
+    progress: Progress = no_progress,
 ) -> Scored:
     """Return the scores and predictions of a model for each example of `dataset`, in order.
+
+    `change` takes the inputs and the number of a batch, and returns what the model sees of it; targets stay.
 
     The model is called with batches of the size of the task's example, the last one padded with repeats, so that
     models with a fixed batch are evaluated by the same rule.
@@ -117,6 +125,7 @@ def scores(
     firsts, spans, classes = list[torch.Tensor](), list[torch.Tensor](), names > 1
     for number, (inputs, target) in enumerate(batches(dataset, size)):
         count, where = inputs[0].shape[0], f"batch {number} of {split}"
+        inputs = change(inputs, number) if change else inputs
         padded = tuple(x if count == size else x[torch.arange(size) % count] for x in inputs)
         with torch.inference_mode():
             output = _first_examples(call(*padded), count, size)
@@ -196,7 +205,7 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
     classes = bool(scored.predictions)
     others = [(name, metric, one.further[name] if (one := baseline) else None) for name, metric in task.metrics.items()]
     return Accuracy(
-        **_figures(task.metric, task.score, scored.sample, baseline.sample if baseline else None),
+        **figures(task.metric, task.score, scored.sample, baseline.sample if baseline else None),
         agreement=same / len(scored.predictions) if classes else None,
         cosine=cosine(reference.outputs, scored.outputs),
         divergence=divergence(reference.outputs, scored.outputs) if classes else None,
@@ -204,11 +213,11 @@ def accuracy(task: Task, scored: Scored, baseline: Scored | None) -> Accuracy:
         worst_regressions=tuple(_regression(task, scored, reference, index) for _, index in falls[:MOST_REGRESSIONS]),
         regressions=len(falls),
         improvements=sum(change > 0 for change in changes),
-        further=tuple(Scores(**_figures(name, metric, scored.further[name], own)) for name, metric, own in others),
+        further=tuple(Scores(**figures(name, metric, scored.further[name], own)) for name, metric, own in others),
     )
 
 
-def _figures(name: str, metric: Metric, sample: Sample, baseline: Sample | None) -> dict[str, Any]:
+def figures(name: str, metric: Metric, sample: Sample, baseline: Sample | None) -> dict[str, Any]:
     """Return the fields of `Scores`, paired with the baseline's raw data if there are any."""
     bounds, of_set = metric.range, isinstance(sample, Resampled)
     return {

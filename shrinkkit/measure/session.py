@@ -74,6 +74,8 @@ class Settings:
     """A key of `EFFORTS`."""
     today: str = "eager"
     """How the task's module is called today: `eager`, or `compiled` by `torch.compile`."""
+    times: bool = True
+    """Whether anything is timed and profiled; files are verified and evaluated in any case."""
 
     def conditions(self, form: str) -> Conditions:
         """Return the conditions under which a model runs in one form."""
@@ -231,7 +233,7 @@ def measure(
     for name in names[len(done) :]:
         if stopped and loaded[name].loaded:
             measured.errors[name] = STOPPED
-        elif loaded[name].loaded:
+        elif loaded[name].loaded and settings.times:
             stopped = compare(name)
         if loaded[name].loaded:
             score(name)
@@ -268,7 +270,9 @@ def _saved(
         return {}
 
     def holds(m: Measurement) -> bool:
-        if m.error or m.latency is None or m.accuracy is None or m.latency.stopped or m.latency.verdict == "too noisy":
+        if m.error or m.accuracy is None or not settings.times:
+            return not m.error and m.accuracy is not None
+        if m.latency is None or m.latency.stopped or m.latency.verdict == "too noisy":
             return False
         here = settings.conditions(m.latency.conditions.form)
         return (m.latency.conditions, m.latency.seed) == (here, settings.seed)
@@ -281,8 +285,10 @@ def hopeless(compared: Comparison) -> bool:
     return compared.speedup.high * HOPELESS < 1 and len(compared.candidate_samples_ms) < 2 * FEWEST_BLOCKS
 
 
-def promising(loaded: Mapping[str, LoadedVariant], measured: Measured) -> dict[str, LoadedVariant]:
+def promising(loaded: Mapping[str, LoadedVariant], measured: Measured, settings: Settings) -> dict[str, LoadedVariant]:
     """Return the variants that are not `hopeless`, to profile them and to time them at other batch sizes."""
+    if not settings.times:
+        return {}
     slow = {name for name, compared in measured.latencies.items() if hopeless(compared)}
     return {name: variant for name, variant in loaded.items() if name not in slow}
 
@@ -309,9 +315,9 @@ def leading(loaded: Mapping[str, LoadedVariant], measured: Measured) -> dict[str
 
 def swept(loaded: Mapping[str, LoadedVariant], measured: Measured, settings: Settings) -> dict[str, LoadedVariant]:
     """Return the variants to time at other batch sizes and thread counts, which the effort decides."""
-    if settings.effort == "quick":
+    if settings.effort == "quick" or not settings.times:
         return {}
-    return (promising if settings.effort == "thorough" else leading)(loaded, measured)
+    return promising(loaded, measured, settings) if settings.effort == "thorough" else leading(loaded, measured)
 
 
 def _part(task: Task, compared: Comparison | None, seed: int) -> tuple[int, ...]:
@@ -423,7 +429,7 @@ def compare_runtimes(
     other work than the module. None if the baseline has no file. The module runs in PyTorch on the same device.
     """
     baseline = loaded[BASELINE].loaded
-    if baseline is None:
+    if baseline is None or not settings.times:
         return None
     device, task, form = settings.target.device, settings.task, settings.today
     module = benchmark.copies(task.model, tuple(x.to(device) for x in task.example), form=form)
@@ -439,6 +445,8 @@ def profile(
     """Return peak memory, time by layer, denormals and integer check of each loaded file."""
     target, inputs = settings.target, tuple(x.cpu() for x in settings.task.example)
     paths = {name: variant.loaded.path for name, variant in loaded.items() if variant.loaded}
+    if not paths:
+        return {}
     progress(0, len(paths) + 1, "peak memory")
     common: dict[str, Any] = {"runtime": target.runtime, "inputs": inputs}
     on_device = common | {"threads": settings.threads, "device": target.device}
@@ -524,7 +532,7 @@ def _points(files: Mapping[str, Loaded], base: Point, settings: Settings, deadli
         return
     for name in names:
         try:
-            reference, candidate = (_loaded_for(files[n], inputs, settings, like) for n in (BASELINE, name))
+            reference, candidate = (loaded_for(files[n], inputs, settings, like) for n in (BASELINE, name))
             _check_time(reference, candidate, task.example, deadline)
             pair = (settings.timed(BASELINE, reference), settings.timed(name, candidate))
             compared = benchmark.time_pair(*pair, protocol=replace(SWEEP, seed=settings.seed))
@@ -534,7 +542,7 @@ def _points(files: Mapping[str, Loaded], base: Point, settings: Settings, deadli
             yield replace(base, variant=name, latency=compared)
 
 
-def _loaded_for(loaded: Loaded, inputs: str, settings: Settings, like: object) -> Loaded:
+def loaded_for(loaded: Loaded, inputs: str, settings: Settings, like: object) -> Loaded:
     """Return a file loaded for the thread count; raises Unsupported unless it takes the example, named `inputs`."""
     target, example = settings.target, settings.task.example
     # torch's thread count is a setting of the process, the others' one of the loaded file.

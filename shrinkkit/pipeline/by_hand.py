@@ -14,7 +14,7 @@ from shrinkkit.core.studies import check_unit
 from shrinkkit.core.target import Target
 from shrinkkit.display import tables
 from shrinkkit.display.showable import Rich
-from shrinkkit.display.tables import Cell, Several, Statement, Table
+from shrinkkit.display.tables import Cell, Several, Shown, Statement, Table
 from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import parameters, plan, run_status, runner, steps
 from shrinkkit.pipeline.run_status import Monitor
@@ -25,15 +25,16 @@ from shrinkkit.widgets import browse, live
 _SETTINGS = ("seed", "effort", "batch_sizes", "thread_counts", "today")
 
 
-def conclude(variables: Mapping[str, Any], made: Rich) -> Several:
+def conclude(variables: Mapping[str, Any], made: Rich | Shown) -> Several:
     """Record what the notebook with these variables adds to the study; return what it made and the results so far.
 
     In a run, which ends in its report, there is nothing but what the notebook made.
     """
+    shown = made.shown() if isinstance(made, Rich) else made
     if store.lease_variable():
-        return Several((made.shown(),))
+        return Several((shown,))
     record(variables)
-    return Several((made.shown(), browse.so_far(results.load(Path(variables["run"])))))
+    return Several((shown, browse.so_far(results.load(Path(variables["run"])))))
 
 
 def record(variables: Mapping[str, Any]) -> None:
@@ -72,6 +73,7 @@ def record(variables: Mapping[str, Any]) -> None:
             "targets": measured or rest,
             "budget": settings_of(Budget, **known["budget"] | budget),
             "notes": notes,
+            "mode": "all" if folder.robustness else "compress",
         }
     )
     scores = [s for one in folder.measured.values() for m in one.measurements if m.accuracy for s in m.accuracy.scores]
@@ -80,21 +82,21 @@ def record(variables: Mapping[str, Any]) -> None:
     store.write_text(run.study, study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}}) + "\n")
 
 
-def benchmark_others(variables: Mapping[str, Any]) -> Table | Statement:
-    """Execute the benchmark with the parameters of this notebook for each of its `others`, as a run does."""
+def measure_others(notebook: str, variables: Mapping[str, Any]) -> Table | Statement:
+    """Execute this notebook with its parameters for each of its `others`, as a run does."""
     run, others = RunFolder(variables["run"]), variables["others"]
     if others is None:
         others = [target for target in registry.default_targets() if target != variables["target"]]
     if not others:
         return Statement("None.")
-    path = plan.notebooks() / f"{plan.BENCHMARK}.ipynb"
+    path = plan.notebooks() / f"{notebook}.ipynb"
     given = {name: variables[name] for name in parameters.read(path)}
     task = relocated(given["task"], lambda name: os.path.relpath(os.path.abspath(name), run.path.resolve() / "steps"))
     limit_s: float = Study.model_fields["timeout_s"].default
     threads, progress, rows = variables["threads"] or machines.cores(), live.progress("Measuring"), list[tables.Row]()
     for i, target in enumerate(others):
         values = given | {"task": task, "run": "..", "target": target, "others": []}
-        step = plan.Planned(f"{plan.BENCHMARK}-{Target.parse(target).slug}", plan.BENCHMARK, target, values, (), target)
+        step = plan.Planned(f"{notebook}-{Target.parse(target).slug}", notebook, target, values, (), target)
 
         def tick(_: float, phase: str, i: int = i, target: str = target) -> None:
             progress(i, len(others), f"{target}: {phase}")
@@ -113,5 +115,5 @@ def publish(run: str) -> None:
     folder, output = RunFolder(run), live.Live(Statement("Writing the report …"))
     runner.rebuild_report(folder.path, monitor=Monitor())
     paths = (folder.report, folder.report_markdown, folder.results)
-    rows: list[tables.Row] = [{"file": Cell(p.name, href=os.path.relpath(p)), "in": str(folder)} for p in paths]
+    rows: list[tables.Row] = [{"file": Cell(p.name, href=os.path.relpath(p)), "in": str(folder.path)} for p in paths]
     output.show(tables.table("Report", rows, text=("in",)))

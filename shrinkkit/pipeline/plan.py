@@ -16,6 +16,8 @@ FOLDER = RunFolder("")
 """The layout of every run folder."""
 BENCHMARK = "4-benchmark"
 """The notebook that measures."""
+ROBUSTNESS = "4-robustness"
+"""The notebook that measures robustness."""
 REPORT = "5-report"
 """The notebook that ends every run."""
 
@@ -99,13 +101,19 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}
         parameters = {**common, "target": str(target), "variants": variants, **sizes, "effort": study.effort}
-        parameters |= {"today": study.today, "others": []}
+        parameters |= {"today": study.today, "others": [], "times": study.mode != "robust"}
         here = machines.this_machine(target)
         guest = here if own and here not in own else ""
         name = "-".join(filter(None, [BENCHMARK, target.slug, guest]))
         leaves, place = FOLDER.measurement(str(target), here).as_posix(), str(Place(target, guest))
         reads = tuple(map(_record, variants))
         benchmarks.append(Planned(name, BENCHMARK, place, parameters, ("1-baseline",), leaves, reads))
+        if study.mode != "compress":
+            name = name.replace(BENCHMARK, ROBUSTNESS, 1)
+            tried = {**common, "target": str(target), "variants": variants, "effort": study.effort, "others": []}
+            leaves = FOLDER.robustness_record(str(target), here).as_posix()
+            subject = f"robustness on {place}"
+            benchmarks.append(Planned(name, ROBUSTNESS, subject, tried, ("1-baseline",), leaves, reads))
     return (*made.values(), *benchmarks, _REPORT)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from shrinkkit.core import machines, processes, run_folder, store
-from shrinkkit.core.recipe import BASELINE, HUB, TASKS, Study, hub_parts, relocated
+from shrinkkit.core.recipe import BASELINE, CHAPTERS, HUB, TASKS, Study, hub_parts, relocated
 from shrinkkit.core.run_folder import RunFolder, Step
 from shrinkkit.core.stages import ENTRY_POINTS
 from shrinkkit.core.store import PART
@@ -30,7 +30,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import parameters, plan, run_status, steps
-from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, Planned
+from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, REPORT, ROBUSTNESS, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, LineMonitor, Monitor, Progress, RunStatus
 from shrinkkit.pipeline.steps import WarmStart
 from shrinkkit.report import export, index_page
@@ -204,8 +204,9 @@ def prepare(
     registry.check_targets(study)
     for note in study.notes:
         monitor.message(note)
-    export.templates()
     run = RunFolder(reports / study.name)
+    monitor.message(f"mode {study.mode}: {run.report} will report {CHAPTERS[study.mode]}")
+    export.templates()
     run.check_kinds()
     above = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
     if not above.is_dir():
@@ -255,7 +256,7 @@ def prepare_benchmark(
     inspection = _check_task(study, task, monitor)
     own = machines.names(baseline.environment)
     whole = plan.plan(study, task=_relative_task(run, task), threads=threads, own=own)
-    steps = _checked(replace(s, needs=()) for s in whole if s.notebook in (BENCHMARK, _REPORT.notebook))
+    steps = _checked(replace(s, needs=()) for s in whole if s.notebook in (BENCHMARK, ROBUSTNESS, REPORT))
     inputs = (inspection.fingerprint + _software(), inspection.files)
     return PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=None)
 

@@ -38,6 +38,7 @@ Source: MLPerf Inference, LoadGen's early stopping.
 MANY = 20
 """Variants from which on a chart shows only the Pareto-optimal ones."""
 _PREDICTIONS = "Changed predictions"
+_IN_WORDS = {"cannot tell": "inconclusive: too few examples"}
 _TONES = {"broken": "bad", "faulty file": "bad", "failed": "bad", "not run": "bad", "unsupported": "warning"}
 _MISSING = {
     "Broken variants": ("broken", "faulty file"),
@@ -121,7 +122,11 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     if row.state != "measured":
         result = Cell(f"{row.state}: {row.reason}", tone=_TONES[row.state], wide=True)
         return {"variant": name, "target": where, "result": result}
-    verdict = {"cannot tell": "inconclusive: too few examples"}.get(row.accuracy_verdict, row.accuracy_verdict)
+    verdict, robust = (_IN_WORDS.get(one, one) for one in (row.accuracy_verdict, row.robustness_verdict))
+    corrupted = {}
+    if results.robust:
+        title = f"{DELTA} on corrupted inputs{' (pts)' if results.is_fraction else ''}"
+        corrupted[title] = cells.change(row.robustness, is_fraction=results.is_fraction, verdict=robust)
     unit = " (pts)" if results.is_fraction else ""
     change = cells.change(row.difference, is_fraction=results.is_fraction, verdict=verdict)
     # What decides comes first: a phone shows three columns before it scrolls.
@@ -133,11 +138,28 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
         "file size": replace(cells.size(row.size_bytes), aside=f"{formats.size(row.compressed_bytes or 0)} compressed"),
         "vs FP32, same runtime": _speedup(row, row.speedup, row.timing),
         results.metric_title: cells.score(row.accuracy, is_fraction=results.is_fraction),
+        **corrupted,
+        **_changed(row, results),
         "latency / batch": cells.latency(row.latency_ms),
         "sparsity": formats.percent(row.sparsity or 0),
         "parameters": cells.count(row.parameters),
         "MACs": cells.count(row.macs),
     }
+
+
+def _changed(row: Row, results: Results) -> tables.Row:
+    """Return the share of examples whose answer is another one than the baseline's, right or wrong."""
+    measurement = results.measurement(row)
+    accuracy = measurement.accuracy if measurement else None
+    if accuracy is None or accuracy.agreement is None:
+        return {}
+    if row.variant == BASELINE:
+        return {"changed answers": replace(cells.REFERENCE, key="0")}
+    changed = round((1 - accuracy.agreement) * accuracy.examples)
+    moved = accuracy.regressions + accuracy.improvements
+    parts = [f"{accuracy.regressions:,} worse", f"{accuracy.improvements:,} better"]
+    parts += [f"{changed - moved:,} wrong to wrong"] if changed > moved else []
+    return {"changed answers": Cell(formats.percent(1 - accuracy.agreement), ", ".join(parts), key=f"{changed:g}")}
 
 
 def _details(row: Row, results: Results) -> tuple[tuple[str, Cell], ...]:

@@ -26,11 +26,16 @@ def _figures(row: Row, kind: str, results: Results) -> Figures:
     speed = cells.speedup(row.speedup_today, row.timing_today)
     factor, _, sizes = verdict.size(row, results).partition(" (")
     change = cells.change(row.difference, is_fraction=results.is_fraction)
+    robust = cells.change(row.robustness, is_fraction=results.is_fraction)
+    corrupted = (
+        (("change on corrupted inputs", Cell(robust.text, f"95 % CI {robust.aside}")),) if row.robustness else ()
+    )
     return Figures(
         (
             ("speed-up over PyTorch", Cell(speed.text, "\n".join(verdict.factors(row, results)))),
             ("file size", Cell(factor, sizes.rstrip(")"))),
             (f"change of {results.metric_title}", Cell(change.text, f"95 % CI {change.aside}")),
+            *corrupted,
             (f"budget: {results.budget_text()}", Cell(verdict.KINDS[kind], tone=verdict.TONES[kind])),
         )
     )

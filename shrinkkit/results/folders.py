@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shrinkkit.core import evidence, machines, run_folder, store
+from shrinkkit.core import evidence, machines, robustness, run_folder, store
 from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
+from shrinkkit.core.robustness import Robustness, RobustnessRecord
 from shrinkkit.core.run_folder import RECORD, RunFolder, Status, Step
 from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
@@ -33,6 +34,8 @@ class Folder:
     """Names of the machine that made the run, that of its processor first; see `machines.names`."""
     measured: Mapping[str, TargetRecord]
     """By place; without figures of model files that are missing or altered."""
+    robustness: Mapping[str, RobustnessRecord]
+    """The same."""
     altered: Mapping[str, str]
     """A sentence about each file that differs from what its step wrote, by path relative to the run folder."""
     notes: tuple[str, ...]
@@ -64,7 +67,8 @@ def read(run: Path) -> Folder:
     damage = _damage(folder, variants, altered, notes) | {name: {"": reason} for name, reason in unreadable.items()}
     records = _measured(folder, names, altered, notes)
     measured = {at: _without_damaged(record, damage) for at, record in records.items()}
-    return Folder(study, status, variants, unreadable, names, measured, altered, tuple(notes))
+    robust = _robustness(folder, names, variants, damage, altered, notes)
+    return Folder(study, status, variants, unreadable, names, measured, robust, altered, tuple(notes))
 
 
 def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -222,3 +226,33 @@ def _measured(
             text = f"The record of {at} states figures for {', '.join(wrong)} that its raw samples contradict;"
             notes.append(f"{text} those of the samples are reported. {how_to_remeasure(at)}")
     return measured
+
+
+def _robustness(
+    run: RunFolder,
+    machine_names: Sequence[str],
+    variants: Mapping[str, Variant],
+    damage: Mapping[str, Mapping[str, str]],
+    altered: Mapping[str, str],
+    notes: list[str],
+) -> dict[str, RobustnessRecord]:
+    """Return the robustness of variants by place, without those whose files have changed since."""
+    found: dict[str, RobustnessRecord] = {}
+    for path in sorted(run.robustness.glob("*/*.json")):
+        if run.relative(path) in altered or (stated := _read(path, RobustnessRecord, notes)) is None:
+            continue
+        if stated.target not in registry.targets():
+            continue
+        target = Target.parse(stated.target)
+        files = {(v.name, file.runtime): file.sha256 for v in variants.values() for file in v.files}
+        kept, gone = list[Robustness](), list[Robustness]()
+        for one in stated.variants:
+            is_same = one.error or files.get((one.variant, target.runtime)) == one.file_sha256
+            is_sound = is_same and target.runtime not in damage.get(one.variant, {})
+            (kept if is_sound else gone).append(one)
+        at = str(Place(target, "" if stated.machine in machine_names else stated.machine))
+        if gone:
+            names = ", ".join(one.variant for one in gone)
+            notes.append(f"The robustness of {names} on {at} is of files that have changed since; not reported.")
+        found[at] = robustness.derive(replace(stated, variants=tuple(kept)))
+    return found

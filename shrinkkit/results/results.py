@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shrinkkit.core import estimate
+from shrinkkit.core import estimate, robustness
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study
+from shrinkkit.core.robustness import RobustnessRecord
 from shrinkkit.core.run_folder import Status, Step
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
@@ -52,6 +53,10 @@ class Row(Rich):
     agreement: float | None = None
     accuracy_verdict: str = ""
     """`within budget`, `over budget`, or `cannot tell`; empty for the baseline and where nothing was measured."""
+    robustness: Estimate | None = None
+    """Change of the mean score on corrupted inputs against the baseline; None for the baseline, or if untried."""
+    robustness_verdict: str = ""
+    """As `accuracy_verdict`; empty without a budget for robustness."""
     latency_ms: Estimate | None = None
     speedup: Estimate | None = None
     """Against FP32 on the same target; None for the baseline."""
@@ -70,6 +75,12 @@ class Row(Rich):
     def gain(self) -> Estimate | None:
         """`difference` with the sign by which more is better."""
         return estimate.gain(self.difference, higher_is_better=self.higher_is_better)
+
+    @property
+    def verdict(self) -> str:
+        """The worse of the verdicts on accuracy and on robustness, if that has a budget."""
+        order = ("over budget", "cannot tell", "within budget", "")
+        return min((self.accuracy_verdict, self.robustness_verdict), key=order.index)
 
     @property
     def place(self) -> Place:
@@ -100,6 +111,8 @@ class Results(Rich):
     variants: Mapping[str, Variant]
     measured: Mapping[str, TargetRecord]
     """By place."""
+    robust: Mapping[str, RobustnessRecord]
+    """Robustness by place; empty in mode `compress`."""
     status: Status | None
     notes: tuple[str, ...]
     """Problems of the folder itself, such as a record that cannot be read."""
@@ -146,8 +159,12 @@ class Results(Rich):
 
     def budget_text(self) -> str:
         """Return the budget with its unit and metric."""
-        drop = self.budget.accuracy_drop
-        return f"{formats.points(drop) if self.is_fraction else f'{drop:g}'} of {self.metric}"
+        text = f"{self._drop_text(self.budget.accuracy_drop)} of {self.metric}"
+        robust = self.budget.robustness_drop
+        return text if robust is None else f"{text}, {self._drop_text(robust)} on corrupted inputs"
+
+    def _drop_text(self, drop: float) -> str:
+        return formats.points(drop) if self.is_fraction else f"{drop:g}"
 
     def shown(self) -> Shown:
         """Return a table for each place; the report shows more of each row."""
@@ -163,6 +180,7 @@ class Results(Rich):
             targets=tuple(target for target in self.targets if self.machine(target) == machine),
             rows=tuple(row for row in self.rows if self.machine(row.target) == machine),
             measured={target: one for target, one in self.measured.items() if self.machine(target) == machine},
+            robust={target: one for target, one in self.robust.items() if self.machine(target) == machine},
         )
 
 
@@ -192,6 +210,10 @@ def load(run: Path) -> Results:
         notes = (f"The folder also holds {', '.join(stray)}, which this study does not name; not reported.", *notes)
     measured = {target: folder.measured[target] for target in targets if target in folder.measured}
     budget = study.budget if study else Budget()
+    if study and study.mode == "robust":
+        # Nothing was timed.
+        budget = budget.model_copy(update={"want": "smallest"})
+    robust = {target: folder.robustness[target] for target in targets if target in folder.robustness}
     verdicts = {target: accuracy_verdicts(record, budget.accuracy_drop) for target, record in measured.items()}
     accuracies = [m.accuracy for record in measured.values() for m in record.measurements if m.accuracy]
     return Results(
@@ -205,9 +227,14 @@ def load(run: Path) -> Results:
         targets=targets,
         machines=tuple(dict.fromkeys(Place.parse(target).machine or folder.machine_names[0] for target in targets)),
         names=names,
-        rows=tuple(_row(folder, name, target, verdicts.get(target, {})) for name in names for target in targets),
+        rows=tuple(
+            _robust(_row(folder, name, target, verdicts.get(target, {})), robust.get(target), budget)
+            for name in names
+            for target in targets
+        ),
         variants={name: variants[name] for name in names if name in variants},
         measured=measured,
+        robust=robust,
         status=folder.status,
         notes=(*folder.notes, *notes),
     )
@@ -268,7 +295,7 @@ def _objectives(row: Row) -> tuple[float, ...]:
     """Return speed-up, change of accuracy and negative size, to be maximised; empty for a row that takes no part."""
     if row.state != "measured" or row.intermediate or not row.size_bytes or row.speedup_today is None:
         return ()
-    within = row.variant == BASELINE or row.accuracy_verdict == "within budget"
+    within = row.variant == BASELINE or row.verdict == "within budget"
     if row.timing_today not in CONCLUSIVE or not within:
         return ()
     return row.speedup_today.value, row.gain.value if row.gain else 0.0, -row.size_bytes
@@ -292,6 +319,19 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
             fields |= _figures(measurement, record.runtime)
             fields["accuracy_verdict"] = verdicts.get(name, "")
     return Row(name, target, state, reason, **fields)
+
+
+def _robust(row: Row, record: RobustnessRecord | None, budget: Budget) -> Row:
+    """Return a row with its change on corrupted inputs, and whether that keeps the budget."""
+    known = record.by_name() if record else {}
+    baseline, own = known.get(BASELINE), known.get(row.variant)
+    if baseline is None or own is None or row.state != "measured" or not (names := baseline.corruptions()):
+        return row
+    change = None if own is baseline else own.scores(*names, baseline=baseline).difference
+    verdicts = {}
+    if record and budget.robustness_drop is not None:
+        verdicts = robustness.verdicts(record, budget.robustness_drop)
+    return replace(row, robustness=change, robustness_verdict=verdicts.get(row.variant, ""))
 
 
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shrinkkit.core import estimate, evidence
+from shrinkkit.core import estimate, evidence, robustness
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.target import Place
@@ -12,6 +12,7 @@ from shrinkkit.display import formats
 from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Cause, Several, Shown, Statement, Warnings
+from shrinkkit.errors import options
 from shrinkkit.results.results import CONCLUSIVE, Results, Row
 from shrinkkit.runtimes import registry
 
@@ -94,12 +95,12 @@ def _target(place: str) -> str:
 def _of_machine(results: Results) -> Verdict:
     rows = [row for row in results.rows if _eligible(row, results)]
     remarks = tuple(_runtime(results, rows))
-    warnings = (*_export(results), *_drift(results), *_noise(results))
+    warnings = (*_export(results), *_drift(results), *_noise(results), *_damaged(results))
     if not rows:
         return Verdict(_no_conclusion(results), remarks, warnings, "none", None)
     better = [row for row in rows if _gain(row, results) > 1]
     for kind in ("within budget", "cannot tell", "over budget"):
-        candidates = [row for row in better if row.accuracy_verdict == kind]
+        candidates = [row for row in better if row.verdict == kind]
         if candidates and kind == "within budget":
             best, *others = sorted(candidates, key=lambda row: _rank(row, results), reverse=True)
             headline = f"{_claim(best, results)}. Within the budget of {results.budget_text()}."
@@ -156,12 +157,18 @@ def _claim(row: Row, results: Results) -> str:
     if row.difference:
         change = formats.change(row.difference.value, is_fraction=results.is_fraction)
         change = formats.with_ci(change, row.difference, is_fraction=results.is_fraction)
-    return f"{_where(row, results)}: {_speed(row, results)}; {size(row, results)}; {results.metric_title} {change}"
+    text = f"{_where(row, results)}: {_speed(row, results)}; {size(row, results)}; {results.metric_title} {change}"
+    if row.robustness:
+        change = formats.change(row.robustness.value, is_fraction=results.is_fraction)
+        text += f", on corrupted inputs {formats.with_ci(change, row.robustness, is_fraction=results.is_fraction)}"
+    return text
 
 
 def _speed(row: Row, results: Results) -> str:
     """Return how fast a variant is next to the module in PyTorch, and what compression and runtime contribute."""
     ratio, verdict = row.speedup_today, row.timing_today
+    if results.study and results.study.mode == "robust":
+        return "not timed"
     if ratio is None or not _is_timed(row):
         return "speed-up inconclusive"
     words = {"faster": " faster than PyTorch", "slower": " the speed of PyTorch"}
@@ -307,6 +314,19 @@ def _export(results: Results) -> Iterator[Cause]:
     if slower and results.budget.want == "fastest":
         text = f"Without compression, the exported model is slower than your PyTorch module on {', '.join(slower)}."
         yield Cause(len(slower), "runtime", "slower than PyTorch", "Speed-up breakdown", (text,))
+
+
+def _damaged(results: Results) -> Iterator[Cause]:
+    """Yield a warning about variants that are surely worse than the original on some kind of changed input."""
+    texts = []
+    for target, record in results.robust.items():
+        for name, signs in robustness.damaged(record).items():
+            if worse := [at for at, sign in signs.items() if sign < 0]:
+                texts.append(
+                    f"{name} on {results.where(target)} is surely worse than the original on {options(worse, 'and')}."
+                )
+    if texts:
+        yield Cause(len(texts), "variant", "less robust", "Robustness", tuple(texts))
 
 
 def _drift(results: Results) -> Iterator[Cause]:

@@ -56,6 +56,9 @@ class Task(Rich):
     """Name of `score` in tables and figures, by default that of its `Metric`, or `accuracy`."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Further metrics by name, which are reported and decide nothing; functions are of the whole set."""
+    corruptions: Mapping[str, Callable[[Example, int], Any]] = field(default_factory=dict)
+    """Changes of inputs to test robustness on besides the built-in ones, by name: (a batch of inputs as a tuple, a
+    severity from 1 to 5) -> inputs of the same shapes and types."""
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was missing, and how it was filled."""

@@ -164,7 +164,8 @@ def test_a_recipe_file_that_is_missing_or_no_text_is_invalid(tmp_path):
         ),
         (
             STUDY + "budget: {channels: 1}",
-            "`budget.channels` is no key of budget (my.yaml:4). Allowed: unit, accuracy_drop, want, target.",
+            "`budget.channels` is no key of budget (my.yaml:4). "
+            "Allowed: unit, accuracy_drop, robustness_drop, want, target.",
         ),
         (
             STUDY + "budget: 5",

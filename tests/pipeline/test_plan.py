@@ -1,6 +1,9 @@
 """Which steps a study has."""
 
+import pytest
+
 from shrinkkit.core import studies
+from shrinkkit.errors import InvalidInput
 from shrinkkit.pipeline import plan
 
 PRUNE, NARROW = {"prune-channels": {"ratio": 0.5}}, {"prune-channels": {"ratio": 0.7}}
@@ -60,3 +63,34 @@ def test_a_step_reads_the_record_of_its_source_and_a_benchmark_those_of_its_vari
     assert steps["2-train-x.stage-2"].reads == (steps["2-prune-x.stage-1"].leaves,)
     assert steps["3-quantize-x"].reads == ("variants/x.stage-2/variant.json",)
     assert len(steps["4-benchmark-cpu-torch"].reads) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "times"),
+    [
+        ("compress", ["4-benchmark-cpu-torch"], True),
+        ("robust", ["4-benchmark-cpu-torch", "4-robustness-cpu-torch"], False),
+        ("all", ["4-benchmark-cpu-torch", "4-robustness-cpu-torch"], True),
+    ],
+)
+def test_the_mode_says_what_is_measured_and_every_mode_ends_in_the_report(mode, names, times):
+    override = studies.Override(("mode",), mode, f"--mode {mode}")
+    study = studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], overrides=[override])
+    steps = {step.name: step for step in plan.plan(study, task="digits-cnn", threads=1)}
+    assert list(steps) == ["1-baseline", "3-quantize-static-int8", *names, "5-report"]
+    assert steps["4-benchmark-cpu-torch"].parameters["times"] is times
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("mode", "robst", "Did you mean `robust`?"),
+        ("budget.robustness_drop", 0.03, "Set `mode` to `robust` or `all`"),
+        ("budget.robustness_drop", 3, "`budget.robustness_drop` must be a share in [0, 1]"),
+    ],
+)
+def test_a_mode_that_does_not_exist_or_does_not_fit_the_budget_is_refused(setting, value, said):
+    override = studies.Override.parse(f"{setting}={value}")
+    with pytest.raises(InvalidInput) as error:
+        studies.study("digits-cnn", recipes=["static-int8"], targets=["cpu/torch"], overrides=[override])
+    assert said in str(error.value)

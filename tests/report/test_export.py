@@ -135,7 +135,7 @@ def test_sections_are_linked_from_the_top(exported):
 def test_the_markdown_reads_without_its_pictures(exported):
     text = (exported / "report.md").read_text()
     assert text.startswith("# synthetic")
-    assert "| channels-50-static-int8 (best) | cpu/onnxruntime | 81.5 kB" in text
+    assert "| channels-50-static-int8 (best) | cpu/onnxruntime | " in text
     assert "*Chart, in words:*" in text
     assert "data:" not in text
     assert "<svg" not in text

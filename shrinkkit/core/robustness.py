@@ -1,0 +1,208 @@
+"""Records of how variants hold up: on corrupted and attacked inputs, in their confidences, and in their arithmetic."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from shrinkkit.core import estimate, evidence
+from shrinkkit.core.estimate import Resampled, Sample
+from shrinkkit.core.machines import Environment
+from shrinkkit.core.measurement import Scores
+from shrinkkit.core.recipe import BASELINE
+from shrinkkit.core.store import SCHEMA_VERSION
+from shrinkkit.display import formats
+from shrinkkit.display.showable import Rich
+from shrinkkit.display.tables import Shown, facts
+
+CLEAN = "clean"
+"""The condition without any change, of severity 0."""
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True, repr=False)
+class Condition(Rich):
+    """The scores of a variant on inputs that were changed in one way."""
+
+    name: str
+    """Of the corruption or attack, or `CLEAN`."""
+    severity: int
+    """1 (slight) to 5 (strong)."""
+    scores: Scores
+    """Paired with the baseline's under the same condition."""
+    is_attack: bool = False
+    note: str = ""
+    """Of an attack: whose gradients it follows."""
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration(Rich):
+    """How far a classifier's confidence agrees with how often it is right."""
+
+    figures: tuple[Scores, ...]
+    """Expected calibration error, negative log-likelihood and Brier score, paired with the baseline's."""
+    bins: tuple[tuple[float, float, int], ...]
+    """Mean confidence, share of right answers, and examples, of each bin of the confidence that has any."""
+    temperature: float
+    """What to divide logits by; fitted on the validation split."""
+    error_at_temperature: float
+    """Expected calibration error with the logits divided by it."""
+
+
+@dataclass(frozen=True, repr=False)
+class NumericCheck(Rich):
+    """What a model file makes of inputs that should change nothing, or that are out of range."""
+
+    name: str
+    error: float | None = None
+    """Largest difference of outputs that should be equal, relative to the largest output."""
+    changed: float | None = None
+    """Share of answers that differ: from those that should be equal, or from the original model's. None without
+    classes."""
+    finite: bool | None = None
+    """Whether all outputs are finite; None where inputs are in range."""
+    note: str = ""
+    """Why it was not done."""
+
+
+@dataclass(frozen=True, repr=False)
+class Robustness(Rich):
+    """How one variant's model file holds up on one target."""
+
+    variant: str
+    file_sha256: str = ""
+    error: str = ""
+    """Why nothing was measured; empty when something was."""
+    conditions: tuple[Condition, ...] = ()
+    calibration: Calibration | None = None
+    checks: tuple[NumericCheck, ...] = ()
+
+    def corruptions(self) -> tuple[str, ...]:
+        """Return the names of the corruptions, in the order in which they were tried."""
+        return tuple(dict.fromkeys(c.name for c in self.conditions if not c.is_attack and c.name != CLEAN))
+
+    def attacks(self) -> tuple[str, ...]:
+        """Return the names of the attacks."""
+        return tuple(dict.fromkeys(c.name for c in self.conditions if c.is_attack))
+
+    def sample(self, *names: str) -> Sample:
+        """Return the raw scores, averaged over all severities of the conditions `names`."""
+        samples = [c.scores.sample for c in self.conditions if c.name in names]
+        if isinstance(first := samples[0], Resampled):
+            whole = [sample for sample in samples if isinstance(sample, Resampled)]
+            replicates = np.mean([sample.replicates for sample in whole], axis=0)
+            return Resampled(float(np.mean([s.value for s in whole])), tuple(replicates.tolist()), first.examples)
+        return tuple(np.mean([np.asarray(sample) for sample in samples], axis=0).tolist())
+
+    def scores(self, *names: str, baseline: "Robustness | None" = None) -> Scores:
+        """Return the scores averaged over the conditions `names`, paired with those of `baseline`."""
+        like, sample = next(c.scores for c in self.conditions if c.name in names), self.sample(*names)
+        paired = baseline.scores(*names) if baseline else None
+        fields: dict[str, Any] = {"scores": (), "resampled": sample}
+        if not isinstance(sample, Resampled):
+            fields = {"scores": tuple(sample), "resampled": None}
+        return evidence.scores(replace(like, **fields), paired)
+
+
+@dataclass(frozen=True, repr=False)
+class RobustnessRecord(Rich):
+    """The robustness of every variant on one target."""
+
+    task: str
+    target: str
+    machine: str
+    environment: Environment
+    variants: tuple[Robustness, ...]
+    examples: int
+    """Of the test split that were used."""
+    notes: tuple[str, ...] = ()
+    """What could not be tried, and why."""
+    schema_version: int = SCHEMA_VERSION
+
+    def by_name(self) -> dict[str, Robustness]:
+        """Return what was measured by variant, the baseline first; empty without the baseline."""
+        measured = {one.variant: one for one in self.variants if one.conditions}
+        return {BASELINE: measured.pop(BASELINE), **measured} if BASELINE in measured else {}
+
+    def shown(self) -> Shown:
+        """Return the mean score of each variant on corrupted inputs, and its change."""
+        known, pairs = self.by_name(), list[tuple[str, str]]()
+        for name, one in known.items():
+            if names := one.corruptions():
+                scores = one.scores(*names, baseline=None if name == BASELINE else known[BASELINE])
+                score = formats.score(scores.mean.value, is_fraction=scores.is_fraction)
+                pairs.append((name, f"{score}, {scores.change_cell().plain()}"))
+        return facts(f"Scores on corrupted inputs on {self.target}", pairs)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"variant": one.variant, "condition": c.name, "severity": c.severity, **c.scores.mean.to_dict()}
+            for one in self.variants
+            for c in one.conditions
+        ]
+
+
+def derive(stated: RobustnessRecord) -> RobustnessRecord:
+    """Return a record whose means and differences follow from its raw scores."""
+    baseline = next((one for one in stated.variants if one.variant == BASELINE), None)
+    of = {(c.name, c.severity): c.scores for c in (baseline.conditions if baseline else ())}
+    figures = {one.metric: one for one in (baseline.calibration.figures if baseline and baseline.calibration else ())}
+
+    def derived(one: Robustness) -> Robustness:
+        paired: Mapping[Any, Scores] = {} if one.variant == BASELINE else of
+        conditions = tuple(
+            replace(c, scores=evidence.scores(c.scores, paired.get((c.name, c.severity)))) for c in one.conditions
+        )
+        calibration = one.calibration
+        if calibration:
+            others = {} if one.variant == BASELINE else figures
+            own = tuple(evidence.scores(figure, others.get(figure.metric)) for figure in calibration.figures)
+            calibration = replace(calibration, figures=own)
+        return replace(one, conditions=conditions, calibration=calibration)
+
+    return replace(stated, variants=tuple(map(derived, stated.variants)))
+
+
+def verdicts(record: RobustnessRecord, drop: float) -> dict[str, str]:
+    """Return by variant whether its mean score on corrupted inputs keeps a budget; see `results.accuracy_verdicts`."""
+    measured = record.by_name()
+    baseline, names = measured.pop(BASELINE, None), tuple[str, ...]()
+    if baseline is None or not (names := baseline.corruptions()):
+        return {}
+    like = baseline.conditions[0].scores
+    options: dict[str, Any] = {"higher_is_better": like.higher_is_better, "bounds": like.bounds}
+    within = estimate.within(
+        baseline.sample(*names), [one.sample(*names) for one in measured.values()], drop, **options
+    )
+    gains = {name: one.scores(*names, baseline=baseline).gain for name, one in measured.items()}
+    return {
+        name: "within budget" if is_within else "over budget" if gain and gain.high < -drop else "cannot tell"
+        for (name, gain), is_within in zip(gains.items(), within, strict=True)
+    }
+
+
+def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
+    """Return by variant the corruptions and attacks on which it is surely worse (-1) or better (1) than the baseline.
+
+    *Surely* takes into account how many pairs of a variant and a condition are compared on the target (Holm). What
+    clean inputs lose as well counts too: it is what a user sees.
+    """
+    measured = record.by_name()
+    baseline = measured.pop(BASELINE, None)
+    if baseline is None:
+        return {}
+    pairs = [(name, at) for name, one in measured.items() for at in _tried(one, baseline)]
+    like = baseline.conditions[0].scores
+    samples = [(baseline.sample(at), measured[name].sample(at)) for name, at in pairs]
+    signs = estimate.differing(samples, bounds=like.bounds)
+    found: dict[str, dict[str, int]] = {name: {} for name in measured}
+    for (name, at), sign in zip(pairs, signs, strict=True):
+        if sign:
+            found[name][at] = sign if like.higher_is_better else -sign
+    return found
+
+
+def _tried(one: Robustness, baseline: Robustness) -> Iterable[str]:
+    known: Sequence[str] = (*baseline.corruptions(), *baseline.attacks())
+    return [name for name in (*one.corruptions(), *one.attacks()) if name in known]

@@ -1,0 +1,83 @@
+"""The chapter on robustness, from records of known scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from examples import ENVIRONMENT
+
+from shrinkkit.core import robustness as core
+from shrinkkit.core.estimate import Estimate
+from shrinkkit.core.measurement import Scores
+from shrinkkit.core.robustness import CLEAN, Calibration, Condition, NumericCheck, Robustness, RobustnessRecord
+from shrinkkit.report import robustness
+
+EMPTY = Estimate(0.0, 0.0, 0.0)
+
+
+def scores(share, metric="accuracy", count=200):
+    values = tuple(float(i < share * count) for i in range(count))
+    return Scores(metric=metric, scores=values, mean=EMPTY, difference=None, bounds=(0.0, 1.0))
+
+
+def one(name, shares):
+    """Return the robustness of a variant with a share of right answers by condition and severity."""
+    conditions = tuple(
+        Condition(what, severity, scores(share), what == "FGSM", "along its own gradients" if what == "FGSM" else "")
+        for (what, severity), share in shares.items()
+    )
+    checks = (NumericCheck("other places in the batch", 0.0, 0.0), NumericCheck("a NaN", finite=name != "baseline"))
+    figure = replace(scores(0.1, "ECE"), higher_is_better=False)
+    return Robustness(
+        name, "ab", "", conditions, Calibration((figure,), ((0.9, 0.8, 50), (0.5, 0, 3)), 1.4, 0.01), checks
+    )
+
+
+BASE = {(CLEAN, 0): 0.95, ("blur", 1): 0.9, ("blur", 5): 0.7, ("noise", 1): 0.9, ("noise", 5): 0.8, ("FGSM", 3): 0.5}
+
+
+@pytest.fixture(scope="module")
+def record():
+    worse = BASE | {("noise", 1): 0.6, ("noise", 5): 0.3}
+    measured = (one("baseline", BASE), one("same", BASE), one("noisy", worse), Robustness("lost", error="Its file is."))
+    return core.derive(RobustnessRecord("t", "cpu/torch", "m", ENVIRONMENT, measured, 200, ("A note.",)))
+
+
+def test_the_findings_name_the_damaged_variant_and_what_it_is_damaged_by(record):
+    text = repr(robustness.findings(record))
+    assert "noisy: surely worse on noise;" in text
+    assert "same: no difference that this test set could show" in text
+    assert "lost: Its file is." in text
+    assert "A note." in text
+
+
+def test_the_table_marks_what_is_surely_different_and_nothing_else(record):
+    table = robustness.damage(record)
+    marked = {(row[0].text, cell.text) for row in table.rows for cell in row if cell.tone == "bad"}
+    assert marked == {("noise", "\N{MINUS SIGN}40.0")}
+    assert "along its own gradients" in table.note
+
+
+def test_charts_say_in_words_what_they_show(record):
+    picture = robustness.by_severity(record)
+    assert "noise: baseline 0.8, same 0.8, noisy 0.3" in picture.alt
+    calibration, table = robustness.calibration(record).parts
+    assert "80% at 90%" in calibration.alt
+    assert "1.40" in repr(table)
+
+
+def test_arithmetic_that_lets_a_nan_through_is_seen(record):
+    first, *others = robustness.arithmetic(record).rows
+    assert "not finite" in [cell.text for cell in first]
+    assert all("not finite" not in [cell.text for cell in row] for row in others)
+
+
+def test_a_record_without_a_baseline_says_why_nothing_can_be_compared(record):
+    alone = replace(record, variants=(Robustness("baseline", error="It broke."), *record.variants[1:]))
+    assert "It broke." in repr(robustness.of_record(alone))
+
+
+def test_averages_over_severities_are_paired_by_example(record):
+    baseline, noisy = record.by_name()["baseline"], record.by_name()["noisy"]
+    assert noisy.sample("noise") == tuple(np.mean([c.scores.scores for c in noisy.conditions if c.name == "noise"], 0))
+    assert noisy.scores("noise", baseline=baseline).difference.value == pytest.approx(-0.4)
