@@ -17,7 +17,7 @@ SHORT = {
     "start": TINY,
     **{name: {**TINY, "threads": "1"} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
     "2-train": {**TINY, "threads": "1", "source": '"pruned"'},
-    "4-benchmark": {**TINY, "threads": "1", "effort": '"quick"', "others": "[]"},
+    **{name: {**TINY, "threads": "1", "effort": '"quick"', "others": "[]"} for name in ("4-benchmark", "4-robustness")},
 }
 """Parameters that a person would change who has a small model, is in a hurry and shares the machine."""
 

@@ -323,13 +323,13 @@ def test_warnings_lead_to_the_rows_that_they_name(place, show, tmp_path):
 def test_columns_of_the_results_are_chosen(place, show):
     page = report(show, place)
     group = page.locator(".sk-filtered")
-    assert group.locator("thead th:visible").count() == 11
+    assert group.locator("thead th:visible").count() == 12
     group.get_by_text("Columns").click()
     group.get_by_label("parameters").uncheck()
     assert group.locator("thead th:visible").filter(has_text="parameters").count() == 0
-    assert group.locator("thead th:visible").count() == 10
+    assert group.locator("thead th:visible").count() == 11
     # A row that ends with a reason is as wide as the others.
-    assert group.locator("td.sk-wide").first.get_attribute("colspan") == "8"
+    assert group.locator("td.sk-wide").first.get_attribute("colspan") == "9"
 
 
 def test_a_row_unfolds_by_keyboard_and_follows_sorting_and_filtering(place, show):
@@ -404,7 +404,7 @@ def test_the_budget_recolours_the_table_and_marks_the_best(place, show):
 
     def cells(name):
         row = table.locator("tr:has(> th)").filter(has=page.get_by_role("button", name=name, exact=True)).last
-        return row.locator("th small").all_inner_texts(), row.locator("td:nth-child(6)").get_attribute("class")
+        return row.locator("th small").all_inner_texts(), row.locator("td:nth-child(4)").get_attribute("class")
 
     assert cells("channels-50-static-int8") == (["best"], "sk-good")
     assert cells("narrow-int8") == ([], "sk-bad")

@@ -222,7 +222,7 @@ def test_the_runner_itself_stops_writing_when_its_folder_was_removed(tmp_path):
         (run / TOKEN).unlink()
         (run / LOCK).unlink()
         run.rmdir()
-        with pytest.raises(LeaseLost, match=r"folder was removed"):
+        with pytest.raises(LeaseLost, match=r"was removed"):
             store.write_text(run / "status.json", "{}")
     assert not run.exists()
     store.write_text(run / "status.json", "{}")

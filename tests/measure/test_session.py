@@ -275,7 +275,8 @@ def hopeless(run, task):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "SCORING_S", 1.1)
         measured = session.measure(run, loaded, settings, progress=lambda *event: texts.append(event[2]))
-    return measured, texts, session.promising(loaded, measured), session.record(settings, loaded, **vars(measured))
+    record = session.record(settings, loaded, **vars(measured))
+    return measured, texts, session.promising(loaded, measured, settings), record
 
 
 def test_a_hopelessly_slow_variant_comes_last_and_is_timed_just_enough(hopeless):

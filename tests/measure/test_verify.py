@@ -220,7 +220,7 @@ def test_kernels_that_saturate_are_named(folder, monkeypatch):
 
 def test_an_int8_file_cannot_run_on_a_gpu_and_that_is_no_failure(folder):
     (one,) = check(folder, "cuda/torch").findings
-    assert (one.state, one.why) == ("cannot run here", "torch has no CUDA kernels for its int8 layers.")
+    assert (one.state, one.why) == ("cannot run here", "torch has no kernels for its int8 layers on CUDA.")
 
 
 def test_the_number_of_threads_is_put_back(folder):

@@ -141,7 +141,7 @@ def test_a_task_whose_model_is_another_at_each_load_is_refused(run):
     other = tiny_task()
     with torch.no_grad():
         other.model.head.bias += 1
-    with pytest.raises(InvalidTask, match=r"must be the same each time it is loaded"):
+    with pytest.raises(InvalidTask, match=r"must be the same each time"):
         variants.write(run / "variants/other", other, other.model, runtimes=["torch"])
 
 

@@ -115,7 +115,7 @@ def task_of(model, example):
 
 @pytest.mark.parametrize("name", ["prune-channels", "prune-weights"])
 def test_only_layers_that_can_be_pruned_may_be_overridden(name):
-    model = nn.Sequential(nn.LSTMCell(4, 4), nn.Linear(4, 4))
+    model = nn.Sequential(nn.Bilinear(4, 4, 4), nn.Linear(4, 4))
     assert pruning.prunable(model, stages.stage(name, {"ratio": 0.5})) == ("1",)
 
 
