@@ -1,6 +1,6 @@
 """Records of how variants hold up: on corrupted and attacked inputs, in their confidences, and in their arithmetic."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,9 +86,14 @@ class Robustness(Rich):
         """Return the names of the attacks."""
         return tuple(dict.fromkeys(c.name for c in self.conditions if c.is_attack))
 
-    def sample(self, *names: str) -> Sample:
-        """Return the raw scores, averaged over all severities of the conditions `names`."""
-        samples = [c.scores.sample for c in self.conditions if c.name in names]
+    def tried(self) -> set[tuple[str, int]]:
+        """Return name and severity of each condition under which it gave finite outputs."""
+        return {(c.name, c.severity) for c in self.conditions}
+
+    def sample(self, *names: str, shared: "Robustness | None" = None) -> Sample:
+        """Return the raw scores, averaged over the severities of `names`; over those of `shared` only, if given."""
+        known = (shared or self).tried()
+        samples = [c.scores.sample for c in self.conditions if c.name in names and (c.name, c.severity) in known]
         if isinstance(first := samples[0], Resampled):
             whole = [sample for sample in samples if isinstance(sample, Resampled)]
             replicates = np.mean([sample.replicates for sample in whole], axis=0)
@@ -97,12 +102,15 @@ class Robustness(Rich):
 
     def scores(self, *names: str, baseline: "Robustness | None" = None) -> Scores:
         """Return the scores averaged over the conditions `names`, paired with those of `baseline`."""
-        like, sample = next(c.scores for c in self.conditions if c.name in names), self.sample(*names)
-        paired = baseline.scores(*names) if baseline else None
-        fields: dict[str, Any] = {"scores": (), "resampled": sample}
-        if not isinstance(sample, Resampled):
-            fields = {"scores": tuple(sample), "resampled": None}
-        return evidence.scores(replace(like, **fields), paired)
+        like = next(c.scores for c in self.conditions if c.name in names)
+
+        def averaged(sample: Sample) -> Scores:
+            if isinstance(sample, Resampled):
+                return replace(like, scores=(), resampled=sample)
+            return replace(like, scores=tuple(sample), resampled=None)
+
+        paired = averaged(baseline.sample(*names, shared=self)) if baseline else None
+        return evidence.scores(averaged(self.sample(*names, shared=baseline)), paired)
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,18 +173,23 @@ def derive(stated: RobustnessRecord) -> RobustnessRecord:
 
 
 def verdicts(record: RobustnessRecord, drop: float) -> dict[str, str]:
-    """Return by variant whether its mean score on corrupted inputs keeps a budget; see `results.accuracy_verdicts`."""
+    """Return by variant whether its mean score on corrupted inputs keeps a budget; see `results.accuracy_verdicts`.
+
+    One without finite outputs under a corruption that the baseline stands is over budget.
+    """
     measured = record.by_name()
-    baseline, names = measured.pop(BASELINE, None), tuple[str, ...]()
-    if baseline is None or not (names := baseline.corruptions()):
+    baseline = measured.pop(BASELINE, None)
+    names = baseline.corruptions() if baseline else ()
+    if baseline is None or not names:
         return {}
+    needed = {key for key in baseline.tried() if key[0] in names}
+    broken = {name for name, one in measured.items() if needed - one.tried()}
+    whole = {name: one for name, one in measured.items() if name not in broken}
     like = baseline.conditions[0].scores
     options: dict[str, Any] = {"higher_is_better": like.higher_is_better, "bounds": like.bounds}
-    within = estimate.within(
-        baseline.sample(*names), [one.sample(*names) for one in measured.values()], drop, **options
-    )
-    gains = {name: one.scores(*names, baseline=baseline).gain for name, one in measured.items()}
-    return {
+    within = estimate.within(baseline.sample(*names), [one.sample(*names) for one in whole.values()], drop, **options)
+    gains = {name: one.scores(*names, baseline=baseline).gain for name, one in whole.items()}
+    return dict.fromkeys(broken, "over budget") | {
         name: "within budget" if is_within else "over budget" if gain and gain.high < -drop else "cannot tell"
         for (name, gain), is_within in zip(gains.items(), within, strict=True)
     }
@@ -194,7 +207,9 @@ def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
         return {}
     pairs = [(name, at) for name, one in measured.items() for at in _tried(one, baseline)]
     like = baseline.conditions[0].scores
-    samples = [(baseline.sample(at), measured[name].sample(at)) for name, at in pairs]
+    samples = [
+        (baseline.sample(at, shared=measured[name]), measured[name].sample(at, shared=baseline)) for name, at in pairs
+    ]
     signs = estimate.differing(samples, bounds=like.bounds)
     found: dict[str, dict[str, int]] = {name: {} for name in measured}
     for (name, at), sign in zip(pairs, signs, strict=True):
@@ -204,5 +219,6 @@ def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
 
 
 def _tried(one: Robustness, baseline: Robustness) -> Iterable[str]:
-    known: Sequence[str] = (*baseline.corruptions(), *baseline.attacks())
-    return [name for name in (*one.corruptions(), *one.attacks()) if name in known]
+    """Return the corruptions and attacks that both were tried on, at one severity at least."""
+    shared = {name for name, _ in one.tried() & baseline.tried()}
+    return [name for name in (*baseline.corruptions(), *baseline.attacks()) if name in shared]

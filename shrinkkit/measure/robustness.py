@@ -57,8 +57,6 @@ BINS, REPLICATES = 15, 300
 """Bins of the confidence, and resamples of the calibration error."""
 FAR = 1000.0
 """Factor by which inputs are multiplied to put them far out of range."""
-EQUAL = 1e-4
-"""Relative difference of outputs up to which the same inputs count as having given the same."""
 _FIGURES = {
     "ECE": Metric(len, "ECE", higher_is_better=False, range=(0.0, 1.0), percent=True),
     "NLL": Metric(len, "NLL", higher_is_better=False, range=None, percent=False),

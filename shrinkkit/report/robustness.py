@@ -153,7 +153,7 @@ def damage(record: RobustnessRecord) -> Shown:
         own = baseline.scores(kind).mean.value
         row: dict[str, Cell | str] = {"input": kind, "original": Cell(formats.score(own, is_fraction=fraction))}
         for name, one in measured.items():
-            if name != BASELINE and any(c.name == kind for c in one.conditions):
+            if name != BASELINE and any(at == kind for at, _ in one.tried() & baseline.tried()):
                 row[name] = _damage(one.scores(kind, baseline=baseline), found[name].get(kind, 0))
         rows.append(row)
     attacks = {c.note: c.name for one in measured.values() for c in one.conditions if c.is_attack}

@@ -81,3 +81,14 @@ def test_averages_over_severities_are_paired_by_example(record):
     baseline, noisy = record.by_name()["baseline"], record.by_name()["noisy"]
     assert noisy.sample("noise") == tuple(np.mean([c.scores.scores for c in noisy.conditions if c.name == "noise"], 0))
     assert noisy.scores("noise", baseline=baseline).difference.value == pytest.approx(-0.4)
+
+
+def test_a_variant_without_finite_outputs_at_a_severity_is_paired_at_the_others_and_over_any_budget(record):
+    measured = {one.variant: one for one in record.variants}
+    kept = tuple(c for c in measured["same"].conditions if (c.name, c.severity) != ("noise", 5))
+    partial = core.derive(replace(record, variants=(measured["baseline"], replace(measured["same"], conditions=kept))))
+    own, baseline = partial.by_name()["same"], partial.by_name()["baseline"]
+    assert own.scores("noise", baseline=baseline).difference.value == 0
+    assert core.damaged(partial) == {"same": {}}
+    assert core.verdicts(partial, 0.5) == {"same": "over budget"}
+    assert core.verdicts(record, 0.5)["same"] == "within budget"
