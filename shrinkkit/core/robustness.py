@@ -19,6 +19,8 @@ from shrinkkit.display.tables import Shown, facts
 CLEAN = "clean"
 """The condition without any change, of severity 0."""
 SEVERITIES = (1, 2, 3, 4, 5)
+OWN, TRANSFERRED = "along its own gradients", "transferred from the original model"
+"""How an attack on a variant was found."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,7 +201,8 @@ def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
     """Return by variant the corruptions and attacks on which it is surely worse (-1) or better (1) than the baseline.
 
     *Surely* takes into account how many pairs of a variant and a condition are compared on the target (Holm). What
-    clean inputs lose as well counts too: it is what a user sees.
+    clean inputs lose as well counts too: it is what a user sees. No variant is better under an attack that was
+    transferred, because that is weaker than one along its own gradients.
     """
     measured = record.by_name()
     baseline = measured.pop(BASELINE, None)
@@ -213,8 +216,10 @@ def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
     signs = estimate.differing(samples, bounds=like.bounds)
     found: dict[str, dict[str, int]] = {name: {} for name in measured}
     for (name, at), sign in zip(pairs, signs, strict=True):
-        if sign:
-            found[name][at] = sign if like.higher_is_better else -sign
+        better = sign if like.higher_is_better else -sign
+        weaker = any(c.note == TRANSFERRED for c in measured[name].conditions if c.name == at)
+        if better < 0 or (better and not weaker):
+            found[name][at] = better
     return found
 
 

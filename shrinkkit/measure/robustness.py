@@ -17,7 +17,9 @@ from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.robustness import (
     CLEAN,
+    OWN,
     SEVERITIES,
+    TRANSFERRED,
     Calibration,
     Condition,
     NumericCheck,
@@ -206,9 +208,9 @@ def _attacked(here: _Session, name: str, call: Loaded, position: int, notes: lis
     """Yield FGSM and PGD, along the variant's own gradients where it has some, else transferred from the original."""
     task = here.settings.task
     try:
-        model, note = variants.source(here.run, name, task)[0], "along its own gradients"
+        model, note = variants.source(here.run, name, task)[0], OWN
     except ShrinkkitError:
-        model, note = task.model, "transferred from the original model"
+        model, note = task.model, TRANSFERRED
     spread = corruptions.observed(task, position)
     dataset: Dataset[Any] = Subset(here.examples, spaced(len(here.examples), EFFORTS[here.settings.effort][2]))  # type: ignore[arg-type]
     size = task.example[0].shape[0]

@@ -92,3 +92,11 @@ def test_a_variant_without_finite_outputs_at_a_severity_is_paired_at_the_others_
     assert core.damaged(partial) == {"same": {}}
     assert core.verdicts(partial, 0.5) == {"same": "over budget"}
     assert core.verdicts(record, 0.5)["same"] == "within budget"
+
+
+@pytest.mark.parametrize(("note", "signs"), [(core.OWN, {"FGSM": 1}), (core.TRANSFERRED, {})])
+def test_no_variant_is_called_better_under_an_attack_that_was_transferred(record, note, signs):
+    stronger = one("stronger", BASE | {("FGSM", 3): 0.95})
+    noted = tuple(replace(c, note=note if c.is_attack else "") for c in stronger.conditions)
+    tried = replace(record, variants=(one("baseline", BASE), replace(stronger, conditions=noted)))
+    assert core.damaged(core.derive(tried)) == {"stronger": signs}
