@@ -126,7 +126,7 @@ def _variant(row: Row, results: Results, *, chosen: bool) -> tables.Row:
     corrupted = {}
     if results.robust:
         title = f"{DELTA} on corrupted inputs{' (pts)' if results.is_fraction else ''}"
-        corrupted[title] = cells.change(row.robustness, is_fraction=results.is_fraction, verdict=robust)
+        corrupted[title] = cells.change(row.robustness, is_fraction=results.is_fraction, verdict=robust or None)
     unit = " (pts)" if results.is_fraction else ""
     change = cells.change(row.difference, is_fraction=results.is_fraction, verdict=verdict)
     # What decides comes first: a phone shows three columns before it scrolls.

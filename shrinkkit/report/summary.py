@@ -23,22 +23,18 @@ def card(results: Results, run: Path) -> Several:
 
 
 def _figures(row: Row, kind: str, results: Results) -> Figures:
-    speed = cells.speedup(row.speedup_today, row.timing_today)
     factor, _, sizes = verdict.size(row, results).partition(" (")
-    change = cells.change(row.difference, is_fraction=results.is_fraction)
-    robust = cells.change(row.robustness, is_fraction=results.is_fraction)
-    corrupted = (
-        (("change on corrupted inputs", Cell(robust.text, f"95 % CI {robust.aside}")),) if row.robustness else ()
-    )
-    return Figures(
-        (
-            ("speed-up over PyTorch", Cell(speed.text, "\n".join(verdict.factors(row, results)))),
-            ("file size", Cell(factor, sizes.rstrip(")"))),
-            (f"change of {results.metric_title}", Cell(change.text, f"95 % CI {change.aside}")),
-            *corrupted,
-            (f"budget: {results.budget_text()}", Cell(verdict.KINDS[kind], tone=verdict.TONES[kind])),
-        )
-    )
+    cells_of = [("file size", Cell(factor, sizes.rstrip(")")))]
+    if row.speedup_today:
+        speed = cells.speedup(row.speedup_today, row.timing_today).text
+        cells_of.insert(0, ("speed-up over PyTorch", Cell(speed, "\n".join(verdict.factors(row, results)))))
+    changes = {f"change of {results.metric_title}": row.difference, "change on corrupted inputs": row.robustness}
+    for title, difference in changes.items():
+        if difference:
+            change = cells.change(difference, is_fraction=results.is_fraction)
+            cells_of.append((title, Cell(change.text, f"95 % CI {change.aside}")))
+    budget = Cell(verdict.KINDS[kind], tone=verdict.TONES[kind])
+    return Figures((*cells_of, (f"budget: {results.budget_text()}", budget)))
 
 
 def _download(row: Row, results: Results, run: RunFolder) -> Download:
