@@ -103,3 +103,16 @@ def test_names_of_a_foreign_folder_cannot_become_markup(found, run):
     assert "<script" not in card.html()
     assert "<script" not in re.sub(r"^ {4}.*$", "", card.markdown(), flags=re.MULTILINE)
     assert hostile in html.unescape(card.html())
+
+
+def test_where_nothing_was_timed_the_smallest_is_best_and_no_speed_is_shown(found, run):
+    rows = tuple(
+        dataclasses.replace(row, speedup=None, timing="", speedup_today=None, timing_today="", latency_ms=None)
+        for row in found.rows
+    )
+    study = found.study.model_copy(update={"mode": "robust"})
+    budget = found.budget.model_copy(update={"want": "smallest"})
+    card = summary.card(dataclasses.replace(found, rows=rows, study=study, budget=budget), run)
+    assert next(title for title, _ in part(card, Figures).cells) == "file size"
+    assert "not timed" in repr(card)
+    assert "within budget" in repr(card)
