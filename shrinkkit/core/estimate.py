@@ -126,6 +126,11 @@ def within(
     return _holm([_Difference.of(*pair, bounds).p_value(drop) for pair in pairs])
 
 
+def budget_verdict(is_within: bool, gain: Estimate | None, drop: float) -> str:
+    """Return `within budget`, `over budget` if the whole interval of a gain is below -`drop`, or `cannot tell`."""
+    return "within budget" if is_within else "over budget" if gain and gain.high < -drop else "cannot tell"
+
+
 def differing(pairs: Sequence[tuple[Sample, Sample]], *, bounds: Bounds = None) -> tuple[int, ...]:
     """Return for each pair 1 if the second sample is surely higher than the first, -1 if surely lower, else 0.
 

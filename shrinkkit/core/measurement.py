@@ -101,8 +101,9 @@ class Comparison(Rich):
         """Reasons to doubt the figures."""
         wide = (self.speedup.high / self.speedup.low) ** 0.5 - 1
         reasons = [f"the interval is \N{PLUS-MINUS SIGN}{wide:.0%} wide"] if wide > WIDE else []
-        arms = {self.reference: self.reference_samples_ms, self.candidate: self.candidate_samples_ms}
-        for name, samples in arms.items():
+        # No mapping: two models may share a name.
+        arms = ((self.reference, self.reference_samples_ms), (self.candidate, self.candidate_samples_ms))
+        for name, samples in arms:
             calls = [ms for slot in samples for ms in slot]
             low, middle, high = statistics.quantiles(calls, n=4) if len(calls) >= 4 else (1.0, 1.0, 1.0)
             if (spread := (high - low) / middle) > SCATTERED:

@@ -192,7 +192,7 @@ def verdicts(record: RobustnessRecord, drop: float) -> dict[str, str]:
     within = estimate.within(baseline.sample(*names), [one.sample(*names) for one in whole.values()], drop, **options)
     gains = {name: one.scores(*names, baseline=baseline).gain for name, one in whole.items()}
     return dict.fromkeys(broken, "over budget") | {
-        name: "within budget" if is_within else "over budget" if gain and gain.high < -drop else "cannot tell"
+        name: estimate.budget_verdict(is_within, gain, drop)
         for (name, gain), is_within in zip(gains.items(), within, strict=True)
     }
 

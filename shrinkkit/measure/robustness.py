@@ -2,17 +2,16 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from shrinkkit.core import machines, robustness, store
-from shrinkkit.core.estimate import Resampled
+from shrinkkit.core.estimate import Sample
 from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.robustness import (
@@ -27,16 +26,15 @@ from shrinkkit.core.robustness import (
     RobustnessRecord,
 )
 from shrinkkit.core.run_folder import RunFolder
-from shrinkkit.errors import InvalidTask, ShrinkkitError, brief
-from shrinkkit.measure import corruptions, scoring, session
+from shrinkkit.errors import ShrinkkitError, brief
+from shrinkkit.measure import calibration, corruptions, scoring, session
 from shrinkkit.measure.corruptions import Corruption
-from shrinkkit.measure.scoring import Scored
+from shrinkkit.measure.scoring import NotFinite, Scored
 from shrinkkit.measure.session import LoadedVariant, Settings
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.base import Loaded
 from shrinkkit.tasks import modules, outputs
-from shrinkkit.tasks.metrics import Metric
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches, spaced
 from shrinkkit.transforms import variants
@@ -55,15 +53,8 @@ RADII = tuple(2**i / 255 for i in range(5))
 """Largest change of a value under an attack, by severity, as a share of the range of values: 1 to 16 levels of 255."""
 STEPS = 7
 """Of a PGD attack, each of a third of its radius."""
-BINS, REPLICATES = 15, 300
-"""Bins of the confidence, and resamples of the calibration error."""
 FAR = 1000.0
 """Factor by which inputs are multiplied to put them far out of range."""
-_FIGURES = {
-    "ECE": Metric(len, "ECE", higher_is_better=False, range=(0.0, 1.0), percent=True),
-    "NLL": Metric(len, "NLL", higher_is_better=False, range=None, percent=False),
-    "Brier score": Metric(len, "Brier score", higher_is_better=False, range=(0.0, 2.0), percent=False),
-}
 
 
 @dataclass
@@ -75,15 +66,30 @@ class _Session:
     examples: "Dataset[Any]"
     severities: tuple[int, ...]
     corruptions: tuple[Corruption, ...]
-    baselines: dict[Any, Scored]
+    notes: list[str]
+    """What could not be tried, and why."""
+    baseline: dict[tuple[str, int], Sample] = field(default_factory=dict)
     """Scores of the baseline by condition, to pair others with."""
-    transferred: dict[Any, list[Example]]
+    calibrated: dict[str, Sample] = field(default_factory=dict)
+    """Figures of the baseline's calibration."""
+    transferred: dict[tuple[str, int], list[Example]] = field(default_factory=dict)
     """Attacks on the original model, by name and severity."""
 
     @functools.cached_property
     def plain_task(self) -> Task:
         """The task without further metrics, which would be resampled for each condition."""
         return replace(self.settings.task, metrics={})
+
+    @functools.cached_property
+    def position(self) -> int | None:
+        """The input that is attacked and brought out of range; None without one in floating point."""
+        return corruptions.floating(self.settings.task)
+
+    @functools.cached_property
+    def width(self) -> Tensor:
+        """The range of values of that input."""
+        assert self.position is not None
+        return corruptions.observed(self.settings.task, self.position).width
 
 
 def measure(
@@ -109,31 +115,28 @@ def measure(
     severities = severities if task.score.per_example else ATTACK_SEVERITIES[1:2]
     examples: Dataset[Any] = Subset(task.test, spaced(len(task.test), most))
     found, why = corruptions.of_task(task)
-    here = _Session(Path(run), settings, examples, severities, found, {}, {})
-    notes = [why] if why else []
-    position = corruptions.floating(task)
-    if position is None:
-        notes.append("No attacks: no input is a floating-point number, so nothing has a gradient.")
+    here = _Session(Path(run), settings, examples, severities, found, [why] if why else [])
+    if here.position is None:
+        here.notes.append("No attacks: no input is a floating-point number, so nothing has a gradient.")
     names = [BASELINE, *(name for name in loaded if name != BASELINE)]
     measured = []
     for number, name in enumerate(names):
-        variant = loaded[name]
-        if variant.loaded is None:
-            measured.append(Robustness(name, error=variant.error))
+        if (file := loaded[name].loaded) is None:
+            measured.append(Robustness(name, error=loaded[name].error))
             continue
 
         def at(what: str, number: int = number, name: str = name) -> None:
             progress(number, len(names), f"{name}: {what}")
 
-        conditions = [*_clean(here, name, variant.loaded), *_corrupted(here, name, variant.loaded, at, notes)]
-        if position is not None:
-            at("attacks")
-            conditions += _attacked(here, name, variant.loaded, position, notes)
+        clean = scoring.scores(file, here.plain_task, examples)
+        conditions = [_condition(here, name, CLEAN, 0, clean), *_corrupted(here, name, file, at)]
+        at("attacks")
+        conditions += _attacked(here, name, file)
         at("calibration")
-        calibration = _calibration(here, name, variant.loaded)
+        calibrated = _calibration(here, name, file, clean)
         at("arithmetic")
-        checks = tuple(_checks(here, variant.loaded, loaded[BASELINE].loaded))
-        measured.append(Robustness(name, variant.file_sha256, "", tuple(conditions), calibration, checks))
+        checks = tuple(_checks(here, file, loaded[BASELINE].loaded))
+        measured.append(Robustness(name, loaded[name].file_sha256, "", tuple(conditions), calibrated, checks))
     progress(len(names), len(names), "")
     record = RobustnessRecord(
         task=task.name,
@@ -142,7 +145,7 @@ def measure(
         environment=machines.environment(settings.threads, packages=registry.packages()),
         variants=tuple(measured),
         examples=len(examples),  # type: ignore[arg-type]
-        notes=tuple(dict.fromkeys((*notes, *task.notes))),
+        notes=tuple(dict.fromkeys((*here.notes, *task.notes))),
     )
     return robustness.derive(record)
 
@@ -154,33 +157,37 @@ def write(run: str | Path, record: RobustnessRecord) -> Path:
     return path
 
 
-def _condition(
-    here: _Session,
-    variant: str,
-    call: Loaded,
-    name: str,
-    severity: int,
-    change: Callable[[Example, int], Example] | None,
-    dataset: "Dataset[Any] | None" = None,
-    **fields: Any,
-) -> Condition:
-    """Return the scores of a file under one condition, paired with the baseline's, which comes first."""
-    scored = scoring.scores(call, here.plain_task, dataset or here.examples, change=change)
-    key = (name, severity)
+def _condition(here: _Session, variant: str, name: str, severity: int, scored: Scored, **fields: Any) -> Condition:
+    """Return scores under one condition, paired with the baseline's, which comes first."""
+    paired = here.baseline.get((name, severity)) if variant != BASELINE else None
     if variant == BASELINE:
-        here.baselines[key] = scored
-    paired = here.baselines[key].sample if variant != BASELINE and key in here.baselines else None
+        here.baseline[name, severity] = scored.sample
     figures = scoring.figures(here.plain_task.metric, here.plain_task.score, scored.sample, paired)
     return Condition(name, severity, Scores(**figures), **fields)
 
 
-def _clean(here: _Session, name: str, call: Loaded) -> Iterator[Condition]:
-    yield _condition(here, name, call, CLEAN, 0, None)
-
-
-def _corrupted(
-    here: _Session, name: str, call: Loaded, at: Callable[[str], None], notes: list[str]
+def _tried(
+    here: _Session,
+    variant: str,
+    file: Loaded,
+    name: str,
+    severity: int,
+    change: Callable[[Example, int], Example],
+    dataset: "Dataset[Any] | None" = None,
+    **fields: Any,
 ) -> Iterator[Condition]:
+    """Yield the condition of changed inputs, or leave a note where the file gives no finite outputs under it."""
+    try:
+        scored = scoring.scores(file, here.plain_task, dataset or here.examples, change=change)
+    except NotFinite:
+        here.notes.append(f"{variant}: {name} at severity {severity} gives outputs that are not finite.")
+    except RuntimeError as error:
+        here.notes.append(f"{variant}: {name} at severity {severity}: {brief(error)}.")
+    else:
+        yield _condition(here, variant, name, severity, scored, **fields)
+
+
+def _corrupted(here: _Session, name: str, file: Loaded, at: Callable[[str], None]) -> Iterator[Condition]:
     for corruption in here.corruptions:
         at(corruption.name)
         for severity in here.severities:
@@ -188,37 +195,25 @@ def _corrupted(
             def change(inputs: Example, number: int, of: Corruption = corruption, severity: int = severity) -> Example:
                 return of(inputs, severity, seed=here.settings.seed * 100_003 + number)
 
-            yield from _tried(notes, here, name, call, corruption.name, severity, change)
+            yield from _tried(here, name, file, corruption.name, severity, change)
 
 
-def _tried(notes: list[str], *arguments: Any, **options: Any) -> Iterator[Condition]:
-    """Yield a condition, or leave a note where the file gives no finite outputs under it."""
-    _, name, _, what, severity, *_ = arguments
-    try:
-        yield _condition(*arguments, **options)
-    except InvalidTask as error:
-        if "outputs must be finite" not in str(error):
-            raise
-        notes.append(f"{name}: {what} at severity {severity} gives outputs that are not finite.")
-    except RuntimeError as error:
-        notes.append(f"{name}: {what} at severity {severity}: {brief(error)}.")
-
-
-def _attacked(here: _Session, name: str, call: Loaded, position: int, notes: list[str]) -> Iterator[Condition]:
+def _attacked(here: _Session, name: str, file: Loaded) -> Iterator[Condition]:
     """Yield FGSM and PGD, along the variant's own gradients where it has some, else transferred from the original."""
-    task = here.settings.task
+    task, position = here.settings.task, here.position
+    if position is None:
+        return
     try:
         model, note = variants.source(here.run, name, task)[0], OWN
     except ShrinkkitError:
         model, note = task.model, TRANSFERRED
-    spread = corruptions.observed(task, position)
     dataset: Dataset[Any] = Subset(here.examples, spaced(len(here.examples), EFFORTS[here.settings.effort][2]))  # type: ignore[arg-type]
     size = task.example[0].shape[0]
     # Larger batches cost less, up to what fits into memory with the gradients of all layers.
     several = max(1, ATTACKED_VALUES // task.example[position].numel())
     for attack, steps in (("FGSM", 1), ("PGD", STEPS)):
         for severity in ATTACK_SEVERITIES:
-            radius = RADII[severity - 1] * spread.width
+            radius = RADII[severity - 1] * here.width
             try:
                 found = here.transferred.get((attack, severity), []) if model is task.model else []
                 found = found or [
@@ -226,7 +221,7 @@ def _attacked(here: _Session, name: str, call: Loaded, position: int, notes: lis
                     for inputs, target in batches(dataset, several * size)
                 ]
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-                notes.append(f"{name}: no {attack}, because its gradient cannot be computed: {brief(error)}.")
+                here.notes.append(f"{name}: no {attack}, because its gradient cannot be computed: {brief(error)}.")
                 return
             if model is task.model:
                 here.transferred[attack, severity] = found
@@ -235,8 +230,7 @@ def _attacked(here: _Session, name: str, call: Loaded, position: int, notes: lis
                 start = number % several * size
                 return tuple(x[start : start + size] for x in found[number // several])
 
-            fields = {"dataset": dataset, "is_attack": True, "note": note}
-            yield from _tried(notes, here, name, call, attack, severity, change, **fields)
+            yield from _tried(here, name, file, attack, severity, change, dataset, is_attack=True, note=note)
 
 
 def attacked(
@@ -269,87 +263,21 @@ def attacked(
     return (*inputs[:position], x.to(clean.dtype), *inputs[position + 1 :])
 
 
-def _calibration(here: _Session, name: str, call: Loaded) -> Calibration | None:
-    """Return the calibration of a classifier; None without classes or labels."""
-    task = here.plain_task
-    scored = scoring.scores(call, task, here.examples)
-    if not scored.predictions or None in scored.labels:
+def _calibration(here: _Session, name: str, call: Loaded, clean: Scored) -> Calibration | None:
+    """Return the calibration of a classifier, paired with the baseline's; None without classes or labels."""
+    if not clean.predictions or None in clean.labels:
         return None
-    if name == BASELINE:
-        here.baselines["calibration"] = scored
-    log, labels = _log_probabilities(scored), np.array(scored.labels)
-    baseline = here.baselines.get("calibration") if name != BASELINE else None
-    before = _calibration_samples(_log_probabilities(baseline), labels) if baseline else {}
-    figures = tuple(
-        Scores(**scoring.figures(metric, _FIGURES[metric], sample, before.get(metric)))
-        for metric, sample in _calibration_samples(log, labels).items()
-    )
+    task = here.settings.task
     split = Subset(task.validation, spaced(len(task.validation), len(here.examples)))  # type: ignore[arg-type]
-    tuning = scoring.scores(call, task, split)
-    temperature = 1.0
-    if None not in tuning.labels:
-        temperature = _temperature(_log_probabilities(tuning), np.array(tuning.labels))
-    confidence, right = _confidence(log, labels)
-    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = tuple(
-        (float(confidence[index == i].mean()), float(right[index == i].mean()), int((index == i).sum()))
-        for i in range(BINS)
-        if (index == i).any()
+    found = calibration.samples(clean)
+    paired = here.calibrated if name != BASELINE else {}
+    here.calibrated = found if name == BASELINE else here.calibrated
+    figures = (
+        Scores(**scoring.figures(metric, calibration.FIGURES[metric], sample, paired.get(metric)))
+        for metric, sample in found.items()
     )
-    scaled = _confidence(_scaled(log, temperature), labels)
-    return Calibration(figures, bins, temperature, _calibration_error(*scaled))
-
-
-def _log_probabilities(scored: Scored) -> Any:
-    """Return the log-probabilities of the classes, (examples, classes), of logits or of probabilities."""
-    x = scored.outputs.double()
-    are_probabilities = bool((x >= 0).all() and ((x.sum(1) - 1).abs() < 1e-3).all())
-    return (x.clamp(min=2.0**-24).log() if are_probabilities else x).log_softmax(1).numpy()
-
-
-def _scaled(log: Any, temperature: float) -> Any:
-    return torch.from_numpy(log / temperature).log_softmax(1).numpy()
-
-
-def _confidence(log: Any, labels: Any) -> tuple[Any, Any]:
-    """Return the probability of each answer, and whether it is right."""
-    return np.exp(log.max(1)), (log.argmax(1) == labels).astype(float)
-
-
-def _calibration_samples(log: Any, labels: Any) -> dict[str, Any]:
-    """Return the raw data of each figure of calibration; resamples draw the same examples for every model."""
-    confidence, right = _confidence(log, labels)
-    picks = np.random.default_rng(0).integers(0, len(labels), (REPLICATES, len(labels)))
-    replicates = tuple(_calibration_error(confidence[pick], right[pick]) for pick in picks)
-    probability = np.exp(log)
-    error = probability - np.eye(log.shape[1])[labels]
-    return {
-        "ECE": Resampled(_calibration_error(confidence, right), replicates, len(labels)),
-        "NLL": tuple((-log[np.arange(len(labels)), labels]).tolist()),
-        "Brier score": tuple((error**2).sum(1).tolist()),
-    }
-
-
-def _calibration_error(confidence: Any, right: Any) -> float:
-    """Return the expected calibration error, in [0, 1], of `BINS` bins of equal width.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-    """
-    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(index, weights=confidence - right, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
-def _temperature(log: Any, labels: Any) -> float:
-    """Return the divisor of the logits, in [0.05, 20], at which labels are most likely."""
-    from scipy.optimize import minimize_scalar
-
-    rows = np.arange(len(labels))
-
-    def loss(power: float) -> float:
-        return float(-_scaled(log, np.exp(power))[rows, labels].mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
+    temperature = calibration.temperature(scoring.scores(call, here.plain_task, split))
+    return Calibration(tuple(figures), *calibration.reliability(clean, temperature))
 
 
 def _checks(here: _Session, loaded: Loaded, baseline: Loaded | None) -> Iterator[NumericCheck]:
@@ -365,8 +293,7 @@ def _checks(here: _Session, loaded: Loaded, baseline: Loaded | None) -> Iterator
     yield _compared(f"batch of {len(other[0])}", first[:1], lambda: _first(loaded(*other))[:1])
     if settings.threads > 1:
         yield _compared("1 thread", first, lambda: _on_one_thread(loaded, settings, inputs))
-    position = corruptions.floating(settings.task)
-    if position is None:
+    if (position := here.position) is None:
         return
     x = inputs[position]
     odd = {"zeros": torch.zeros_like(x), "a constant": torch.ones_like(x)}
@@ -399,8 +326,7 @@ def _compared(name: str, expected: Tensor, compute: Callable[[], Tensor]) -> Num
     if output.shape != expected.shape:
         return NumericCheck(name, note="The file has a fixed batch.")
     distance = float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    changed = float((output.argmax(1) != expected.argmax(1)).double().mean()) if expected.shape[1] > 1 else None
-    return NumericCheck(name, distance, changed)
+    return NumericCheck(name, distance, _changed(output, expected))
 
 
 def _out_of_range(name: str, inputs: Example, loaded: Loaded, baseline: Loaded | None) -> NumericCheck:
@@ -409,12 +335,13 @@ def _out_of_range(name: str, inputs: Example, loaded: Loaded, baseline: Loaded |
     except Exception as error:  # runtimes raise various error types
         return NumericCheck(name, note=f"{brief(error)}.")
     finite = bool(torch.isfinite(output).all())
-    comparable = finite and bool(torch.isfinite(expected).all()) and output.shape[1] > 1
-    return NumericCheck(
-        name,
-        changed=float((output.argmax(1) != expected.argmax(1)).double().mean()) if comparable else None,
-        finite=finite,
-    )
+    comparable = finite and bool(torch.isfinite(expected).all())
+    return NumericCheck(name, changed=_changed(output, expected) if comparable else None, finite=finite)
+
+
+def _changed(output: Tensor, expected: Tensor) -> float | None:
+    """Return the share of rows whose largest value is another one; None for single values."""
+    return float((output.argmax(1) != expected.argmax(1)).double().mean()) if expected.shape[1] > 1 else None
 
 
 def _with_nan(x: Tensor) -> Tensor:

@@ -162,10 +162,14 @@ def _first_examples(output: Any, count: int, size: int) -> Any:
     return convert(output, lambda t: t[:count] if t.shape[:1] == (size,) else t)
 
 
+class NotFinite(InvalidTask):
+    """A model's outputs are not all finite."""
+
+
 def _check_outputs(output: Any, where: str) -> None:
     for tensor in tensors(output):
         if broken := int((~torch.isfinite(tensor)).sum()):
-            raise InvalidTask(
+            raise NotFinite(
                 f"A model's outputs must be finite, but for {where} {broken} of {tensor.numel()} values are not. "
                 "Overflow in 16 bits is usual: leave layers with large values in float, or use another number format."
             )
@@ -280,11 +284,10 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
     distribution (non-negative, with a sum of 1 to within 0.001), both are taken for probabilities instead, clamped to
     at least 2^-24 and normalized. Both have the shape (examples, classes).
     """
-    sums = reference.double().sum(1)
-    are_probabilities = bool((reference >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all())
+    told = are_probabilities(reference)
     total = 0.0
     for before, after in zip(torch.split(reference, _ROWS), torch.split(other, _ROWS), strict=True):
-        p, q = (_log_probabilities(x, are_probabilities=are_probabilities) for x in (before, after))
+        p, q = (log_probabilities(x, told) for x in (before, after))
         total += (p.exp() * (p - q)).sum().item()
     return max(0.0, total / len(reference))
 
@@ -297,8 +300,14 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x / torch.where(peak > 0, peak, 1), dim=1)
 
 
-def _log_probabilities(x: torch.Tensor, *, are_probabilities: bool) -> torch.Tensor:
-    if are_probabilities:
+def are_probabilities(outputs: torch.Tensor) -> bool:
+    """Return whether every row of (examples, classes) is a distribution: non-negative, with a sum of nearly 1."""
+    return bool((outputs >= 0).all() and ((outputs.double().sum(1) - 1).abs() < _SUM_TOLERANCE).all())
+
+
+def log_probabilities(x: torch.Tensor, told: bool) -> torch.Tensor:
+    """Return the log-probabilities of logits, or of probabilities if `told` so, in double precision."""
+    if told:
         x = x.double().clamp(min=_LEAST_PROBABILITY).log()
     # The difference of two large logits may exceed the range of double precision.
     return x.double().log_softmax(1).clamp(min=torch.finfo(torch.float32).min)

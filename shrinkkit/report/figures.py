@@ -191,6 +191,11 @@ def look(variant: str, names: Sequence[str]) -> dict[str, str]:
     return style(names.index(variant)) if variant in names else _UNNAMED
 
 
+def dash(variant: str, names: Sequence[str]) -> str:
+    """Return the line style of a variant, which changes where its colour repeats."""
+    return DASHES[names.index(variant) // len(COLOURS) if variant in names else 0]
+
+
 _MOST_NAMED = 16
 """Variants that a chart tells apart; of more, the Pareto-optimal ones."""
 _LINEAR_POINTS = 10
@@ -338,9 +343,9 @@ def throughput(record: TargetRecord, conditions: Conditions, names: Sequence[str
     with canvas(9.2, 3.4) as figure:
         axes = figure.subplots()
         for name, by_size in rates.items():
-            line, dash = sorted(by_size.items()), names.index(name) // len(COLOURS) if name in names else 0
+            line = sorted(by_size.items())
             label = formats.wrapped(name) if name in names or name == BASELINE else "_"
-            mark: dict[str, Any] = {**look(name, names), "linestyle": DASHES[dash], "label": label}
+            mark: dict[str, Any] = {**look(name, names), "linestyle": dash(name, names), "label": label}
             axes.plot(*zip(*line, strict=True), markersize=5, **mark)
         axes.set_xscale("log")
         axes.set_yscale("log")

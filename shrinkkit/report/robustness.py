@@ -9,7 +9,7 @@ from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.robustness import CLEAN, Calibration, NumericCheck, Robustness, RobustnessRecord
 from shrinkkit.display import cells, formats, tables
-from shrinkkit.display.picture import DASHES, FAINT, INK, canvas, picture
+from shrinkkit.display.picture import FAINT, INK, canvas, picture
 from shrinkkit.display.tables import Cell, Heading, Several, Shown, Statement
 from shrinkkit.errors import options
 from shrinkkit.report import figures
@@ -70,14 +70,17 @@ def findings(record: RobustnessRecord) -> Several:
     )
     tone = "warning" if any(sign < 0 for signs in found.values() for sign in signs.values()) else "good"
     headline = "Compared with the original model on the same changed inputs."
-    errors = [Statement(f"{one.variant}: {one.error}", tone="warning") for one in record.variants if one.error]
+    failed = [Statement(text, tone="warning") for text in _errors(record)]
     notes = [Statement(note) for note in record.notes]
-    return Several((Statement(headline, (*sentences, how), tone), *errors, *notes))
+    return Several((Statement(headline, (*sentences, how), tone), *failed, *notes))
 
 
 def _nothing(record: RobustnessRecord) -> Several:
-    errors = [f"{one.variant}: {one.error}" for one in record.variants if one.error]
-    return Several((Statement("The baseline could not be tried, so nothing can be compared.", tuple(errors)),))
+    return Several((Statement("The baseline could not be tried, so nothing can be compared.", _errors(record)),))
+
+
+def _errors(record: RobustnessRecord) -> tuple[str, ...]:
+    return tuple(f"{one.variant}: {one.error}" for one in record.variants if one.error)
 
 
 def _change(scores: Scores) -> str:
@@ -104,8 +107,8 @@ def by_severity(record: RobustnessRecord, names: Sequence[str] = ()) -> Shown:
             axes = grid.flat[place]
             for name, one in measured.items():
                 points = _curve(one, kind)
-                dash = names.index(name) // 8 if name in names else 0
-                mark: dict[str, Any] = {**figures.look(name, names), "linestyle": DASHES[dash], "markersize": 3.5}
+                mark: dict[str, Any] = {**figures.look(name, names), "linestyle": figures.dash(name, names)}
+                mark |= {"markersize": 3.5}
                 # The original lies below, and shows where a variant covers it.
                 mark |= {"linewidth": 4, "alpha": 0.5} if name == BASELINE else {}
                 label = formats.wrapped(name) if place == 0 else "_"

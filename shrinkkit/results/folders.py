@@ -1,7 +1,7 @@
 """Reading a run folder: its study, status, variants and measurements. What cannot be read becomes a note."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ from shrinkkit.errors import InvalidInput, brief
 from shrinkkit.runtimes import registry
 
 _Record = TypeVar("_Record")
+_PlaceRecord = TypeVar("_PlaceRecord", TargetRecord, RobustnessRecord)
 Reasons = dict[str, str]
 
 
@@ -207,16 +208,7 @@ def _measured(
 ) -> dict[str, TargetRecord]:
     """Return the benchmarks by place, with the figures that their raw samples give."""
     measured: dict[str, TargetRecord] = {}
-    for path in sorted(run.measurements.glob("*/*.json")):
-        if run.relative(path) in altered or (record := _read(path, TargetRecord, notes)) is None:
-            continue
-        name = f"{path.parent.name}/{path.name}"
-        machine = "" if record.machine in machine_names else record.machine
-        at = str(Place(Target.parse(record.target), machine))
-        if record.target not in registry.targets() or at in measured:
-            why = "as another file is" if at in measured else "which is no target"
-            notes.append(f"{name} is of {at if at in measured else record.target}, {why}; not reported.")
-            continue
+    for name, at, record in _by_place(run, run.measurements, TargetRecord, measured, machine_names, altered, notes):
         try:
             measured[at] = derived = evidence.derive(record)
         except InvalidInput as error:
@@ -226,6 +218,29 @@ def _measured(
             text = f"The record of {at} states figures for {', '.join(wrong)} that its raw samples contradict;"
             notes.append(f"{text} those of the samples are reported. {how_to_remeasure(at)}")
     return measured
+
+
+def _by_place(
+    run: RunFolder,
+    folder: Path,
+    kind: type[_PlaceRecord],
+    found: Mapping[str, _PlaceRecord],
+    machine_names: Sequence[str],
+    altered: Mapping[str, str],
+    notes: list[str],
+) -> Iterator[tuple[str, str, _PlaceRecord]]:
+    """Yield file name, place and record of each target that is not in `found` yet; others become notes."""
+    for path in sorted(folder.glob("*/*.json")):
+        if run.relative(path) in altered or (record := _read(path, kind, notes)) is None:
+            continue
+        name = f"{path.parent.name}/{path.name}"
+        machine = "" if record.machine in machine_names else record.machine
+        at = str(Place(Target.parse(record.target), machine))
+        if record.target not in registry.targets() or at in found:
+            why = "as another file is" if at in found else "which is no target"
+            notes.append(f"{name} is of {at if at in found else record.target}, {why}; not reported.")
+            continue
+        yield name, at, record
 
 
 def _robustness(
@@ -238,19 +253,14 @@ def _robustness(
 ) -> dict[str, RobustnessRecord]:
     """Return the robustness of variants by place, without those whose files have changed since."""
     found: dict[str, RobustnessRecord] = {}
-    for path in sorted(run.robustness.glob("*/*.json")):
-        if run.relative(path) in altered or (stated := _read(path, RobustnessRecord, notes)) is None:
-            continue
-        if stated.target not in registry.targets():
-            continue
+    files = {(v.name, file.runtime): file.sha256 for v in variants.values() for file in v.files}
+    for _, at, stated in _by_place(run, run.robustness, RobustnessRecord, found, machine_names, altered, notes):
         target = Target.parse(stated.target)
-        files = {(v.name, file.runtime): file.sha256 for v in variants.values() for file in v.files}
         kept, gone = list[Robustness](), list[Robustness]()
         for one in stated.variants:
             is_same = one.error or files.get((one.variant, target.runtime)) == one.file_sha256
             is_sound = is_same and target.runtime not in damage.get(one.variant, {})
             (kept if is_sound else gone).append(one)
-        at = str(Place(target, "" if stated.machine in machine_names else stated.machine))
         if gone:
             names = ", ".join(one.variant for one in gone)
             notes.append(f"The robustness of {names} on {at} is of files that have changed since; not reported.")

@@ -215,6 +215,7 @@ def load(run: Path) -> Results:
         budget = budget.model_copy(update={"want": "smallest"})
     robust = {target: folder.robustness[target] for target in targets if target in folder.robustness}
     verdicts = {target: accuracy_verdicts(record, budget.accuracy_drop) for target, record in measured.items()}
+    robustness_of = {target: (_changes(one), _kept(one, budget)) for target, one in robust.items()}
     accuracies = [m.accuracy for record in measured.values() for m in record.measurements if m.accuracy]
     return Results(
         name=study.name if study else Path(run).resolve().name,
@@ -228,7 +229,7 @@ def load(run: Path) -> Results:
         machines=tuple(dict.fromkeys(Place.parse(target).machine or folder.machine_names[0] for target in targets)),
         names=names,
         rows=tuple(
-            _robust(_row(folder, name, target, verdicts.get(target, {})), robust.get(target), budget)
+            _robust(_row(folder, name, target, verdicts.get(target, {})), *robustness_of.get(target, ({}, {})))
             for name in names
             for target in targets
         ),
@@ -268,12 +269,12 @@ def accuracy_verdicts(record: TargetRecord, drop: float) -> dict[str, str]:
     samples, better = [accuracy.sample for accuracy in accuracies.values()], baseline.higher_is_better
     within = estimate.within(baseline.sample, samples, drop, higher_is_better=better, bounds=baseline.bounds)
     return {
-        name: "within budget" if is_within else "over budget" if accuracy.gain.high < -drop else "cannot tell"
+        name: estimate.budget_verdict(is_within, accuracy.gain, drop)
         for (name, accuracy), is_within in zip(accuracies.items(), within, strict=True)
         if accuracy.gain
     } | {
         # A part of the examples shows at most that the budget is exceeded.
-        name: "over budget" if gain and gain.high < -drop else "cannot tell"
+        name: estimate.budget_verdict(False, gain, drop)
         for name, gain in parts
     }
 
@@ -321,17 +322,26 @@ def _row(folder: Folder, name: str, target: str, verdicts: Mapping[str, str]) ->
     return Row(name, target, state, reason, **fields)
 
 
-def _robust(row: Row, record: RobustnessRecord | None, budget: Budget) -> Row:
+def _robust(row: Row, changes: Mapping[str, Estimate | None], verdicts: Mapping[str, str]) -> Row:
     """Return a row with its change on corrupted inputs, and whether that keeps the budget."""
-    known = record.by_name() if record else {}
-    baseline, own = known.get(BASELINE), known.get(row.variant)
-    if baseline is None or own is None or row.state != "measured" or not (names := baseline.corruptions()):
+    if row.state != "measured" or row.variant not in changes:
         return row
-    change = None if own is baseline else own.scores(*names, baseline=baseline).difference
-    verdicts = {}
-    if record and budget.robustness_drop is not None:
-        verdicts = robustness.verdicts(record, budget.robustness_drop)
-    return replace(row, robustness=change, robustness_verdict=verdicts.get(row.variant, ""))
+    return replace(row, robustness=changes[row.variant], robustness_verdict=verdicts.get(row.variant, ""))
+
+
+def _changes(record: RobustnessRecord) -> dict[str, Estimate | None]:
+    """Return by variant the change of the mean score on corrupted inputs, None for the baseline."""
+    known = record.by_name()
+    names = known[BASELINE].corruptions() if known else ()
+    return {
+        name: None if name == BASELINE else one.scores(*names, baseline=known[BASELINE]).difference
+        for name, one in known.items()
+        if names
+    }
+
+
+def _kept(record: RobustnessRecord, budget: Budget) -> dict[str, str]:
+    return {} if budget.robustness_drop is None else robustness.verdicts(record, budget.robustness_drop)
 
 
 def _obstacle(folder: Folder, name: str, target: str) -> tuple[str, str] | None:

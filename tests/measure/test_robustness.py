@@ -12,7 +12,8 @@ from shrinkkit.core import robustness as core
 from shrinkkit.core import store
 from shrinkkit.core.robustness import CLEAN, RobustnessRecord
 from shrinkkit.core.target import Target
-from shrinkkit.measure import robustness, session
+from shrinkkit.measure import calibration, robustness, session
+from shrinkkit.measure.scoring import Scored
 from shrinkkit.transforms import variants
 
 NAMES = ("baseline", "copy", "fragile")
@@ -97,7 +98,7 @@ def test_arithmetic_that_depends_on_the_place_in_the_batch_is_seen(task, tmp_pat
     session.write_missing_baseline(tmp_path, settings)
     variants.write(tmp_path / "variants" / "placed", task, Placed(task.model).eval(), runtimes=["torch"])
     loaded = session.load(tmp_path, ["placed"], settings)["placed"].loaded
-    here = robustness._Session(tmp_path, settings, task.test, (3,), (), {}, {})
+    here = robustness._Session(tmp_path, settings, task.test, (3,), (), [])
     checks = {check.name: check for check in robustness._checks(here, loaded, None)}
     assert checks["other places in the batch"].error > 0.01
     assert checks["a NaN"].finite is False
@@ -121,20 +122,20 @@ def test_overconfidence_is_measured_and_mended_by_a_temperature():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (4000,), generator=generator)
     logits = 2.0 * nn.functional.one_hot(labels, 4) + torch.randn(4000, 4, generator=generator)
-    log = robustness._log_probabilities(robustness.Scored((), {}, logits, (0,), (0,), None, None))
-    targets = labels.numpy()
-    best = robustness._temperature(log, targets)
+    scored = Scored((), {}, logits, (0,), tuple(labels.tolist()), None, None)
+    log, best = calibration.log_probabilities(scored), calibration.temperature(scored)
 
     def error(temperature):
-        scaled = robustness._scaled(log, temperature)
-        return robustness._calibration_error(*robustness._confidence(scaled, targets))
+        scaled = calibration.scaled(log, temperature)
+        return calibration.error(*calibration.confidence(scaled, labels.numpy()))
 
     assert error(best) < 0.03
     assert error(best / 4) > error(best) + 0.05
-    assert robustness._temperature(robustness._scaled(log, best / 4), targets) == pytest.approx(4, rel=0.01)
+    sharper = replace(scored, outputs=torch.from_numpy(calibration.scaled(log, best / 4)))
+    assert calibration.temperature(sharper) == pytest.approx(4, rel=0.01)
 
 
 def test_probabilities_count_as_they_are():
     p = torch.tensor([[0.7, 0.2, 0.1]])
-    scored = robustness.Scored((), {}, p, (0,), (0,), None, None)
-    assert robustness._log_probabilities(scored)[0].tolist() == pytest.approx(p.log()[0].tolist(), abs=1e-5)
+    scored = Scored((), {}, p, (0,), (0,), None, None)
+    assert calibration.log_probabilities(scored)[0].tolist() == pytest.approx(p.log()[0].tolist(), abs=1e-5)
