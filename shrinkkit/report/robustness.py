@@ -119,9 +119,10 @@ def by_severity(record: RobustnessRecord, names: Sequence[str] = ()) -> Shown:
             bottom = place + grid.shape[1] >= len(kinds)
             axes.tick_params(labelbottom=bottom)
             axes.set_xlabel("severity" if bottom else "")
-            axes.set_ylabel(f"{scores.title}{' (%)' if scores.is_fraction else ''}" if axes in grid[:, 0] else "")
         if not scores.higher_is_better:
             grid.flat[0].invert_yaxis()
+        # Once for all panels: the name of a metric may be longer than one of them is high.
+        figure.supylabel(f"{scores.title}{' (%)' if scores.is_fraction else ''}", fontsize=9)
         figure.legend(loc="outside lower center", ncols=4)
         texts = [
             f"{kind}: " + ", ".join(f"{name} {_curve(one, kind)[-1][1].value:.3g}" for name, one in measured.items())
