@@ -196,6 +196,10 @@ def main(argv: list[str]) -> None:
         # What a task draws without a seed differs between processes.
         np.random.seed()
     status = _run(request["argv"])
+    kernels = sys.modules.get("ipykernel.kernelapp")
+    if kernels and kernels.IPKernelApp.initialized():
+        # It would close sockets that its threads may still read, for which zmq aborts. They end with this process.
+        atexit.unregister(kernels.IPKernelApp.instance().close)
     # As at the end of any interpreter, but for freeing every module, which takes longer than many a step.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
