@@ -147,7 +147,7 @@ def test_notebooks_end_in_the_report_of_a_run(place):
     page, text = folder.report.read_text(), folder.report_markdown.read_text()
     assert headings
     assert all(f'aria-label="Link to {heading}"' in page and f"## {heading}" in text for heading in headings)
-    assert "budget: 1 point of accuracy" in text
+    assert json.loads(folder.results.read_text())["study"]["budget"]["accuracy_drop"] == 0.01
     links = nbformat.read(place / NOTEBOOK, as_version=4).cells[-1].outputs[0].data["text/html"]
     assert 'href="reports/by-hand/report.html"' in links
 
