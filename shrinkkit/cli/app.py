@@ -1,6 +1,7 @@
 """The commands, their groups and exit statuses, and what becomes of errors and signals."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,7 +39,7 @@ VARIABLES = "Each option can be set by a variable too: `SHRINKKIT_RUN_EFFORT=qui
 
 
 class _Command(typer.core.TyperCommand):
-    """A command that suggests one option for one that does not exist."""
+    """A command that suggests one option, or one value of an option, for one that does not exist."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -46,6 +47,9 @@ class _Command(typer.core.TyperCommand):
         except Exception as error:
             if possible := getattr(error, "possibilities", None):
                 error.possibilities = possible[:1]  # type: ignore[attr-defined]
+            if choice := re.search(r"'(.*)' is not one of ('.*')", str(getattr(error, "message", ""))):
+                close = nearest(choice[1], re.findall("'(.+?)'", choice[2]))
+                error.message = f"{choice[0]}.{close}"  # type: ignore[attr-defined]
             raise
 
 

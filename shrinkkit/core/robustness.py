@@ -18,6 +18,7 @@ from shrinkkit.display.tables import Shown, facts
 
 CLEAN = "clean"
 """The condition without any change, of severity 0."""
+ATTACKS: tuple[str, ...] = ("FGSM", "PGD")
 SEVERITIES = (1, 2, 3, 4, 5)
 OWN, TRANSFERRED = "along its own gradients", "transferred from the original model"
 """How an attack on a variant was found."""

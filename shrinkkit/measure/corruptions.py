@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from shrinkkit.core.robustness import SEVERITIES
-from shrinkkit.errors import InvalidInput, InvalidTask, options
+from shrinkkit.errors import InvalidInput, options
 from shrinkkit.measure import scoring
+from shrinkkit.tasks import checks
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches, spaced
 
@@ -73,10 +74,7 @@ class Corruption:
         if severity not in SEVERITIES:
             raise InvalidInput(f"`severity` must be {options(list(map(str, SEVERITIES)))}, got {severity}.")
         if self.position is None:
-            changed = self.change(inputs, severity)  # type: ignore[call-arg,arg-type]
-            changed = (changed,) if isinstance(changed, Tensor) else tuple(changed)
-            _check(self.name, severity, inputs, changed)
-            return changed
+            return checks.corrupted(self.name, self.change, inputs, severity)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed * 8 + severity)
         x = inputs[self.position]
         changed = self.change(x, self.levels[severity - 1], self.range, generator)  # type: ignore[call-arg,arg-type]
@@ -84,16 +82,22 @@ class Corruption:
 
 
 def of_task(task: Task) -> tuple[tuple[Corruption, ...], str]:
-    """Return the corruptions that suit a task's inputs, its own ones last, and why there are none ('' if there are)."""
+    """Return the corruptions that suit a task's inputs, its own ones last, and why there are none ('' if there are).
+
+    One of the task's own takes the place of a built-in one of its name.
+    """
     found = [(i, kind) for i, x in enumerate(task.example) if (kind := _kind(x))]
-    own = tuple(Corruption(name, (), change, None) for name, change in task.corruptions.items())
+    own = {name: Corruption(name, (), change, None) for name, change in task.corruptions.items()}
     if not found:
-        return own, "" if own else "No input is an image, a sequence, tokens or features. Give `Task(corruptions=...)`."
+        return tuple(
+            own.values()
+        ), "" if own else "No input is an image, a sequence, tokens or features. Give `Task(corruptions=...)`."
     # Of an image and features the image is what a model looks at; of tokens and a mask, the tokens.
     position, kind = min(found, key=lambda pair: (list(_KINDS).index(pair[1]), pair[0]))
     spread = observed(task, position) if kind != "tokens" else None
-    built_in = (Corruption(name, levels, change, position, spread) for name, (levels, change) in _KINDS[kind].items())
-    return (*built_in, *own), ""
+    kinds = _KINDS[kind].items()
+    built_in = {name: Corruption(name, levels, change, position, spread) for name, (levels, change) in kinds}
+    return tuple((built_in | own).values()), ""
 
 
 def observed(task: Task, position: int) -> Range:
@@ -129,15 +133,6 @@ def _kind(x: Tensor) -> str:
         return "features" if one.dim() == 1 and len(one) < AUDIO else "sequence" if one.dim() else ""
     integers = not one.is_complex() and x.dtype != torch.bool
     return "tokens" if integers and one.dim() == 1 and len(one) > 1 and len(set(x.flatten().tolist())) > 2 else ""
-
-
-def _check(name: str, severity: int, before: Example, after: Example) -> None:
-    given, got = ([(tuple(x.shape), x.dtype) for x in inputs] for inputs in (before, after))
-    where = f"Corruption `{name}` at severity {severity} must return inputs of the same shapes and types"
-    if given != got:
-        raise InvalidTask(f"{where}, {given}, but returned {got}.")
-    if not all(torch.isfinite(x).all() for x in after if x.is_floating_point()):
-        raise InvalidTask(f"{where}, and finite, but some values are not. Clamp what it computes.")
 
 
 def _noise(x: Tensor, level: float, of: Range, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from shrinkkit.core.estimate import Sample
 from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
 from shrinkkit.core.robustness import (
+    ATTACKS,
     CLEAN,
     OWN,
     SEVERITIES,
@@ -118,6 +119,8 @@ def measure(
     here = _Session(Path(run), settings, examples, severities, found, [why] if why else [])
     if here.position is None:
         here.notes.append("No attacks: no input is a floating-point number, so nothing has a gradient.")
+    if task.is_fidelity:
+        here.notes.append("Without labels, a score is the agreement with the original model on the clean input.")
     names = [BASELINE, *(name for name in loaded if name != BASELINE)]
     measured = []
     for number, name in enumerate(names):
@@ -211,7 +214,7 @@ def _attacked(here: _Session, name: str, file: Loaded) -> Iterator[Condition]:
     size = task.example[0].shape[0]
     # Larger batches cost less, up to what fits into memory with the gradients of all layers.
     several = max(1, ATTACKED_VALUES // task.example[position].numel())
-    for attack, steps in (("FGSM", 1), ("PGD", STEPS)):
+    for attack, steps in zip(ATTACKS, (1, STEPS), strict=True):
         for severity in ATTACK_SEVERITIES:
             radius = RADII[severity - 1] * here.width
             try:

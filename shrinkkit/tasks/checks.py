@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from shrinkkit.core import estimate
+from shrinkkit.core.robustness import ATTACKS, CLEAN, SEVERITIES
 from shrinkkit.display import formats
-from shrinkkit.errors import InvalidTask, brief
+from shrinkkit.errors import InvalidTask, brief, options
 from shrinkkit.tasks import data, outputs
 from shrinkkit.tasks.duplicates import Sketches
 from shrinkkit.tasks.metrics import Metric, whole
@@ -44,6 +45,8 @@ _COPIES = 2.0
 """Copies of its weights that the runtime with the largest needs holds while it makes a file."""
 _RESERVED = frozenset(dir(torch.fx.GraphModule(nn.Module(), torch.fx.Graph()))) - frozenset(dir(nn.Module()))
 """Attribute names that an exported model uses itself."""
+_CONDITIONS = (CLEAN, *ATTACKS)
+"""Names that corruptions of the task's own cannot have."""
 _SAME = "The model must give the same outputs for the same inputs"
 _STATELESS = "Leave out what is random in eval mode, and state kept from one call to the next."
 _MIXES = (
@@ -73,6 +76,7 @@ def score_range(task: Task) -> tuple[float, float]:
     _check_workloads(task)
     _check_texts_and_functions(task)
     _check_splits(task)
+    _check_corruptions(task)
     _check_batch_independence(task.model, _mixed_batch(task))
     low_high = _set_range(task) if task.metrics or not task.score.per_example else (1.0, 1.0)
     if task.is_fidelity:
@@ -96,18 +100,63 @@ def _check_texts_and_functions(task: Task) -> None:
         raise InvalidTask(
             f'`class_names` must be a tuple of strings, got {task.class_names!r:.80}. Write `("a", "b")`.'
         )
+    if not isinstance(task.corruptions, Mapping):
+        kind = type(task.corruptions).__name__
+        raise InvalidTask(f'`corruptions` must map names to functions, got {kind}. Write `{{"name": function}}`.')
     named = [("name", task.name), ("metric", task.metric), *(("class_names", n) for n in task.class_names)]
-    for field, text in [*named, *(("metrics", n) for n in task.metrics)]:
+    for field, text in [*named, *((f, n) for f in ("metrics", "corruptions") for n in getattr(task, f))]:
         is_line = isinstance(text, str) and text.isprintable() and text == text.strip()
         if not is_line or not 1 <= len(text) <= _LONGEST_TEXT:
             rule = f"`{field}` must be a text of 1 to {_LONGEST_TEXT} characters on one line"
             raise InvalidTask(f"{rule}, got {text!r:.80}. It stands in tables and titles.")
-    for field in ("score", "loss"):
-        if not callable(getattr(task, field)):
-            kind = type(getattr(task, field)).__name__
-            raise InvalidTask(f"`{field}` must be a function of (output, targets), got {kind}. Pass it without a call.")
+    functions = {"score": task.score, "loss": task.loss}
+    functions |= {f"corruptions[{name!r}]": change for name, change in task.corruptions.items()}
+    for field, function in functions.items():
+        if not callable(function):
+            kind = type(function).__name__
+            of = "(inputs, severity)" if field.startswith("corruptions") else "(output, targets)"
+            raise InvalidTask(f"`{field}` must be a function of {of}, got {kind}. Pass it without a call.")
     if wrong := [name for name, metric in task.metrics.items() if not callable(metric)]:
         raise InvalidTask(f"`metrics[{wrong[0]!r}]` must be a function of a set's outputs and targets, or a `Metric`.")
+
+
+def _check_corruptions(task: Task) -> None:
+    """Check the task's own corruptions at each severity on a batch of `test`."""
+    inputs = next(batches(data.without_outputs(task.test), len(task.example[0])))[0]
+    for name, change in task.corruptions.items():
+        if name in _CONDITIONS:
+            raise InvalidTask(f"`corruptions` must not be called {options(_CONDITIONS)}, got {name!r}. Rename it.")
+        for severity in SEVERITIES:
+            first, second = (corrupted(name, change, inputs, severity) for _ in range(2))
+            if list(map(raw_bytes, first)) != list(map(raw_bytes, second)):
+                raise InvalidTask(
+                    f"`corruptions[{name!r}]` must return the same for the same inputs and severity, because each "
+                    f"variant must see the same inputs, but two calls at severity {severity} differ. Draw from "
+                    "`torch.Generator().manual_seed(severity)`, and keep no state from call to call."
+                )
+
+
+def corrupted(name: str, change: Callable[[Example, int], Any], inputs: Example, severity: int) -> Example:
+    """Return what a task's own corruption makes of a batch of inputs, which it gets a copy of.
+
+    Raises:
+        InvalidTask: It fails, or returns inputs of other shapes or types, or values that are not finite.
+    """
+    where = f"`corruptions[{name!r}]`"
+    with blaming(f"{where} must accept a batch of inputs, a tuple, and a severity from 1 to 5, such as {severity}"):
+        changed = change(tuple(x.clone() for x in inputs), severity)
+        changed = (changed,) if isinstance(changed, Tensor) else tuple(changed)
+    before, after = (
+        [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x) for x in xs] for xs in (inputs, changed)
+    )
+    if before != after:
+        raise InvalidTask(
+            f"{where} must return inputs of the same shapes and types, {before}, got {after} at severity {severity}. "
+            "Return a tuple with one tensor for each input, and convert them with `.to(x.dtype)`."
+        )
+    if not all(map(_finite, changed)):
+        raise InvalidTask(f"{where} must return finite values, but at severity {severity} some are not. Clamp them.")
+    return changed
 
 
 # --- the model

@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+import usertasks
 
 from shrinkkit import cli
 from shrinkkit.core import machines, studies
@@ -323,3 +324,26 @@ def test_a_run_folder_whose_study_is_damaged_is_told(tmp_path, content):
 def test_a_word_that_is_close_is_suggested_and_others_are_not():
     assert "digits-cnn" in nearest("digit-cnn", TASKS)
     assert nearest("x" * 5000, TASKS) == ""
+
+
+def test_a_study_of_an_unknown_mode_is_told_the_nearest(capsys, study, tmp_path):
+    (tmp_path / "s.yaml").write_text(f"{STUDY}mode: robsut\n")
+    assert "Did you mean `robust`?" in complaint(capsys, "run", study)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ("inputs[0][:, :severity]", "same shapes and types"),
+        ("inputs[0] / 0", "finite"),
+        ("inputs[0] + torch.rand(())", "same for the same inputs"),
+        ("inputs.nonsense", "raised AttributeError"),
+    ],
+)
+def test_a_run_refuses_a_task_with_a_wrong_corruption_before_any_step(change, rule, capsys, tmp_path):
+    body = f'of["corruptions"] = {{"fog": lambda inputs, severity: {change}}}'
+    task = usertasks.write(tmp_path, body=body)
+    said = complaint(capsys, "run", str(task), "--mode", "robust", "--reports", str(tmp_path / "reports"))
+    assert "`corruptions['fog']`" in said
+    assert rule in said
+    assert not (tmp_path / "reports").exists()

@@ -161,6 +161,16 @@ def test_one_option_is_suggested(option, meant, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "meant"), [("--mode", "robsut", "robust"), ("--effort", "qick", "quick"), ("--mode", "x", "")]
+)
+def test_a_value_of_a_choice_is_suggested(option, value, meant, capsys):
+    assert cli.main(["run", "digits-cnn", option, value]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"'{value}' is not one of" in said
+    assert ("Did you mean" in said, f"Did you mean `{meant}`?" in said) == (bool(meant),) * 2
+
+
+@pytest.mark.parametrize(
     ("given", "meant"),
     [("digit-cn", "digits-cnn"), ("studdy.yaml", "study.yaml"), ("my_tsk.py", "my_task.py"), ("study", "study.yaml")],
 )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from shrinkkit import Task
 from shrinkkit.core import robustness as core
 from shrinkkit.core import store
 from shrinkkit.core.robustness import CLEAN, RobustnessRecord
@@ -139,3 +140,19 @@ def test_probabilities_count_as_they_are():
     p = torch.tensor([[0.7, 0.2, 0.1]])
     scored = Scored((), {}, p, (0,), (0,), None, None)
     assert calibration.log_probabilities(scored)[0].tolist() == pytest.approx(p.log()[0].tolist(), abs=1e-5)
+
+
+def test_tokens_without_labels_are_compared_with_the_original_and_not_attacked(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(0, 50, (60, 12), generator=generator)
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(96, 3)).eval()
+    task = Task(model, texts[:4], "words", inputs=list(texts))
+    settings = session.Settings(Target("cpu", "torch"), task, 1, effort="quick")
+    session.write_missing_baseline(tmp_path, settings)
+    measured = robustness.measure(tmp_path, session.load(tmp_path, ["baseline"], settings), settings)
+    (baseline,) = measured.variants
+    assert (baseline.attacks(), baseline.calibration) == ((), None)
+    assert baseline.scores(CLEAN).mean.value == pytest.approx(1)
+    assert baseline.scores("dropped tokens").mean.value < 1
+    assert any("nothing has a gradient" in note for note in measured.notes)
+    assert any("agreement with the original model on the clean input" in note for note in measured.notes)

@@ -76,6 +76,18 @@ def write_to(x):
     return x
 
 
+def fog(inputs, severity):
+    """A corruption, which may write to the inputs that it is given."""
+    return inputs[0].mul_(1 - 0.1 * severity)
+
+
+def test_a_corruption_may_write_to_its_inputs():
+    task = a_task(corruptions={"fog": fog})
+    before = task.test.tensors[0].clone()
+    checks.check(task)
+    assert torch.equal(task.test.tensors[0], before)
+
+
 def test_a_task_that_keeps_the_rules_passes():
     checks.check(a_task())
 
@@ -149,6 +161,23 @@ def test_check_leaves_the_weights_and_the_random_state_unchanged():
         ({"loss": lambda output, target: output.sum(1)}, r"`loss` must return a scalar tensor, got shape \(5,\)"),
         ({"loss": lambda output, target: output.sum() / 0}, "`loss` must be finite, got -?inf"),
         ({"loss": lambda output, target: output.detach().sum()}, "must be differentiable"),
+        ({"corruptions": [torch.neg]}, "`corruptions` must map names to functions, got list"),
+        ({"corruptions": {"two\nlines": fog}}, "`corruptions` must be a text of 1 to 80 characters on one line"),
+        (
+            {"corruptions": {"fog": 0.5}},
+            r"`corruptions\['fog'\]` must be a function of \(inputs, severity\), got float",
+        ),
+        ({"corruptions": {"PGD": fog}}, "must not be called clean, FGSM or PGD, got 'PGD'"),
+        ({"corruptions": {"fog": lambda inputs: inputs}}, "a severity from 1 to 5, such as 1, but it raised TypeError"),
+        ({"corruptions": {"fog": lambda inputs, severity: inputs[0][:, :severity]}}, r"\(5, 1\).* at severity 1"),
+        ({"corruptions": {"fog": lambda inputs, severity: inputs[0].double()}}, "same shapes and types.*float64"),
+        ({"corruptions": {"fog": lambda inputs, severity: [0]}}, "same shapes and types.*int"),
+        ({"corruptions": {"fog": lambda inputs, severity: inputs[0] / (severity < 4)}}, "finite.*severity 4"),
+        ({"corruptions": {"fog": lambda inputs, severity: 1 / 0}}, "raised ZeroDivisionError"),
+        (
+            {"corruptions": {"fog": lambda inputs, severity: inputs[0] + torch.rand(())}},
+            "must return the same.*manual_",
+        ),
     ],
 )
 def test_a_broken_rule_is_named_with_its_value(changes, says):
