@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from shrinkkit.errors import InvalidInput, brief, message, nearest, options, shown_value
@@ -95,6 +95,31 @@ class FineTune(Section):
     """Where to train; `auto` takes the best device there is."""
     keep_zeros: Annotated[bool, Field(description="true or false")] = True
     """Whether weights that are exactly zero stay zero."""
+
+
+class Factorize(Section):
+    """Replace Linear layers and 1x1 convolutions by two of low rank, the closest ones on calibration data."""
+
+    energy: Annotated[float | None, Field(ge=0, le=1, description="a number in [0, 1]")] = None
+    """Share of the variance of each layer's output to keep."""
+    rank: Annotated[int | None, whole(1)] = None
+    """Channels between the two layers."""
+    ratio: Annotated[_Fraction | None, Field(description="a number in [0, 1)")] = None
+    """Fraction of each layer's weights to remove."""
+    skip: Patterns = ()
+    """Layers to leave alone."""
+    layers: Annotated[dict[str, _Fraction], Field(description="a mapping of layer patterns to numbers in [0, 1)")] = {}
+    """Ratio by layer pattern."""
+    calibration_examples: Annotated[int, whole(1)] = 128
+    """Examples of the calibration split."""
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> "Factorize":
+        given = [name for name in ("energy", "rank", "ratio") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(f"`{name}`" for name in given) or "none"
+            raise PydanticCustomError("rule", f"One of `energy`, `rank` and `ratio` must be given, got {got}")
+        return self
 
 
 class Float32(Section):
@@ -194,8 +219,11 @@ def unknown(key: Key, section: type[Section], where: str) -> str:
     word, allowed = str(key[-1]), [name for name in section.model_fields if name != "where"]
     of = str(key[-2]) if len(key) > 1 else f"a {section.__name__.lower()}"
     within = {name: field.annotation for name, field in section.model_fields.items()}
-    others = {name: one.section for name, one in TRANSFORMS.items()} | PRECISIONS | within
-    owners = [name for name, other in others.items() if word in getattr(other, "model_fields", {})]
+    stages = {name: one.section for name, one in TRANSFORMS.items()}
+    # A precision's key is that of another precision rather than that of a transform.
+    families = (PRECISIONS, stages | within) if section in PRECISIONS.values() else (stages | PRECISIONS | within,)
+    having = ([name for name, other in of.items() if word in getattr(other, "model_fields", {})] for of in families)
+    owners = next(filter(None, having), [])
     text = f"`{dotted(key)}` is no key of {of}{f', but of {options(owners)}' if owners else ''}"
     return message(text, where, f"{nearest(word, allowed)} Allowed: {', '.join(allowed) or 'none'}.")
 
@@ -254,6 +282,7 @@ TRANSFORMS: dict[str, Transform] = {
     for one in (
         Transform("prune-channels", PruneChannels, "shrinkkit.transforms.prune:apply_channels", "2-prune"),
         Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
+        Transform("factorize", Factorize, "shrinkkit.transforms.factorize:apply"),
         Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
     )
 }

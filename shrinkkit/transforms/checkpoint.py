@@ -111,7 +111,8 @@ def _described(before: nn.Module, after: nn.Module) -> dict[str, Layer]:
         first = first_new[id(module)]
         known = old.get(name) if name not in fresh else fresh[name]
         if first != name:
-            if known is None or first_old.get(id(known)) != first or first in fresh:
+            replaced = first in fresh or (first in layers and layers[first].kind)
+            if known is None or first_old.get(id(known)) != first or replaced:
                 layers[name] = Layer(same_as=first)
             continue
         arguments: dict[str, Any] | None = None
