@@ -77,11 +77,11 @@ def _serve(folder: Path) -> None:
     from shrinkkit.runtimes import files, registry
 
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    # A thread pool does not survive a fork, so none may come to be, as it would when large inputs are copied.
+    torch.set_num_threads(1)
     inputs = load_file(folder / "inputs.safetensors")
     # Copies, because a fork does not inherit resident pages of a mapped file: a child would count them on first use.
     example = tuple(inputs[str(i)].clone() for i in range(len(inputs)))
-    # A thread pool does not survive a fork, so none may exist yet.
-    torch.set_num_threads(1)
     paths = {name: Path(path) for name, path in request["files"].items()}
     # What loading a file imports and initializes is memory of the runtime, not of the file.
     registry.backend(request["runtime"])

@@ -128,6 +128,15 @@ def test_a_child_that_fails_says_why_and_one_that_does_not_answers():
 
 
 @pytest.mark.usefixtures("warm_memory")
+def test_inputs_so_large_that_torch_copies_them_in_parallel_do_not_stop_a_model_of_two_threads(tmp_path, monkeypatch):
+    # What tests share has one thread.
+    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    inputs = (torch.ones(8, 3, 48, 48),)
+    path, _, _ = torch_build.write(nn.Conv2d(3, 32, 3).eval(), inputs, tmp_path)
+    found = peak_memory.measure({"conv": path}, runtime="torch", inputs=inputs, threads=2)
+    assert isinstance(found["conv"], Memory), found
+
+
 def test_inputs_that_share_memory_are_counted_like_others(paths):
     whole = torch.ones(2, 3)
     found = peak_memory.measure({"small": paths["small"]}, runtime="torch", inputs=(whole[:],), threads=1)
