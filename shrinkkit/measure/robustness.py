@@ -35,7 +35,7 @@ from shrinkkit.measure.session import LoadedVariant, Settings
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.runtimes import registry
 from shrinkkit.runtimes.base import Loaded
-from shrinkkit.tasks import modules, outputs
+from shrinkkit.tasks import data, modules, outputs
 from shrinkkit.tasks.modules import Example
 from shrinkkit.tasks.task import Task, batches, spaced
 from shrinkkit.transforms import variants
@@ -54,8 +54,13 @@ RADII = tuple(2**i / 255 for i in range(5))
 """Largest change of a value under an attack, by severity, as a share of the range of values: 1 to 16 levels of 255."""
 STEPS = 7
 """Of a PGD attack, each of a third of its radius."""
+HELD_BYTES = 1 << 30
+"""Inputs up to this size are read and corrupted once for all variants, and held in memory."""
 FAR = 1000.0
 """Factor by which inputs are multiplied to put them far out of range."""
+
+Change = Callable[[Example, int], Example]
+"""(inputs, number of the batch) -> what the models see of it."""
 
 
 @dataclass
@@ -65,8 +70,6 @@ class _Session:
     run: Path
     settings: Settings
     examples: "Dataset[Any]"
-    severities: tuple[int, ...]
-    corruptions: tuple[Corruption, ...]
     notes: list[str]
     """What could not be tried, and why."""
     baseline: dict[tuple[str, int], Sample] = field(default_factory=dict)
@@ -105,7 +108,7 @@ def measure(
         run: The run folder.
         loaded: Files of `session.load`.
         settings: The effort sets the number of examples and severities.
-        progress: Called with the number of conditions that are done.
+        progress: Called with the number of corruptions and variants that are done.
 
     Raises:
         InvalidTask: A corruption of the task's own breaks a rule.
@@ -114,33 +117,37 @@ def measure(
     most, severities, _ = EFFORTS[settings.effort]
     # A metric of the whole set is resampled for each condition.
     severities = severities if task.score.per_example else ATTACK_SEVERITIES[1:2]
-    examples: Dataset[Any] = Subset(task.test, spaced(len(task.test), most))
+    chosen = spaced(len(task.test), most)
+    is_small = len(chosen) * sum(x[0].nbytes for x in task.example) <= HELD_BYTES
+    examples: Dataset[Any] = Subset(data.Held(task.test) if is_small else task.test, chosen)
     found, why = corruptions.of_task(task)
-    here = _Session(Path(run), settings, examples, severities, found, [why] if why else [])
+    here = _Session(Path(run), settings, examples, [why] if why else [])
     if here.position is None:
         here.notes.append("No attacks: no input is a floating-point number, so nothing has a gradient.")
     if task.is_fidelity:
         here.notes.append("Without labels, a score is the agreement with the original model on the clean input.")
     names = [BASELINE, *(name for name in loaded if name != BASELINE)]
-    measured = []
-    for number, name in enumerate(names):
-        if (file := loaded[name].loaded) is None:
-            measured.append(Robustness(name, error=loaded[name].error))
-            continue
-
-        def at(what: str, number: int = number, name: str = name) -> None:
-            progress(number, len(names), f"{name}: {what}")
-
-        clean = scoring.scores(file, here.plain_task, examples)
-        conditions = [_condition(here, name, CLEAN, 0, clean), *_corrupted(here, name, file, at)]
-        at("attacks")
-        conditions += _attacked(here, name, file)
-        at("calibration")
-        calibrated = _calibration(here, name, file, clean)
-        at("arithmetic")
-        checks = tuple(_checks(here, file, loaded[BASELINE].loaded))
-        measured.append(Robustness(name, loaded[name].file_sha256, "", tuple(conditions), calibrated, checks))
-    progress(len(names), len(names), "")
+    files = {name: file for name in names if (file := loaded[name].loaded)}
+    clean = {name: scoring.scores(file, here.plain_task, examples) for name, file in files.items()}
+    conditions = {name: [_condition(here, name, CLEAN, 0, scored)] for name, scored in clean.items()}
+    total = len(found) + len(files)
+    for number, corruption in enumerate(found):
+        progress(number, total, corruption.name)
+        for severity in severities:
+            change: Change = functools.partial(_corrupted, here, corruption, severity)
+            if is_small:
+                change = _looked_up([change(x, i) for i, (x, _) in enumerate(batches(examples, len(task.example[0])))])
+            for name, file in files.items():
+                conditions[name] += _tried(here, name, file, corruption.name, severity, change)
+    measured = [Robustness(name, error=loaded[name].error) for name in names if name not in files]
+    for number, (name, file) in enumerate(files.items(), len(found)):
+        progress(number, total, f"{name}: attacks, calibration and arithmetic")
+        conditions[name] += _attacked(here, name, file)
+        calibrated = _calibration(here, name, file, clean[name])
+        checks = tuple(_checks(here, file, files.get(BASELINE)))
+        measured.append(Robustness(name, loaded[name].file_sha256, "", tuple(conditions[name]), calibrated, checks))
+    measured.sort(key=lambda one: names.index(one.variant))
+    progress(total, total, "")
     record = RobustnessRecord(
         task=task.name,
         target=str(settings.target),
@@ -175,7 +182,7 @@ def _tried(
     file: Loaded,
     name: str,
     severity: int,
-    change: Callable[[Example, int], Example],
+    change: Change,
     dataset: "Dataset[Any] | None" = None,
     **fields: Any,
 ) -> Iterator[Condition]:
@@ -190,15 +197,13 @@ def _tried(
         yield _condition(here, variant, name, severity, scored, **fields)
 
 
-def _corrupted(here: _Session, name: str, file: Loaded, at: Callable[[str], None]) -> Iterator[Condition]:
-    for corruption in here.corruptions:
-        at(corruption.name)
-        for severity in here.severities:
+def _corrupted(here: _Session, corruption: Corruption, severity: int, inputs: Example, number: int) -> Example:
+    return corruption(inputs, severity, seed=here.settings.seed * 100_003 + number)
 
-            def change(inputs: Example, number: int, of: Corruption = corruption, severity: int = severity) -> Example:
-                return of(inputs, severity, seed=here.settings.seed * 100_003 + number)
 
-            yield from _tried(here, name, file, corruption.name, severity, change)
+def _looked_up(changed: Sequence[Example]) -> Change:
+    """Return a change that was made before, once for all variants."""
+    return lambda _, number: changed[number]
 
 
 def _attacked(here: _Session, name: str, file: Loaded) -> Iterator[Condition]:
@@ -228,11 +233,8 @@ def _attacked(here: _Session, name: str, file: Loaded) -> Iterator[Condition]:
                 return
             if model is task.model:
                 here.transferred[attack, severity] = found
-
-            def change(_: Example, number: int, found: Sequence[Example] = found) -> Example:
-                start = number % several * size
-                return tuple(x[start : start + size] for x in found[number // several])
-
+            parts = [batch for inputs in found for batch in zip(*(torch.split(x, size) for x in inputs), strict=True)]
+            change = _looked_up(parts)
             yield from _tried(here, name, file, attack, severity, change, dataset, is_attack=True, note=note)
 
 

@@ -143,6 +143,27 @@ class WithOutputs(Dataset[Any]):
         return inputs, output
 
 
+class Held(Dataset[Any]):
+    """A dataset whose batches are read once, and kept in memory."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        """Hold a dataset of (inputs, target)."""
+        self.dataset = dataset
+        self._batches: dict[tuple[int, ...], tuple[Example, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def batch(self, indices: Sequence[int]) -> tuple[Example, Any]:
+        """Return some examples as one batch."""
+        if (key := tuple(indices)) not in self._batches:
+            self._batches[key] = batch(self.dataset, indices)
+        return self._batches[key]
+
+
 def without_outputs(dataset: Any) -> Any:
     """Return a dataset as it was given, whose inputs can be read without a call of the original model."""
     return dataset.dataset if isinstance(dataset, WithOutputs) else dataset
@@ -152,7 +173,7 @@ def batch(dataset: Any, indices: Sequence[int]) -> tuple[Example, Any]:
     """Return some examples of a dataset as one batch: inputs as a tuple, and targets."""
     if isinstance(dataset, Subset):
         return batch(dataset.dataset, [dataset.indices[i] for i in indices])
-    own = isinstance(dataset, (Examples, WithOutputs))
+    own = isinstance(dataset, (Examples, Held, WithOutputs))
     return dataset.batch(indices) if own else collated([dataset[i] for i in indices])
 
 

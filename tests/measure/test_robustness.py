@@ -99,7 +99,7 @@ def test_arithmetic_that_depends_on_the_place_in_the_batch_is_seen(task, tmp_pat
     session.write_missing_baseline(tmp_path, settings)
     variants.write(tmp_path / "variants" / "placed", task, Placed(task.model).eval(), runtimes=["torch"])
     loaded = session.load(tmp_path, ["placed"], settings)["placed"].loaded
-    here = robustness._Session(tmp_path, settings, task.test, (3,), (), [])
+    here = robustness._Session(tmp_path, settings, task.test, [])
     checks = {check.name: check for check in robustness._checks(here, loaded, None)}
     assert checks["other places in the batch"].error > 0.01
     assert checks["a NaN"].finite is False
