@@ -6,7 +6,7 @@ import json
 import math
 import random
 
-from shrinkkit.core import evidence, machines, store
+from shrinkkit.core import evidence, machines, robustness, store
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.evidence import PairedSamples
 from shrinkkit.core.machines import Environment
@@ -21,7 +21,19 @@ from shrinkkit.core.measurement import (
     Memory,
     Point,
     Regression,
+    Scores,
     TargetRecord,
+)
+from shrinkkit.core.robustness import (
+    ATTACKS,
+    CLEAN,
+    OWN,
+    TRANSFERRED,
+    Calibration,
+    Condition,
+    NumericCheck,
+    Robustness,
+    RobustnessRecord,
 )
 from shrinkkit.core.run_folder import RunFolder, Status, Step
 from shrinkkit.core.studies import study
@@ -381,3 +393,63 @@ def blocks_of(*, speedup: float = 1.0, null: float = 1.0, noise: float = 0.002, 
         return [tuple(ms * math.exp(generator.gauss(0, noise)) for _ in range(4)) for _ in range(2 * count)]
 
     return PairedSamples(slots(5.0), slots(5.0 / speedup), slots(5.0 / null))
+
+
+CLASSES = ("cat", "dog", "gull", "hare", "ibis")
+CORRUPTIONS = (
+    "Gaussian noise",
+    "shot noise",
+    "blur",
+    "contrast",
+    "brightness",
+    "shift",
+    "rotation",
+    "occlusion",
+    "JPEG",
+)
+LEVELS = (1, 3, 5)
+
+
+def robustness_record(names, *, forgets="", target=TARGETS[0], count=200):
+    """Return a record of variants of which each is a little less robust than the one before it.
+
+    The variant `forgets` loses the class hare on corrupted inputs besides.
+    """
+    generator, classes = random.Random(0), [CLASSES[i % len(CLASSES)] for i in range(count)]
+    draws = [[generator.random() for _ in range(count)] for _ in (*CORRUPTIONS, *ATTACKS)]
+
+    def scores(number, severity, place, name):
+        least = 0.02 + 0.07 * severity + 0.004 * number * (place % 3)
+        right = [draw > least for draw in draws[place]]
+        if name == forgets and severity:
+            right = [one and of != "hare" for one, of in zip(right, classes, strict=True)]
+        nothing = Estimate(0.0, 0.0, 0.0)
+        values = tuple(map(float, right))
+        return Scores(metric="accuracy", scores=values, mean=nothing, difference=None, bounds=(0.0, 1.0))
+
+    def one(number, name):
+        kinds = [(CLEAN, (0,)), *((kind, LEVELS) for kind in (*CORRUPTIONS, *ATTACKS))]
+        conditions = tuple(
+            Condition(
+                kind, severity, scores(number, severity, max(0, place - 1), name),
+                kind in ATTACKS, ("" if kind not in ATTACKS else TRANSFERRED if "int8" in name else OWN),
+            )
+            for place, (kind, levels) in enumerate(kinds)
+            for severity in levels
+        )  # fmt: skip
+        figure = dataclasses.replace(scores(number, 1, 0, ""), metric="ECE", higher_is_better=False)
+        bins = tuple((0.35 + 0.15 * i, min(1.0, 0.3 + 0.15 * i + 0.002 * number), 40) for i in range(5))
+        checks = (
+            NumericCheck("other places in the batch", 0.0, 0.0),
+            NumericCheck("batch of 1", 3e-4 * number, 0.0),
+            NumericCheck("a NaN", finite=number % 2 == 1),
+        )
+        calibration = Calibration((figure,), bins, 1.0 + 0.02 * number, 0.02)
+        return Robustness(name, digest(name, target.partition("/")[2]), "", conditions, calibration, checks)
+
+    measured = tuple(one(number, name) for number, name in enumerate(names))
+    environment = machines.names(ENVIRONMENT)[0]
+    stated = RobustnessRecord(
+        "digits-cnn", target, environment, ENVIRONMENT, measured, count, ("A note.",), tuple(classes)
+    )
+    return robustness.derive(stated)

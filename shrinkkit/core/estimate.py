@@ -131,13 +131,14 @@ def budget_verdict(is_within: bool, gain: Estimate | None, drop: float) -> str:
     return "within budget" if is_within else "over budget" if gain and gain.high < -drop else "cannot tell"
 
 
-def differing(pairs: Sequence[tuple[Sample, Sample]], *, bounds: Bounds = None) -> tuple[int, ...]:
+def differing(pairs: Sequence[tuple[Sample, Sample]], *, by: float = 0.0, bounds: Bounds = None) -> tuple[int, ...]:
     """Return for each pair 1 if the second sample is surely higher than the first, -1 if surely lower, else 0.
 
-    Holm's procedure limits the probability that any of them is wrongly called higher, or any lower, to 2.5 % each.
+    Higher or lower by more than `by`, at least 0. Holm's procedure limits the probability that any of them is wrongly
+    called higher, or any lower, to 2.5 % each.
     """
-    higher = _holm([_Difference.of(first, second, bounds).p_value(0.0) for first, second in pairs])
-    lower = _holm([_Difference.of(second, first, bounds).p_value(0.0) for first, second in pairs])
+    higher = _holm([_Difference.of(first, second, bounds).p_value(-by) for first, second in pairs])
+    lower = _holm([_Difference.of(second, first, bounds).p_value(-by) for first, second in pairs])
     return tuple(int(up) - int(down) for up, down in zip(higher, lower, strict=True))
 
 

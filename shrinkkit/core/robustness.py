@@ -129,6 +129,8 @@ class RobustnessRecord(Rich):
     """Of the test split that were used."""
     notes: tuple[str, ...] = ()
     """What could not be tried, and why."""
+    classes: tuple[str, ...] = ()
+    """Of each example, '' where it has none; empty without classes."""
     schema_version: int = SCHEMA_VERSION
 
     def by_name(self) -> dict[str, Robustness]:
@@ -221,6 +223,44 @@ def damaged(record: RobustnessRecord) -> dict[str, dict[str, int]]:
         weaker = any(c.note == TRANSFERRED for c in measured[name].conditions if c.name == at)
         if better < 0 or (better and not weaker):
             found[name][at] = better
+    return found
+
+
+def by_class(record: RobustnessRecord) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Return by variant and class the mean scores on corrupted inputs of the baseline and of the variant.
+
+    Scores are those of each example of the class, averaged over all corruptions and severities that both stood. Empty
+    without classes, and for a metric of the whole set.
+    """
+    measured = record.by_name()
+    baseline = measured.pop(BASELINE, None)
+    names = baseline.corruptions() if baseline else ()
+    if baseline is None or not names or not record.classes or not baseline.conditions[0].scores.scores:
+        return {}
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(record.classes):
+        places.setdefault(name, []).append(i)
+    pairs = dict[str, dict[str, tuple[list[float], list[float]]]]()
+    for name, one in measured.items():
+        if any(at in names for at in _tried(one, baseline)):
+            both = [np.array(x.sample(*names, shared=y)) for x, y in ((baseline, one), (one, baseline))]
+            pairs[name] = {of: (both[0][at].tolist(), both[1][at].tolist()) for of, at in sorted(places.items()) if of}
+    return pairs
+
+
+def damaged_classes(record: RobustnessRecord, drop: float) -> dict[str, list[str]]:
+    """Return by variant the classes on which it surely loses more than `drop` on corrupted inputs.
+
+    *Surely* takes into account how many pairs of a variant and a class are compared (Holm).
+    """
+    pairs = [(name, of, both) for name, classes in by_class(record).items() for of, both in classes.items()]
+    found: dict[str, list[str]] = {}
+    if pairs:
+        like = record.by_name()[BASELINE].conditions[0].scores
+        signs = estimate.differing([both for *_, both in pairs], by=drop, bounds=like.bounds)
+        for (name, of, _), sign in zip(pairs, signs, strict=True):
+            if sign == (-1 if like.higher_is_better else 1):
+                found.setdefault(name, []).append(of)
     return found
 
 

@@ -156,8 +156,14 @@ def measure(
         variants=tuple(measured),
         examples=len(examples),  # type: ignore[arg-type]
         notes=tuple(dict.fromkeys((*here.notes, *task.notes))),
+        classes=_classes(task, clean.get(BASELINE)),
     )
     return robustness.derive(record)
+
+
+def _classes(task: Task, scored: Scored | None) -> tuple[str, ...]:
+    labels = scored.labels if scored else ()
+    return tuple("" if i is None else task.class_names[i] for i in labels) if any(i is not None for i in labels) else ()
 
 
 def write(run: str | Path, record: RobustnessRecord) -> Path:

@@ -1,9 +1,10 @@
 """The report's chapter on robustness: scores by severity, damage by kind of change, calibration, and arithmetic."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from shrinkkit.core import robustness
+from shrinkkit.core import estimate, evidence, robustness
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
@@ -13,6 +14,7 @@ from shrinkkit.display.picture import FAINT, INK, canvas, picture
 from shrinkkit.display.tables import Cell, Heading, Several, Shown, Statement
 from shrinkkit.errors import options
 from shrinkkit.report import figures
+from shrinkkit.report.accuracy import CLASSES, WORST
 from shrinkkit.results.results import Results
 
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
@@ -32,17 +34,20 @@ def chapter(results: Results) -> Several:
     parts: list[Shown] = []
     names = figures.named(results)
     for target, record in results.robust.items():
-        parts += [Heading(results.where(target)), *of_record(record, names).parts]
+        parts += [Heading(results.where(target)), *of_record(record, names, drop=results.drop_if_corrupted).parts]
     return Several(tuple(parts))
 
 
-def of_record(record: RobustnessRecord, names: Sequence[str] = ()) -> Several:
-    """Return the findings on one target: in words, as a chart, and as tables. `names` have a colour; see `look`."""
+def of_record(record: RobustnessRecord, names: Sequence[str] = (), *, drop: float = 0.0) -> Several:
+    """Return the findings on one target: in words, as a chart, and as tables.
+
+    `names` have a colour; see `look`. Classes that lose more than `drop` are marked.
+    """
     measured = record.by_name()
     if not measured:
         return _nothing(record)
     names = names or _names(record)
-    charts = by_severity(record, names), damage(record)
+    charts = by_severity(record, names), damage(record), *by_class(record, drop)
     return Several((findings(record), *charts, *calibration(record, names).parts, arithmetic(record)))
 
 
@@ -168,6 +173,31 @@ def damage(record: RobustnessRecord) -> Shown:
     unit = " (pts)" if fraction else ""
     caption = f"{DELTA} {baseline.conditions[0].scores.title}{unit} by kind of change, mean over severities"
     return tables.table(caption, rows, note, folded=False, shaded=True)
+
+
+def by_class(record: RobustnessRecord, drop: float = 0.0) -> tuple[Shown, ...]:
+    """Return the change of the mean score on corrupted inputs of each class by variant; nothing without classes."""
+    known, marked = robustness.by_class(record), robustness.damaged_classes(record, drop)
+    if not known:
+        return ()
+    like = record.by_name()[BASELINE].conditions[0].scores
+    cells_of: dict[str, dict[str, Cell | str]] = {}
+    worst: dict[str, float] = {}
+    for name, classes in known.items():
+        for of, (before, after) in classes.items():
+            original = Cell(formats.score(estimate.mean(before).value, is_fraction=like.is_fraction))
+            row = cells_of.setdefault(of, {"class": of, "examples": str(len(before)), "original": original})
+            scores = evidence.scores(replace(like, scores=tuple(after)), replace(like, scores=tuple(before)))
+            row[name] = _damage(scores, -1 if of in marked.get(name, ()) else 0)
+            worst[of] = min(worst.get(of, 0.0), scores.gain.value if scores.gain else 0.0)
+    chosen = list(cells_of) if len(cells_of) <= CLASSES else sorted(cells_of, key=worst.__getitem__)[:WORST]
+    than = formats.change(drop, is_fraction=like.is_fraction) if drop else "nothing"
+    note = f"Marked: surely loses more than {than}, however many are compared; 95 % CIs are of each alone."
+    if len(chosen) < len(cells_of):
+        note += f" The {len(chosen)} of {len(cells_of)} classes that lose most."
+    unit = " (pts)" if like.is_fraction else ""
+    caption = f"{DELTA} {like.title}{unit} on corrupted inputs by class, mean over corruptions"
+    return (tables.table(caption, [cells_of[of] for of in chosen], note, shaded=True),)
 
 
 def _damage(scores: Scores, sign: int) -> Cell:

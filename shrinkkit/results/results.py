@@ -163,6 +163,11 @@ class Results(Rich):
         robust = self.budget.robustness_drop
         return text if robust is None else f"{text}, {self._drop_text(robust)} on corrupted inputs"
 
+    @property
+    def drop_if_corrupted(self) -> float:
+        """The loss on corrupted inputs that the budget allows: that of accuracy where it names none."""
+        return self.budget.accuracy_drop if self.budget.robustness_drop is None else self.budget.robustness_drop
+
     def _drop_text(self, drop: float) -> str:
         return formats.points(drop) if self.is_fraction else f"{drop:g}"
 

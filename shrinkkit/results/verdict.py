@@ -327,6 +327,15 @@ def _damaged(results: Results) -> Iterator[Cause]:
                 )
     if texts:
         yield Cause(len(texts), "variant", "less robust", "Robustness", tuple(texts))
+    drop, texts = results.drop_if_corrupted, []
+    for target, record in results.robust.items():
+        kept = robustness.verdicts(record, drop)
+        for name, classes in robustness.damaged_classes(record, drop).items():
+            if kept.get(name) != "over budget":
+                where = f"{name} on {results.where(target)}"
+                texts.append(f"{where} surely loses more than the budget on the class {', '.join(classes)}, corrupted.")
+    if texts:
+        yield Cause(len(texts), "variant", "less robust on a class", "Robustness", tuple(texts))
 
 
 def _drift(results: Results) -> Iterator[Cause]:

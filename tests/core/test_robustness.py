@@ -43,3 +43,11 @@ def test_a_sample_that_is_higher_throughout_is_called_so():
     scores = np.random.default_rng(1).random(200)
     assert estimate.differing([(scores.tolist(), (scores + 0.5).tolist())]) == (1,)
     assert estimate.differing([((scores + 0.5).tolist(), scores.tolist())]) == (-1,)
+
+
+def test_a_loss_must_be_surely_more_than_what_it_is_compared_with():
+    scores = np.random.default_rng(1).random(200)
+    pair = (scores.tolist(), (scores - 0.3).tolist())
+    assert estimate.differing([pair], by=0.2) == (-1,)
+    assert estimate.differing([pair], by=0.4) == (0,)
+    assert estimate.differing([pair[::-1]], by=0.2) == (1,)

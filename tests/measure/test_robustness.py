@@ -69,6 +69,7 @@ def record(task, tmp_path_factory):
 def test_a_planted_weakness_is_found_and_nothing_else(record):
     assert core.damaged(record)["fragile"].get("brightness") == -1
     assert "blur" not in core.damaged(record)["fragile"]
+    assert set(record.classes) == set(tiny.task().class_names)
     fragile, baseline = (record.by_name()[name] for name in ("fragile", "baseline"))
     assert fragile.scores(CLEAN, baseline=baseline).difference.value == 0
 

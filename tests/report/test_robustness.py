@@ -100,3 +100,31 @@ def test_no_variant_is_called_better_under_an_attack_that_was_transferred(record
     noted = tuple(replace(c, note=note if c.is_attack else "") for c in stronger.conditions)
     tried = replace(record, variants=(one("baseline", BASE), replace(stronger, conditions=noted)))
     assert core.damaged(core.derive(tried)) == {"stronger": signs}
+
+
+def classified(lost):
+    """Return a record of four classes of 50 examples, in which the one variant loses answers of the last class."""
+    classes = tuple(f"class {i % 4}" for i in range(200))
+    kept = [sum(of == "class 3" for of in classes[:i]) >= lost for i in range(200)]
+    scored = replace(
+        scores(1.0), scores=tuple(float(of != "class 3" or k) for of, k in zip(classes, kept, strict=True))
+    )
+    both = (
+        Robustness(name, "ab", "", (Condition(CLEAN, 0, scores(1.0)), Condition("blur", 3, one)))
+        for name, one in {"baseline": scores(1.0), "forgetful": scored}.items()
+    )
+    return core.derive(RobustnessRecord("t", "cpu/torch", "m", ENVIRONMENT, tuple(both), 200, classes=classes))
+
+
+@pytest.mark.parametrize(("lost", "named"), [(0, {}), (3, {}), (20, {"forgetful": ["class 3"]})])
+def test_a_class_that_surely_loses_more_than_the_budget_is_named_and_marked(lost, named):
+    record = classified(lost)
+    assert core.damaged_classes(record, 0.05) == named
+    (table,) = robustness.by_class(record, 0.05)
+    assert [row[0].text for row in table.rows] == ["class 0", "class 1", "class 2", "class 3"]
+    marked = [row[0].text for row in table.rows if row[-1].tone == "bad"]
+    assert marked == named.get("forgetful", [])
+
+
+def test_a_record_without_classes_has_no_table_of_them(record):
+    assert robustness.by_class(record) == ()

@@ -260,3 +260,13 @@ def test_a_run_without_a_variant_within_the_budget_says_what_to_do(found):
     slower = verdict.decide(with_rows(found, speedup=half, speedup_today=half, timing="slower", timing_today="slower"))
     assert "Closest: " in slower.headline
     assert "0.50\N{MULTIPLICATION SIGN} the speed of PyTorch" in slower.headline
+
+
+@pytest.mark.parametrize("forgets", ["", "static-int8"])
+def test_a_class_that_is_lost_on_corrupted_inputs_is_a_warning_unless_the_mean_is_over_the_budget_too(found, forgets):
+    record = examples.robustness_record(["baseline", "static-int8"], forgets=forgets)
+    for drop, is_told in ((0.3, bool(forgets)), (0.05, False)):
+        budget = Budget(robustness_drop=drop)
+        texts = verdict.decide(dataclasses.replace(found, robust={"cpu/torch": record}, budget=budget)).warnings
+        told = "static-int8 on cpu/torch surely loses more than the budget on the class hare" in repr(texts)
+        assert told == is_told
