@@ -97,6 +97,17 @@ class FineTune(Section):
     """Whether weights that are exactly zero stay zero."""
 
 
+class Distil(FineTune):
+    """Train on to give the outputs of the original model, which needs no labels; zeros stay zero."""
+
+    temperature: Annotated[float, Field(gt=0, description="a number > 0")] = 2.0
+    """Logits of classes are divided by it: above 1, unlikely classes count more."""
+    labels: Annotated[float, Field(ge=0, le=1, description="a number in [0, 1]")] = 0.0
+    """Weight of the task's own loss; that of the distance to the original's outputs is the rest."""
+    features: Annotated[float, Field(ge=0, description="a number >= 0")] = 1.0
+    """Weight of the distance of outputs inside the model, of layers that kept their name and shape."""
+
+
 class Factorize(Section):
     """Replace Linear layers and 1x1 convolutions by two of low rank, the closest ones on calibration data."""
 
@@ -284,6 +295,7 @@ TRANSFORMS: dict[str, Transform] = {
         Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
         Transform("factorize", Factorize, "shrinkkit.transforms.factorize:apply"),
         Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
+        Transform("distil", Distil, "shrinkkit.transforms.distil:apply", "2-train", trains=True),
     )
 }
 """Those that come with shrinkkit, by name."""

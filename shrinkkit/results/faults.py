@@ -85,7 +85,7 @@ def _causes(row: Row, results: Results, *, blame_recipe: bool) -> Iterator[str]:
     norms = any(layer.kind.startswith("BatchNorm") for layer in variant.audit)
     if pruned and norms and not any("BatchNorm statistics" in note for note in variant.notes):
         yield "Likely cause: BatchNorm statistics are those of the full model. Make the variant again."
-    elif pruned and "fine-tune" not in stages[pruned[-1] :]:
+    elif pruned and not {"fine-tune", "distil"} & {*stages[pruned[-1] :]}:
         yield f"Likely cause: `{stages[pruned[-1]]}` without training after it. Add `fine-tune`, or lower `ratio`."
     elif not stages or any(one.accuracy_verdict == "within budget" for one in sources):
         yield f"Likely cause: the precision, {variant.precision}. Skip sensitive layers."

@@ -67,9 +67,12 @@ def _relative_error(y: Tensor, wanted: Tensor) -> Tensor:
 _MEASURES = {"agreement": _agreement, "cosine": _cosine, "error": _relative_error}
 
 
-def distillation(compared: Sequence[str]) -> Callable[[Any, Any], Tensor]:
+def distillation(compared: Sequence[str], *, temperature: float = 1.0) -> Callable[[Any, Any], Tensor]:
     """Return a loss of outputs against the original's: the Kullback-Leibler divergence of classes, and the squared
     error of other outputs relative to their variance.
+
+    Logits are divided by `temperature`, and their divergence multiplied by its square, so that gradients keep their
+    size; above 1, what the original says of unlikely classes counts more.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     """
@@ -79,11 +82,16 @@ def distillation(compared: Sequence[str]) -> Callable[[Any, Any], Tensor]:
         for kind, y, wanted in zip(compared, outputs.tensors(output), outputs.tensors(target), strict=True):
             if kind == "agreement":
                 flat, classes = y.flatten(0, -2), wanted.flatten(0, -2)
-                logs = nn.functional.log_softmax(flat, -1), nn.functional.log_softmax(classes, -1)
-                parts.append(nn.functional.kl_div(*logs, reduction="batchmean", log_target=True))
+                logs, originals = (nn.functional.log_softmax(x / temperature, -1) for x in (flat, classes))
+                divergence = nn.functional.kl_div(logs, originals, reduction="batchmean", log_target=True)
+                parts.append(divergence * temperature**2)
             elif kind:
-                spread = wanted.var(correction=0).clamp(min=1e-12)
-                parts.append(nn.functional.mse_loss(y, wanted) / spread)
+                parts.append(relative_square(y, wanted))
         return torch.stack(parts).sum()
 
     return loss
+
+
+def relative_square(y: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared error relative to the variance of `wanted`."""
+    return nn.functional.mse_loss(y, wanted) / wanted.var(correction=0).clamp(min=1e-12)

@@ -1,6 +1,6 @@
 """The task: a trained model, its data in four splits, a score and a loss; what is missing is made from the model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,11 +167,7 @@ def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) ->
     fields: dict[str, Any] = {**splits, "unlabelled": unlabelled, "inputs": None, "collate": None}
     if task.collate:
         fields["varying"] = varying
-    inputs, _ = data.batch(splits["test"], range(min(data.EXAMPLES_OF_SHAPE, len(splits["test"]))))  # type: ignore[arg-type]
-    with torch.no_grad():
-        output = model(*inputs)
-    is_classifier = bool(task.class_names) or _is_classifier(model, output)
-    compared = fidelity.kinds(output, outputs.names(output), is_classifier=is_classifier)
+    compared = kinds_of(model, splits["test"], class_names=task.class_names)
     if not scored:
         score, count = fidelity.score(compared), formats.counted(len(splits["test"]), "input")  # type: ignore[arg-type]
         fields |= {"score": score, "metric": score.name, "is_fidelity": True}
@@ -182,6 +178,15 @@ def _filled(task: Task, model: nn.Module, example: Example, call: calls.Call) ->
         if not (trained if split == "train" else scored):
             fields[split] = data.WithOutputs(splits[split], model)
     return fields | {"notes": (*task.notes, *notes)}
+
+
+def kinds_of(model: nn.Module, dataset: Dataset[Any], *, class_names: Sequence[str]) -> list[str]:
+    """Return how each tensor of what `model` returns for a dataset's inputs is compared; see `fidelity.kinds`."""
+    inputs, _ = data.batch(data.without_outputs(dataset), range(min(data.EXAMPLES_OF_SHAPE, len(dataset))))  # type: ignore[arg-type]
+    with torch.no_grad():
+        output = model(*inputs)
+    is_classifier = bool(class_names) or _is_classifier(model, output)
+    return fidelity.kinds(output, outputs.names(output), is_classifier=is_classifier)
 
 
 def _output(model: nn.Module, example: Any, call: calls.Call) -> Any:

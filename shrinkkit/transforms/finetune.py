@@ -1,5 +1,6 @@
 """Fine-tuning: training a transformed model on, to restore its accuracy."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from shrinkkit.core.stages import FineTune, settings_of
 from shrinkkit.errors import InvalidInput, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import metrics
-from shrinkkit.tasks.modules import duplicate
+from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
 from shrinkkit.transforms import batchnorm, prune
 from shrinkkit.transforms.transform import Made
 
+Loss = Callable[[nn.Module, Example, Any], Tensor]
+"""(model, inputs, targets) of a batch, on the device of the model -> scalar tensor."""
 LARGEST_GRADIENT = 1.0
 """The norm that gradients are clipped to."""
 
@@ -65,9 +68,27 @@ def run(
     return apply(model, task, settings_of(FineTune, **given, keep_zeros=keep_zeros), seed=seed, progress=progress)
 
 
-@torch.inference_mode(False)
 def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, progress: Progress = no_progress) -> Made:
     """Apply the transform `fine-tune`; see `run`."""
+
+    def loss(trained: nn.Module, inputs: Example, target: Any) -> Tensor:
+        return task.loss(trained(*inputs), target)  # type: ignore[no-any-return]
+
+    return train(model, task, settings, loss, task.train, seed=seed, progress=progress)
+
+
+@torch.inference_mode(False)
+def train(
+    model: nn.Module,
+    task: Task,
+    settings: FineTune,
+    loss_of: Loss,
+    dataset: Any,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Made:
+    """Return a copy of `model` trained on `dataset`, a map-style one, to minimise `loss_of`; else see `run`."""
     _check_trainable(model)
     device = training_device(settings.device)
     result = duplicate(model).to(device).eval()
@@ -75,7 +96,7 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
     zeros = prune.masks(result) if settings.keep_zeros else {}
     epochs, batch_size = settings.epochs, settings.batch_size
     optimizer = torch.optim.AdamW([p for p in result.parameters() if p.requires_grad], lr=settings.learning_rate)
-    size = len(task.train)
+    size = len(dataset)
     per_epoch = -(-size // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     generator = torch.Generator().manual_seed(seed)
@@ -87,9 +108,9 @@ def apply(model: nn.Module, task: Task, settings: FineTune, *, seed: int = 0, pr
             order = torch.randperm(size, generator=generator).tolist()
             if size % batch_size == 1 and size > 1:
                 order.pop()
-            for number, batch in enumerate(batches(Subset(task.train, order), batch_size), start=1):
+            for number, batch in enumerate(batches(Subset(dataset, order), batch_size), start=1):
                 inputs, target = _moved(batch, device)
-                loss = task.loss(result(*inputs), target)
+                loss = loss_of(result, inputs, target)
                 if not torch.isfinite(loss).all():
                     text = f"The loss must stay finite, got {loss.detach().tolist()} in epoch {epoch}, batch {number}."
                     raise InvalidInput(f"{text} Lower `learning_rate`, which is {settings.learning_rate:g}.")

@@ -84,7 +84,7 @@ def test_settings_hold_what_a_recipe_does_with_defaults_and_nothing_about_its_fi
         ("stages: [prune-channels: {ratio: }]", ("ratio", "got nothing")),
         ("stages: [prune-channels]", ("`stages.0.prune-channels.ratio` is missing", "[0, 1)")),
         ("stages: [prune-channels: 0.5]", ("`stages.0`", "{...}", "got 0.5")),
-        ("stages: [prune-channels: {ratio: 0.5}, x: 1]", ("`stages.1`", "factorize or fine-tune", "got 'x'")),
+        ("stages: [prune-channels: {ratio: 0.5}, x: 1]", ("`stages.1`", "fine-tune or distil", "got 'x'")),
         ("stages: [{prune-channels: {ratio: 0.5}, fine-tune: {}}]", ("`stages.0`", "{...}")),
         ("stages: [fine-tuning]", ("`stages.0`", "'fine-tuning'", "Did you mean `fine-tune`?")),
         ("stages: fine-tune", ("`stages`", "list", "'fine-tune'")),

@@ -16,6 +16,7 @@ SETTINGS = {
     "prune-weights": {"ratio": 0.5},
     "factorize": {"ratio": 0.3},
     "fine-tune": {"epochs": 1},
+    "distil": {"epochs": 1},
 }
 
 
