@@ -37,8 +37,10 @@ Patterns = Annotated[tuple[str, ...], Field(strict=False, description="a list of
 """Layer names or globs; see `studies.matches`. From Python, a list is as good as a tuple."""
 CHANNEL_CRITERIA = ("magnitude", "batchnorm", "geometric-median", "lamp", "taylor", "random")
 """How the importance of channels can be measured."""
-WEIGHT_CRITERIA = ("magnitude", "random")
+WEIGHT_CRITERIA = ("magnitude", "random", "wanda", "sparsegpt")
 """How the importance of weights can be measured."""
+BY_DATA = ("wanda", "sparsegpt")
+"""Criteria for weights that need calibration data, and compare the weights of one layer only."""
 SCOPES = ("global", "layer")
 """What is compared with what: all layers together, or each layer by itself."""
 
@@ -51,6 +53,16 @@ def _criterion(names: tuple[str, ...]) -> Any:
 def whole(least: int, most: int | None = None) -> Any:
     """Return the rule of a field: a whole number of at least `least` and at most `most`."""
     return Field(ge=least, le=most, description=f"a whole number >= {least}{f' and at most {most}' if most else ''}")
+
+
+def _one_of(section: S, *names: str) -> S:
+    """Return `section` if just one of its fields `names` is not None."""
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(f"`{name}`" for name in given) or "none"
+        rule = f"One of {', '.join(f'`{name}`' for name in names)} must be given, got {got}"
+        raise PydanticCustomError("rule", rule)
+    return section
 
 
 class _Prune(Section):
@@ -80,6 +92,39 @@ class PruneWeights(_Prune):
     """How the importance of weights is measured; or `package.module:function`."""
     biases: Annotated[bool, Field(description="true or false")] = False
     """Whether biases are pruned too."""
+    pattern: Annotated[str | None, Field(pattern=r"^[1-9]\d*:[1-9]\d*$", description='N:M, such as "2:4"')] = None
+    """N:M keeps the N most important of each M neighbouring weights of an output. The ratio follows from it."""
+    calibration_examples: Annotated[int, whole(1)] = 128
+    """Examples of the calibration split, for `wanda` and `sparsegpt`."""
+
+    def kept(self) -> tuple[int, int] | None:
+        """Return N and M of the pattern; None without one."""
+        kept, _, of = (self.pattern or "").partition(":")
+        return (int(kept), int(of)) if self.pattern else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (values.get("pattern") or values.get("criterion") in BY_DATA):
+            values = {"scope": "layer"} | values
+            if re.fullmatch(r"[1-9]\d*:[1-9]\d*", str(values.get("pattern"))):
+                kept, of = map(int, values["pattern"].split(":"))
+                values = {"ratio": max(0.0, 1 - kept / of)} | values
+        return values
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "PruneWeights":
+        cause, kept = "pattern" if self.pattern else f"criterion: {self.criterion}", self.kept()
+        rule = ""
+        if kept and not kept[0] < kept[1]:
+            rule = f"`pattern` must keep less than all of its weights, got {self.pattern}. For half, pass 2:4"
+        elif kept and (self.ratio != 1 - kept[0] / kept[1] or self.layers):
+            rule = f"`pattern: {self.pattern}` says what is removed: leave out `ratio` and `layers`, and use `skip`"
+        elif (kept or self.criterion in BY_DATA) and (self.scope == "global" or self.biases):
+            rule = f"`{cause}` compares weights within a layer: leave out `biases`, and set `scope` to layer"
+        if rule:
+            raise PydanticCustomError("rule", rule)
+        return self
 
 
 class FineTune(Section):
@@ -126,11 +171,7 @@ class Factorize(Section):
 
     @model_validator(mode="after")
     def _says_how_much(self) -> "Factorize":
-        given = [name for name in ("energy", "rank", "ratio") if getattr(self, name) is not None]
-        if len(given) != 1:
-            got = " and ".join(f"`{name}`" for name in given) or "none"
-            raise PydanticCustomError("rule", f"One of `energy`, `rank` and `ratio` must be given, got {got}")
-        return self
+        return _one_of(self, "energy", "rank", "ratio")
 
 
 class Float32(Section):

@@ -33,12 +33,17 @@ def is_covered(layer: nn.Module) -> bool:
     return is_linear(layer) or isinstance(layer, nn.Conv2d)
 
 
-def matrix(layer: nn.Module) -> Tensor:
-    """Return the weights of a covered layer, shape (groups, outputs, inputs); a view where possible."""
+def matrix(layer: nn.Module, values: Tensor | None = None) -> Tensor:
+    """Return the weights of a covered layer, or `values` in their shape, as a tensor (groups, outputs, inputs)."""
+    values = layer.get_parameter("weight").detach() if values is None else values
+    values = values.T if is_conv1d(layer) else values
+    return values.reshape(getattr(layer, "groups", 1), -1, values[0].numel())
+
+
+def set_matrix(layer: nn.Module, values: Tensor) -> None:
+    """Set the weights of a covered layer to `values`, in the shape that `matrix` returns."""
     weight = layer.get_parameter("weight").detach()
-    if is_conv1d(layer):
-        weight = weight.T
-    return weight.reshape(getattr(layer, "groups", 1), -1, weight[0].numel())
+    weight.copy_(values[0].T if is_conv1d(layer) else values.reshape(weight.shape))
 
 
 @torch.no_grad()

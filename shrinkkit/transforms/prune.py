@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
-from shrinkkit.core.stages import PruneChannels, PruneWeights, imported, settings_of
+from shrinkkit.core.stages import BY_DATA, PruneChannels, PruneWeights, imported, settings_of
 from shrinkkit.display import formats
 from shrinkkit.errors import InvalidInput, NothingToPrune, Unsupported
 from shrinkkit.progress import Progress, no_progress
 from shrinkkit.tasks import copies, modules
 from shrinkkit.tasks.modules import Example, duplicate
 from shrinkkit.tasks.task import Task, batches
-from shrinkkit.transforms import importance, surgery
+from shrinkkit.transforms import importance, sparse, surgery, variants
 from shrinkkit.transforms.groups import Group, Recurrent, counted, groups, is_linear, widths
 from shrinkkit.transforms.importance import Block
 from shrinkkit.transforms.surgery import Cut
@@ -350,12 +350,14 @@ PRUNABLE = (_ConvNd, nn.Linear, Recurrent, nn.MultiheadAttention)
 def weights(
     model: nn.Module,
     *,
-    ratio: float,
+    ratio: float | None = None,
     criterion: str = "magnitude",
-    scope: str = "global",
+    scope: str | None = None,
     skip: Iterable[str] = (),
     layers: Mapping[str, float] | None = None,
     biases: bool = False,
+    pattern: str | None = None,
+    inputs: Sequence[Example] = (),
     seed: int = 0,
 ) -> nn.Module:
     """Return a copy of `model` in which the least important weights are exactly zero.
@@ -366,13 +368,18 @@ def weights(
     Args:
         model: Model to prune, in either mode, on any device.
         ratio: Share of weights to set to zero, in [0, 1), of all convolution, linear, recurrent and attention
-            layers that are not in `skip`. A weight shared by several layers counts once.
+            layers that are not in `skip`. A weight shared by several layers counts once. Needed without `pattern`.
         criterion: `magnitude` zeroes those nearest to zero, `random` any; `package.module:function` is called with each
-            parameter and returns the importance of its elements, in the same shape.
-        scope: `global` compares the weights of all layers; `layer` zeroes `ratio` of each parameter.
+            parameter and returns the importance of its elements, in the same shape. `wanda` weighs magnitudes by the
+            norm of their input and compares those of one output; `sparsegpt` changes the other weights of a layer to
+            make up for the zeros. Both cover Linear and Conv2d layers, and need `inputs`; their scope is `layer`.
+        scope: `global`, the default, compares the weights of all layers; `layer` zeroes `ratio` of each parameter.
         skip: Patterns of layers that keep their weights; a pattern also matches a parent module.
         layers: Ratio, in [0, 1), for each layer a pattern matches; such a layer is compared with no other.
         biases: Prune biases too, compared with the weights.
+        pattern: `N:M` keeps the N most important of each M neighbouring inputs of an output, for Linear and Conv2d
+            layers, whose neighbours are input channels at the same place of the kernel.
+        inputs: Batches of calibration data, for `wanda` and `sparsegpt`.
         seed: Seed of `random`.
 
     Returns:
@@ -383,42 +390,64 @@ def weights(
         NothingToPrune: No layer with weights is left after `skip`, or the ratio amounts to no weight.
         Unsupported: The model cannot be copied.
 
-    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015; Sun et al.,
+    "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024 (`wanda`).
     """
     given = {"ratio": ratio, "criterion": criterion, "scope": scope, "skip": tuple(skip), "layers": layers or {}}
-    settings = settings_of(PruneWeights, **given, biases=biases)
-    return _prune_weights(model, settings, seed)[0]
+    given |= {"biases": biases, "pattern": pattern}
+    settings = settings_of(PruneWeights, **{name: value for name, value in given.items() if value is not None})
+    return _prune_weights(model, settings, inputs, seed, no_progress).model
 
 
 def apply_weights(
     model: nn.Module, task: Task, settings: PruneWeights, *, seed: int = 0, progress: Progress = no_progress
 ) -> Made:
     """Apply the transform `prune-weights`; see `weights`."""
-    result, fraction = _prune_weights(model, settings, seed)
-    progress(1, 1, "pruned")
-    return Made(result, (f"{formats.percent(fraction)} of the weights outside `skip` set to zero",))
+    by_data = settings.criterion in BY_DATA
+    inputs = variants.calibration(task, settings.calibration_examples) if by_data else ()
+    return _prune_weights(model, settings, inputs, seed, progress)
 
 
 @torch.inference_mode(False)
-def _prune_weights(model: nn.Module, settings: PruneWeights, seed: int) -> tuple[nn.Module, float]:
-    """Return the pruned copy, and the fraction of the weights outside `skip` that were set to zero."""
+def _prune_weights(
+    model: nn.Module, settings: PruneWeights, inputs: Sequence[Example], seed: int, progress: Progress
+) -> Made:
+    """Return the pruned copy, and which fraction of the weights outside `skip` were set to zero."""
     _check_nonzero(settings)
     result = duplicate(model)
     prunable = _prunable(result, settings.biases)
     names = list(dict.fromkeys(layer for layer, _ in prunable.values()))
     skipped, ratios = set(modules.matching(names, settings.skip)), _ratios(names, settings.layers)
     chosen = {name: p for name, (layer, p) in prunable.items() if layer not in skipped}
-    generator = torch.Generator().manual_seed(seed)
-    values = {name: _importance(name, p, settings.criterion, generator) for name, p in chosen.items()}
-    pool = [name for name in chosen if prunable[name][0] not in ratios]
-    pools = [(settings.ratio, [name]) for name in pool] if settings.scope == "layer" else [(settings.ratio, pool)]
-    pools += [(ratios[prunable[name][0]], [name]) for name in chosen if name not in pool]
-    zeroed = sum(_zero(share, {n: values[n] for n in names}, chosen) for share, names in pools if names)
     total = sum(p.numel() for p in chosen.values())
+    generator, by_data = torch.Generator().manual_seed(seed), settings.criterion in BY_DATA
+    left_alone: dict[str, str] = {}
+    if by_data or settings.pattern:
+        layers = [layer for layer in names if layer not in skipped]
+        left_alone = sparse.refusals(result, layers, settings.kept())
+        shares = {layer: ratios.get(layer, settings.ratio) for layer in layers if layer not in left_alone}
+        chosen = {
+            layer: result.get_submodule(layer).get_parameter("weight") for layer, share in shares.items() if share
+        }
+    if by_data and not inputs:
+        raise InvalidInput(f"`criterion='{settings.criterion}'` needs `inputs`, batches of calibration data; got none.")
+    scored = {} if by_data else chosen
+    values = {name: _importance(name, p, settings.criterion, generator) for name, p in scored.items()}
+    if by_data or settings.pattern:
+        zeroed, why = sparse.prune(result, {n: shares[n] for n in chosen}, values, settings, inputs, progress)
+        left_alone |= why
+    else:
+        pool = [name for name in chosen if prunable[name][0] not in ratios]
+        pools = [(settings.ratio, [name]) for name in pool] if settings.scope == "layer" else [(settings.ratio, pool)]
+        pools += [(ratios[prunable[name][0]], [name]) for name in chosen if name not in pool]
+        zeroed = sum(_zero(share, {n: values[n] for n in names}, chosen) for share, names in pools if names)
     if not zeroed:
+        why_not = "; ".join(f"`{name}` {reason}" for name, reason in left_alone.items())
         text = f"No weight can be zeroed: {settings.ratio:g} of {total} weights outside `skip` is none."
-        raise NothingToPrune(f"{text} Raise `ratio`.")
-    return result, zeroed / total
+        raise NothingToPrune(f"No weight can be zeroed: {why_not}." if why_not else f"{text} Raise `ratio`.")
+    progress(1, 1, "pruned")
+    note = f"{formats.percent(zeroed / total)} of the weights outside `skip` set to zero"
+    return Made(result, (note,), left_alone)
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

@@ -49,15 +49,17 @@ _REMOVED: dict[str, Any] = {"facecolor": "none", "edgecolor": COLOURS[1], "hatch
 def preview(task: Task, model: nn.Module, stage: Stage, *, seed: int = 0) -> None:
     """Show what a pruning stage removes, with controls for its ratios and scope and a button to evaluate accuracy.
 
-    If no person runs the cell, only the settings are shown and nothing is computed. `model` is left unchanged. Errors
+    If no person runs the cell, or the settings hold a pattern, which leaves nothing to choose, only the settings are
+    shown and nothing is computed. `model` is left unchanged. Errors
     of the initial settings are raised; those of other settings are shown.
     """
-    if not (live.attended() and isinstance(stage.settings, PruneChannels | PruneWeights)):
+    settings, is_pruning = stage.settings, isinstance(stage.settings, PruneChannels | PruneWeights)
+    if not live.attended() or not is_pruning or getattr(settings, "pattern", None):
         live.Live(Command(json.dumps(stage.to_dict()), "Settings of this stage:"))
         return
     from ipywidgets import Dropdown, FloatSlider
 
-    start = stage.settings.model_dump()
+    start = settings.model_dump()
 
     def chosen(ratio: float, scope: str, layer: str, override: float) -> Stage:
         layers = {pattern: value for pattern, value in start["layers"].items() if pattern != layer}

@@ -205,7 +205,7 @@ def test_few_calibration_examples_are_noted():
 
 @pytest.mark.parametrize("settings", [{}, {"rank": 2, "energy": 0.9}])
 def test_exactly_one_measure_of_rank_is_given(settings):
-    with pytest.raises(InvalidInput, match="One of `energy`, `rank` and `ratio` must be given"):
+    with pytest.raises(InvalidInput, match="One of `energy`, `rank`, `ratio` must be given"):
         settings_of(Factorize, **settings)
 
 
