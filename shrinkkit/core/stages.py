@@ -174,6 +174,23 @@ class Factorize(Section):
         return _one_of(self, "energy", "rank", "ratio")
 
 
+class DropBlocks(Section):
+    """Drop whole residual blocks and transformer layers, those first that change the outputs least."""
+
+    count: Annotated[int | None, whole(1)] = None
+    """Blocks to drop."""
+    ratio: Annotated[_Fraction | None, Field(description="a number in [0, 1)")] = None
+    """Fraction of the blocks to drop, at least one."""
+    skip: Patterns = ()
+    """Blocks to keep."""
+    calibration_examples: Annotated[int, whole(1)] = 128
+    """Examples of the calibration split on which outputs are compared."""
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> "DropBlocks":
+        return _one_of(self, "count", "ratio")
+
+
 class Float32(Section):
     """Compute in float32, as the model was trained."""
 
@@ -334,6 +351,7 @@ TRANSFORMS: dict[str, Transform] = {
     for one in (
         Transform("prune-channels", PruneChannels, "shrinkkit.transforms.prune:apply_channels", "2-prune"),
         Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
+        Transform("drop-blocks", DropBlocks, "shrinkkit.transforms.depth:apply"),
         Transform("factorize", Factorize, "shrinkkit.transforms.factorize:apply"),
         Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
         Transform("distil", Distil, "shrinkkit.transforms.distil:apply", "2-train", trains=True),

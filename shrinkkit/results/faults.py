@@ -81,7 +81,7 @@ def _causes(row: Row, results: Results, *, blame_recipe: bool) -> Iterator[str]:
         return
     sources = [one for one in results.rows if (one.variant, one.target) == (variant.source, row.target)]
     stages = variant.stages
-    pruned = [i for i, name in enumerate(stages) if name.startswith("prune-")]
+    pruned = [i for i, name in enumerate(stages) if name.startswith(("prune-", "drop-", "factorize"))]
     norms = any(layer.kind.startswith("BatchNorm") for layer in variant.audit)
     if pruned and norms and not any("BatchNorm statistics" in note for note in variant.notes):
         yield "Likely cause: BatchNorm statistics are those of the full model. Make the variant again."

@@ -5,9 +5,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from shrinkkit.core.stages import stage
+from shrinkkit.errors import NothingToPrune
 from shrinkkit.runtimes import files
 from shrinkkit.tasks import adapters, checks, outputs
 from shrinkkit.transforms import variants
+from shrinkkit.transforms.transform import apply_stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,6 +87,11 @@ def test_a_file_fed_its_own_cache_gives_the_outputs_of_the_original_on_the_whole
         for prompt in (8, inputs[0].shape[1]):
             error = (logits(loaded, inputs, prompt=prompt) - expected).norm() / expected.norm()
             assert error < limit, (file.runtime, prompt)
+
+
+def test_layers_whose_cache_is_an_output_are_not_dropped(made):
+    with pytest.raises(NothingToPrune, match="such as the cache of a language model"):
+        apply_stage(made.model, made, stage("drop-blocks", {"count": 1}))
 
 
 def test_a_model_whose_cache_is_no_keys_and_values_says_so_and_goes_without():

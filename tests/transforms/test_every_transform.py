@@ -17,6 +17,7 @@ SETTINGS = {
     "factorize": {"ratio": 0.3},
     "fine-tune": {"epochs": 1},
     "distil": {"epochs": 1},
+    "drop-blocks": {"count": 1},
 }
 
 
