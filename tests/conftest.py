@@ -29,7 +29,7 @@ SLOW = (
     *("runtimes", "test_variants", "test_session", "test_pages", "test_unseen", "test_verify", "test_sweep"),
     *("test_peak_memory", "test_steps", "test_cards", "test_export", "test_bundled", "test_portability"),
     *("test_set_metric", "test_pruning", "test_quantization", "test_copies", "test_output", "test_transformers"),
-    *("test_adapters", "test_every_transform"),
+    *("test_adapters", "test_every_transform", "test_equalize"),
 )
 """Files and folders of slow tests, longest first. They start first, so that no worker is left with one at the end."""
 

@@ -191,6 +191,17 @@ class DropBlocks(Section):
         return _one_of(self, "count", "ratio")
 
 
+class Equalize(Section):
+    """Give channels more equal ranges, computing the same in float: helps int8 where a few channels are outliers."""
+
+    alpha: Annotated[float, Field(ge=0, le=1, description="a number in [0, 1]")] = 0.5
+    """How much of the range moves from activations into weights."""
+    skip: Patterns = ()
+    """Layers whose weights stay."""
+    calibration_examples: Annotated[int, whole(1)] = 128
+    """Examples of the calibration split that ranges of activations are taken from."""
+
+
 class Float32(Section):
     """Compute in float32, as the model was trained."""
 
@@ -353,6 +364,7 @@ TRANSFORMS: dict[str, Transform] = {
         Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
         Transform("drop-blocks", DropBlocks, "shrinkkit.transforms.depth:apply"),
         Transform("factorize", Factorize, "shrinkkit.transforms.factorize:apply"),
+        Transform("equalize", Equalize, "shrinkkit.transforms.equalize:apply"),
         Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
         Transform("distil", Distil, "shrinkkit.transforms.distil:apply", "2-train", trains=True),
     )

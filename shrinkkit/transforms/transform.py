@@ -30,6 +30,8 @@ class Made:
     """Why a layer that could have been changed was left as it was, by layer."""
     validation_scores: tuple[float, ...] = ()
     """Mean score on the validation split after each epoch of training."""
+    computes_the_same: bool = False
+    """Whether outputs are those of the model before, so that statistics of BatchNorm layers stay as they are."""
 
 
 @torch.inference_mode(False)
@@ -44,8 +46,9 @@ def apply_stage(
 ) -> tuple[nn.Module, History]:
     """Return what a stage makes of `model`, and its history, which `history` becomes with this stage.
 
-    Statistics of BatchNorm layers are those of the new model; see `batchnorm.reestimate`. `model` is a float model in
-    eval mode on the CPU, and left unchanged; the transform may use the data, loss and score of `task`.
+    Statistics of BatchNorm layers are those of the new model, unless it computes the same; see `batchnorm.reestimate`.
+    `model` is a float model in eval mode on the CPU, and left unchanged; the transform may use the data, loss and score
+    of `task`.
 
     Raises:
         NothingChanged: The transform returned the model as it was.
@@ -59,7 +62,7 @@ def apply_stage(
     if unchanged(model, result):
         raise NothingChanged(f"The stage `{stage.name}` left the model as it was. Change its settings, or drop it.")
     _check_outputs(model, result, task, stage.name)
-    notes = [*made.notes, batchnorm.reestimate(result, task, seed=seed)]
+    notes = [*made.notes, "" if made.computes_the_same else batchnorm.reestimate(result, task, seed=seed)]
     names = {name for name, _ in result.named_modules()}
     return result, replace(
         history,

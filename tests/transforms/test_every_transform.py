@@ -18,6 +18,7 @@ SETTINGS = {
     "fine-tune": {"epochs": 1},
     "distil": {"epochs": 1},
     "drop-blocks": {"count": 1},
+    "equalize": {},
 }
 
 
