@@ -63,14 +63,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Runs": {"run": run.run, "status": results.status, "report": run.report},
+    "Runs": {"run": run.run, "tune": run.tune, "status": results.status, "report": run.report},
     "Results": {"show": results.show, "open": results.open_report, "index": results.index, "verify": results.verify},
     "Setup": {"list": setup.list_, "doctor": setup.doctor, "new": setup.new, "notebooks": setup.notebooks},
 }
 for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        _epilog = {"run": EXIT_STATUS, "report": EXIT_STATUS, "verify": VERIFY_EXIT_STATUS}.get(_name)
-        _help = run.RUN_HELP if _name == "run" else None
+        _epilog = {"run": EXIT_STATUS, "tune": EXIT_STATUS, "report": EXIT_STATUS, "verify": VERIFY_EXIT_STATUS}.get(
+            _name
+        )
+        _help = {"run": run.RUN_HELP, "tune": run.TUNE_HELP}.get(_name)
         app.command(_name, cls=_Command, help=_help, epilog=_epilog, rich_help_panel=_panel)(_command)
 
 

@@ -81,10 +81,7 @@ def run(
     if accuracy_drop is not None:
         overrides.append(Override(("budget", "accuracy_drop"), accuracy_drop, f"--accuracy-drop {accuracy_drop:g}"))
     common: dict[str, Any] = {"command": _command(), "force": force}
-    if data is not None:
-        if not study.startswith("hf:") or "?data=" in study:
-            raise InvalidInput(f"`--data` goes with a model `hf:PATH`, got {study!r}. Another task names its own.")
-        study = f"{study}?data={data}"
+    study = _with_data(study, data)
     with terminal.monitor(as_json=as_json, quiet=quiet, verbose=verbose) as monitor:
         if only:
             if recipe or overrides:
@@ -111,9 +108,90 @@ def run(
     raise typer.Exit(_report_results(finished.path, as_json=as_json, quiet=quiet))
 
 
+TUNE_HELP = """Search for the fastest or smallest recipe within a budget on one target, and report what was found.
+
+\b
+shrinkkit tune digits-cnn --target cpu/openvino
+shrinkkit tune my_task.py --accuracy-drop 0.02 --minimise size --time 30m
+
+Recipes are tried until the time is up; each is timed and scored as the file that would be shipped. What is found is \
+made again, measured in a new process, and judged once on the test split. Ctrl-C ends the search with the best so far; \
+again, it stops the run, which goes on with the same command."""
+_UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}
+
+
+def tune(
+    task: Annotated[
+        str, Argument(metavar="TASK", help="A task (name, .py or hf:PATH).", autocompletion=terminal.complete_study)
+    ],
+    target: Annotated[
+        str | None, Option(metavar="T", help="Where it is to run (cpu/openvino, or what can run here).")
+    ] = None,
+    accuracy_drop: Annotated[float, Option(metavar="D", help="Maximum accuracy drop.")] = 0.01,
+    minimise: Annotated[Literal["latency", "size"], Option(help="What is to be smallest.")] = "latency",
+    time: Annotated[str, Option(metavar="TIME", help="Of the search: 90s, 10m or 2h.")] = "10m",
+    recipe: Annotated[
+        list[str] | None,
+        Option(metavar="R", help="Recipe to measure besides; may be repeated.", autocompletion=complete_recipe),
+    ] = None,
+    data: Annotated[str | None, Option(metavar="FILE", help="With hf:PATH: as of `run`.")] = None,
+    set_: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any setting of a study; may be repeated.")
+    ] = None,
+    threads: Annotated[int | None, Option(metavar="N", help="Intra-op threads (default: every core).")] = None,
+    reports: Reports = Path("reports"),
+    force: Annotated[bool, Option("--force", help="Ignore the cache.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the steps and which are cached; run none.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search, and make and measure what was found."""
+    from shrinkkit.core import machines, studies
+    from shrinkkit.core.recipe import title
+    from shrinkkit.core.studies import Override
+    from shrinkkit.pipeline import runner
+    from shrinkkit.runtimes import registry
+
+    task, at = _with_data(task, data), target or registry.default_targets()[-1]
+    want = {"latency": "fastest", "size": "smallest"}[minimise]
+    settings: dict[str, Any] = {"accuracy_drop": accuracy_drop, "want": want, "name": f"{title(task)}-tuned"}
+    overrides = [Override(("search",), {"minutes": _minutes(time)}, f"--time {time}"), *map(Override.parse, set_ or ())]
+    with terminal.monitor(as_json=as_json, quiet=quiet, verbose=verbose) as monitor:
+        settings |= {"threads": threads, "overrides": overrides}
+        chosen = studies.study(task, recipes=recipe or (), targets=[at], **settings)
+        count = chosen.threads or machines.cores()
+        machines.check_threads(count, *chosen.thread_counts)
+        options: dict[str, Any] = {"threads": count, "force": force, "command": _command(), "monitor": monitor}
+        prepared = runner.prepare(chosen, reports=reports, **options)
+        if dry_run:
+            _print_plan(prepared, as_json=as_json, quiet=quiet)
+            return
+        monitor.plan(*_plan(prepared))
+        finished = prepared.execute(monitor)
+    raise typer.Exit(_report_results(finished.path, as_json=as_json, quiet=quiet))
+
+
+def _minutes(time: str) -> float:
+    """Return a time such as 90s, 10m or 2h in minutes."""
+    number, unit = time[:-1], time[-1:]
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit():
+        raise InvalidInput(f"`--time` must be a number with s, m or h, such as 10m, got {time!r}.")
+    return float(number) * _UNITS[unit]
+
+
+def _with_data(task: str, data: str | None) -> str:
+    if data is None:
+        return task
+    if not task.startswith("hf:") or "?data=" in task:
+        raise InvalidInput(f"`--data` goes with a model `hf:PATH`, got {task!r}. Another task names its own.")
+    return f"{task}?data={data}"
+
+
 def _command() -> str:
     """Return the command line, with the variables that stand for options of it."""
-    variables = sorted(item for item in os.environ.items() if item[0].startswith("SHRINKKIT_RUN_"))
+    prefixes = ("SHRINKKIT_RUN_", "SHRINKKIT_TUNE_")
+    variables = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
     return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in variables), shlex.join(["shrinkkit", *sys.argv[1:]])])
 
 

@@ -30,6 +30,8 @@ starts with `/` or `.`, as paths in a checked study do."""
 
 BASELINE = "baseline"
 """The name of the unchanged model's variant, which no recipe may take."""
+FOUND = ("tuned", "tuned-2", "tuned-3")
+"""The names of the recipes that a search finds, the boldest first."""
 STAGE = ".stage-"
 """What stands between the name of a recipe and the number of stages, in the name of a part of the recipe."""
 MOST_STAGES = 100
@@ -156,6 +158,13 @@ class Budget(Section):
         return drop
 
 
+class Search(Section):
+    """A search for recipes that keep the budget and are best at what it wants, on its target."""
+
+    minutes: Annotated[float, Field(gt=0, le=10_080, description="a number of minutes > 0 and at most 10080")] = 10.0
+    """For which recipes are tried; those that are found are made and measured after it."""
+
+
 _BUDGET = "a section with `accuracy_drop`, `unit`, `want` or `target`"
 
 
@@ -166,12 +175,15 @@ class Study(Rich, Section):
     """Also the name of the run folder."""
     task: Annotated[str, Field(min_length=1, description=_TASK)]
     """A name of `TASKS`, the absolute path of a Python file with a function `task()`, or `HUB` with absolute paths."""
-    recipes: Annotated[tuple[Recipe, ...], Field(strict=False, min_length=1, description=RECIPES)]
+    recipes: Annotated[tuple[Recipe, ...], Field(strict=False, description=RECIPES)] = ()
+    """At least one, unless there is a `search`."""
     targets: Annotated[
         tuple[TargetName, ...],
         Field(strict=False, min_length=1, description="a list of at least one target, such as cpu/torch"),
     ]
     budget: Annotated[Budget, Field(description=_BUDGET)] = Budget()
+    search: Search | None = None
+    """Whether recipes are searched for besides; None for no."""
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number in [0, 4294967296)")] = 0
     threads: Annotated[_Threads | None, Field(description=f"a whole number >= 1 and at most {MOST_THREADS}")] = None
     """None takes every core that this process may use."""
@@ -206,6 +218,8 @@ class Study(Rich, Section):
         for recipe in self.recipes:
             steps = [f"{name} {settings}".strip() for name, settings in described(recipe.settings())]
             pairs.append((f"recipe {recipe.name}", " | ".join(steps)))
+        if self.search:
+            pairs.append(("search", f"{self.search.minutes:g} min on {self.searched}"))
         pairs += [
             ("targets", ", ".join(self.targets)),
             ("budget", f"at most {drop}, for the {budget.want}{where}"),
@@ -214,11 +228,21 @@ class Study(Rich, Section):
         ]
         return facts(f"Study {self.name}", pairs)
 
+    @property
+    def searched(self) -> str:
+        """The target of its search."""
+        return self.budget.target or self.targets[0]
+
     def _rows(self) -> list[dict[str, Any]]:
         return [row for recipe in self.recipes for row in recipe._rows()]
 
     @model_validator(mode="after")
     def _agrees(self) -> "Study":
+        if not (self.recipes or self.search):
+            raise PydanticCustomError("rule", f"`recipes` must be {RECIPES}, unless there is a `search`")
+        if self.search and len(self.targets) > 1 and not self.budget.target:
+            text = "`search` needs one target, but the study has several. Name it as `budget.target`"
+            raise PydanticCustomError("rule", text)
         problems = conflicts([((), recipe) for recipe in self.recipes], self.targets, self.budget.target)
         if self.mode == "compress" and self.budget.robustness_drop is not None:
             raise PydanticCustomError("rule", NOT_ROBUST)

@@ -38,6 +38,9 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.measurements = self.path / "measurements"
         self.robustness = self.path / "robustness"
+        self.search = self.path / "search.json"
+        self.recipes = self.path / "recipes"
+        self.stop = self.path / ".end-search"
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -49,6 +49,7 @@ class _Ranges(Section):
     variants: Annotated[tuple[str, ...], Field(strict=False, description="a list of strings in quotes")] = ()
     batch_sizes: BatchSizes = ()
     thread_counts: ThreadCounts = ()
+    minutes: Annotated[float, Field(gt=0, le=10_080, description="a number of minutes > 0 and at most 10080")] = 10.0
     effort: Effort = "standard"
     today: Literal["eager", "compiled"] = "eager"
 

@@ -14,6 +14,8 @@ from shrinkkit.core.target import Place, Target
 
 FOLDER = RunFolder("")
 """The layout of every run folder."""
+SEARCH = "3-search"
+"""The notebook that searches for recipes."""
 BENCHMARK = "4-benchmark"
 """The notebook that measures."""
 ROBUSTNESS = "4-robustness"
@@ -75,6 +77,11 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     with_torch = {**common, "runtimes": list(dict.fromkeys(["torch", *runtimes]))}
     baseline = Planned("1-baseline", "1-baseline", BASELINE, with_torch, (), _record(BASELINE))
     made = {BASELINE: baseline}
+    if study.search:
+        wanted = {"target": study.searched, "minutes": study.search.minutes, "budget": study.budget.model_dump()}
+        leaves, subject = FOLDER.search.as_posix(), f"search on {study.searched}"
+        parameters = {**common, **wanted}
+        made[SEARCH] = Planned(SEARCH, SEARCH, subject, parameters, ("1-baseline",), leaves, (_record(BASELINE),))
 
     def add(notebook: str, name: str, source: str, choice: Choice, **parameters: Any) -> None:
         before, measured = made[source], bool(parameters.get("runtimes"))
@@ -96,7 +103,7 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
         if not floating:
             lowering = {"precision": recipe.precision.name, "runtimes": runtimes}
             add("3-quantize", recipe.name, source, recipe.precision, **lowering)
-    variants = [step.subject for step in made.values() if step.subject]
+    variants = [name for name, step in made.items() if step.subject == name]
     benchmarks = []
     for target in map(Target.parse, study.targets):
         sizes = {"batch_sizes": list(study.batch_sizes), "thread_counts": list(study.thread_counts)}

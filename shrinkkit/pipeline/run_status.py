@@ -288,7 +288,7 @@ class RunStatus:
         self.monitor = monitor
         self.earlier = succeeded(run)
         self.before = {step.name: step for step in before.steps} if before else {}
-        self.planned = [step.name for step in planned]
+        self.planned: list[str] = [step.name for step in planned]
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.command, self.started = (before.command, before.started) if before and partial else (command, now)
         known = self.before
@@ -306,6 +306,13 @@ class RunStatus:
     def __getitem__(self, name: str) -> Step:
         """Return the step called `name` in its present state."""
         return self.steps[name]
+
+    def plan(self, planned: Sequence[Step]) -> None:
+        """Take `planned` for the steps of the run; those that it knows keep their state."""
+        self.planned = [step.name for step in planned]
+        new = {step.name: self.steps.get(step.name, step) for step in planned}
+        self.steps = {name: step for name, step in self.steps.items() if name not in new} | new
+        self._write()
 
     def set(self, name: str, **changes: Any) -> None:
         """Change fields of a step, record them and report them."""

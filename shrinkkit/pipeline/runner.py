@@ -11,9 +11,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from typing import Any
 from rich.console import Console
 
 from shrinkkit.core import machines, processes, run_folder, store
-from shrinkkit.core.recipe import BASELINE, CHAPTERS, HUB, TASKS, Study, hub_parts, relocated
+from shrinkkit.core.recipe import BASELINE, CHAPTERS, FOUND, HUB, TASKS, Study, hub_parts, relocated
 from shrinkkit.core.run_folder import RunFolder, Step
+from shrinkkit.core.search import SearchRecord
 from shrinkkit.core.stages import ENTRY_POINTS
 from shrinkkit.core.store import PART
 from shrinkkit.core.studies import check_patterns, check_unit, read_study
@@ -30,7 +32,7 @@ from shrinkkit.core.target import Target
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, StepFailed, brief, nearest, options
 from shrinkkit.pipeline import parameters, plan, run_status, steps
-from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, REPORT, ROBUSTNESS, Planned
+from shrinkkit.pipeline.plan import _REPORT, BENCHMARK, PACKAGE, REPORT, ROBUSTNESS, SEARCH, Planned
 from shrinkkit.pipeline.run_status import SUCCEEDED, LineMonitor, Monitor, Progress, RunStatus
 from shrinkkit.pipeline.steps import WarmStart
 from shrinkkit.report import export, index_page
@@ -62,6 +64,8 @@ class PreparedRun:
     """Whether the cache is ignored."""
     study: Study | None
     """Written to the run folder; None for a run that only measures, which keeps the folder's own."""
+    planned: Callable[[Study], tuple[Planned, ...]] = lambda _: ()
+    """Returns the steps of the study with the recipes that its search found."""
 
     def preview(self) -> dict[str, str]:
         """Return by step whether it is `cached` or would `run`, as it does if a step that it reads from has to run."""
@@ -81,8 +85,7 @@ class PreparedRun:
         self.run.path.mkdir(parents=True, exist_ok=True)
         with index_page.listed(self.run.path, monitor.message), _exclusive(self.run):
             if self.study:
-                text = self.study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
-                store.write_text(self.run.study, text + "\n")
+                _write_study(self.run, self.study)
             pending = [step.in_state("pending") for step in self.steps]
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
             run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
@@ -91,13 +94,26 @@ class PreparedRun:
                 with ExitStack() as stack:
                     to_run = [step for step in self.steps if states[step.name] == "run"]
                     warm_start = warm_start or WarmStart(to_run, self.threads, stack)
-                    for step in self.steps:
+                    for step in self._steps(status):
                         self._execute_step(step, status, warm_start)
             except KeyboardInterrupt:
                 status.interrupt()
                 raise
             _check_report(self.run, status[_REPORT.name].error)
         return self.run
+
+    def _steps(self, status: RunStatus) -> Iterator[Planned]:
+        """Yield the steps, and after a search those of the recipes that it found in place of what was planned."""
+        for step in self.steps:
+            yield step
+            if step.notebook == SEARCH and self.study and status[step.name].state == "done":
+                found = _with_found(self.study, self.run)
+                _write_study(self.run, found)
+                before = self.steps[: self.steps.index(step) + 1]
+                rest = [one for one in self.planned(found) if one.name not in {earlier.name for earlier in before}]
+                status.plan([one.in_state("pending") for one in (*before, *rest)])
+                yield from rest
+                return
 
     def _execute_step(self, step: Planned, status: RunStatus, warm_start: WarmStart) -> None:
         if step.leaves and (error := sources.changed(self.task_files)):
@@ -129,13 +145,13 @@ class PreparedRun:
         if not error and step.leaves and (error := sources.changed(self.task_files)):
             record.unlink()
         changes: dict[str, Any] = {"error": error, "note": ended.note, "duration_s": time.monotonic() - start}
-        # What a benchmark saved before it failed is evidence too.
-        files = {} if error and step.notebook != BENCHMARK else self.run.step_files(step.leaves)
+        # What a search or a benchmark saved before it failed is evidence too.
+        files = {} if error and step.notebook not in (SEARCH, BENCHMARK) else self.run.step_files(step.leaves)
         status.set(step.name, state="failed" if error else "done", files=files, **changes)
 
     def _resumes(self, step: Planned, inputs_sha256: str, before: Step | None) -> bool:
-        """Return whether a benchmark with the same inputs did not end well, so that what it saved is kept."""
-        if self.force or before is None or step.notebook != BENCHMARK or before.state in SUCCEEDED:
+        """Return whether a search or benchmark with the same inputs did not end well, so that what it saved is kept."""
+        if self.force or before is None or step.notebook not in (SEARCH, BENCHMARK) or before.state in SUCCEEDED:
             return False
         return before.inputs_sha256 == inputs_sha256 and not run_folder.altered(self.run.path, before.files)
 
@@ -216,16 +232,36 @@ def prepare(
         check_patterns(study, inspection.layers)
     check_unit(study, inspection.scores)
     task = _relative_task(run, study.task)
-    steps = _checked(plan.plan(study, task=task, threads=threads))
+
+    def planned(study: Study, own: Sequence[str] = ()) -> tuple[Planned, ...]:
+        return _checked(plan.plan(study, task=task, threads=threads, own=own))
+
+    steps = planned(study)
     inputs = (inspection.fingerprint + _software(), inspection.files)
     # The run folder is passed on, so it must not tell where the study and the task lay.
     written = study.model_copy(update={"task": relocated(task, lambda path: path.removeprefix(f"..{os.sep}"))})
-    prepared = PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, force=force, study=written)
-    if prepared.preview()[prepared.steps[0].name] == "cached":
+    options: dict[str, Any] = {"force": force, "study": written, "planned": planned}
+    prepared = PreparedRun(run, steps, command, threads, study.timeout_s, *inputs, **options)
+    preview = prepared.preview()
+    if preview.get(SEARCH) == "cached":
+        study, written = (_with_found(one, run) for one in (study, written))
+    if preview[prepared.steps[0].name] == "cached":
         # The machine that made the cached baseline stays the run's own.
         own = machines.names(store.read(run.variant_record(BASELINE), Variant).environment)
-        return replace(prepared, steps=_checked(plan.plan(study, task=task, threads=threads, own=own)))
+        return replace(prepared, steps=planned(study, own), study=written, planned=partial(planned, own=own))
     return prepared
+
+
+def _with_found(study: Study, run: RunFolder) -> Study:
+    """Return a study with the recipes that its search found in a run folder, besides its own."""
+    found = store.read(run.search, SearchRecord).recipes()
+    own = [recipe for recipe in study.recipes if recipe.name not in FOUND]
+    return study.model_copy(update={"recipes": (*own, *found)})
+
+
+def _write_study(run: RunFolder, study: Study) -> None:
+    text = study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
+    store.write_text(run.study, text + "\n")
 
 
 def prepare_benchmark(

@@ -11,6 +11,7 @@ from shrinkkit.core.measurement import Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Study
 from shrinkkit.core.robustness import Robustness, RobustnessRecord
 from shrinkkit.core.run_folder import RECORD, RunFolder, Status, Step
+from shrinkkit.core.search import SearchRecord
 from shrinkkit.core.target import Place, Target
 from shrinkkit.core.variant import ModelFile, Variant
 from shrinkkit.errors import InvalidInput, brief
@@ -37,6 +38,8 @@ class Folder:
     """By place; without figures of model files that are missing or altered."""
     robustness: Mapping[str, RobustnessRecord]
     """The same."""
+    search: SearchRecord | None
+    """None if nothing was searched for."""
     altered: Mapping[str, str]
     """A sentence about each file that differs from what its step wrote, by path relative to the run folder."""
     notes: tuple[str, ...]
@@ -69,7 +72,8 @@ def read(run: Path) -> Folder:
     records = _measured(folder, names, altered, notes)
     measured = {at: _without_damaged(record, damage) for at, record in records.items()}
     robust = _robustness(folder, names, variants, damage, altered, notes)
-    return Folder(study, status, variants, unreadable, names, measured, robust, altered, tuple(notes))
+    found = None if folder.relative(folder.search) in altered else _read(folder.search, SearchRecord, notes)
+    return Folder(study, status, variants, unreadable, names, measured, robust, found, altered, tuple(notes))
 
 
 def places(folder: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:

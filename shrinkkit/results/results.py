@@ -12,6 +12,7 @@ from shrinkkit.core.measurement import Comparison, Measurement, TargetRecord
 from shrinkkit.core.recipe import BASELINE, Budget, Recipe, Study
 from shrinkkit.core.robustness import RobustnessRecord
 from shrinkkit.core.run_folder import Status, Step
+from shrinkkit.core.search import SearchRecord
 from shrinkkit.core.target import Place
 from shrinkkit.core.variant import Variant
 from shrinkkit.display import cells, formats
@@ -113,6 +114,8 @@ class Results(Rich):
     """By place."""
     robust: Mapping[str, RobustnessRecord]
     """Robustness by place; empty in mode `compress`."""
+    search: SearchRecord | None
+    """What a search tried; None if there was none."""
     status: Status | None
     notes: tuple[str, ...]
     """Problems of the folder itself, such as a record that cannot be read."""
@@ -241,6 +244,7 @@ def load(run: Path) -> Results:
         variants={name: variants[name] for name in names if name in variants},
         measured=measured,
         robust=robust,
+        search=folder.search,
         status=folder.status,
         notes=(*folder.notes, *notes),
     )

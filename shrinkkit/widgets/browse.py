@@ -74,7 +74,7 @@ def save(results: Results, row: Row, folder: Path) -> Command:
         raise InvalidInput(f"{row.variant} is the original model, which has no recipe. Choose another variant.")
     if path.exists():
         raise InvalidInput(f"{path} already exists and is not overwritten. Move or rename it.")
-    path.write_text(_yaml(results.recipe(row.variant)), encoding="utf-8")
+    path.write_text(recipe_yaml(results.recipe(row.variant)), encoding="utf-8")
     task = results.study.task if results.study else results.task
     return Command(f"shrinkkit run {task} --recipe {path}", f"Saved in {path.resolve().parent}. To run it again:")
 
@@ -108,10 +108,11 @@ def _chosen(results: Results, best: Sequence[Row], index: int) -> Several:
     table = tables.table("Pareto-optimal variants; numbers refer to the chart", rows, text=("target",), folded=False)
     if row.variant == BASELINE:
         return Several((table, Statement(f"{row.variant} is the original model and has no recipe.")))
-    return Several((table, Command(_yaml(results.recipe(row.variant)).rstrip(), f"Recipe of {row.variant}:")))
+    return Several((table, Command(recipe_yaml(results.recipe(row.variant)).rstrip(), f"Recipe of {row.variant}:")))
 
 
-def _yaml(recipe: Mapping[str, Any]) -> str:
+def recipe_yaml(recipe: Mapping[str, Any]) -> str:
+    """Return plain settings of a recipe as YAML."""
     from ruamel.yaml import YAML
 
     text, yaml = io.StringIO(), YAML()

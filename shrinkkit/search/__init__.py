@@ -1,0 +1,1 @@
+"""The search for the best recipe within a budget, by measuring files on a target."""
