@@ -21,6 +21,7 @@ NAMES = [
     "2-train",
     "2-transform",
     "3-quantize",
+    "3-search",
     "4-benchmark",
     "4-robustness",
     "5-report",

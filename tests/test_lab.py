@@ -16,6 +16,7 @@ TINY = {"task": json.dumps(str(Path(__file__).parent / "tiny.py"))}
 SHORT = {
     "start": TINY,
     **{name: {**TINY, "threads": "1"} for name in ("1-baseline", "2-prune", "2-transform", "3-quantize")},
+    "3-search": {**TINY, "threads": "1", "minutes": "0.05"},
     "2-train": {**TINY, "threads": "1", "source": '"pruned"'},
     **{name: {**TINY, "threads": "1", "effort": '"quick"', "others": "[]"} for name in ("4-benchmark", "4-robustness")},
 }
@@ -92,6 +93,7 @@ ACTS = {"2-prune": move_a_slider, "3-quantize": choose_another, "5-report": choo
         "2-train",
         "2-transform",
         "3-quantize",
+        "3-search",
         "4-benchmark",
         "4-robustness",
         "5-report",

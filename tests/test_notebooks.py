@@ -36,6 +36,7 @@ SHORT = {
         **{**TINY, "threads": 1, "effort": "quick"},
         **{"batch_sizes": [], "thread_counts": [], "others": ["cpu/torch"]},
     },
+    "3-search": {**TINY, "threads": 1, "minutes": 0.05},
     "4-robustness": {**TINY, "threads": 1, "effort": "quick", "target": "cpu/torch", "others": []},
     "5-report": {},
 }
@@ -82,6 +83,7 @@ def test_the_quick_start_runs_and_compares_two_models(execute):
         ("2-train", "variants/fine-tuned/variant.json"),
         ("2-transform", "variants/transformed/variant.json"),
         ("3-quantize", "variants/static-int8/variant.json"),
+        ("3-search", "search.json"),
         (
             "4-benchmark",
             RunFolder("")

@@ -156,9 +156,12 @@ def tune(
     task, at = _with_data(task, data), target or registry.default_targets()[-1]
     want = {"latency": "fastest", "size": "smallest"}[minimise]
     settings: dict[str, Any] = {"accuracy_drop": accuracy_drop, "want": want, "name": f"{title(task)}-tuned"}
-    overrides = [Override(("search",), {"minutes": _minutes(time)}, f"--time {time}"), *map(Override.parse, set_ or ())]
     with terminal.monitor(as_json=as_json, quiet=quiet, verbose=verbose) as monitor:
-        settings |= {"threads": threads, "overrides": overrides}
+        settings |= {
+            "threads": threads,
+            "search_minutes": _minutes(time),
+            "overrides": [*map(Override.parse, set_ or ())],
+        }
         chosen = studies.study(task, recipes=recipe or (), targets=[at], **settings)
         count = chosen.threads or machines.cores()
         machines.check_threads(count, *chosen.thread_counts)

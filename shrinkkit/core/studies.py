@@ -77,6 +77,7 @@ def study(
     threads: int | None = None,
     effort: str = "standard",
     timeout_s: float = 1800.0,
+    search_minutes: float | None = None,
     notes: Sequence[str] = (),
     overrides: Sequence["Override"] = (),
 ) -> Study:
@@ -84,7 +85,7 @@ def study(
 
     Args:
         task: Name of a bundled task, or the path of a Python file with a function `task()`.
-        recipes: Built-in names, paths of YAML files, or recipes; at least one.
+        recipes: Built-in names, paths of YAML files, or recipes; at least one, unless others are searched for.
         targets: `device/runtime`, such as `cpu/onnxruntime`; at least one.
         accuracy_drop: Maximum accuracy drop: a fraction in [0, 1], or >= 0 in units of the score.
         unit: Of `accuracy_drop`: `share` for scores in [0, 1], else `score`.
@@ -95,6 +96,7 @@ def study(
         threads: Intra-op threads, >= 1; None takes every core that this process may use.
         effort: How much is measured: `quick`, `standard` or `thorough`.
         timeout_s: Seconds that one step may take, > 0.
+        search_minutes: Time to search for recipes on the target of the budget, above 0; None for no search.
         notes: Sentences for the log and the report.
         overrides: Settings that replace the arguments.
 
@@ -106,6 +108,8 @@ def study(
     """
     budget = {"accuracy_drop": accuracy_drop, "unit": unit, "want": want, "target": budget_target}
     settings = {"seed": seed, "threads": threads, "timeout_s": timeout_s, "budget": budget, "notes": tuple(notes)}
+    if search_minutes is not None:
+        settings["search"] = {"minutes": search_minutes}
     lists = {"recipes": tuple(recipes), "targets": tuple(targets)}
     data = {"name": name or title(task), "task": task, "effort": effort, **lists, **settings}
     return _study(Source(data, overrides=tuple(overrides)), Path())

@@ -79,9 +79,8 @@ def plan(study: Study, *, task: str, threads: int, own: Sequence[str] = ()) -> t
     made = {BASELINE: baseline}
     if study.search:
         wanted = {"target": study.searched, "minutes": study.search.minutes, "budget": study.budget.model_dump()}
-        leaves, subject = FOLDER.search.as_posix(), f"search on {study.searched}"
-        parameters = {**common, **wanted}
-        made[SEARCH] = Planned(SEARCH, SEARCH, subject, parameters, ("1-baseline",), leaves, (_record(BASELINE),))
+        after, leaves = ("1-baseline",), FOLDER.search.as_posix()
+        made[SEARCH] = Planned(SEARCH, SEARCH, "", {**common, **wanted}, after, leaves, (_record(BASELINE),))
 
     def add(notebook: str, name: str, source: str, choice: Choice, **parameters: Any) -> None:
         before, measured = made[source], bool(parameters.get("runtimes"))

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -39,6 +41,7 @@ from shrinkkit.report import export, index_page
 from shrinkkit.results import results
 from shrinkkit.results.results import Results
 from shrinkkit.runtimes import registry
+from shrinkkit.runtimes.spec import not_installed
 from shrinkkit.tasks import sources
 from shrinkkit.tasks.sources import Inspection
 
@@ -131,14 +134,18 @@ class PreparedRun:
         if step.leaves and not self._resumes(step, inputs, status.before.get(step.name)):
             record.unlink(missing_ok=True)
         start = time.monotonic()
-        ended = steps.execute(
-            *(step.path, step, self.run),
-            # However little time a step is given, a run ends in a report.
-            timeout_s=self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S),
-            threads=self.threads,
-            tick=lambda seconds, phase: status.tick(step.name, seconds, phase),
-            warm_start=warm_start,
-        )
+        # However little time a step is given, a run ends in a report.
+        limit_s = self.timeout_s if step.leaves else max(self.timeout_s, REPORT_TIMEOUT_S)
+        searches = step.notebook == SEARCH
+        with _ended_early(self.run.stop, status.monitor) if searches else nullcontext():
+            ended = steps.execute(
+                *(step.path, step, self.run),
+                # The time of a search is for its trials.
+                timeout_s=limit_s + (60 * step.parameters["minutes"] if searches else 0),
+                threads=self.threads,
+                tick=lambda seconds, phase: status.tick(step.name, seconds, phase),
+                warm_start=warm_start,
+            )
         error = ended.error
         if not error and step.leaves and not record.is_file():
             error = f"The notebook ended without leaving {step.leaves}."
@@ -218,6 +225,8 @@ def prepare(
 ) -> PreparedRun:
     """Check a study and its task, and return the run of all its steps; raises InvalidInput if one breaks a rule."""
     registry.check_targets(study)
+    if study.search and (missing := not_installed("optuna", extra="tune")):
+        raise InvalidInput(f"A search needs Optuna, but {missing}.")
     for note in study.notes:
         monitor.message(note)
     run = RunFolder(reports / study.name)
@@ -399,6 +408,26 @@ def _exclusive(run: RunFolder) -> Iterator[None]:
         for path in [p for pattern in _UNFINISHED for p in run.path.rglob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
+
+
+@contextmanager
+def _ended_early(stop: Path, monitor: Monitor) -> Iterator[None]:
+    """Have the first Ctrl-C end a search with its best, by the file `stop`; the second one interrupts the run."""
+
+    def end(number: int, frame: Any) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        monitor.message("The search ends with its best after this trial. Ctrl-C again interrupts the run.")
+
+    stop.unlink(missing_ok=True)
+    before = signal.signal(signal.SIGINT, end) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before:
+            signal.signal(signal.SIGINT, before)
+        stop.unlink(missing_ok=True)
 
 
 def _check_task(study: Study, task: str, monitor: Monitor) -> Inspection:

@@ -102,7 +102,7 @@ def against(record: SearchRecord, results: Results) -> Table:
         rows.append(
             {
                 "variant": name,
-                "recipe": Cell(parts(trial.recipe)),
+                "recipe": Cell(parts(trial.recipe) or "unchanged"),
                 "speed-up in the search": cells.speedup(trial.speedup, "faster"),
                 "measured again": cells.speedup(row.speedup, row.timing) if row else Cell(""),
                 "off by": Cell(f"{ratio - 1:+.1%}") if ratio else Cell(""),
@@ -166,7 +166,7 @@ def trials(record: SearchRecord) -> Table:
 def _row(trial: Trial, record: SearchRecord) -> tables.Row:
     return {
         "trial": str(trial.number + 1),
-        "recipe": Cell(parts(trial.recipe)),
+        "recipe": Cell(parts(trial.recipe) or "unchanged"),
         "state": Cell(trial.reason or trial.state),
         "speed-up": cells.speedup(trial.speedup, "faster") if trial.speedup else Cell(""),
         "change": cells.change(trial.gain, is_fraction=record.is_fraction) if trial.gain else Cell(""),
