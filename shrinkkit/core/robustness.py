@@ -15,6 +15,7 @@ from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.display import formats
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
+from shrinkkit.errors import InvalidInput, options
 
 CLEAN = "clean"
 """The condition without any change, of severity 0."""
@@ -157,7 +158,8 @@ class RobustnessRecord(Rich):
 
 
 def derive(stated: RobustnessRecord) -> RobustnessRecord:
-    """Return a record whose means and differences follow from its raw scores."""
+    """Return a record whose means and differences follow from its raw scores; raises InvalidInput if that fails."""
+    _check(stated)
     baseline = next((one for one in stated.variants if one.variant == BASELINE), None)
     of = {(c.name, c.severity): c.scores for c in (baseline.conditions if baseline else ())}
     figures = {one.metric: one for one in (baseline.calibration.figures if baseline and baseline.calibration else ())}
@@ -175,6 +177,28 @@ def derive(stated: RobustnessRecord) -> RobustnessRecord:
         return replace(one, conditions=conditions, calibration=calibration)
 
     return replace(stated, variants=tuple(map(derived, stated.variants)))
+
+
+def _check(record: RobustnessRecord) -> None:
+    """Check that the scores of a record belong together."""
+    again = "Run its step again."
+    sizes: dict[bool, set[tuple[int, int]]] = {False: set(), True: set()}
+    for one in record.variants:
+        if one.conditions and (CLEAN, 0) not in one.tried():
+            raise InvalidInput(f"The robustness of {one.variant} must hold scores on clean inputs, too. {again}")
+        for c in one.conditions:
+            if c.severity not in ((0,) if c.name == CLEAN else SEVERITIES):
+                rule = f"The severity of {c.name} must be {options(list(map(str, SEVERITIES)))}"
+                raise InvalidInput(f"{rule}, got {c.severity}. {again}")
+            replicates = len(c.scores.resampled.replicates) if c.scores.resampled else 0
+            sizes[c.is_attack].add((c.scores.examples, replicates))
+    for counts in sizes.values():
+        if len(counts) > 1:
+            listed = options([str(count) for count, _ in sorted(counts)], "and")
+            raise InvalidInput(f"Every condition must have scores of the same examples, got {listed} scores. {again}")
+    if record.classes and sizes[False] and min(sizes[False])[0] != len(record.classes):
+        text = f"`classes` must name the class of each of {min(sizes[False])[0]} examples, got {len(record.classes)}"
+        raise InvalidInput(f"{text}. {again}")
 
 
 def verdicts(record: RobustnessRecord, drop: float) -> dict[str, str]:

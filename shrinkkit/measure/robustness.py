@@ -42,7 +42,7 @@ from shrinkkit.transforms import variants
 
 EFFORTS: Mapping[str, tuple[int, tuple[int, ...], int]] = {
     "quick": (200, (1, 3, 5), 64),
-    "standard": (250, SEVERITIES, 64),
+    "standard": (250, (1, 3, 5), 64),
     "thorough": (5000, SEVERITIES, 500),
 }
 """Test examples at most, the severities of corruptions, and the examples that are attacked at most, by effort."""

@@ -258,7 +258,7 @@ def _robustness(
     """Return the robustness of variants by place, without those whose files have changed since."""
     found: dict[str, RobustnessRecord] = {}
     files = {(v.name, file.runtime): file.sha256 for v in variants.values() for file in v.files}
-    for _, at, stated in _by_place(run, run.robustness, RobustnessRecord, found, machine_names, altered, notes):
+    for path, at, stated in _by_place(run, run.robustness, RobustnessRecord, found, machine_names, altered, notes):
         target = Target.parse(stated.target)
         kept, gone = list[Robustness](), list[Robustness]()
         for one in stated.variants:
@@ -268,5 +268,8 @@ def _robustness(
         if gone:
             names = ", ".join(one.variant for one in gone)
             notes.append(f"The robustness of {names} on {at} is of files that have changed since; not reported.")
-        found[at] = robustness.derive(replace(stated, variants=tuple(kept)))
+        try:
+            found[at] = robustness.derive(replace(stated, variants=tuple(kept)))
+        except InvalidInput as error:
+            notes.append(f"{path} cannot be used: {brief(error)}.")
     return found

@@ -5,19 +5,22 @@ import hashlib
 import json
 import typing
 
+import examples
 import pytest
+from benchmarks import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shrinkkit.core import estimate, machines, measurement, run_folder, store, variant
+from shrinkkit.core import estimate, evidence, machines, measurement, robustness, run_folder, store, variant
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Comparison, Conditions, Disturbance, TargetRecord, speedup
+from shrinkkit.core.robustness import RobustnessRecord
 from shrinkkit.core.run_folder import Status
 from shrinkkit.core.store import SCHEMA_VERSION
 from shrinkkit.core.variant import Variant
 from shrinkkit.errors import InvalidInput, LeaseLost, UnfairComparison
 
-STORED = (Variant, TargetRecord, Status)
+STORED = (Variant, TargetRecord, Status, RobustnessRecord)
 QUIET = Disturbance(1.9, 0.0, 0.0, 3.0, 0.4, ())
 CONDITIONS = Conditions("cpu", "a cpu", "torch", "torchscript", 2, 8, "0" * 64)
 
@@ -81,6 +84,34 @@ def test_every_stored_record_survives_the_way_to_json_and_back(tmp_path, kind):
         assert store.read(tmp_path / "record.json", kind) == record
 
     survives()
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_damaged_record_is_read_or_refused_and_nothing_else(tmp_path, kind):
+    makers = {
+        Variant: lambda: examples.variant("static-int8", examples.recipe_of(precision="static-int8")),
+        TargetRecord: lambda: examples.target_record("cpu/torch"),
+        Status: examples.status,
+        RobustnessRecord: lambda: examples.robustness_record(["baseline", "static-int8"], count=20),
+    }
+    path, derive = tmp_path / "record.json", {TargetRecord: evidence.derive, RobustnessRecord: robustness.derive}
+    store.write(path, makers[kind]())
+    text, read = path.read_bytes(), 0
+
+    @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck), database=None)
+    @given(draw=st.randoms(use_true_random=False), is_text=st.booleans())
+    def survives(draw, is_text):
+        nonlocal read
+        path.write_bytes(
+            fuzz.mangled(text, draw) if is_text else json.dumps(fuzz.damaged(json.loads(text), draw)).encode()
+        )
+        try:
+            derive.get(kind, dataclasses.asdict)(store.read(path, kind))
+        except InvalidInput:
+            read += 1
+
+    survives()
+    assert read
 
 
 @pytest.mark.parametrize("kind", STORED)

@@ -1,5 +1,6 @@
 """Recipes and studies: what reads well is read, and every mistake is told with its place and its remedy."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,77 @@ def test_the_tasks_of_studies_are_the_bundled_ones():
     from shrinkkit.tasks.loader import BUNDLED
 
     assert set(TASKS) == set(BUNDLED)
+
+
+FRACTIONS = st.floats(0, 1, exclude_max=True)
+PATTERNS = st.lists(st.text("abc.*?[0]: {}#'", min_size=1, max_size=8), max_size=2)
+STAGES = st.one_of(
+    st.fixed_dictionaries(
+        {"ratio": FRACTIONS},
+        optional={"scope": st.sampled_from(["layer", "global"]), "skip": PATTERNS, "round_to": st.integers(1, 65536)},
+    ).map(lambda section: {"prune-channels": section}),
+    st.fixed_dictionaries(
+        {"ratio": FRACTIONS}, optional={"layers": st.dictionaries(st.text("ab.*", min_size=1, max_size=4), FRACTIONS)}
+    ).map(lambda section: {"prune-weights": section}),
+    st.fixed_dictionaries(
+        {}, optional={"epochs": st.integers(1, 10_000), "learning_rate": st.floats(0, 10, exclude_min=True)}
+    ).map(lambda section: {"fine-tune": section}),
+)
+RECIPES = st.fixed_dictionaries(
+    {"stages": st.lists(STAGES, min_size=1, max_size=3), "precision": st.sampled_from(["float32", "static-int8"])}
+)
+STUDIES = st.fixed_dictionaries(
+    {"recipes": st.lists(RECIPES, min_size=1, max_size=3), "targets": st.just(["cpu/torch", "cpu/onnxruntime"])},
+    optional={
+        "seed": st.integers(0, 2**32 - 1),
+        "threads": st.none() | st.integers(1, 1024),
+        "batch_sizes": st.lists(st.integers(1, 65536), max_size=16),
+        "timeout_s": st.floats(0, 2_678_400, exclude_min=True),
+        "mode": st.sampled_from(["robust", "all"]),
+        "budget": st.fixed_dictionaries({}, optional={"accuracy_drop": st.floats(0, 1)}),
+    },
+)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), database=None)
+@given(data=STUDIES)
+def test_a_study_survives_the_way_to_yaml_and_back(tmp_path, data):
+    recipes = [{"name": f"recipe-{i}", **recipe} for i, recipe in enumerate(data["recipes"])]
+    first = studies.read_study(recipe_file(tmp_path, json.dumps({"task": "digits-cnn", **data, "recipes": recipes})))
+    again = studies.read_study(recipe_file(tmp_path, json.dumps(first.to_dict())))
+    assert again.to_dict() == first.to_dict()
+    assert first.to_dict().items() >= {key: value for key, value in data.items() if key == "seed"}.items()
+
+
+OUT_OF_RANGE = {
+    "seed": st.integers(max_value=-1) | st.integers(min_value=2**32) | st.floats(0.1, 0.9),
+    "threads": st.integers(max_value=0) | st.integers(min_value=1025),
+    "timeout_s": st.floats(max_value=0) | st.floats(min_value=2_678_401, allow_infinity=False),
+    "batch_sizes": st.lists(st.integers(max_value=0), min_size=1),
+    "effort": st.text(max_size=8).filter(lambda text: text not in ("quick", "standard", "thorough")),
+    "mode": st.text(max_size=8).filter(lambda text: text not in ("compress", "robust", "all")),
+    "budget.accuracy_drop": st.floats(1, exclude_min=True, allow_infinity=False) | st.floats(max_value=-1e-300),
+    "budget.robustness_drop": st.floats(1, exclude_min=True, allow_infinity=False)
+    | st.booleans()
+    | st.text(max_size=3),
+    "recipes.0.stages.0.prune-channels.ratio": st.floats(1) | st.floats(max_value=-1e-300) | st.none(),
+    "recipes.0.stages.0.prune-channels.round_to": st.integers(max_value=0) | st.integers(min_value=65537),
+}
+
+
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused_with_its_key(tmp_path, key):
+    @settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(value=OUT_OF_RANGE[key])
+    def is_refused(value):
+        recipe = {"name": "r", "stages": [{"prune-channels": {"ratio": 0.5}}]}
+        study = {"task": "digits-cnn", "targets": ["cpu/torch"], "mode": "all", "recipes": [recipe]}
+        *parents, last = key.split(".")
+        place = study
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[last] = value
+        with pytest.raises(InvalidInput, match=last):
+            studies.read_study(recipe_file(tmp_path, json.dumps(study)))
+
+    is_refused()
