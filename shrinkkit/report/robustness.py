@@ -4,11 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from shrinkkit.core import estimate, evidence, robustness
 from shrinkkit.core.estimate import Estimate
 from shrinkkit.core.measurement import Scores
 from shrinkkit.core.recipe import BASELINE
-from shrinkkit.core.robustness import CLEAN, Calibration, NumericCheck, Robustness, RobustnessRecord
+from shrinkkit.core.robustness import (
+    CLEAN,
+    OWN,
+    TRANSFERRED,
+    Calibration,
+    NumericCheck,
+    Robustness,
+    RobustnessRecord,
+)
 from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.picture import FAINT, INK, canvas, picture
 from shrinkkit.display.tables import Cell, Heading, Several, Shown, Statement
@@ -22,6 +32,10 @@ PANELS = 4
 """Side by side at most."""
 FEWEST = 10
 """Examples of a bin of the confidence that is drawn."""
+MOST_NAMED = 8
+"""Variants that charts tell apart where the report names none; of more, those that lose most."""
+_PALE: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.5, "marker": "", "linestyle": "-"}
+_PALE_MEANS = " Thin lines: variants that the legend does not name; the table below has all."
 EXACT = 1e-6
 """Relative difference of outputs below which they count as equal."""
 
@@ -46,7 +60,6 @@ def of_record(record: RobustnessRecord, names: Sequence[str] = (), *, drop: floa
     measured = record.by_name()
     if not measured:
         return _nothing(record)
-    names = names or _names(record)
     charts = by_severity(record, names), damage(record), *by_class(record, drop)
     return Several((findings(record), *charts, *calibration(record, names).parts, arithmetic(record)))
 
@@ -58,8 +71,8 @@ def findings(record: RobustnessRecord) -> Several:
         return _nothing(record)
     baseline = measured[BASELINE]
     names = baseline.corruptions()
-    sentences = []
-    for name, signs in found.items():
+    sentences, named = [], _told_apart(record, ())
+    for name, signs in ((name, found[name]) for name in named):
         worse = [at for at, sign in signs.items() if sign < 0]
         better = [at for at, sign in signs.items() if sign > 0]
         parts = [f"surely worse on {options(worse, 'and')}"] if worse else []
@@ -69,6 +82,9 @@ def findings(record: RobustnessRecord) -> Several:
             scores = measured[name].scores(*names, baseline=baseline)
             overall = f"; mean change on corrupted inputs {_change(scores)}"
         sentences.append(f"{name}: {' and '.join(parts) or 'no difference that this test set could show'}{overall}.")
+    if others := [signs.values() for name, signs in found.items() if name not in named]:
+        count = sum(-1 in signs for signs in others)
+        sentences.append(f"{len(others)} others lose less; surely worse on something: {count} of them. See the table.")
     how = (
         f"{record.examples:,} test examples. Surely: this takes into account how many variants and kinds of change are "
         "compared on a target (Holm, 5 % in all)."
@@ -96,8 +112,9 @@ def _change(scores: Scores) -> str:
 
 def by_severity(record: RobustnessRecord, names: Sequence[str] = ()) -> Shown:
     """Return the score by severity as a small chart for each corruption and attack, the baseline grey."""
-    measured, names = record.by_name(), names or _names(record)
+    measured, names = record.by_name(), _told_apart(record, names)
     baseline = measured.get(BASELINE, Robustness(BASELINE))
+    others = [name for name in measured if name not in (BASELINE, *names)]
     kinds = (*baseline.corruptions(), *baseline.attacks())
     if not kinds:
         return Statement("No corruption or attack was tried.")
@@ -110,13 +127,14 @@ def by_severity(record: RobustnessRecord, names: Sequence[str] = ()) -> Shown:
             axes.set_axis_off()
         for place, kind in enumerate(kinds):
             axes = grid.flat[place]
-            for name, one in measured.items():
-                points = _curve(one, kind)
+            for name in (*others, BASELINE, *names):
+                points = _curve(measured[name], kind)
                 mark: dict[str, Any] = {**figures.look(name, names), "linestyle": figures.dash(name, names)}
                 mark |= {"markersize": 3.5}
                 # The original lies below, and shows where a variant covers it.
                 mark |= {"linewidth": 4, "alpha": 0.5} if name == BASELINE else {}
-                label = formats.wrapped(name) if place == 0 else "_"
+                mark |= _PALE if name in others else {}
+                label = _label(name, others) if place == 0 else "_"
                 axes.plot([x for x, _ in points], [scale * y.value for _, y in points], label=label, **mark)
             axes.set_title(kind, loc="left", fontsize=9)
             axes.grid(color=FAINT)
@@ -130,16 +148,39 @@ def by_severity(record: RobustnessRecord, names: Sequence[str] = ()) -> Shown:
         figure.supylabel(f"{scores.title}{' (%)' if scores.is_fraction else ''}", fontsize=9)
         figure.legend(loc="outside lower center", ncols=4)
         texts = [
-            f"{kind}: " + ", ".join(f"{name} {_curve(one, kind)[-1][1].value:.3g}" for name, one in measured.items())
+            f"{kind}: "
+            + ", ".join(f"{name} {_curve(measured[name], kind)[-1][1].value:.3g}" for name in (BASELINE, *names))
             for kind in kinds
         ]
         title = scores.title[:1].upper() + scores.title[1:]
         alt = f"{title} by severity of each change of the inputs on {record.target}; at the strongest: "
         caption = (
             f"{title} of the model files on {record.target} by severity of a corruption or attack; 0 is the "
-            "clean input. Grey: the original model."
+            f"clean input. Grey: the original model.{_PALE_MEANS if others else ''}"
         )
         return picture(figure, alt + "; ".join(texts) + ".", caption)
+
+
+def _told_apart(record: RobustnessRecord, names: Sequence[str]) -> list[str]:
+    """Return the variants that charts tell apart: `names`, or of more than a few those that lose most."""
+    measured = record.by_name()
+    if names or len(measured) - 1 <= MOST_NAMED:
+        return [name for name in (names or _names(record)) if name in measured]
+    kinds = (CLEAN, *measured[BASELINE].corruptions(), *measured[BASELINE].attacks())
+    sign = 1 if measured[BASELINE].conditions[0].scores.higher_is_better else -1
+
+    def score(name: str) -> float:
+        return sign * float(np.mean([c.scores.mean.value for c in measured[name].conditions if c.name in kinds]))
+
+    worst = sorted(measured.keys() - {BASELINE}, key=lambda name: (score(name), name))[:MOST_NAMED]
+    return [name for name in measured if name in worst]
+
+
+def _label(name: str, others: Sequence[str]) -> str:
+    """Return the name of a line in a legend, which names all `others` at once."""
+    if name not in others:
+        return formats.wrapped(name)
+    return formats.counted(len(others), "other variant") if name == others[0] else "_"
 
 
 def _curve(one: Robustness, kind: str) -> list[tuple[int, Estimate]]:
@@ -165,14 +206,23 @@ def damage(record: RobustnessRecord) -> Shown:
             if name != BASELINE and any(at == kind for at, _ in one.tried() & baseline.tried()):
                 row[name] = _damage(one.scores(kind, baseline=baseline), found[name].get(kind, 0))
         rows.append(row)
-    attacks = {c.note: c.name for one in measured.values() for c in one.conditions if c.is_attack}
+    attacked = {name: c.note for name, one in measured.items() for c in one.conditions if c.is_attack}
+    transferred = [name for name, how in attacked.items() if how == TRANSFERRED]
     note = "Marked: surely different from the original, however many are compared; 95 % CIs are of each alone."
-    for how in attacks:
-        names = [name for name, one in measured.items() if any(c.note == how for c in one.conditions)]
-        note += f" Attacks on {options(names, 'and')}: {how}."
+    note += f" Attacks on {options(transferred, 'and')}: {TRANSFERRED}." if transferred else ""
+    if len(transferred) < len(attacked):
+        note += f" Attacks{' on the others' if transferred else ''}: {OWN}."
     unit = " (pts)" if fraction else ""
     caption = f"{DELTA} {baseline.conditions[0].scores.title}{unit} by kind of change, mean over severities"
-    return tables.table(caption, rows, note, folded=False, shaded=True)
+    return tables.table(caption, _upright(rows, "input"), note, folded=False, shaded=True)
+
+
+def _upright(rows: Sequence[tables.Row], first: str) -> Sequence[tables.Row]:
+    """Return rows of a table whose other columns are variants, with a line for each variant if those are more."""
+    columns = list(dict.fromkeys(column for row in rows for column in row if column != first))
+    if len(columns) - 1 <= len(rows):
+        return rows
+    return [{"variant": column, **{str(row[first]): row.get(column, "") for row in rows}} for column in columns]
 
 
 def by_class(record: RobustnessRecord, drop: float = 0.0) -> tuple[Shown, ...]:
@@ -197,7 +247,7 @@ def by_class(record: RobustnessRecord, drop: float = 0.0) -> tuple[Shown, ...]:
         note += f" The {len(chosen)} of {len(cells_of)} classes that lose most."
     unit = " (pts)" if like.is_fraction else ""
     caption = f"{DELTA} {like.title}{unit} on corrupted inputs by class, mean over corruptions"
-    return (tables.table(caption, [cells_of[of] for of in chosen], note, shaded=True),)
+    return (tables.table(caption, _upright([cells_of[of] for of in chosen], "class"), note, shaded=True),)
 
 
 def _damage(scores: Scores, sign: int) -> Cell:
@@ -231,7 +281,7 @@ def calibration(record: RobustnessRecord, names: Sequence[str] = ()) -> Several:
         "log-likelihood. Lower is better. Dividing the logits by the temperature, fitted on the validation split, "
         "mends what it can."
     )
-    chart = _reliability(known, names or _names(record))
+    chart = _reliability(known, _told_apart(record, names))
     return Several((chart, tables.table("Calibration of confidence", rows, note)))
 
 
@@ -239,9 +289,12 @@ def _reliability(known: Mapping[str, Calibration], names: Sequence[str]) -> Show
     with canvas(4.6, 3.4) as figure:
         axes = figure.subplots()
         axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8)
-        for name, one in known.items():
+        others = [name for name in known if name not in (BASELINE, *names)]
+        for name in (*others, *(name for name in known if name not in others)):
+            one = known[name]
             points = [(100 * confidence, 100 * right) for confidence, right, count in one.bins if count >= FEWEST]
-            mark: dict[str, Any] = {**figures.look(name, names), "markersize": 4, "label": formats.wrapped(name)}
+            mark: dict[str, Any] = {**figures.look(name, names), "markersize": 4, "label": _label(name, others)}
+            mark |= _PALE if name in others else {}
             axes.plot([x for x, _ in points], [y for _, y in points], **mark)
         axes.set_xlabel("confidence (%)")
         axes.set_ylabel("right answers (%)")
@@ -250,9 +303,10 @@ def _reliability(known: Mapping[str, Calibration], names: Sequence[str]) -> Show
         alt = "Share of right answers by confidence: " + "; ".join(
             f"{name}: " + ", ".join(f"{right:.0%} at {confidence:.0%}" for confidence, right, _ in one.bins)
             for name, one in known.items()
+            if name not in others
         )
         caption = "Reliability: below the line a model is surer than it is right. "
-        caption += f"Bins of fewer than {FEWEST} examples are left out."
+        caption += f"Bins of fewer than {FEWEST} examples are left out.{_PALE_MEANS if others else ''}"
         return picture(figure, f"{alt}.", caption)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import examples
 import numpy as np
 import pytest
 from examples import ENVIRONMENT
@@ -128,3 +129,20 @@ def test_a_class_that_surely_loses_more_than_the_budget_is_named_and_marked(lost
 
 def test_a_record_without_classes_has_no_table_of_them(record):
     assert robustness.by_class(record) == ()
+
+
+def test_of_forty_variants_charts_name_those_that_lose_most_and_tables_list_all():
+    names = ["baseline", *(f"variant-{i}" for i in range(1, 41))]
+    record = examples.robustness_record(names, count=60)
+    picture = robustness.by_severity(record)
+    told = [name for name in names if f" {name} " in picture.alt]
+    assert told == ["baseline", *names[-robustness.MOST_NAMED :]]
+    assert f"{40 - robustness.MOST_NAMED} other variants" in repr(picture.svg)
+    findings = repr(robustness.findings(record))
+    assert "variant-40: " in findings
+    assert "variant-1: " not in findings
+    assert "32 others lose less" in findings
+    for table in (robustness.damage(record), *robustness.by_class(record)):
+        first = [row[0].text for row in table.rows]
+        assert [name for name in first if name.startswith("variant-")] == names[1:]
+    assert len(robustness.damage(examples.robustness_record(names[:4], count=60)).rows) == 12
