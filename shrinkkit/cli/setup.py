@@ -24,13 +24,13 @@ GOVERNORS = ("performance", "unknown")
 
 
 def list_(
-    kind: Annotated[Literal["tasks", "recipes", "targets"] | None, Argument(help="What to list.")] = None,
+    kind: Annotated[Literal["tasks", "recipes", "transforms", "targets"] | None, Argument(help="What to list.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List available tasks, recipes and targets, or one of them."""
+    """List available tasks, recipes, transforms and targets, or one of them."""
     from shrinkkit.tasks.bundled import TASKS
 
-    every = {"tasks": lambda: dict(TASKS), "recipes": _recipes, "targets": _targets}
+    every = {"tasks": lambda: dict(TASKS), "recipes": _recipes, "transforms": _transforms, "targets": _targets}
     entries = {name: entries_of() for name, entries_of in every.items() if kind in (None, name)}
     if as_json:
         terminal.print_json(entries[kind] if kind else entries)
@@ -53,6 +53,22 @@ def _recipes() -> dict[str, str]:
 
     recipes = {name: studies.read_recipe(name) for name in BUILT_IN}
     return {name: ", ".join([*map(summary, of.stages), of.precision.name]) for name, of in recipes.items()}
+
+
+def _transforms() -> dict[str, str]:
+    from shrinkkit.core import stages
+
+    def summary(name: str) -> str:
+        try:
+            section = stages.transform(name).section
+        except InvalidInput as error:
+            return f"unavailable: {error}"
+        defaults = {key: field.get_default() for key, field in section.model_fields.items()}
+        settings = (f"{key}={v}" if isinstance(v, str | int | float) else key for key, v in defaults.items())
+        help_line = (section.__doc__ or "").strip().partition("\n")[0]
+        return f"{help_line} Settings: {', '.join(settings) or 'none'}.".strip()
+
+    return {name: summary(name) for name in stages.names()}
 
 
 def _targets() -> dict[str, str]:

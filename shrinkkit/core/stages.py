@@ -77,7 +77,7 @@ class _Prune(Section):
 
 
 class PruneChannels(_Prune):
-    """Remove whole channels: the model stays dense and gets smaller and faster."""
+    """Remove whole channels: the model stays dense, and gets smaller and faster everywhere."""
 
     criterion: Annotated[str, _criterion(CHANNEL_CRITERIA)] = "magnitude"
     """How the importance of channels is measured; or `package.module:function`."""
@@ -128,7 +128,7 @@ class PruneWeights(_Prune):
 
 
 class FineTune(Section):
-    """Train on with the task's own loss; weights that are exactly zero stay zero."""
+    """Train on with the task's own loss: restores accuracy after other stages; zeros stay zero."""
 
     epochs: Annotated[int, whole(1, MOST_EPOCHS)] = 3
     """Passes over the training split."""
@@ -143,9 +143,9 @@ class FineTune(Section):
 
 
 class Distil(FineTune):
-    """Train on to give the outputs of the original model, which needs no labels; zeros stay zero."""
+    """Train on to give the outputs of the original model: restores accuracy without labels; zeros stay zero."""
 
-    temperature: Annotated[float, Field(gt=0, description="a number > 0")] = 2.0
+    temperature: Annotated[float, Field(gt=0, description="a number > 0")] = 1.0
     """Logits of classes are divided by it: above 1, unlikely classes count more."""
     labels: Annotated[float, Field(ge=0, le=1, description="a number in [0, 1]")] = 0.0
     """Weight of the task's own loss; that of the distance to the original's outputs is the rest."""
@@ -154,7 +154,7 @@ class Distil(FineTune):
 
 
 class Factorize(Section):
-    """Replace Linear layers and 1x1 convolutions by two of low rank, the closest ones on calibration data."""
+    """Replace Linear layers and 1x1 convolutions by two of low rank: for wide layers whose inputs are correlated."""
 
     energy: Annotated[float | None, Field(ge=0, le=1, description="a number in [0, 1]")] = None
     """Share of the variance of each layer's output to keep."""
@@ -175,7 +175,7 @@ class Factorize(Section):
 
 
 class DropBlocks(Section):
-    """Drop whole residual blocks and transformer layers, those first that change the outputs least."""
+    """Drop whole residual blocks and transformer layers: faster everywhere, for models that are deeper than needed."""
 
     count: Annotated[int | None, whole(1)] = None
     """Blocks to drop."""

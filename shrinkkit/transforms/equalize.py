@@ -31,6 +31,8 @@ PASSING = frozenset(
 )
 """Functions of one tensor that a positive scale of its channels passes through; where channels move, a run shows it."""
 READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MOST_NAMED = 4
+"""Layers that a note names."""
 TOLERANCE = 1e-4
 """Relative error of the outputs up to which they are the same but for rounding."""
 
@@ -68,7 +70,8 @@ def apply(model: nn.Module, task: Task, settings: Equalize, *, seed: int = 0, pr
         why = "; ".join(f"`{name}` {reason}" for name, reason in left_alone.items())
         raise NothingChanged(f"No channel can be equalized: {why or 'no layer is read by layers only'}.")
     progress(len(pairs), len(pairs), "equalized")
-    note = f"{formats.counted(len(done), 'layer')} equalized with what reads them: {'; '.join(done)}"
+    more = f" and {len(done) - MOST_NAMED} more" if len(done) > MOST_NAMED else ""
+    note = f"{formats.counted(len(done), 'layer')} equalized with what reads them: {'; '.join(done[:MOST_NAMED])}{more}"
     return Made(result.eval(), (note,), left_alone, computes_the_same=True)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shrinkkit import cli
-from shrinkkit.core import machines
+from shrinkkit.core import machines, stages
 from shrinkkit.runtimes import registry
 
 
@@ -21,10 +21,22 @@ def checks(found):
 def test_list_without_an_argument_has_a_section_for_each_kind(capsys):
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    places = [lines.index(title) for title in ("Tasks", "Recipes", "Targets")]
+    places = [lines.index(title) for title in ("Tasks", "Recipes", "Transforms", "Targets")]
     assert places == sorted(places)
     every = data(capsys, "list")
-    assert every == {kind: data(capsys, "list", kind) for kind in ("tasks", "recipes", "targets")}
+    assert every == {kind: data(capsys, "list", kind) for kind in ("tasks", "recipes", "transforms", "targets")}
+
+
+def test_list_says_when_each_transform_helps_and_which_settings_it_has(capsys):
+    transforms = data(capsys, "list", "transforms")
+    assert list(transforms)[: len(stages.TRANSFORMS)] == list(stages.TRANSFORMS)
+    assert all(len(text.partition(" Settings: ")[0]) > 40 for text in transforms.values())
+    assert transforms["distil"].endswith(
+        "Settings: epochs=3, learning_rate=0.001, batch_size=32, device=auto, keep_zeros=True, temperature=1.0, "
+        "labels=0.0, features=1.0."
+    )
+    assert cli.main(["list", "transforms"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(transforms)
 
 
 def test_doctor_and_list_say_the_same_of_targets(capsys):
