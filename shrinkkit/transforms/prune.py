@@ -379,7 +379,7 @@ def weights(
         biases: Prune biases too, compared with the weights.
         pattern: `N:M` keeps the N most important of each M neighbouring inputs of an output, for Linear and Conv2d
             layers, whose neighbours are input channels at the same place of the kernel.
-        inputs: Batches of calibration data, for `wanda` and `sparsegpt`.
+        inputs: Batches of calibration data, for `wanda` and `sparsegpt`; they and `model` are then on the CPU.
         seed: Seed of `random`.
 
     Returns:
@@ -421,7 +421,7 @@ def _prune_weights(
     chosen = {name: p for name, (layer, p) in prunable.items() if layer not in skipped}
     total = sum(p.numel() for p in chosen.values())
     generator, by_data = torch.Generator().manual_seed(seed), settings.criterion in BY_DATA
-    left_alone: dict[str, str] = {}
+    left_alone, notes = dict[str, str](), tuple[str, ...]()
     if by_data or settings.pattern:
         layers = [layer for layer in names if layer not in skipped]
         left_alone = sparse.refusals(result, layers, settings.kept())
@@ -434,7 +434,8 @@ def _prune_weights(
     scored = {} if by_data else chosen
     values = {name: _importance(name, p, settings.criterion, generator) for name, p in scored.items()}
     if by_data or settings.pattern:
-        zeroed, why = sparse.prune(result, {n: shares[n] for n in chosen}, values, settings, inputs, progress)
+        shares = {name: shares[name] for name in chosen}
+        zeroed, why, notes = sparse.prune(model, result, shares, values, settings, inputs, progress)
         left_alone |= why
     else:
         pool = [name for name in chosen if prunable[name][0] not in ratios]
@@ -447,7 +448,7 @@ def _prune_weights(
         raise NothingToPrune(f"No weight can be zeroed: {why_not}." if why_not else f"{text} Raise `ratio`.")
     progress(1, 1, "pruned")
     note = f"{formats.percent(zeroed / total)} of the weights outside `skip` set to zero"
-    return Made(result, (note,), left_alone)
+    return Made(result, (note, *notes), left_alone)
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

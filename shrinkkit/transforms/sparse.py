@@ -1,6 +1,7 @@
 """Zeros within each layer: chosen on calibration data by Wanda or SparseGPT, or in an N:M pattern by any criterion."""
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -31,32 +32,33 @@ def refusals(model: nn.Module, names: Sequence[str], pattern: tuple[int, int] | 
 @torch.no_grad()
 def prune(
     model: nn.Module,
+    result: nn.Module,
     shares: Mapping[str, float],
     values: Mapping[str, Tensor],
     settings: PruneWeights,
     inputs: Sequence[Example],
     progress: Progress,
-) -> tuple[int, dict[str, str]]:
-    """Zero weights of `model` in place; return how many, and why layers were left alone.
+) -> tuple[int, dict[str, str], tuple[str, ...]]:
+    """Zero weights of `result`, a copy of `model`; return how many, why layers were left alone, and notes.
 
     `shares` is what to zero of each layer, by name, without a pattern; `values` the importance of each of its weights,
-    where the criterion needs no data. Moments are those of the layers' inputs before any of them is pruned.
+    where the criterion needs no data. Moments are those of the inputs of the layers of `model`, which stays unchanged.
     """
-    names, zeroed, left_alone = list(shares), 0, dict[str, str]()
+    zeroed, left_alone, few = 0, dict[str, str](), list[str]()
     by_data = settings.criterion in BY_DATA
-    # All are measured before the first is changed.
-    measured = dict(moments.of(model, names, inputs)) if by_data else {}
-    for done, name in enumerate(names):
-        progress(done, len(names), name)
-        layer = model.get_submodule(name)
+    measured = moments.of(model, list(shares), inputs) if by_data else zip(shares, repeat(None))
+    for done, (name, found) in enumerate(measured):
+        progress(done, len(shares), name)
+        layer = result.get_submodule(name)
         order = order_of(layer)
         weight = moments.matrix(layer)[..., order].double()
-        if not by_data:
+        if found is None:
             scores = moments.matrix(layer, values[name].reshape(layer.get_parameter("weight").shape))[..., order]
             keep = mask(scores, shares[name], settings.kept())
             weight = weight * keep
         else:
-            second = measured.pop(name).second[:, order][..., order]
+            second = found.second[:, order][..., order]
+            few += [name] if found.rows < len(order) else []
             if not bool((second.diagonal(dim1=1, dim2=2).mean(1) > 0).all()):
                 left_alone[name] = "has inputs on the calibration data that are all zero, or is not called as a layer"
                 continue
@@ -68,7 +70,8 @@ def prune(
                 weight = torch.stack([sparsegpt(w, h, shares[name], settings.kept()) for w, h in pairs])
         moments.set_matrix(layer, weight[..., order.argsort()])
         zeroed += int((weight == 0).sum())
-    return zeroed, left_alone
+    note = f"fewer calibration inputs than inputs of the layer for {', '.join(few)}; raise `calibration_examples`"
+    return zeroed, left_alone, (note,) if few else ()
 
 
 def order_of(layer: nn.Module) -> Tensor:

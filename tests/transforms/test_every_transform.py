@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from shrinkkit.core.stages import TRANSFORMS, stage
+from shrinkkit.core.variant import History
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.transform import apply_stage
 
@@ -48,6 +49,17 @@ class Residual(nn.Module):
 def task():
     torch.manual_seed(0)
     return tiny.task(Residual())
+
+
+def test_all_of_them_follow_each_other(task, tmp_path):
+    model, history = task.model, History("baseline")
+    order = ["drop-blocks", "equalize", "prune-channels", "factorize", "prune-weights", "fine-tune", "distil"]
+    assert sorted(order) == sorted(TRANSFORMS)
+    for name in order:
+        model, history = apply_stage(model, task, stage(name, SETTINGS[name]), history=history)
+    record = variants.write_stage(tmp_path, "all", task, model, runtimes=["onnxruntime"], history=history)
+    assert record.stages == tuple(order)
+    assert record.refusals == {}
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
