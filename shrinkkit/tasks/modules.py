@@ -10,6 +10,8 @@ import torch
 import torch.fx
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
@@ -133,6 +135,25 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
         # The model itself is ''.
         inside[name.rpartition(".")[0]] += n if name else 0
     return {name: n - inside[name] for name, n in totals.items() if n > inside[name]}
+
+
+class FunctionCalls(TorchFunctionMode):
+    """Records the functions of torch that are called while the block runs, and keeps their tensors alive.
+
+    `calls` holds the name of each function that returns a tensor, the tensors among its arguments, and its result.
+    """
+
+    def __init__(self) -> None:
+        """Begin without calls."""
+        super().__init__()
+        self.calls: list[tuple[str, list[torch.Tensor], Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(result)):
+            given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            self.calls.append((func.__name__.lstrip("_"), given, result))
+        return result
 
 
 @contextlib.contextmanager

@@ -20,6 +20,9 @@ from shrinkkit.tasks.task import Task
 from shrinkkit.transforms import variants
 from shrinkkit.transforms.transform import Made
 
+ADDITIONS = ("add", "iadd", "radd")
+"""Functions by which residual blocks add their input to what they compute."""
+
 
 @torch.inference_mode(False)
 @torch.no_grad()
@@ -28,9 +31,9 @@ def apply(
 ) -> Made:
     """Apply the transform `drop-blocks`: one block after another goes, each time the one whose loss is measured least.
 
-    A block is a module of several layers in an `nn.Sequential` or `nn.ModuleList` that is called once and returns a
-    tensor of the shape and type that it is given, alone or first in a tuple. Without it, its input is passed on. Blocks
-    within blocks go by themselves. Nothing is random.
+    A block is a module of several layers in an `nn.Sequential` or `nn.ModuleList` that is called once, adds its input
+    to something, and returns a tensor of the same shape and type, alone or first in a tuple. Without it, its input is
+    passed on. Blocks within blocks go by themselves. Nothing is random.
 
     Raises:
         InvalidInput: More blocks are to go than can.
@@ -72,10 +75,17 @@ def apply(
 
 def _blocks(model: nn.Module, example: Example) -> tuple[dict[str, bool], dict[str, str]]:
     """Return the blocks of a model by name, and whether each takes and returns one tensor; and why others are none."""
-    calls: dict[str, list[tuple[list[Any], Any]]] = {}
+    calls: dict[str, list[tuple[list[Any], Any, bool]]] = {}
+    begins: dict[str, int] = {}
+
+    def begin(name: str, module: nn.Module, given: Any) -> None:
+        begins[name] = len(functions.calls)
 
     def keep(name: str, module: nn.Module, given: Any, keywords: dict[str, Any], returned: Any) -> None:
-        calls.setdefault(name, []).append(([*given, *keywords.values()], returned))
+        arguments = [*given, *keywords.values()]
+        inside = functions.calls[begins[name] :]
+        added = [x for function, tensors, _ in inside if function.strip("_") in ADDITIONS for x in tensors]
+        calls.setdefault(name, []).append((arguments, returned, any(x is y for x in added for y in arguments[:1])))
 
     named = {
         f"{owner}.{key}".lstrip("."): child
@@ -84,24 +94,28 @@ def _blocks(model: nn.Module, example: Example) -> tuple[dict[str, bool], dict[s
         for key, child in container.named_children()
         if next(child.children(), None) is not None and next(child.parameters(), None) is not None
     }
-    hooks = (m.register_forward_hook(partial(keep, name), with_kwargs=True) for name, m in named.items())
-    with modules.hooked(hooks), modules.plain_attention():
+    hooks = [m.register_forward_pre_hook(partial(begin, name)) for name, m in named.items()]
+    hooks += [m.register_forward_hook(partial(keep, name), with_kwargs=True) for name, m in named.items()]
+    with modules.hooked(hooks), modules.plain_attention(), modules.FunctionCalls() as functions:
         model(*example)
     blocks, why = dict[str, bool](), dict[str, str]()
     for name in named:
         if len(calls.get(name, ())) != 1:
             why[name] = f"is called {len(calls.get(name, ()))} times when the model runs"
             continue
-        ((given, returned),) = calls[name]
+        ((given, returned, is_residual),) = calls[name]
         first = returned[0] if isinstance(returned, tuple) and returned else returned
         same = [isinstance(x, Tensor) for x in (*given[:1], first)] == [True, True]
         if same and (given[0].shape, given[0].dtype) == (first.shape, first.dtype):
+            if not is_residual:
+                continue
             blocks[name] = len(given) == 1 and isinstance(returned, Tensor)
         else:
             why[name] = "returns another shape or type than it is given"
-    inner = {name for name in blocks if not any(other.startswith(f"{name}.") for other in blocks)}
-    why = {name: reason for name, reason in why.items() if not any(other.startswith(f"{name}.") for other in blocks)}
-    return {name: is_alone for name, is_alone in blocks.items() if name in inner}, why
+    outer = [name for name in named if any(other.startswith(f"{name}.") for other in blocks)]
+    inside = [name for name in named if any(name.startswith(f"{other}.") for other in blocks)]
+    why = {name: reason for name, reason in why.items() if name not in (*outer, *inside)}
+    return {name: is_alone for name, is_alone in blocks.items() if name not in outer}, why
 
 
 def _drop(model: nn.Module, name: str, *, is_alone: bool) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from shrinkkit.core.stages import Equalize
 from shrinkkit.display import formats
@@ -32,7 +30,7 @@ PASSING = frozenset(
 """Functions of one tensor that a positive scale of its channels passes through; where channels move, a run shows it."""
 READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MOST_NAMED = 4
-"""Layers that a note names."""
+"""Layers that a message names."""
 TOLERANCE = 1e-4
 """Relative error of the outputs up to which they are the same but for rounding."""
 
@@ -67,7 +65,7 @@ def apply(model: nn.Module, task: Task, settings: Equalize, *, seed: int = 0, pr
         else:
             done.append(f"{names[0]} to {', '.join(names[1:])}")
     if not done:
-        why = "; ".join(f"`{name}` {reason}" for name, reason in left_alone.items())
+        why = "; ".join(f"`{name}` {reason}" for name, reason in [*left_alone.items()][:MOST_NAMED])
         raise NothingChanged(f"No channel can be equalized: {why or 'no layer is read by layers only'}.")
     progress(len(pairs), len(pairs), "equalized")
     more = f" and {len(done) - MOST_NAMED} more" if len(done) > MOST_NAMED else ""
@@ -87,19 +85,6 @@ class _Call:
     """Those of the tensors that are parameters of the model."""
 
 
-class _Recorder(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, list[Tensor], Any]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(x, Tensor) for x in pytree.tree_leaves(result)):
-            given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self.calls.append((func.__name__.lstrip("_"), given, result))
-        return result
-
-
 @dataclass(eq=False)
 class _Flow:
     """Which function reads what which other one returns, when a model runs on its example."""
@@ -116,7 +101,7 @@ class _Flow:
     @classmethod
     def of(cls, model: nn.Module, example: Example) -> "_Flow":
         owners = {id(p): (n, m) for n, m in model.named_modules() for p in m.parameters(recurse=False)}
-        with modules.plain_attention(), _Recorder() as recorder:
+        with modules.plain_attention(), modules.FunctionCalls() as recorder:
             output = model(*example)
         calls = [
             _Call(name, given, result, [x for x in given if isinstance(x, nn.Parameter) and id(x) in owners])
@@ -164,7 +149,7 @@ class _Flow:
             elif owner is not None and len(weights) == 1 and _is_reader(owner):
                 readers.append(owner)
             else:
-                return f"is also read by `{call.name}`"
+                return f"is read by `{call.name}`"
         return ""
 
 

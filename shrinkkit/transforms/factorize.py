@@ -39,7 +39,9 @@ def apply(
     layers = {name: layer for name, layer in model.named_modules() if name and _is_covered(layer)}
     skipped, tied = modules.matching(layers, settings.skip), layer_report.tied(model)
     ratios = {name: ratio for pattern, ratio in settings.layers.items() for name in modules.matching(layers, [pattern])}
-    left_alone = {name: f"shares its weights with `{names[-1]}`" for name, names in tied.items() if len(names) > 1}
+    left_alone = {
+        name: f"shares its weights with `{other}`" for name, names in tied.items() for other in names if name != other
+    }
     left_alone |= dict.fromkeys(skipped, "is in `skip`")
     names = [name for name in layers if name not in left_alone]
     result, ranks, few = modules.duplicate(model), dict[str, int](), list[str]()
@@ -75,10 +77,12 @@ def _factors(layer: nn.Module, found: Moments, settings: Factorize, ratio: float
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
     covariance = second - mean[:, None] * mean if bias is not None else second
     variance = covariance.diagonal().mean()
-    if not variance > 1e-9 * second.diagonal().mean():
+    # Moments are sums of float32 products: smaller variances are rounding.
+    if not variance > 1e-6 * second.diagonal().mean():
         return [], "has the same inputs for every calibration example"
-    covariance.diagonal().add_(DAMPING * variance)
-    left, values, _ = torch.linalg.svd(weight @ torch.linalg.cholesky(covariance), full_matrices=False)
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    root = vectors * (eigenvalues.clamp(min=0) + DAMPING * variance).sqrt()
+    left, values, _ = torch.linalg.svd(weight @ root, full_matrices=False)
     size, limit = weight.numel(), math.ceil(weight.numel() / sum(weight.shape))
     energies = values.square().cumsum(0) / values.square().sum()
     ratio = settings.ratio if ratio is None else ratio

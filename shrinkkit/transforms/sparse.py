@@ -59,7 +59,7 @@ def prune(
         else:
             second = found.second[:, order][..., order]
             few += [name] if found.rows < len(order) else []
-            if not bool((second.diagonal(dim1=1, dim2=2).mean(1) > 0).all()):
+            if not bool(second.diagonal(dim1=1, dim2=2).any()):
                 left_alone[name] = "has inputs on the calibration data that are all zero, or is not called as a layer"
                 continue
             if settings.criterion == "wanda":
@@ -107,7 +107,8 @@ def sparsegpt(weight: Tensor, second: Tensor, share: float, kept: tuple[int, int
     Source: Frantar and Alistarh, "SparseGPT", ICML 2023.
     """
     weight, damped = weight.clone(), second.clone()
-    damped.diagonal().add_(DAMPING * second.diagonal().mean())
+    # 1 where the inputs of a group are all zero.
+    damped.diagonal().add_(DAMPING * float(second.diagonal().mean()) or 1.0)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     diagonal, width = upper.diagonal(), weight.shape[1]
     step = max(BLOCK // kept[1], 1) * kept[1] if kept else BLOCK

@@ -21,7 +21,8 @@ class Block(nn.Module):
         self.inner, self.scale, self.stride = nn.Sequential(nn.Linear(16, 16), nn.ReLU()), scale, stride
 
     def forward(self, x):
-        return x[..., :: self.stride] + self.scale * self.inner(x)[..., :: self.stride]
+        skipped = x if self.stride == 1 else x[..., :: self.stride]
+        return skipped + self.scale * self.inner(x)[..., :: self.stride]
 
 
 def blocks(*scales):
@@ -85,6 +86,16 @@ def test_blocks_that_change_the_shape_or_are_called_twice_stay():
     assert [type(layer) for layer in model.steps] == [Block, Block, nn.Identity]
     assert "2 times" in history.left_alone["steps.0.inner.0"]
     assert "another shape" in history.left_alone["steps.1.inner.0"]
+
+
+def test_layers_within_residual_blocks_are_no_blocks():
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2], "layer_type": "basic"}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes))
+    result, history = dropped(task_of(model, torch.randn(32, 3, 32, 32)), count=3)
+    stages = result.resnet.encoder.stages
+    assert [isinstance(layer, nn.Identity) for stage in stages for layer in stage.layers] == [True, True, False, True]
+    assert "another shape" in history.left_alone["resnet.encoder.stages.1.layers.0.shortcut.convolution"]
 
 
 def test_layers_of_a_block_are_no_blocks():

@@ -197,6 +197,15 @@ def test_a_shared_layer_stays_shared(tmp_path):
     checkpoint.save(tmp_path, task, model, History("baseline"))
 
 
+def test_inputs_that_hardly_vary_or_are_partly_dead_are_no_trouble():
+    torch.manual_seed(0)
+    inputs = correlated(64, 32) * 1e-2 + 3
+    inputs[:, ::2] = 0
+    task = task_of(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)), inputs)
+    model, _ = applied(task, energy=0.99, skip=["0"])
+    assert relative_error(task.model, model, inputs) < 0.01
+
+
 def test_few_calibration_examples_are_noted():
     torch.manual_seed(0)
     _, history = applied(task_of(nn.Sequential(nn.Linear(32, 32)), correlated(64, 32)), rank=4, calibration_examples=8)

@@ -116,6 +116,16 @@ def test_a_layer_whose_inputs_are_zero_is_left_alone():
     assert "all zero" in made.left_alone["1"]
 
 
+def test_groups_whose_inputs_are_zero_are_pruned_like_others():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)).eval(), torch.randn(16, 4, 5, 5)
+    images[:, 1] = 0
+    for criterion in ("wanda", "sparsegpt"):
+        pruned = prune.weights(model, ratio=0.5, criterion=criterion, inputs=[(images,)])
+        assert torch.isfinite(pruned[0].weight).all()
+        assert modules.sparsity(pruned) == pytest.approx(0.5, abs=0.06)
+
+
 def test_layers_with_a_ratio_of_their_own_and_skipped_ones(tmp_path):
     task = tiny_task()
     settings = {"ratio": 0.5, "criterion": "sparsegpt", "skip": ["conv1"], "layers": {"head": 0.75}}
