@@ -115,8 +115,8 @@ shrinkkit tune digits-cnn --target cpu/openvino
 shrinkkit tune my_task.py --accuracy-drop 0.02 --minimise size --time 30m
 
 Recipes are tried until the time is up; each is timed and scored as the file that would be shipped. What is found is \
-made again, measured in a new process, and judged once on the test split. Ctrl-C ends the search with the best so far; \
-again, it stops the run, which goes on with the same command."""
+made again, measured in a new process, and evaluated once on the test split. Ctrl-C ends the search with the best so \
+far; again, it stops the run, which goes on with the same command."""
 _UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}
 
 

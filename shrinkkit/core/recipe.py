@@ -182,7 +182,7 @@ class Study(Rich, Section):
         Field(strict=False, min_length=1, description="a list of at least one target, such as cpu/torch"),
     ]
     budget: Annotated[Budget, Field(description=_BUDGET)] = Budget()
-    search: Search | None = None
+    search: Annotated[Search | None, Field(description="a section with `minutes`, or null")] = None
     """Whether recipes are searched for besides; None for no."""
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number in [0, 4294967296)")] = 0
     threads: Annotated[_Threads | None, Field(description=f"a whole number >= 1 and at most {MOST_THREADS}")] = None
@@ -238,12 +238,8 @@ class Study(Rich, Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Study":
-        if not (self.recipes or self.search):
-            raise PydanticCustomError("rule", f"`recipes` must be {RECIPES}, unless there is a `search`")
-        if self.search and len(self.targets) > 1 and not self.budget.target:
-            text = "`search` needs one target, but the study has several. Name it as `budget.target`"
-            raise PydanticCustomError("rule", text)
-        problems = conflicts([((), recipe) for recipe in self.recipes], self.targets, self.budget.target)
+        recipes = [((), recipe) for recipe in self.recipes]
+        problems = conflicts(recipes, self.targets, self.budget.target, searches=self.search is not None)
         if self.mode == "compress" and self.budget.robustness_drop is not None:
             raise PydanticCustomError("rule", NOT_ROBUST)
         if wrong := "\n".join(message(text, "", remedy) for _, text, remedy in problems):
@@ -255,9 +251,16 @@ NOT_ROBUST = "`budget.robustness_drop` goes with a mode that measures robustness
 
 
 def conflicts(
-    recipes: Sequence[tuple[Key, Recipe]], targets: Sequence[str], budget_target: str | None
+    recipes: Sequence[tuple[Key, Recipe]], targets: Sequence[str], budget_target: str | None, *, searches: bool | None
 ) -> Iterator[tuple[Key, str, str]]:
-    """Yield what does not go together in a study: the key, what is wrong, and the remedy."""
+    """Yield what does not go together in a study: the key, what is wrong, and the remedy.
+
+    `searches` is whether it has a search; None if what it has is wrong anyway.
+    """
+    if not recipes and searches is False:
+        yield ("recipes",), f"`recipes` must be {RECIPES}, got []", ""
+    if searches and len(targets) > 1 and not budget_target:
+        yield ("search",), "`search` needs one target, but the study has several", "Name it as `budget.target`."
     names: set[str] = set()
     for key, recipe in recipes:
         if recipe.name.lower() in names:

@@ -65,7 +65,7 @@ class SearchRecord(Rich):
     accuracy_drop: float
     metric: str
     examples: int
-    """Validation and calibration examples that trials are judged on."""
+    """Validation and calibration examples that trials are scored on."""
     resolution: float
     """The loss that even an exact copy of the model could have, as far as so many examples tell."""
     limit_s: float
@@ -97,7 +97,7 @@ class SearchRecord(Rich):
         pairs = [
             ("target", self.target),
             ("trials", f"{tried} training, {states.count('failed')} failed"),
-            ("judged on", formats.counted(self.examples, "unseen example")),
+            ("scored on", formats.counted(self.examples, "unseen example")),
             ("best", f"{best.better(self.want):.2f}{TIMES}" if best and best.speedup else "none keeps the budget yet"),
         ]
         return facts("Search", pairs)
@@ -113,7 +113,7 @@ def shortfall(gain: Estimate, drop: float, resolution: float) -> float:
 
 
 def found(trials: Sequence[Trial], want: str) -> tuple[int, ...]:
-    """Return the numbers of the trials to make again and to judge on the test split, the boldest first.
+    """Return the numbers of the trials to make again and to evaluate on the test split, the boldest first.
 
     The best that keeps the budget, and up to two more cautious ones, which drift less and lose no more, since what
     looks best in a search does so by luck too. If none keeps it, the one that comes nearest.

@@ -342,7 +342,8 @@ def _study(source: Source, folder: Path) -> Study:
         wrong += explain(error, Study, where=source.where, seen=("recipes",) if listed else None)
     named = [target for target in targets if isinstance(target, str)] if isinstance(targets, tuple) else []
     budget_target = budget.get("target") if isinstance(budget, dict) else None
-    for key, text, remedy in conflicts(recipes, named, budget_target):
+    searches = bool(data.get("search")) or (None if listed else False)
+    for key, text, remedy in conflicts(recipes, named, budget_target, searches=searches):
         wrong.append(message(text, source.where(key), remedy))
     _raise(wrong)
     return result

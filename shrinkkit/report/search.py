@@ -91,7 +91,7 @@ def _how(record: SearchRecord) -> tuple[str, ...]:
 
 
 def against(record: SearchRecord, results: Results) -> Table:
-    """Return what the search measured of each found recipe beside what the benchmark did, on the test split."""
+    """Return what the search measured of each found recipe next to what the benchmark did, on the test split."""
     rows: list[tables.Row] = []
     by_number = {trial.number: trial for trial in record.trials}
     for name, trial in zip(FOUND, (by_number[number] for number in record.found), strict=False):
@@ -113,7 +113,7 @@ def against(record: SearchRecord, results: Results) -> Table:
         )
     note = (
         "Of many that were tried, the best looks better than it is: its luck is chosen with it. So what was found is "
-        "made again from its recipe, timed in a new process, and judged once on examples that the search never saw."
+        "made again from its recipe, timed in a new process, and evaluated once on examples that the search never saw."
     )
     return tables.table("The search against the benchmark", rows, note, text=("recipe", "budget"), folded=False)
 

@@ -250,7 +250,7 @@ class _Bench:
 
     def _measured(self, trial: Trial, scratch: RunFolder, best: float) -> Trial:
         task, want = self.settings.task, self.budget.want
-        # A record of another task beside it would be refused; this is the same.
+        # With a baseline, a variant is checked to be of the same task.
         shutil.copytree(self.run.variant(BASELINE), scratch.variant(BASELINE))
         steps = [stages.stage(name, values) for one in trial.recipe["stages"] for name, values in one.items()]
         first = next((i for i, stage in enumerate(steps) if stage.transform.trains), len(steps))

@@ -31,7 +31,7 @@ STRENGTHS = {"prune-channels": "channels", "factorize": "low rank", "drop-blocks
 LEAST, MOST = 0.05, 0.95
 """Share of channels or weights below which none are removed, and the largest that is tried."""
 SHIFT, MOST_SHIFTED = 0.3, 12
-"""How far the share of a layer may be from that of all, and the number of layers that get one of their own."""
+"""How far the share of a layer may be from that of all, and how many layers get an own one."""
 MOST_EPOCHS = 40
 RATES = (5e-4, 8e-3)
 ROUNDED = 3

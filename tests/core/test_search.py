@@ -78,7 +78,7 @@ def test_a_recipe_is_told_by_what_differs_from_the_defaults():
 
 def test_a_study_without_recipes_needs_a_search_on_one_target():
     given = {"name": "one", "task": "digits-cnn", "targets": ("cpu/torch",)}
-    with pytest.raises(ValueError, match="unless there is a `search`"):
+    with pytest.raises(ValueError, match="`recipes` must be a list of at least one recipe"):
         Study(**given)
     assert Study(**given, search={"minutes": 2}).searched == "cpu/torch"
     several = {**given, "targets": ("cpu/torch", "cpu/onnxruntime")}
