@@ -6,6 +6,7 @@ A transform is known here by name, settings and place of its function; nothing i
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -344,6 +345,7 @@ class Transform:
             leaves `model` unchanged.
         notebook: The stem of the notebook that executes it.
         trains: Whether it only trains: such a stage is measured together with the stage before it.
+        keeps_layers: Whether all layers keep their names, so that patterns of later stages can be checked beforehand.
     """
 
     name: str
@@ -351,22 +353,25 @@ class Transform:
     apply: str | Callable[..., Any]
     notebook: str = "2-transform"
     trains: bool = False
+    keeps_layers: bool = False
 
     def function(self) -> Callable[..., Any]:
         """Return the function that `apply` names."""
         return self.apply if callable(self.apply) else imported(self.apply)
 
 
+_FOLDER = "shrinkkit.transforms"
+_keeping = partial(Transform, keeps_layers=True)
 TRANSFORMS: dict[str, Transform] = {
     one.name: one
     for one in (
-        Transform("prune-channels", PruneChannels, "shrinkkit.transforms.prune:apply_channels", "2-prune"),
-        Transform("prune-weights", PruneWeights, "shrinkkit.transforms.prune:apply_weights", "2-prune"),
-        Transform("drop-blocks", DropBlocks, "shrinkkit.transforms.depth:apply"),
-        Transform("factorize", Factorize, "shrinkkit.transforms.factorize:apply"),
-        Transform("equalize", Equalize, "shrinkkit.transforms.equalize:apply"),
-        Transform("fine-tune", FineTune, "shrinkkit.transforms.finetune:apply", "2-train", trains=True),
-        Transform("distil", Distil, "shrinkkit.transforms.distil:apply", "2-train", trains=True),
+        _keeping("prune-channels", PruneChannels, f"{_FOLDER}.prune:apply_channels", "2-prune"),
+        _keeping("prune-weights", PruneWeights, f"{_FOLDER}.prune:apply_weights", "2-prune"),
+        Transform("drop-blocks", DropBlocks, f"{_FOLDER}.depth:apply"),
+        Transform("factorize", Factorize, f"{_FOLDER}.factorize:apply"),
+        _keeping("equalize", Equalize, f"{_FOLDER}.equalize:apply"),
+        _keeping("fine-tune", FineTune, f"{_FOLDER}.finetune:apply", "2-train", trains=True),
+        _keeping("distil", Distil, f"{_FOLDER}.distil:apply", "2-train", trains=True),
     )
 }
 """Those that come with shrinkkit, by name."""

@@ -17,7 +17,7 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from shrinkkit.core.recipe import BUILT_IN, HUB, RECIPES, TASKS, Recipe, Study, conflicts, hub_parts, relocated, title
-from shrinkkit.core.stages import PRECISIONS, TRANSFORMS, Key, Section, dotted, explain, transform, unknown
+from shrinkkit.core.stages import PRECISIONS, Key, Section, dotted, explain, transform, unknown
 from shrinkkit.errors import InvalidInput, message, nearest, options, shown_value
 
 MOST_BYTES, MOST_NODES, _DEEPEST = 1 << 20, 5000, 12
@@ -133,13 +133,13 @@ def with_parents(layer: str) -> list[str]:
 def check_patterns(study: Study, layers: Sequence[str]) -> None:
     """Check that every layer pattern of the recipes matches one of a model's `layers`; raises InvalidInput otherwise.
 
-    Patterns behind a stage from outside this package are left to that which uses them, because it may rename layers.
+    Patterns behind a stage that adds, removes or renames layers are left to the stage that uses them.
     """
     modules = list(dict.fromkeys(module for layer in layers for module in with_parents(layer)))
     listed = f"The layers are {', '.join(layers[:8])}{f' and {len(layers) - 8} more' if len(layers) > 8 else ''}."
     wrong = []
     for recipe in study.recipes:
-        outside = next((i for i, stage in enumerate(recipe.stages) if stage.name not in TRANSFORMS), None)
+        outside = next((i for i, stage in enumerate(recipe.stages) if not stage.transform.keeps_layers), None)
         for key, pattern in recipe.patterns():
             is_behind = outside is not None and (key[0] == "precision" or int(key[1]) > outside)
             if not (is_behind or any(matches(pattern, layer) for layer in layers)):

@@ -304,6 +304,15 @@ def test_a_pattern_that_matches_no_layer_is_told_with_its_line_and_the_nearest_m
     studies.check_patterns(study, [*layers, "stage.0", "headd"])
 
 
+def test_patterns_behind_a_stage_that_changes_layers_are_left_to_the_stage_that_uses_them(tmp_path):
+    text = "stages:\n- factorize: {rank: 2, skip: [%s]}\n- prune-weights: {ratio: 0.5, skip: [head.0]}\n"
+    recipes = [studies.read_recipe(recipe_file(tmp_path, text % layer)) for layer in ("stem", "stm")]
+    good, bad = (studies.study("digits-cnn", recipes=[recipe], targets=["cpu/torch"]) for recipe in recipes)
+    studies.check_patterns(good, ["stem", "head"])
+    with pytest.raises(InvalidInput, match=r"`stages\.0\.factorize\.skip` of recipe `my` names 'stm'"):
+        studies.check_patterns(bad, ["stem", "head"])
+
+
 def test_the_lines_of_patterns_written_out_in_a_study_survive_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = STUDY.replace("[channels-50]", "\n- name: x\n  precision:\n    float16:\n      skip: [gone]")
