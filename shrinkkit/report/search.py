@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from shrinkkit.core import estimate
 from shrinkkit.core.recipe import FOUND
 from shrinkkit.core.search import SearchRecord, Trial, parts
 from shrinkkit.display import cells, formats, tables
@@ -10,7 +11,7 @@ from shrinkkit.display.picture import COLOURS, GREY, INK, canvas, picture
 from shrinkkit.display.tables import Cell, Several, Shown, Statement, Table
 from shrinkkit.report.figures import speed_axis
 from shrinkkit.results import verdict
-from shrinkkit.results.results import Results, Row
+from shrinkkit.results.results import CONCLUSIVE, Results, Row
 
 MARKS = {True: (COLOURS[0], "o", "keeps the budget"), False: (GREY, "x", "loses too much")}
 """Colour, mark and label of measured trials, by whether they keep the budget."""
@@ -97,13 +98,14 @@ def against(record: SearchRecord, results: Results) -> Table:
     for name, trial in zip(FOUND, (by_number[number] for number in record.found), strict=False):
         row = results.row(name, record.target) if name in results.names else None
         speeds = (trial.speedup, row.speedup if row else None)
-        ratio = speeds[1].value / speeds[0].value if speeds[0] and speeds[1] else None
+        sure = row is not None and row.timing in CONCLUSIVE
+        ratio = speeds[1].value / speeds[0].value if sure and speeds[0] and speeds[1] else None
         fraction = record.is_fraction
         rows.append(
             {
                 "variant": name,
                 "recipe": Cell(parts(trial.recipe) or "unchanged"),
-                "speed-up in the search": cells.speedup(trial.speedup, "faster"),
+                "speed-up in the search": _speed(trial),
                 "measured again": cells.speedup(row.speedup, row.timing) if row else Cell(""),
                 "off by": Cell(f"{ratio - 1:+.1%}") if ratio else Cell(""),
                 "change in the search": cells.change(trial.gain, is_fraction=fraction),
@@ -136,12 +138,13 @@ def front(record: SearchRecord) -> Shown:
             at = (trial.speedup.value if trial.speedup else 1.0, scale * (trial.gain.value if trial.gain else 0.0))
             axes.annotate(str(place), at, xytext=(0, 7), textcoords="offset points", ha="center", color=INK)
         axes.axhline(-scale * record.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        lowest = min(scale * trial.gain.value for trial in drawn if trial.gain)
+        lowest = min(-1.5 * scale * record.accuracy_drop, *(scale * trial.gain.value for trial in drawn if trial.gain))
         # What is far below the budget is at the lower edge: how far says nothing.
         floor = (
             max(lowest, -scale * 8 * max(record.accuracy_drop, record.resolution)) if record.accuracy_drop else lowest
         )
-        axes.set_ylim(bottom=floor - 0.08 * abs(floor) - 1e-9)
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=floor - 0.08 * abs(floor))
         axes.set_xscale("log")
         speed_axis(axes, [trial.speedup.value for trial in drawn if trial.speedup])
         axes.set_xlabel(f"speed-up over the unchanged model on {record.target}")
@@ -163,12 +166,16 @@ def trials(record: SearchRecord) -> Table:
     return tables.table("Trials of the search", [_row(t, record) for t in record.trials], text=("recipe", "state"))
 
 
+def _speed(trial: Trial) -> Cell:
+    return cells.speedup(trial.speedup, estimate.verdict(trial.speedup)) if trial.speedup else Cell("")
+
+
 def _row(trial: Trial, record: SearchRecord) -> tables.Row:
     return {
         "trial": str(trial.number + 1),
         "recipe": Cell(parts(trial.recipe) or "unchanged"),
         "state": Cell(trial.reason or trial.state),
-        "speed-up": cells.speedup(trial.speedup, "faster") if trial.speedup else Cell(""),
+        "speed-up": _speed(trial),
         "change": cells.change(trial.gain, is_fraction=record.is_fraction) if trial.gain else Cell(""),
         "file size": cells.size(trial.size_bytes),
         "s": Cell(f"{trial.duration_s:.1f}"),
