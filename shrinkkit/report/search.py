@@ -35,7 +35,7 @@ def choices(space: Any) -> Several:
 
 def _values(distribution: Any) -> str:
     if hasattr(distribution, "choices"):
-        return ", ".join(distribution.choices)
+        return ", ".join(map(str, distribution.choices))
     return f"{distribution.low:g} to {distribution.high:g}"
 
 
