@@ -367,11 +367,11 @@ TRANSFORMS: dict[str, Transform] = {
     for one in (
         _keeping("prune-channels", PruneChannels, f"{_FOLDER}.prune:apply_channels", "2-prune"),
         _keeping("prune-weights", PruneWeights, f"{_FOLDER}.prune:apply_weights", "2-prune"),
-        Transform("drop-blocks", DropBlocks, f"{_FOLDER}.depth:apply"),
-        Transform("factorize", Factorize, f"{_FOLDER}.factorize:apply"),
-        _keeping("equalize", Equalize, f"{_FOLDER}.equalize:apply"),
+        Transform("drop-blocks", DropBlocks, f"{_FOLDER}.techniques.depth:apply"),
+        Transform("factorize", Factorize, f"{_FOLDER}.techniques.factorize:apply"),
+        _keeping("equalize", Equalize, f"{_FOLDER}.techniques.equalize:apply"),
         _keeping("fine-tune", FineTune, f"{_FOLDER}.finetune:apply", "2-train", trains=True),
-        _keeping("distil", Distil, f"{_FOLDER}.distil:apply", "2-train", trains=True),
+        _keeping("distil", Distil, f"{_FOLDER}.techniques.distil:apply", "2-train", trains=True),
     )
 }
 """Those that come with shrinkkit, by name."""

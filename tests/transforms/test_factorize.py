@@ -12,7 +12,8 @@ from shrinkkit.core.variant import History
 from shrinkkit.errors import InvalidInput, NothingChanged
 from shrinkkit.tasks.modules import parameters
 from shrinkkit.tasks.task import Task
-from shrinkkit.transforms import checkpoint, factorize, moments
+from shrinkkit.transforms import checkpoint, moments
+from shrinkkit.transforms.techniques import factorize
 from shrinkkit.transforms.transform import apply_stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

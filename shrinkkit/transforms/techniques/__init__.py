@@ -1,0 +1,1 @@
+"""Techniques besides pruning and fine-tuning: low rank, depth, equalization, distillation."""
