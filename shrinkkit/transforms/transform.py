@@ -54,11 +54,12 @@ def apply_stage(
         NothingChanged: The transform returned the model as it was.
         Unsupported: What it returned does not run on the task's example, or gives outputs of another shape.
     """
-    before = _digests(model)
+    before = [_digests(one) for one in (model, task.model)]
     made: Made = stage.transform.function()(model, task, stage.settings, seed=seed, progress=progress)
     result = made.model.eval().cpu()
-    if _digests(model) != before:
-        raise Unsupported(f"The transform `{stage.name}` must leave the model it is given unchanged. Copy it first.")
+    if [_digests(one) for one in (model, task.model)] != before:
+        text = "must leave the model it is given, and the task's own, unchanged. Copy it first."
+        raise Unsupported(f"The transform `{stage.name}` {text}")
     if unchanged(model, result):
         raise NothingChanged(f"The stage `{stage.name}` left the model as it was. Change its settings, or drop it.")
     _check_outputs(model, result, task, stage.name)
@@ -73,9 +74,12 @@ def apply_stage(
     )
 
 
-def _digests(model: nn.Module) -> dict[str, bytes]:
+def _digests(model: nn.Module) -> dict[str, tuple[bytes, bool]]:
+    """Return what a transform must not change: the values of each tensor, and whether it is trained."""
     # Hashes and no copies: a model may fill half of the memory.
-    return {name: hashlib.sha256(modules.raw_bytes(tensor)).digest() for name, tensor in model.state_dict().items()}
+    trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    tensors = model.state_dict().items()
+    return {name: (hashlib.sha256(modules.raw_bytes(t)).digest(), name in trained) for name, t in tensors}
 
 
 def unchanged(before: nn.Module, after: nn.Module) -> bool:

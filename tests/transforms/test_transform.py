@@ -95,3 +95,21 @@ def test_settings_in_python_are_held_to_the_rules_of_a_recipe():
     with pytest.raises(InvalidInput, match="Did you mean `fine-tune`"):
         stage("finetune", {})
     assert stage("fine-tune", {}).settings == FineTune()
+
+
+def test_a_transform_must_leave_the_task_unchanged_too():
+    own = tiny_task()
+
+    def freezes(model, task, settings, *, seed, progress):
+        task.model.requires_grad_(False)
+        return Made(nn.Sequential(copy.deepcopy(model)).eval())
+
+    pruned, _ = apply_stage(own.model, own, stage("prune-channels", HALF))
+    with pytest.raises(Unsupported, match="and the task's own, unchanged"):
+        apply_stage(pruned, own, by(freezes))
+
+
+def test_a_distilled_model_and_the_original_can_both_be_trained_on(task):
+    pruned, history = apply_stage(task.model, task, stage("prune-channels", HALF))
+    distilled, _ = apply_stage(pruned, task, stage("distil", {"epochs": 1}), history=history)
+    assert all(p.requires_grad for model in (task.model, distilled) for p in model.parameters())

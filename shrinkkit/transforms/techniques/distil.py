@@ -30,7 +30,7 @@ def apply(model: nn.Module, task: Task, settings: Distil, *, seed: int = 0, prog
         raise InvalidInput("`distil` must have an output of floats to learn from, and the model has none. Fine-tune.")
     distance = fidelity.distillation(kinds, temperature=settings.temperature)
     device = finetune.training_device(settings.device)
-    teacher = copies.shallow_copy(task.model, device=str(device)).eval().requires_grad_(False)
+    teacher = copies.shallow_copy(task.model, device=str(device)).eval()
     names = _comparable(model, task) if settings.features else ()
 
     def loss(student: nn.Module, inputs: Example, target: Any) -> Tensor:
