@@ -115,21 +115,29 @@ def shortfall(gain: Estimate, drop: float, resolution: float) -> float:
 def found(trials: Sequence[Trial], want: str) -> tuple[int, ...]:
     """Return the numbers of the trials to make again and to evaluate on the test split, the boldest first.
 
-    The best that keeps the budget, and up to two more cautious ones, which drift less and lose no more, since what
-    looks best in a search does so by luck too. If none keeps it, the one that comes nearest.
+    The best that keeps the budget, one that loses less (or as much, and drifts less), and the one that drifts least,
+    since what looks best in a search does so by luck too. If none keeps it, the one that comes nearest.
     """
+    unchanged = max((trial.better(want) for trial in trials if not parts(trial.recipe)), default=0.0)
     measured = [trial for trial in trials if trial.shortfall is not None and parts(trial.recipe)]
     holding = sorted((t for t in measured if t.holds), key=lambda trial: -trial.better(want))
     if not holding:
         nearest = sorted(measured, key=lambda trial: (trial.shortfall or 0.0, -trial.better(want)))
         return tuple(trial.number for trial in nearest[:1])
     chosen = holding[:1]
-    for trial in holding:
-        risk, last = ((one.shortfall or 0.0, one.drift or 0.0) for one in (trial, chosen[-1]))
-        apart = chosen[-1].better(want) > APART * trial.better(want)
-        if len(chosen) < MOST_FOUND and apart and risk[0] <= last[0] and risk[1] <= last[1]:
-            chosen.append(trial)
+    for order in (_risk, _drift):
+        rest = [one for one in holding if chosen[-1].better(want) > APART * one.better(want) > APART**2 * unchanged]
+        if safer := [one for one in rest if order(one) < order(chosen[-1])]:
+            chosen.append(safer[0] if order is _risk else min(safer, key=order))
     return tuple(trial.number for trial in chosen)
+
+
+def _risk(trial: Trial) -> tuple[float, ...]:
+    return (trial.shortfall or 0.0, trial.drift or 0.0)
+
+
+def _drift(trial: Trial) -> tuple[float, ...]:
+    return (trial.drift or 0.0,)
 
 
 def parts(recipe: Mapping[str, Any]) -> str:

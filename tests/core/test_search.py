@@ -45,12 +45,14 @@ def test_the_best_is_found_and_more_cautious_ones_with_it():
         trial(0, 12.0, drift=0.09),
         trial(1, 11.9, drift=0.01),  # hardly slower
         trial(2, 9.0, drift=0.2),  # drifts more
-        trial(3, 8.0, drift=0.05),
+        trial(3, 8.0, drift=0.2, shortfall=-0.02),  # loses less
         trial(4, 20.0, shortfall=0.01),  # loses too much
         trial(5, 7.0, drift=0.04),
         trial(6, 6.0, drift=0.01),
+        dataclasses.replace(trial(7, 1.0, drift=0.0), recipe={"stages": [], "precision": {"float32": {}}}),
+        trial(8, 1.05, drift=0.001),  # hardly faster than the unchanged model
     ]
-    assert search.found(trials, "fastest") == (0, 3, 5)
+    assert search.found(trials, "fastest") == (0, 3, 6)
 
 
 def test_what_is_smallest_is_found_by_its_bytes():
