@@ -30,7 +30,7 @@ starts with `/` or `.`, as paths in a checked study do."""
 
 BASELINE = "baseline"
 """The name of the unchanged model's variant, which no recipe may take."""
-FOUND = ("tuned", "tuned-2", "tuned-3")
+FOUND = ("tuned", "tuned-2", "tuned-3", "tuned-4")
 """The names of the recipes that a search finds, the boldest first."""
 STAGE = ".stage-"
 """What stands between the name of a recipe and the number of stages, in the name of a part of the recipe."""

@@ -14,7 +14,6 @@ from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
 
-MOST_FOUND = len(FOUND)
 APART = 1.1
 """How much worse in what is wanted a more cautious recipe is than the one before it, at least."""
 
@@ -115,8 +114,8 @@ def shortfall(gain: Estimate, drop: float, resolution: float) -> float:
 def found(trials: Sequence[Trial], want: str) -> tuple[int, ...]:
     """Return the numbers of the trials to make again and to evaluate on the test split, the boldest first.
 
-    The best that keeps the budget, one that loses less (or as much, and drifts less), and the one that drifts least,
-    since what looks best in a search does so by luck too. If none keeps it, the one that comes nearest.
+    The best that keeps the budget, the next that loses less, and then those that drift at most half as much as the one
+    before, since what looks best in a search does so by luck too. If none keeps it, the one that comes nearest.
     """
     unchanged = max((trial.better(want) for trial in trials if not parts(trial.recipe)), default=0.0)
     measured = [trial for trial in trials if trial.shortfall is not None and parts(trial.recipe)]
@@ -125,19 +124,21 @@ def found(trials: Sequence[Trial], want: str) -> tuple[int, ...]:
         nearest = sorted(measured, key=lambda trial: (trial.shortfall or 0.0, -trial.better(want)))
         return tuple(trial.number for trial in nearest[:1])
     chosen = holding[:1]
-    for order in (_risk, _drift):
-        rest = [one for one in holding if chosen[-1].better(want) > APART * one.better(want) > APART**2 * unchanged]
-        if safer := [one for one in rest if order(one) < order(chosen[-1])]:
-            chosen.append(safer[0] if order is _risk else min(safer, key=order))
+    for is_safer in (_loses_less, *[_drifts_less] * (len(FOUND) - 2)):
+        last = chosen[-1]
+        rest = [one for one in holding if last.better(want) > APART * one.better(want) > APART**2 * unchanged]
+        chosen += [one for one in rest if is_safer(one, last)][:1]
     return tuple(trial.number for trial in chosen)
 
 
-def _risk(trial: Trial) -> tuple[float, ...]:
-    return (trial.shortfall or 0.0, trial.drift or 0.0)
+def _loses_less(one: Trial, other: Trial) -> bool:
+    return (one.shortfall or 0.0, one.drift or 0.0) < (other.shortfall or 0.0, other.drift or 0.0)
 
 
-def _drift(trial: Trial) -> tuple[float, ...]:
-    return (trial.drift or 0.0,)
+def _drifts_less(one: Trial, other: Trial) -> bool:
+    """Return whether a trial drifts at most half as much as another one, and shows no larger loss."""
+    gains = (one.gain.value if one.gain else 0.0, other.gain.value if other.gain else 0.0)
+    return (one.drift or 0.0) <= (other.drift or 0.0) / 2 and gains[0] >= min(0.0, gains[1])
 
 
 def parts(recipe: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from torch import nn
 
 from shrinkkit.core import machines, stages
 from shrinkkit.core.recipe import Recipe
@@ -49,6 +50,8 @@ class Space:
     """One of each group of layers that must lose channels together; those with most multiply-accumulates."""
     blocks: int
     """That can be dropped."""
+    dropped: frozenset[str]
+    """Those of `layers` that may go with a block."""
     left_out: Mapping[str, str]
     """Why a precision or a technique is not in it, by its name."""
 
@@ -104,7 +107,8 @@ class Space:
         if blocks := choices.get("blocks", 0):
             chosen.append({"drop-blocks": {"count": blocks}})
         if (ratio := choices.get("channels", 0.0)) >= LEAST:
-            shares = {name: ratio + choices[f"shift of {name}"] for name in self.layers}
+            there = [name for name in self.layers if not (blocks and name in self.dropped)]
+            shares = {name: ratio + choices[f"shift of {name}"] for name in there}
             own = {name: _rounded(share) for name, share in shares.items() if abs(share - ratio) >= LEAST}
             chosen.append({"prune-channels": {"ratio": _rounded(ratio), "scope": choices["scope"], "layers": own}})
         if (share := choices.get("low rank", 0.0)) >= LEAST:
@@ -128,17 +132,20 @@ def of_task(task: Task, target: Target) -> Space:
         refused = registry.runtimes()[target.runtime].refuses(name, target.device)
         if name != "float32" and (lacking or refused):
             left_out[name] = refused or "no hardware support on this CPU"
-    histories: dict[str, History] = {}
+    made: dict[str, tuple[nn.Module, History]] = {}
     for name, settings in TRIED.items():
         try:
-            histories[name] = apply_stage(task.model, task, stages.stage(name, settings))[1]
+            made[name] = apply_stage(task.model, task, stages.stage(name, settings))
         except ShrinkkitError as error:
             left_out[name] = str(error)
-    layers = _layers(task, histories["prune-channels"].left_alone) if "prune-channels" in histories else ()
-    # Each block that was dropped is a note.
-    blocks = len(histories["drop-blocks"].notes) if "drop-blocks" in histories else 0
+    layers = _layers(task, made["prune-channels"][1].left_alone) if "prune-channels" in made else ()
+    blocks, dropped = 0, frozenset[str]()
+    if "drop-blocks" in made:
+        shallow, history = made["drop-blocks"]
+        blocks = sum("dropped" in note for note in history.notes)
+        dropped = frozenset(layers) - {name for name, _ in shallow.named_modules()}
     precisions = tuple(name for name in PRECISIONS if name not in left_out)
-    return Space(precisions, tuple(histories), layers, blocks, left_out)
+    return Space(precisions, tuple(made), layers, blocks, dropped, left_out)
 
 
 def _layers(task: Task, kept: Mapping[str, str]) -> tuple[str, ...]:

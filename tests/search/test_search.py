@@ -59,7 +59,7 @@ def test_what_is_found_keeps_the_budget_and_is_a_recipe_that_can_be_run(run):
     assert all(trial.holds for trial in found)
     holding = [trial for trial in record.trials if trial.holds and search.parts(trial.recipe)]
     assert found[0].speedup.value == max(trial.speedup.value for trial in holding)
-    assert [recipe.name for recipe in record.recipes()] == ["tuned", "tuned-2", "tuned-3"][: len(found)]
+    assert [recipe.name for recipe in record.recipes()] == ["tuned", "tuned-2", "tuned-3", "tuned-4"][: len(found)]
     assert all(isinstance(recipe, Recipe) for recipe in record.recipes())
 
 
