@@ -14,6 +14,8 @@ from shrinkkit.display.formats import TIMES
 from shrinkkit.display.showable import Rich
 from shrinkkit.display.tables import Shown, facts
 
+LONGER = 4
+"""How many times as many epochs a recipe that was found has as its trial: a search spends its time on many trials."""
 APART = 1.1
 """How much worse in what is wanted a more cautious recipe is than the one before it, at least."""
 
@@ -83,9 +85,9 @@ class SearchRecord(Rich):
         return max((t for t in self.trials if t.holds), key=lambda trial: trial.better(self.want), default=None)
 
     def recipes(self) -> tuple[Recipe, ...]:
-        """Return the recipes that were found, the boldest first."""
+        """Return the recipes that were found, the boldest first, with `LONGER` training than the trials had."""
         by_number = {trial.number: trial for trial in self.trials}
-        chosen = zip(FOUND, (by_number[number].recipe for number in self.found), strict=False)
+        chosen = zip(FOUND, (_trained_longer(by_number[number].recipe) for number in self.found), strict=False)
         return tuple(Recipe.model_validate({"name": name, **recipe}, strict=False) for name, recipe in chosen)
 
     def shown(self) -> Shown:
@@ -100,6 +102,15 @@ class SearchRecord(Rich):
             ("best", f"{best.better(self.want):.2f}{TIMES}" if best and best.speedup else "none keeps the budget yet"),
         ]
         return facts("Search", pairs)
+
+
+def _trained_longer(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    stages = [
+        {name: settings | ({"epochs": LONGER * settings["epochs"]} if "epochs" in settings else {})}
+        for stage in recipe["stages"]
+        for name, settings in stage.items()
+    ]
+    return {**recipe, "stages": stages}
 
 
 def shortfall(gain: Estimate, drop: float, resolution: float) -> float:

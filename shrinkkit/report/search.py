@@ -115,7 +115,7 @@ def against(record: SearchRecord, results: Results) -> Table:
         )
     note = (
         "Of many that were tried, the best looks better than it is: its luck is chosen with it. So what was found is "
-        "made again from its recipe, timed in a new process, and evaluated once on examples that the search never saw."
+        "made again, trained longer, timed in a new process, and evaluated once on examples that the search never saw."
     )
     return tables.table("The search against the benchmark", rows, note, text=("recipe", "budget"), folded=False)
 

@@ -71,6 +71,13 @@ def test_the_unchanged_model_is_no_recipe():
     assert search.found([unchanged, trial(1, 2.0)], "fastest") == (1,)
 
 
+def test_what_is_found_is_trained_longer_than_its_trial():
+    recipe = {"stages": [{"prune-channels": {"ratio": 0.5}}, {"distil": {"epochs": 3}}], "precision": {"float32": {}}}
+    longer = search._trained_longer(recipe)
+    assert longer["stages"] == [{"prune-channels": {"ratio": 0.5}}, {"distil": {"epochs": 12}}]
+    assert recipe["stages"][1]["distil"]["epochs"] == 3
+
+
 def test_a_recipe_is_told_by_what_differs_from_the_defaults():
     stages = [{"prune-channels": {"ratio": 0.5, "scope": "global", "round_to": 8}}, {"fine-tune": {"epochs": 9}}]
     told = search.parts({"stages": stages, "precision": {"static-int8": {}}})

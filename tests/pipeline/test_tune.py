@@ -48,8 +48,8 @@ def test_what_was_found_is_made_again_and_measured_by_ordinary_steps(run):
     assert names
     assert [r.name for r in found.study.recipes] == list(names)
     assert {row.state for row in found.rows if row.variant in names} == {"measured"}
-    for name, trial in zip(names, record.found, strict=True):
-        assert found.variants[name].recipe == record.trials[trial].recipe
+    for name, recipe in zip(names, record.recipes(), strict=True):
+        assert found.variants[name].recipe == recipe.settings()
     assert not results.failures(found)
 
 
