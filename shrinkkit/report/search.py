@@ -107,7 +107,7 @@ def against(record: SearchRecord, results: Results) -> Table:
                 "recipe": Cell(parts(trial.recipe) or "unchanged"),
                 "speed-up in the search": _speed(trial),
                 "measured again": cells.speedup(row.speedup, row.timing) if row else Cell(""),
-                "off by": Cell(f"{ratio - 1:+.1%}") if ratio else Cell(""),
+                "off by": Cell(formats.signed(f"{100 * (ratio - 1):+.1f} %")) if ratio else Cell(""),
                 "change in the search": cells.change(trial.gain, is_fraction=fraction),
                 "on the test split": cells.change(row.gain, is_fraction=fraction) if row else Cell(""),
                 "budget": Cell(row.verdict) if row else Cell("not measured"),
