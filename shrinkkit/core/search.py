@@ -84,11 +84,15 @@ class SearchRecord(Rich):
         """Return the best trial that keeps the budget, None if none does."""
         return max((t for t in self.trials if t.holds), key=lambda trial: trial.better(self.want), default=None)
 
+    def chosen(self) -> dict[str, Trial]:
+        """Return the trials whose recipes were found, by the names of these, the boldest first."""
+        by_number = {trial.number: trial for trial in self.trials}
+        return {name: by_number[number] for name, number in zip(FOUND, self.found, strict=False)}
+
     def recipes(self) -> tuple[Recipe, ...]:
         """Return the recipes that were found, the boldest first, with `LONGER` training than the trials had."""
-        by_number = {trial.number: trial for trial in self.trials}
-        chosen = zip(FOUND, (_trained_longer(by_number[number].recipe) for number in self.found), strict=False)
-        return tuple(Recipe.model_validate({"name": name, **recipe}, strict=False) for name, recipe in chosen)
+        longer = {name: _trained_longer(trial.recipe) for name, trial in self.chosen().items()}
+        return tuple(Recipe.model_validate({"name": name, **recipe}, strict=False) for name, recipe in longer.items())
 
     def shown(self) -> Shown:
         """Return how far the search has come."""
@@ -99,7 +103,7 @@ class SearchRecord(Rich):
             ("target", self.target),
             ("trials", f"{tried} training, {states.count('failed')} failed"),
             ("scored on", formats.counted(self.examples, "unseen example")),
-            ("best", f"{best.better(self.want):.2f}{TIMES}" if best and best.speedup else "none keeps the budget yet"),
+            ("best", f"{best.speedup.value:.2f}{TIMES}" if best and best.speedup else "none keeps the budget yet"),
         ]
         return facts("Search", pairs)
 

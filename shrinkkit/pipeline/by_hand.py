@@ -79,7 +79,7 @@ def record(variables: Mapping[str, Any]) -> None:
     scores = [s for one in folder.measured.values() for m in one.measurements if m.accuracy for s in m.accuracy.scores]
     if scores and "budget" in variables:
         check_unit(study, (min(scores), max(scores)))
-    store.write_text(run.study, study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}}) + "\n")
+    runner.write_study(run, study)
 
 
 def measure_others(notebook: str, variables: Mapping[str, Any]) -> Table | Statement:

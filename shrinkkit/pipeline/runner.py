@@ -88,7 +88,7 @@ class PreparedRun:
         self.run.path.mkdir(parents=True, exist_ok=True)
         with index_page.listed(self.run.path, monitor.message), _exclusive(self.run):
             if self.study:
-                _write_study(self.run, self.study)
+                write_study(self.run, self.study)
             pending = [step.in_state("pending") for step in self.steps]
             status = RunStatus(self.run, self.command, pending, monitor, partial=self.study is None)
             run_status.log(self.run, "\n".join([self.command, *(self.study.notes if self.study else ())]))
@@ -111,7 +111,7 @@ class PreparedRun:
             yield step
             if step.notebook == SEARCH and self.study and status[step.name].state == "done":
                 found = _with_found(self.study, self.run)
-                _write_study(self.run, found)
+                write_study(self.run, found)
                 before = self.steps[: self.steps.index(step) + 1]
                 rest = [one for one in self.planned(found) if one.name not in {earlier.name for earlier in before}]
                 status.plan([one.in_state("pending") for one in (*before, *rest)])
@@ -268,7 +268,8 @@ def _with_found(study: Study, run: RunFolder) -> Study:
     return study.model_copy(update={"recipes": (*own, *found)})
 
 
-def _write_study(run: RunFolder, study: Study) -> None:
+def write_study(run: RunFolder, study: Study) -> None:
+    """Write a study into a run folder, without where its recipes stood."""
     text = study.model_dump_json(indent=1, exclude={"recipes": {"__all__": {"where"}}})
     store.write_text(run.study, text + "\n")
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from shrinkkit.core import estimate
-from shrinkkit.core.recipe import FOUND
 from shrinkkit.core.search import SearchRecord, Trial, parts
 from shrinkkit.display import cells, formats, tables
 from shrinkkit.display.formats import TIMES
@@ -41,10 +40,7 @@ def _values(distribution: Any) -> str:
 
 def found(record: SearchRecord) -> Several:
     """Return the recipes that were found, and what the search did."""
-    by_number = {trial.number: trial for trial in record.trials}
-    rows = [
-        {"variant": name, **_row(by_number[number], record)} for name, number in zip(FOUND, record.found, strict=False)
-    ]
+    rows = [{"variant": name, **_row(trial, record)} for name, trial in record.chosen().items()]
     how = _how(record)
     table = tables.table("Found", rows, text=("recipe", "state"), folded=False)
     return Several((table, Statement(how[0], how[1:])))
@@ -52,7 +48,7 @@ def found(record: SearchRecord) -> Several:
 
 def _goal(record: SearchRecord, results: Results) -> Statement:
     """Return whether a recipe that was found is within the budget on the test split."""
-    rows = [results.row(name, record.target) for name in FOUND[: len(record.found)] if name in results.names]
+    rows = [results.row(name, record.target) for name in record.chosen() if name in results.names]
     met = [row for row in rows if row.verdict == "within budget"]
     wanted = "The fastest" if record.want == "fastest" else "The smallest"
     details = _how(record)
@@ -94,8 +90,7 @@ def _how(record: SearchRecord) -> tuple[str, ...]:
 def against(record: SearchRecord, results: Results) -> Table:
     """Return what the search measured of each found recipe next to what the benchmark did, on the test split."""
     rows: list[tables.Row] = []
-    by_number = {trial.number: trial for trial in record.trials}
-    for name, trial in zip(FOUND, (by_number[number] for number in record.found), strict=False):
+    for name, trial in record.chosen().items():
         row = results.row(name, record.target) if name in results.names else None
         speeds = (trial.speedup, row.speedup if row else None)
         sure = row is not None and row.timing in CONCLUSIVE
@@ -133,8 +128,7 @@ def front(record: SearchRecord) -> Shown:
             heights = [scale * trial.gain.value for trial in points if trial.gain]
             xs = [trial.speedup.value for trial in points if trial.speedup]
             axes.plot(xs, heights, color=colour, marker=mark, linestyle="none", markersize=5, label=label)
-        for place, number in enumerate(record.found, start=1):
-            trial = next(trial for trial in drawn if trial.number == number)
+        for place, trial in enumerate(record.chosen().values(), start=1):
             at = (trial.speedup.value if trial.speedup else 1.0, scale * (trial.gain.value if trial.gain else 0.0))
             axes.annotate(str(place), at, xytext=(0, 7), textcoords="offset points", ha="center", color=INK)
         axes.axhline(-scale * record.accuracy_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -152,9 +146,7 @@ def front(record: SearchRecord) -> Shown:
         axes.set_ylabel(f"change of {record.metric}{unit}")
         figure.legend(loc="outside upper right", ncols=2)
         best = record.best()
-        words = (
-            f"The best that keeps the budget is {best.better(record.want):.3g}{TIMES}." if best and best.speedup else ""
-        )
+        words = f"The best that keeps the budget is {best.speedup.value:.3g}{TIMES}." if best and best.speedup else ""
         alt = f"{len(drawn)} recipes by speed-up and change of {record.metric}. {words}"
         return picture(
             figure, alt, "Recipes that were tried; the dashed line is the budget, numbers are what was found."

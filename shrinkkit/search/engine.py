@@ -78,9 +78,10 @@ def run(
     bench, path = _Bench.on(Path(folder), settings, budget), RunFolder(folder).search
     record = bench.record(60 * minutes)
     known = _saved(path, record)
+    record = replace(known, limit_s=record.limit_s) if known else record
     study = optuna.create_study(direction="maximize", sampler=_sampler(settings.seed))
     distributions, begin = bench.space.distributions(), time.monotonic() - (known.elapsed_s if known else 0.0)
-    trials: list[Trial] = []
+    trials = list(known.trials if known else ())
 
     def note(trial: Trial) -> SearchRecord:
         """Keep a trial, and save the record with it."""
@@ -91,10 +92,9 @@ def run(
         store.write(path, record)
         return record
 
-    for trial in known.trials if known else ():
+    for trial in trials:
         study.enqueue_trial(trial.choices)
         _tell(study, study.ask(distributions), trial, budget.want)
-        note(trial)
     random = Random(settings.seed + len(trials))
     by_recipe, repeats = {_key(trial.recipe): trial for trial in trials}, 0
     ladders = _ladders(bench.space, trials, budget.want)
@@ -153,16 +153,10 @@ def _saved(path: Path, fresh: SearchRecord) -> SearchRecord | None:
         earlier = store.read(path, SearchRecord)
     except InvalidInput:
         return None
-    now = replace(
-        fresh.environment, clock_mhz=earlier.environment.clock_mhz, load_average=earlier.environment.load_average
-    )
+    before = earlier.environment
+    now = replace(fresh.environment, clock_mhz=before.clock_mhz, load_average=before.load_average)
     changes = {name: getattr(fresh, name) for name in ("trials", "found", "elapsed_s", "limit_s")}
-    return (
-        earlier
-        if replace(earlier, **changes) == replace(fresh, environment=earlier.environment)
-        and (earlier.environment == now)
-        else None
-    )
+    return earlier if replace(earlier, **changes) == replace(fresh, environment=now) else None
 
 
 def _ladders(space: Space, trials: list[Trial], want: str) -> Iterator[dict[str, Any]]:
@@ -261,6 +255,9 @@ class _Bench:
         compared, errors = session.compare_latency(
             {BASELINE: self.baseline, "trial": file}, self.settings, protocol=TIMING
         )
+        if errors.get("trial") == session.STOPPED or ("trial" in compared and compared["trial"].stopped):
+            # Timing ends at an interrupt with what it has; the search ends with it.
+            raise KeyboardInterrupt
         if "trial" not in compared:
             raise InvalidInput(errors["trial"])
         trial = replace(trial, speedup=compared["trial"].speedup)

@@ -47,3 +47,9 @@ def test_every_trial_is_a_row_with_its_recipe_or_its_reason():
     table = repr(search.trials(record(trial(0, 8.0, 0.0), failed)))
     assert table.count("prune-channels ratio 0.5 | static-int8") == 2
     assert "No channel can be removed." in table
+
+
+def test_a_search_for_the_smallest_tells_the_speed_of_its_best_too():
+    smallest = dataclasses.replace(record(trial(0, 8.0, 0.0), found=(0,)), want="smallest")
+    assert "budget is 8\N{MULTIPLICATION SIGN}" in search.front(smallest).alt
+    assert "8.00\N{MULTIPLICATION SIGN}" in repr(smallest.shown())
